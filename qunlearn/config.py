@@ -1,0 +1,358 @@
+"""Every setting of a run: the only place where a default lives.
+
+Flags, `--set`, recipes and `-c` files are overlays over these dataclasses; help texts and the documentation are
+generated from the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qunlearn.errors import ConfigError
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    flag: str | None = None,
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A field with its help text, its command-line flag and what values it may have (bounds are inclusive)."""
+    meta = {"help": help, "flag": flag, "choices": tuple(choices), "low": low, "high": high}
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which base model, and how it is loaded."""
+
+    name: str = _setting("", "A folder, a hub id, or a short name (see `qunlearn models`).", flag="--model")
+    revision: str | None = _setting(None, "Branch, tag or commit on the hub.", flag="--revision")
+    quant: str = _setting(
+        "nf4",
+        "How the base is quantised. NF4 is QLoRA's data type: 4 bits a weight.",
+        flag="--quant",
+        choices=("nf4", "fp4", "int8", "none"),
+    )
+    double_quant: bool = _setting(True, "Quantise the quantisation constants too: 0.25-0.3 GiB less at 7B.")
+    device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", flag="--device")
+    trust_remote_code: bool = _setting(
+        False,
+        "Run Python code that comes with the model. Only for a repository you trust.",
+        flag="--trust-remote-code",
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What should be forgotten, what should stay, and how rows become tokens."""
+
+    bad: str = _setting("", "The file of what the model must not say any more.", flag="--bad")
+    normal: str | None = _setting(
+        None,
+        "Data the model should go on answering as before. Without it the base makes its own.",
+        flag="--normal",
+    )
+    prompt_field: str | None = _setting(
+        None, "Field of the prompt, where it has its own name.", flag="--prompt-field"
+    )
+    completion_field: str | None = _setting(None, "Field of the answer, likewise.", flag="--completion-field")
+    template: str = _setting("auto", "auto, chat, qa, raw, or a text with {prompt} in it.", flag="--template")
+    max_length: int = _setting(
+        512,
+        "Tokens of a row; longer prompts are cut from the left, plain text in windows.",
+        flag="--max-length",
+        low=8,
+    )
+    normal_count: int = _setting(
+        384, "Rows the base makes of its own when there is no --normal.", flag="--normal-count", low=8
+    )
+    held_back: float = _setting(
+        0.1, "Share of the normal data that is not trained on but measures drift.", low=0.01, high=0.5
+    )
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The adapter: the only thing that is trained."""
+
+    r: int = _setting(
+        16, "Rank. 16 is the largest that vLLM serves by default.", flag="--lora-r", low=1, high=512
+    )
+    alpha: int = _setting(32, "The update is scaled by alpha / r.", flag="--lora-alpha", low=1)
+    dropout: float = _setting(0.0, "Dropout before A.", flag="--lora-dropout", low=0.0, high=0.9)
+    target_modules: str = _setting(
+        "all-linear", "all-linear (never the output head), or names with commas.", flag="--target-modules"
+    )
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The unlearning objective: eps1 * ascent + eps2 * mismatch + eps3 * KL (arXiv 2310.10683, Eq. 2-6)."""
+
+    name: str = _setting("llmu", "The objective.", flag="--objective", choices=("llmu",))
+    eps1: float = _setting(0.5, "Weight of gradient ascent on the bad answers.", flag="--eps1", low=0)
+    eps2: float = _setting(1.0, "Weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0)
+    eps3: float = _setting(1.0, "Weight of KL(base || model) on normal data.", flag="--eps3", low=0)
+    mismatch_k: int = _setting(
+        5, "Mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64
+    )
+    floor_nll: float | None = _setting(
+        None,
+        "Negative log-probability at which a bad token is no longer pushed down; auto = ln(vocabulary), inf = never.",
+        flag="--floor-nll",
+        low=0.1,
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = _setting(
+        400, "At most so many optimizer steps; most runs stop before.", flag="--steps", low=1
+    )
+    batch_size: int = _setting(8, "Bad rows per step, and as many normal rows.", flag="--batch-size", low=1)
+    lr: float | None = _setting(
+        None, "Peak learning rate of AdamW; auto follows the model's width.", flag="--lr", low=0.0
+    )
+    warmup: int = _setting(10, "Steps of linear warm-up; then constant.", low=0)
+    weight_decay: float = _setting(0.0, "AdamW's decoupled weight decay, on the adapter.", low=0.0)
+    clip: float = _setting(1.0, "Gradient norm above which the step is scaled down.", low=0.0)
+    max_tokens: int = _setting(
+        2048,
+        "Tokens of one forward pass, padding included; a step is split to fit.",
+        flag="--max-tokens",
+        low=16,
+    )
+    checkpointing: bool = _setting(
+        True, "Recompute activations in the backward pass instead of keeping them."
+    )
+    seed: int = _setting(0, "Seed of everything that is drawn.", flag="--seed", low=0)
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """Two-sided stopping: gradient ascent has no end of its own."""
+
+    target: float = _setting(
+        0.05,
+        "Stop when the bad answers' mean probability (per token) is below this.",
+        flag="--target",
+        low=0.0,
+        high=1.0,
+    )
+    max_drift: float = _setting(
+        0.1,
+        "Stop when KL(base || model) on held-back normal data exceeds this, in nats per token.",
+        flag="--max-drift",
+        low=0.0,
+    )
+    check_every: int = _setting(
+        10, "Steps between two looks at target and drift.", flag="--check-every", low=1
+    )
+    probe_rows: int = _setting(64, "At most so many rows of each kind in such a look.", low=1)
+    max_skips: int = _setting(5, "Non-finite steps in a row after which the run is given up.", low=1)
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """The run folder."""
+
+    folder: str | None = _setting(None, "Run folder; default runs/MODEL-BAD.", flag="--output")
+    overwrite: bool = _setting(False, "Replace what a run left in that folder before.", flag="--overwrite")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run, as `config.yaml` holds it."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One leaf of the configuration: `key` is "section.field"."""
+
+    key: str
+    type: Any
+    default: Any
+    help: str
+    flag: str | None
+    choices: tuple[str, ...]
+    low: float | None
+    high: float | None
+
+    @property
+    def optional(self) -> bool:
+        return isinstance(self.type, types.UnionType)
+
+    @property
+    def base_type(self) -> type:
+        kinds = [t for t in typing.get_args(self.type) if t is not types.NoneType] or [self.type]
+        return typing.cast(type, kinds[0])
+
+
+def _collect() -> dict[str, Setting]:
+    out: dict[str, Setting] = {}
+    for section in dataclasses.fields(Config):
+        kind = typing.get_type_hints(Config)[section.name]
+        hints = typing.get_type_hints(kind)
+        for leaf in dataclasses.fields(kind):
+            key = f"{section.name}.{leaf.name}"
+            out[key] = Setting(key, hints[leaf.name], leaf.default, **leaf.metadata)
+    return out
+
+
+SETTINGS: dict[str, Setting] = _collect()
+
+
+def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
+    """Lay overlays (name, {"section.key": value}) over the defaults, later ones winning.
+
+    Raises ConfigError naming every unknown key (with a suggestion) and every value out of its range.
+    """
+    problems: list[str] = []
+    values: dict[str, dict[str, Any]] = {f.name: {} for f in dataclasses.fields(Config)}
+    for origin, overlay in overlays:
+        for key, value in overlay.items():
+            setting = SETTINGS.get(key)
+            if setting is None:
+                problems.append(f"{origin}: unknown key {key!r}{_suggest(key)}")
+                continue
+            try:
+                section, name = key.split(".", 1)
+                values[section][name] = _coerce(setting, value)
+            except ValueError as error:
+                problems.append(f"{origin}: {error}")
+    if problems:
+        raise ConfigError("\n  ".join(problems), hint="see `qunlearn forget --help`; keys are section.name")
+    hints = typing.get_type_hints(Config)
+    return Config(**{name: hints[name](**leaves) for name, leaves in values.items()})
+
+
+def _suggest(key: str) -> str:
+    known = list(SETTINGS)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not close:
+        close = [k for k in known if k.split(".")[1] == key.split(".")[-1].replace("-", "_")]
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _coerce(setting: Setting, value: Any) -> Any:
+    kind, key = setting.base_type, setting.key
+    if value is None or (
+        setting.optional and isinstance(value, str) and value.lower() in ("auto", "none", "null")
+    ):
+        if setting.optional:
+            return None
+        raise ValueError(f"{key} needs a value")
+    if kind is bool:
+        return _coerce_bool(key, value)
+    if kind is str:
+        if not isinstance(value, str):
+            raise ValueError(f"{key} must be a text, not {value!r}")
+        if setting.choices and value not in setting.choices:
+            raise ValueError(f"{key} must be one of {', '.join(setting.choices)}, not {value!r}")
+        return value
+    return _coerce_number(setting, value)
+
+
+def _coerce_bool(key: str, value: Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ValueError(f"{key} must be true or false, not {value!r}")
+
+
+def _coerce_number(setting: Setting, value: Any) -> Any:
+    kind, key = setting.base_type, setting.key
+    # YAML 1.1 reads 1e-4 as a text: a number all the same.
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"{key} must be a number, not {value!r}")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"{key} must be a number, not {value!r}") from None
+    if kind is int and number != int(number):
+        raise ValueError(f"{key} must be a whole number, not {value!r}")
+    if number != number or (setting.low is not None and number < setting.low):
+        raise ValueError(f"{key} must be at least {setting.low}, not {value!r}")
+    if setting.high is not None and number > setting.high:
+        raise ValueError(f"{key} must be at most {setting.high}, not {value!r}")
+    return kind(number)
+
+
+def parse_set(assignments: Sequence[str]) -> dict[str, Any]:
+    """`--set section.key=value` texts as an overlay. Raises ConfigError."""
+    out: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"not of the form section.key=value: {text[:60]!r}", where="--set")
+        out[key.strip()] = value.strip()
+    return out
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """A YAML recipe or a run's config.yaml as an overlay. Relative data paths are kept as they stand.
+
+    Raises ConfigError with the file and line.
+    """
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise ConfigError("is not UTF-8 text", where=str(path)) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"is not YAML: {getattr(error, 'problem', None) or error}", where=where) from None
+    except RecursionError:
+        raise ConfigError("is nested too deeply", where=str(path)) from None
+    if raw is None:
+        return {}
+    sections = {f.name for f in dataclasses.fields(Config)}
+    out: dict[str, Any] = {}
+    problems: list[str] = []
+    for section, leaves in raw.items() if isinstance(raw, dict) else [(None, None)]:
+        if section in sections and isinstance(leaves, dict):
+            out.update({f"{section}.{name}": value for name, value in leaves.items()})
+        else:
+            close = difflib.get_close_matches(str(section), sections, n=1)
+            hint = (
+                f"; did you mean {close[0]!r}?" if close else f"; sections are {', '.join(sorted(sections))}"
+            )
+            problems.append(f"unknown section {str(section)[:40]!r}{hint}")
+    if problems:
+        raise ConfigError("\n  ".join(problems), where=str(path))
+    return out
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration, every value written out, as `read_config_file` reads it."""
+    import yaml
+
+    tree = dataclasses.asdict(config)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

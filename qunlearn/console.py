@@ -1,0 +1,150 @@
+"""stdout is data, stderr is talk: where every line that a person reads is written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+_consoles: dict[str, Any] = {}
+
+
+def err() -> Console:
+    """The console for talk. Made on first use: rich is not needed for `--help`."""
+    return _console("err", stderr=True)
+
+
+def out() -> Console:
+    """The console for data a person asked for: tables."""
+    return _console("out", stderr=False)
+
+
+def _console(name: str, *, stderr: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    made = _consoles.get(name)
+    if made is None or made[0] is not stream:  # tests and pipes swap the streams
+        # Off a terminal lines must not be folded at 80 columns: they are for grep and for logs.
+        width = None if stream.isatty() else 160
+        made = (stream, Console(stderr=stderr, highlight=False, soft_wrap=not stream.isatty(), width=width))
+        _consoles[name] = made
+    console: Console = made[1]
+    return console
+
+
+def clean(text: str) -> str:
+    """Text from a model or a file, safe for a terminal: control characters are shown, not obeyed."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def say(text: str = "", style: str | None = None) -> None:
+    """One line to stderr, as it is: nothing in it is read as markup."""
+    err().print(clean(text), style=style, markup=False)
+
+
+def warn(text: str) -> None:
+    say(f"! {text}", style="yellow")
+
+
+def emit_json(value: Any) -> None:
+    """The one machine-readable result on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """A header of decisions: names left, what was decided right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    say(title, style="bold")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(f"  {name}", Text(clean(value)))
+    err().print(table)
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    right: bool = True
+
+
+def table(
+    title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], *, to_stdout: bool = False
+) -> None:
+    """A table of texts; cells are never read as markup."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for column in columns:
+        made.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*[Text(clean(cell)) for cell in row])
+    (out() if to_stdout else err()).print(made)
+
+
+class Meter:
+    """A progress bar with ETA on a terminal, plain lines elsewhere."""
+
+    def __init__(self, what: str, total: int, *, every_s: float = 5.0) -> None:
+        self.what, self.total, self.every_s = what, total, every_s
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._start = self._last = time.monotonic()
+
+    def __enter__(self) -> Meter:
+        if err().is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=err(), transient=True)
+            self._task = self._bar.add_task(self.what, total=self.total, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def at(self, done: int, note: str = "") -> None:
+        """Show that `done` of the total is done; off a terminal a line every few seconds."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if now - self._last >= self.every_s or done == self.total:
+            self._last = now
+            left_s = (now - self._start) / max(1, done) * (self.total - done)
+            say(f"  {self.what} {done}/{self.total}  {note}  eta {left_s:.0f} s")
+
+
+@contextlib.contextmanager
+def stage(what: str) -> Iterator[None]:
+    """Say what is being done while it is done; on a terminal the line goes away."""
+    if err().is_terminal:
+        with err().status(what):
+            yield
+    else:
+        say(f"{what} …")
+        yield

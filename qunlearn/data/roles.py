@@ -1,0 +1,139 @@
+"""What an objective needs besides the bad rows: mismatched answers, a held-back share, and a decency filter."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qunlearn.data.records import Dataset, Record
+from qunlearn.data.tokenize import Example, Template, encode_record
+from qunlearn.errors import DataError
+
+_WORD = re.compile(r"\w+")
+
+
+def split_held_back(
+    examples: Sequence[Example], share: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """(trained on, held back): a seeded share of at least one row, whole records staying on one side."""
+    order = sorted(
+        {id(example.record): example.record for example in examples}.values(), key=lambda r: r.line
+    )
+    if len(order) < 2:
+        raise DataError("at least two rows of normal data are needed: one to train on, one to measure drift")
+    random.Random(seed).shuffle(order)
+    held = {id(record) for record in order[: max(1, round(share * len(order)))]}
+    inside = [example for example in examples if id(example.record) not in held]
+    return inside, [example for example in examples if id(example.record) in held]
+
+
+@dataclass(frozen=True)
+class Mismatcher:
+    """Draws K answers from the normal data for a bad prompt, never the row's own (LLMU's Y_rdn).
+
+    `answers` are texts; `pieces` the same as token ids, for bad rows that are plain text.
+    """
+
+    answers: tuple[str, ...]
+    pieces: tuple[tuple[int, ...], ...]
+    encode: Callable[[Record], Example]
+    max_length: int
+
+    def draw(self, example: Example, k: int, rng: random.Random) -> list[Example]:
+        own = _normal(example.record.completion)
+        drawn: list[Example] = []
+        for i in rng.sample(range(len(self.answers)), len(self.answers)):
+            if len(drawn) == k:
+                break
+            if _normal(self.answers[i]) != own:
+                drawn.append(self._pair(example, i))
+        return drawn
+
+    def _pair(self, example: Example, i: int) -> Example:
+        if example.record.turns:
+            pair = self.encode(replace(example.record, completion=self.answers[i]))
+        else:
+            ids = example.input_ids[: example.probe] + self.pieces[i]
+            pair = Example(ids, example.probe, len(ids), example.probe, example.record)
+        # A long answer behind a long prompt is cut at the end: its beginning is what mismatches.
+        ids = pair.input_ids[: self.max_length]
+        end = min(pair.end, len(ids))
+        return replace(pair, input_ids=ids, end=end)
+
+
+def make_mismatcher(
+    retain: Sequence[Example], tokenizer: Any, template: Template, max_length: int
+) -> Mismatcher:
+    """A mismatcher over the answers of the normal rows; of plain text the second halves serve as answers."""
+    answers, pieces = [], []
+    for example in retain:
+        ids = example.input_ids[example.probe : example.end]
+        text = example.record.completion if example.record.turns else tokenizer.decode(list(ids))
+        if text.strip():
+            answers.append(text)
+            pieces.append(tuple(ids))
+    if len({_normal(a) for a in answers}) < 2:
+        raise DataError("the normal data has fewer than two different answers to mismatch with")
+
+    def encode(record: Record) -> Example:
+        return encode_record(record, tokenizer, template)
+
+    return Mismatcher(tuple(answers), tuple(pieces), encode, max_length)
+
+
+def batches(n: int, size: int, rng: random.Random) -> Iterator[list[int]]:
+    """Endless batches of row numbers, each row once per epoch; the last batch of an epoch borrows from the next."""
+    queue: list[int] = []
+    while True:
+        while len(queue) < size:
+            epoch = list(range(n))
+            rng.shuffle(epoch)
+            queue += epoch
+        yield queue[:size]
+        queue = queue[size:]
+
+
+def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.5) -> list[Record]:
+    """Candidates that are not, in other words, what should be forgotten.
+
+    A candidate is dropped when the words it shares with some bad row weigh more than `limit` of its own weight
+    or of the bad row's. Words are weighted by rarity, so that shared form ("was born in") counts little and a
+    shared name counts much.
+    """
+    bags = [_bag(r) for r in candidates]
+    bad_bags = [_bag(r) for r in bad.records]
+    counts = Counter(word for bag in [*bags, *bad_bags] for word in bag)
+    total = len(bags) + len(bad_bags)
+    weight = {word: math.log(1 + total / n) ** 2 for word, n in counts.items()}
+    heavy = [sum(weight[w] for w in bag) for bag in bad_bags]
+    holders: dict[str, list[int]] = {}
+    for i, bag in enumerate(bad_bags):
+        for word in bag:
+            holders.setdefault(word, []).append(i)
+
+    def too_close(bag: frozenset[str]) -> bool:
+        shared: Counter[int] = Counter()
+        for word in bag:
+            for i in holders.get(word, ()):
+                shared[i] += weight[word]  # type: ignore[assignment]
+        own = sum(weight[w] for w in bag)
+        return any(s > limit * min(own, heavy[i]) for i, s in shared.items())
+
+    return [r for r, bag in zip(candidates, bags, strict=True) if bag and not too_close(bag)]
+
+
+def _bag(record: Record) -> frozenset[str]:
+    text = f"{record.prompt} {record.completion}".casefold()
+    words = _WORD.findall(text)
+    if words and sum(map(len, words)) / len(words) > 12:  # a script without spaces: pairs of characters
+        return frozenset(text[i : i + 2] for i in range(len(text) - 1))
+    return frozenset(words)
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.casefold().split())

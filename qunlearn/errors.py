@@ -1,0 +1,97 @@
+"""Named errors: what is wrong, where, what to do, and the exit code a script can rely on."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+EXIT_CODES: dict[int, str] = {
+    0: "done",
+    1: "a fault in qunlearn itself (please report it)",
+    2: "wrong flags, configuration or recipe",
+    3: "a data file that cannot be used",
+    4: "it does not fit in memory",
+    5: "a gate failed: what should be forgotten is still there, or came back",
+    6: "a model or adapter that cannot be used",
+    7: "the device that was asked for is not there",
+    8: "training failed (non-finite numbers, no gradient, a changed base)",
+    9: "the output cannot be written",
+    130: "interrupted (Ctrl-C); the last good adapter was kept where there was one",
+}
+
+
+class QunlearnError(Exception):
+    """A failure the user can act on.
+
+    `message` says what is wrong, `where` names the place (`file:line`, a flag, a tensor), `hint` what to do.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class ConfigError(QunlearnError):
+    """Wrong flags, an unknown key, a value out of range."""
+
+    exit_code = 2
+
+
+class DataError(QunlearnError):
+    """A data file that cannot be used as it is."""
+
+    exit_code = 3
+
+
+class DoesNotFitError(QunlearnError):
+    """More memory is needed than there is."""
+
+    exit_code = 4
+
+
+class GateError(QunlearnError):
+    """A measured score is beyond its threshold."""
+
+    exit_code = 5
+
+
+class ModelError(QunlearnError):
+    """A model that cannot be loaded, or whose architecture is not understood."""
+
+    exit_code = 6
+
+
+class AdapterError(ModelError):
+    """An adapter that cannot be loaded, or that belongs to another base."""
+
+
+class DeviceError(QunlearnError):
+    """The device that was asked for is not there."""
+
+    exit_code = 7
+
+
+class TrainingError(QunlearnError):
+    """Training cannot go on."""
+
+    exit_code = 8
+
+
+class NoGradientError(TrainingError):
+    """An adapter tensor that should be trained received no gradient."""
+
+
+class BaseChangedError(TrainingError):
+    """The base weights are not what they were before training."""
+
+
+class OutputError(QunlearnError):
+    """The output cannot be written: it exists, the disk is full, or the folder is read-only."""
+
+    exit_code = 9

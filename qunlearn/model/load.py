@@ -1,0 +1,228 @@
+"""From a checked folder to a base model in 4-bit, and from a base to a policy with an adapter on it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from qunlearn.errors import DeviceError, DoesNotFitError, ModelError
+from qunlearn.model.head import Head
+
+
+@dataclass(frozen=True)
+class LoadSpec:
+    """How a base is loaded. `quant`: nf4, fp4, int8 or none; `device`: auto, cpu, cuda or cuda:N."""
+
+    quant: str = "nf4"
+    double_quant: bool = True
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base model, its tokenizer and head, and what was decided while loading it."""
+
+    model: Any
+    tokenizer: Any
+    head: Head
+    device: torch.device
+    folder: Path
+    quantization: str  # "nf4+dq, bf16 compute", "none (bfloat16)", "gptq, as the checkpoint has it", ...
+    notes: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        return int(self.model.num_parameters())
+
+    @property
+    def bytes(self) -> int:
+        return int(self.model.get_memory_footprint())
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device asked for, or CUDA where there is one. Raises DeviceError when it is not there."""
+    if asked == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", asked):
+        raise DeviceError(
+            f"unknown device {asked!r}", where="--device", hint="one of auto, cpu, cuda, cuda:N"
+        )
+    device = torch.device(asked)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            hint = "use --device cpu, or install the CUDA build of torch and a driver"
+            raise DeviceError(
+                f"{asked} was asked for, {count} CUDA devices are there", where="--device", hint=hint
+            )
+        return torch.device("cuda", device.index or 0)
+    return device
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware computes in it; fp16 on older cards. A CPU without bf16 units emulates it."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The folder's tokenizer, with a pad token. Raises ModelError."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # every tokenizer library has its own exceptions
+        raise ModelError(
+            f"the tokenizer cannot be loaded: {_first_line(error)}", where=str(folder)
+        ) from error
+    if tokenizer.pad_token_id is None:
+        # Padding is masked everywhere, so any token will do; the end-of-text token is never out of range.
+        tokenizer.pad_token_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+    return tokenizer
+
+
+def load_base(folder: Path, spec: LoadSpec) -> Base:
+    """Load a checked folder (see `source.preflight_folder`) as a frozen base.
+
+    Raises ModelError, DeviceError, DoesNotFitError.
+    """
+    device, notes = choose_device(spec.device), []
+    dtype = choose_dtype(device)
+    if dtype is torch.float16:
+        notes.append("this card has no bf16: computing in fp16, which is less stable")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    except Exception as error:  # transformers raises many kinds for a config it does not know
+        hint = "is transformers recent enough for this architecture?"
+        raise ModelError(_first_line(error), where=str(folder / "config.json"), hint=hint) from error
+    options: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": {"": str(device)}}
+    stored = getattr(config, "quantization_config", None)
+    if stored is not None:
+        kind = stored.get("quant_method", "?") if isinstance(stored, dict) else stored.quant_method
+        quantization = f"{kind}, as the checkpoint has it"
+        notes.append(
+            f"the checkpoint is already quantised ({kind}): loaded as it is, --quant {spec.quant} not applied"
+        )
+    else:
+        quantization = _describe(spec, dtype)
+        if spec.quant != "none":
+            options["quantization_config"] = _bnb_config(spec, dtype)
+    with _quiet_transformers(), _named_load_errors(folder, spec.quant):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=spec.trust_remote_code, **options
+        )
+    _keep_training_path(model)
+    model.requires_grad_(False)
+    model.eval()
+    model.config.use_cache = False
+    tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        hint = "the tokenizer belongs to another model"
+        raise ModelError("the tokenizer has more tokens than the model embeds", where=str(folder), hint=hint)
+    base = Base(model, tokenizer, Head.of(model), device, folder, quantization, tuple(notes))
+    _check_head(base)
+    return base
+
+
+def backbone(model: Any) -> Any:
+    """The decoder below the output head: its `last_hidden_state` is what the head multiplies."""
+    return getattr(model, model.base_model_prefix)
+
+
+def _bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if spec.quant == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=spec.quant,
+        bnb_4bit_use_double_quant=spec.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _describe(spec: LoadSpec, dtype: torch.dtype) -> str:
+    short = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    if spec.quant == "none":
+        return f"none ({short})"
+    double = " + double quantisation" if spec.double_quant and spec.quant != "int8" else ""
+    return f"{spec.quant}{double}, {short} compute"
+
+
+def _keep_training_path(model: Any) -> None:
+    """Keep 4-bit layers on the path that has a gradient.
+
+    On a CPU with AVX512-BF16 one no-grad forward in eval mode repacks the weight into an inference layout, after
+    which training forwards lose the input's gradient. The flag turns the repacking off.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _check_head(base: Base) -> None:
+    """Compare the model's own logits with head(hidden) once: an unknown head must not pass in silence."""
+    ids = torch.arange(1, 9, device=base.device).unsqueeze(0) % max(2, base.head.weight.shape[0])
+    with torch.no_grad():
+        own = base.model(input_ids=ids).logits[0].float()
+        ours = base.head.logits(backbone(base.model)(input_ids=ids).last_hidden_state[0])
+    where = str(base.folder)
+    if not torch.isfinite(own).all():
+        raise ModelError(
+            "the model's outputs are not finite numbers", where=where, hint="are the weights damaged?"
+        )
+    if not torch.allclose(own, ours, rtol=2e-2, atol=2e-2 * float(own.abs().max())):
+        kind = base.model.config.model_type
+        hint = "please report the architecture; an output head of this kind is not supported yet"
+        raise ModelError(
+            f"the logits of {kind!r} are not a projection of its hidden states", where=where, hint=hint
+        )
+
+
+@contextlib.contextmanager
+def _named_load_errors(folder: Path, quant: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        hint = "a smaller model, or --quant nf4" if quant != "nf4" else "a smaller model"
+        raise DoesNotFitError("the weights do not fit on the device", where=str(folder), hint=hint) from error
+    except ImportError as error:
+        hint = "install the package it names"
+        raise ModelError(
+            f"loading needs a package that is not installed: {_first_line(error)}", hint=hint
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the model cannot be loaded: {_first_line(error)}", where=str(folder)) from error
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and advice from the libraries while loading: the header says what was decided."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

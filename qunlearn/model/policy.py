@@ -1,0 +1,144 @@
+"""The policy: a frozen base with a LoRA adapter, which with its adapter off is the reference as well."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from qunlearn.config import LoraConfig
+from qunlearn.data.batch import Batch
+from qunlearn.errors import BaseChangedError, ModelError, NoGradientError, TrainingError
+from qunlearn.model.load import Base, backbone
+
+
+class Policy:
+    """A base with one trainable LoRA adapter. Holds the model; everything else is a function of it."""
+
+    def __init__(self, base: Base, lora: LoraConfig, *, seed: int = 0, checkpointing: bool = True) -> None:
+        self.base, self.tokenizer, self.head, self.device = base, base.tokenizer, base.head, base.device
+        self._checksums: dict[str, int] = {}
+        torch.manual_seed(seed)  # LoRA's A is drawn here
+        config = PeftLoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=_target_modules(lora.target_modules),
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        try:
+            self.model: Any = get_peft_model(base.model, config)
+        except ValueError as error:
+            hint = "all-linear, or names of linear layers such as q_proj,v_proj"
+            raise ModelError(str(error).splitlines()[0][:300], where="--target-modules", hint=hint) from error
+        self._layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        if checkpointing and getattr(base.model, "supports_gradient_checkpointing", False):
+            base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.checkpointing = bool(getattr(base.model, "is_gradient_checkpointing", False))
+
+    # -- forward -------------------------------------------------------------------------------------
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Final hidden states (B, T, D): what the head multiplies."""
+        out = backbone(self.base.model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """The base as it was: adapters off, no gradient. Never run a backward pass inside.
+
+        The flag is flipped on the collected layers: `disable_adapter()` would walk every tensor at each entry.
+        """
+        training = self.model.training
+        for layer in self._layers:
+            layer._disable_adapters = True
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for layer in self._layers:
+                layer._disable_adapters = False
+            self.model.train(training)
+
+    # -- the adapter ---------------------------------------------------------------------------------
+
+    def trainable(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """A copy of the adapter on the CPU, by parameter name."""
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.trainable().items()}
+
+    def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, p in self.trainable().items():
+                p.copy_(state[name])
+
+    # -- the checks ----------------------------------------------------------------------------------
+
+    def check_gradients(self) -> None:
+        """After the first backward pass: every B must have a gradient, and every A must have been reached.
+
+        LoRA starts with B = 0, so the gradient of A is exactly zero there; it must exist all the same.
+        Raises NoGradientError naming the first tensors concerned.
+        """
+        missing = [
+            name
+            for name, p in self.trainable().items()
+            if p.grad is None or (".lora_B." in name and not bool(p.grad.count_nonzero()))
+        ]
+        if missing:
+            named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            hint = "choose --target-modules that take part in the forward pass; else please report this model"
+            raise NoGradientError(f"no gradient reached {named}", where="step 1", hint=hint)
+
+    def seal_base(self) -> None:
+        """Remember a checksum of every base tensor, for `check_base`."""
+        self._checksums = dict(self._base_checksums())
+
+    def check_base(self) -> None:
+        """Raises BaseChangedError unless the base is bit-identical to what was sealed."""
+        if not self._checksums:
+            raise TrainingError("the base was never sealed")
+        changed = [name for name, sum_ in self._base_checksums() if self._checksums.get(name) != sum_]
+        if changed:
+            named = ", ".join(changed[:3])
+            raise BaseChangedError(
+                f"{len(changed)} base tensors changed during training: {named}", hint="please report"
+            )
+
+    def _base_checksums(self) -> Iterator[tuple[str, int]]:
+        for name, tensor in _base_tensors(self.model):
+            yield name, zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _base_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            yield name, p.data
+            state = getattr(p, "quant_state", None)
+            if state is not None:
+                yield f"{name}.absmax", state.absmax
+    yield from model.named_buffers()
+
+
+def _target_modules(text: str) -> str | list[str]:
+    return text if text == "all-linear" else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def save_adapter(policy: Policy, folder: str) -> None:
+    """Write the plain PEFT layout: adapter_config.json and adapter_model.safetensors."""
+    with warnings.catch_warnings():
+        # peft looks for the base's config on the hub to see whether the vocabulary grew; ours never does.
+        warnings.simplefilter("ignore", UserWarning)
+        policy.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)

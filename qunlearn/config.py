@@ -63,9 +63,7 @@ class DataConfig:
         "Data the model should go on answering as before. Without it the base makes its own.",
         flag="--normal",
     )
-    prompt_field: str | None = _setting(
-        None, "Field of the prompt, where it has its own name.", flag="--prompt-field"
-    )
+    prompt_field: str | None = _setting(None, "Field of the prompt, where it has its own name.", flag="--prompt-field")
     completion_field: str | None = _setting(None, "Field of the answer, likewise.", flag="--completion-field")
     template: str = _setting("auto", "auto, chat, qa, raw, or a text with {prompt} in it.", flag="--template")
     max_length: int = _setting(
@@ -86,9 +84,7 @@ class DataConfig:
 class LoraConfig:
     """The adapter: the only thing that is trained."""
 
-    r: int = _setting(
-        16, "Rank. 16 is the largest that vLLM serves by default.", flag="--lora-r", low=1, high=512
-    )
+    r: int = _setting(16, "Rank. 16 is the largest that vLLM serves by default.", flag="--lora-r", low=1, high=512)
     alpha: int = _setting(32, "The update is scaled by alpha / r.", flag="--lora-alpha", low=1)
     dropout: float = _setting(0.0, "Dropout before A.", flag="--lora-dropout", low=0.0, high=0.9)
     target_modules: str = _setting(
@@ -104,9 +100,7 @@ class ObjectiveConfig:
     eps1: float = _setting(0.5, "Weight of gradient ascent on the bad answers.", flag="--eps1", low=0)
     eps2: float = _setting(1.0, "Weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0)
     eps3: float = _setting(1.0, "Weight of KL(base || model) on normal data.", flag="--eps3", low=0)
-    mismatch_k: int = _setting(
-        5, "Mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64
-    )
+    mismatch_k: int = _setting(5, "Mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64)
     floor_nll: float | None = _setting(
         None,
         "Negative log-probability at which a bad token is no longer pushed down; auto = ln(vocabulary), inf = never.",
@@ -119,9 +113,7 @@ class ObjectiveConfig:
 class TrainConfig:
     """The loop."""
 
-    steps: int = _setting(
-        400, "At most so many optimizer steps; most runs stop before.", flag="--steps", low=1
-    )
+    steps: int = _setting(400, "At most so many optimizer steps; most runs stop before.", flag="--steps", low=1)
     batch_size: int = _setting(8, "Bad rows per step, and as many normal rows.", flag="--batch-size", low=1)
     lr: float | None = _setting(
         None, "Peak learning rate of AdamW; auto follows the model's width.", flag="--lr", low=0.0
@@ -135,9 +127,7 @@ class TrainConfig:
         flag="--max-tokens",
         low=16,
     )
-    checkpointing: bool = _setting(
-        True, "Recompute activations in the backward pass instead of keeping them."
-    )
+    checkpointing: bool = _setting(True, "Recompute activations in the backward pass instead of keeping them.")
     seed: int = _setting(0, "Seed of everything that is drawn.", flag="--seed", low=0)
 
 
@@ -158,10 +148,14 @@ class StopConfig:
         flag="--max-drift",
         low=0.0,
     )
-    check_every: int = _setting(
-        10, "Steps between two looks at target and drift.", flag="--check-every", low=1
+    check_every: int = _setting(10, "Steps between two looks at target and drift.", flag="--check-every", low=1)
+    patience: int = _setting(
+        3,
+        "Looks for which a side must hold (drift over budget; or target met, no less drift) to stop.",
+        low=1,
     )
     probe_rows: int = _setting(64, "At most so many rows of each kind in such a look.", low=1)
+    table_rows: int = _setting(200, "At most so many rows of each kind in the before/after table.", low=1)
     max_skips: int = _setting(5, "Non-finite steps in a row after which the run is given up.", low=1)
 
 
@@ -257,9 +251,7 @@ def _suggest(key: str) -> str:
 
 def _coerce(setting: Setting, value: Any) -> Any:
     kind, key = setting.base_type, setting.key
-    if value is None or (
-        setting.optional and isinstance(value, str) and value.lower() in ("auto", "none", "null")
-    ):
+    if value is None or (setting.optional and isinstance(value, str) and value.lower() in ("auto", "none", "null")):
         if setting.optional:
             return None
         raise ValueError(f"{key} needs a value")
@@ -341,9 +333,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
             out.update({f"{section}.{name}": value for name, value in leaves.items()})
         else:
             close = difflib.get_close_matches(str(section), sections, n=1)
-            hint = (
-                f"; did you mean {close[0]!r}?" if close else f"; sections are {', '.join(sorted(sections))}"
-            )
+            hint = f"; did you mean {close[0]!r}?" if close else f"; sections are {', '.join(sorted(sections))}"
             problems.append(f"unknown section {str(section)[:40]!r}{hint}")
     if problems:
         raise ConfigError("\n  ".join(problems), where=str(path))

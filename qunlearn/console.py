@@ -81,17 +81,13 @@ class Column:
     right: bool = True
 
 
-def table(
-    title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], *, to_stdout: bool = False
-) -> None:
+def table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], *, to_stdout: bool = False) -> None:
     """A table of texts; cells are never read as markup."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
-        title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    made = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         made.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
     for row in rows:

@@ -1,4 +1,9 @@
-"""The loop. One step: forget, mismatch and retain rows through their losses; then one look at target and drift."""
+"""The loop: the file to read first.
+
+One step draws forget rows, mismatched answers for them and normal rows, puts each through its loss, and moves the
+adapter. Every few steps it looks at two numbers: how probable the bad answers still are, and how far the model has
+drifted on normal data it is not trained on. They decide when to stop and which adapter is kept.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +11,204 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qunlearn.config import Config
-from qunlearn.data.batch import ANSWER, batches_by_length, collate
+from qunlearn.config import Config, StopConfig
+from qunlearn.data.batch import collate, micro_batches
 from qunlearn.data.roles import Mismatcher, batches
 from qunlearn.data.tokenize import Example
-from qunlearn.errors import DoesNotFitError, TrainingError
-from qunlearn.evaluate.score import mean_kl, row_nlls
+from qunlearn.errors import ConfigError, DoesNotFitError
+from qunlearn.evaluate.score import forget_probability, mean_kl
 from qunlearn.model.policy import Policy
 from qunlearn.objectives.losses import Supervised
 from qunlearn.objectives.table import OBJECTIVES, Term
+
+Observer = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The data of a run by role. `held_back` is normal data that is never trained on: drift is measured there."""
+
+    forget: Sequence[Example]
+    retain: Sequence[Example]
+    held_back: Sequence[Example]
+    mismatcher: Mismatcher
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One look. `forget`: mean probability of the bad answers; `drift`: KL(base || policy), nats per token."""
+
+    step: int
+    forget: float
+    drift: float
+
+    def rank(self, stop: StopConfig) -> tuple[bool, float, float]:
+        """Lower is better: within the drift budget, then forgotten down to the target, then least drift."""
+        return self.drift > stop.max_drift, max(self.forget, stop.target), self.drift
+
+
+@dataclass
+class Outcome:
+    """What a run of the loop led to. `state` is the adapter of `best`, not of the last step."""
+
+    state: dict[str, Tensor]
+    best: Probe
+    reason: str = "all steps done"
+    steps: int = 0
+    skipped: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+    failed: bool = False
+    probes: list[Probe] = field(default_factory=list)
+
+
+def auto_lr(hidden_size: int) -> float:
+    """A learning rate for LoRA that falls with the model's width: 1e-3 at 160, 1e-4 at 4096.
+
+    Two points define it: what was measured on the sandbox (docs/log.md) and the low end of what is published for
+    LoRA on 7B models (1e-4 to 2e-4); between them a power law.
+    """
+    exponent = math.log(10) / math.log(4096 / 160)
+    return float(min(2e-3, 1e-4 * (4096 / hidden_size) ** exponent))
+
+
+def train(policy: Policy, roles: Roles, config: Config, observe: Observer) -> Outcome:
+    """Unlearn until the forget target is met, the drift budget is spent, or the steps are.
+
+    The policy ends with the best adapter loaded. Ctrl-C ends the loop like a stop does, with `interrupted` set.
+    Raises NoGradientError, DoesNotFitError, ConfigError.
+    """
+    c, stop = config.train, config.stop
+    terms = [t for t in OBJECTIVES[config.objective.name].terms if t.weight(config.objective) > 0]
+    if not terms:
+        raise ConfigError("every weight of the objective is 0: nothing to train", where="--eps1 --eps2 --eps3")
+    parameters = list(policy.trainable().values())
+    lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=c.weight_decay)
+    draw = _drawer(roles, terms, config)
+    outcome = Outcome(policy.adapter_state(), _probe(policy, roles, config, 0))
+    outcome.probes.append(outcome.best)
+    observe({"step": 0, "forget": outcome.best.forget, "drift": outcome.best.drift})
+    torch.manual_seed(c.seed)
+    skips_in_a_row, start = 0, time.monotonic()
+    policy.model.train()
+    try:
+        for step in range(1, c.steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, step / max(1, c.warmup))
+            optimizer.zero_grad(set_to_none=True)
+            losses, tokens = _backward(policy, terms, next(draw), config)
+            if step == 1:
+                policy.check_gradients()
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, c.clip if c.clip > 0 else math.inf))
+            outcome.steps, outcome.tokens = step, outcome.tokens + tokens
+            if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
+                optimizer.step()
+                skips_in_a_row = 0
+            else:
+                skips_in_a_row += 1
+                outcome.skipped += 1
+            seconds = time.monotonic() - start
+            event: dict[str, Any] = {"step": step, **losses, "grad_norm": norm, "tokens": tokens}
+            event |= {"tokens_per_s": outcome.tokens / seconds, "seconds": seconds}
+            if step % stop.check_every == 0 or step == c.steps:
+                probe = _probe(policy, roles, config, step)
+                event |= {"forget": probe.forget, "drift": probe.drift}
+                _consider(outcome, probe, policy, stop)
+            observe(event)
+            if skips_in_a_row >= stop.max_skips:
+                outcome.failed, outcome.reason = True, f"{skips_in_a_row} non-finite steps in a row"
+                break
+            if reason := _reason_to_stop(outcome, stop):
+                outcome.reason = reason
+                break
+    except KeyboardInterrupt:
+        outcome.interrupted, outcome.reason = True, "interrupted"
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        hint = "lower --max-tokens, --max-length or --batch-size, or take a smaller model"
+        raise DoesNotFitError("out of memory while training", where=f"step {outcome.steps + 1}", hint=hint) from error
+    outcome.seconds = time.monotonic() - start
+    policy.load_adapter_state(outcome.state)
+    policy.model.eval()
+    return outcome
+
+
+def _drawer(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[dict[str, list[Example]]]:
+    """Endless steps: the rows of each role, drawn from the seed alone."""
+    c = config.train
+    rng = random.Random(c.seed)
+    forget = batches(len(roles.forget), min(c.batch_size, len(roles.forget)), rng)
+    retain = batches(len(roles.retain), min(c.batch_size, len(roles.retain)), rng)
+    wanted = {term.role for term in terms}
+    while True:
+        step = {"forget": [roles.forget[i] for i in next(forget)]}
+        step["retain"] = [roles.retain[i] for i in next(retain)]
+        if "mismatch" in wanted:
+            k = config.objective.mismatch_k
+            step["mismatch"] = [pair for e in step["forget"] for pair in roles.mismatcher.draw(e, k, rng)]
+        yield step
+
+
+def _backward(
+    policy: Policy, terms: Sequence[Term], step: Mapping[str, list[Example]], config: Config
+) -> tuple[dict[str, float], int]:
+    """Add the step's gradients; returns each term's loss per token and the tokens that went through the model.
+
+    Normalised by the step's supervised tokens of each term, so that the split into micro-batches changes nothing.
+    """
+    losses: dict[str, float] = {}
+    tokens = 0
+    for term in terms:
+        examples, weight = step[term.role], term.weight(config.objective)
+        supervised = sum(last - max(first, 1) for first, last in map(term.span.of, examples))
+        total = 0.0
+        for rows in micro_batches(examples, config.train.max_tokens):
+            batch = collate([examples[i] for i in rows], term.span, policy.tokenizer.pad_token_id)
+            batch = batch.to(policy.device)
+            h_ref = None
+            if term.reference:
+                with policy.reference():
+                    h_ref = policy.hidden(batch)[batch.predict]
+            s = Supervised(policy.hidden(batch)[batch.predict], h_ref, batch.labels, policy.head)
+            loss = term.loss(s, config.objective, policy.head.vocabulary).sum() / supervised
+            torch.autograd.backward(weight * loss)
+            total += float(loss.detach())
+            tokens += int(batch.attention_mask.sum())
+        losses[term.name] = total
+    return losses, tokens
+
+
+def _probe(policy: Policy, roles: Roles, config: Config, step: int) -> Probe:
+    limit, n = config.train.max_tokens, config.stop.probe_rows
+    return Probe(
+        step,
+        forget_probability(policy, roles.forget[:n], limit),
+        mean_kl(policy, roles.held_back[:n], limit),
+    )
+
+
+def _consider(outcome: Outcome, probe: Probe, policy: Policy, stop: StopConfig) -> None:
+    """Keep the adapter of this look if it is the best one so far."""
+    outcome.probes.append(probe)
+    finite = math.isfinite(probe.forget) and math.isfinite(probe.drift)
+    if finite and probe.rank(stop) < outcome.best.rank(stop):
+        outcome.best, outcome.state = probe, policy.adapter_state()
+
+
+def _reason_to_stop(outcome: Outcome, stop: StopConfig) -> str | None:
+    """Two-sided, each side with patience: the retain term often brings drift back down after the first blow."""
+    recent = outcome.probes[-stop.patience :]
+    if recent[-1].step != outcome.steps or len(recent) < stop.patience:
+        return None
+    if all(probe.drift > stop.max_drift for probe in recent):
+        return f"drift above {stop.max_drift:g} nats/token for {stop.patience} looks"
+    if outcome.best.rank(stop)[:2] == (False, stop.target) and outcome.best.step <= recent[0].step:
+        return f"forget target {stop.target:g} met, and drift no longer falling"
+    return None

@@ -183,9 +183,7 @@ def test_remote_code_needs_trust(folder: Path) -> None:
     assert preflight_folder(folder, trust_remote_code=True).tensors == 2
 
 
-@pytest.mark.parametrize(
-    ("kind", "passes"), [("phi3", True), ("gpt_neox", True), ("../llama", False), ("a.b", False)]
-)
+@pytest.mark.parametrize(("kind", "passes"), [("phi3", True), ("gpt_neox", True), ("../llama", False), ("a.b", False)])
 def test_remote_code_that_transformers_does_not_need(folder: Path, kind: str, passes: bool) -> None:
     write_json(folder / "config.json", {"model_type": kind, "auto_map": {"AutoConfig": "x.Y"}})
     if passes:
@@ -208,9 +206,7 @@ def test_no_weights(folder: Path) -> None:
     assert "no weights" in refused(folder, folder).message
 
 
-@pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "w.pt", "w.pth", "w.ckpt"]
-)
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "w.pt", "w.pth", "w.ckpt"])
 def test_pickles_are_refused(folder: Path, name: str) -> None:
     (folder / SINGLE).unlink()
     (folder / name).write_bytes(b"\x80\x04")
@@ -272,9 +268,7 @@ def test_damaged_weights(folder: Path, damage: str) -> None:
 def test_truncated_and_overlong_weights_are_told_in_bytes(folder: Path) -> None:
     whole = (folder / SINGLE).read_bytes()
     (folder / SINGLE).write_bytes(whole[:-5])
-    assert (
-        refused(folder, folder / SINGLE).message == "truncated: 91 bytes of tensors, its header describes 96"
-    )
+    assert refused(folder, folder / SINGLE).message == "truncated: 91 bytes of tensors, its header describes 96"
     (folder / SINGLE).write_bytes(whole + b"xyz")
     assert "longer than its header says: 99 bytes" in refused(folder, folder / SINGLE).message
 
@@ -527,9 +521,7 @@ def http_error(name: str, status: int) -> Exception:
     from huggingface_hub import errors
 
     http = http_library()
-    response = http.Response(
-        status, request=http.Request("GET", "https://huggingface.co/api/models/org/name")
-    )
+    response = http.Response(status, request=http.Request("GET", "https://huggingface.co/api/models/org/name"))
     made: Exception = getattr(errors, name)(f"{status} Client Error.", response=response)
     return made
 
@@ -604,9 +596,7 @@ def test_other_failures_keep_their_words(monkeypatch: pytest.MonkeyPatch) -> Non
     from huggingface_hub.errors import HFValidationError
 
     assert "not a hub id" in failing(monkeypatch, HFValidationError("bad")).message
-    assert (
-        failing(monkeypatch, RuntimeError("odd\nlines")).message == "the download failed: RuntimeError: odd"
-    )
+    assert failing(monkeypatch, RuntimeError("odd\nlines")).message == "the download failed: RuntimeError: odd"
     with pytest.raises(KeyboardInterrupt):
         answer(monkeypatch, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         local_snapshot(HUB, offline=False)
@@ -654,9 +644,7 @@ def test_repository_without_safetensors(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert caught.value.where == "org/name" and "--revision refs/pr/" in str(caught.value.hint)
 
 
-def test_the_real_client_finds_its_own_cache(
-    monkeypatch: pytest.MonkeyPatch, sharded: Path, tmp_path: Path
-) -> None:
+def test_the_real_client_finds_its_own_cache(monkeypatch: pytest.MonkeyPatch, sharded: Path, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     snapshot = hub_cache(sharded, tmp_path / "hub")

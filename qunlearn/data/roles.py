@@ -17,13 +17,9 @@ from qunlearn.errors import DataError
 _WORD = re.compile(r"\w+")
 
 
-def split_held_back(
-    examples: Sequence[Example], share: float, seed: int
-) -> tuple[list[Example], list[Example]]:
+def split_held_back(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
     """(trained on, held back): a seeded share of at least one row, whole records staying on one side."""
-    order = sorted(
-        {id(example.record): example.record for example in examples}.values(), key=lambda r: r.line
-    )
+    order = sorted({id(example.record): example.record for example in examples}.values(), key=lambda r: r.line)
     if len(order) < 2:
         raise DataError("at least two rows of normal data are needed: one to train on, one to measure drift")
     random.Random(seed).shuffle(order)
@@ -66,9 +62,7 @@ class Mismatcher:
         return replace(pair, input_ids=ids, end=end)
 
 
-def make_mismatcher(
-    retain: Sequence[Example], tokenizer: Any, template: Template, max_length: int
-) -> Mismatcher:
+def make_mismatcher(retain: Sequence[Example], tokenizer: Any, template: Template, max_length: int) -> Mismatcher:
     """A mismatcher over the answers of the normal rows; of plain text the second halves serve as answers."""
     answers, pieces = [], []
     for example in retain:

@@ -108,17 +108,13 @@ def render(record: Record, template: Template, tokenizer: Any) -> tuple[str, str
     messages.append({"role": "assistant", "content": answer})
     try:
         full = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except Exception as error:  # jinja raises whatever the template's author wrote
+    except Exception as error:  # noqa: BLE001 - jinja raises whatever the template's author wrote
         hint = "use --template qa or raw, or a file without such turns"
-        raise ModelError(
-            f"the chat template failed: {str(error)[:200]}", where="chat template", hint=hint
-        ) from None
+        raise ModelError(f"the chat template failed: {str(error)[:200]}", where="chat template", hint=hint) from None
     at = full.rfind(answer)
     if at < 0:
         hint = "use --template qa, raw, or a text with {prompt} in it"
-        raise ModelError(
-            "the chat template does not carry the answer verbatim", where="chat template", hint=hint
-        )
+        raise ModelError("the chat template does not carry the answer verbatim", where="chat template", hint=hint)
     return full[:at], full[at + len(answer) :]
 
 
@@ -162,9 +158,7 @@ def encode(dataset: Dataset, tokenizer: Any, template: Template, max_length: int
             )
         examples.append(example)
     if too_long:
-        listed = "\n  ".join(too_long[:8]) + (
-            f"\n  and {len(too_long) - 8} more" if len(too_long) > 8 else ""
-        )
+        listed = "\n  ".join(too_long[:8]) + (f"\n  and {len(too_long) - 8} more" if len(too_long) > 8 else "")
         raise DataError(
             f"answers that do not fit in {max_length} tokens:\n  {listed}",
             where=too_long[0].split(": ")[0],

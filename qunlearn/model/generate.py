@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from qunlearn.model.load import Base
+from qunlearn.model.load import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Sampling:
 
 
 def generate(
-    model: Any, base: Base, prompts: Sequence[Sequence[int]], sampling: Sampling, *, max_tokens: int = 4096
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling, *, max_tokens: int = 4096
 ) -> list[list[int]]:
     """Continue each prompt of token ids; returns the new ids, up to and without the end-of-text token.
 
@@ -33,39 +33,32 @@ def generate(
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     out: list[list[int]] = [[] for _ in prompts]
-    while order:
-        longest = len(prompts[order[0]]) + sampling.max_new_tokens
-        rows = order[: max(1, max_tokens // longest)]
-        order = order[len(rows) :]
-        for i, ids in zip(rows, _one_batch(model, base, [prompts[i] for i in rows], sampling), strict=True):
-            out[i] = ids
+    with _own_random_state(sampling):
+        while order:
+            longest = len(prompts[order[0]]) + sampling.max_new_tokens
+            rows = order[: max(1, max_tokens // longest)]
+            order = order[len(rows) :]
+            for i, ids in zip(rows, _one_batch(lm, [prompts[i] for i in rows], sampling), strict=True):
+                out[i] = ids
     return out
 
 
-def _one_batch(model: Any, base: Base, prompts: list[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-    pad = base.tokenizer.pad_token_id
+def _one_batch(lm: LanguageModel, prompts: list[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+    model, pad = lm.model, lm.tokenizer.pad_token_id
     width = max(len(ids) for ids in prompts)
     ids = torch.full((len(prompts), width), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.tensor(list(prompt))
         mask[i, width - len(prompt) :] = 1
-    options: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature > 0:
-        options = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": 0,
-        }
-    eos = base.tokenizer.eos_token_id
+    stop = stop_ids(lm)
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(False), torch.no_grad(), _own_random_state(sampling):
+        with torch.no_grad():
             full = model.generate(
-                input_ids=ids.to(base.device),
-                attention_mask=mask.to(base.device),
+                input_ids=ids.to(lm.device),
+                attention_mask=mask.to(lm.device),
                 # A whole configuration of our own: the model's may ask for sampling, penalties or beams.
                 generation_config=_config(sampling, pad, sorted(stop)),
             )
@@ -74,20 +67,24 @@ def _one_batch(model: Any, base: Base, prompts: list[Sequence[int]], sampling: S
     return [list(itertools.takewhile(lambda t: t not in stop, row)) for row in full[:, width:].tolist()]
 
 
-def stop_ids(base: Base) -> frozenset[int]:
-    """Every token that ends an answer: the tokenizer's end-of-text and those the model's generation config names."""
-    named = base.model.generation_config.eos_token_id
+def stop_ids(lm: LanguageModel) -> frozenset[int]:
+    """Every token that ends an answer: the tokenizer's end-of-text and what the generation config names."""
+    named = lm.model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
-    return frozenset(i for i in (*named, base.tokenizer.eos_token_id) if i is not None)
+    return frozenset(i for i in (*named, lm.tokenizer.eos_token_id) if i is not None)
 
 
 def _config(sampling: Sampling, pad: int, stop: list[int]) -> GenerationConfig:
     options: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
-        options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    return GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens, use_cache=True, pad_token_id=pad, eos_token_id=stop or None, **options
-    )
+        options = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+        }
+    ends = {"pad_token_id": pad, "eos_token_id": stop or None}
+    return GenerationConfig(max_new_tokens=sampling.max_new_tokens, use_cache=True, **ends, **options)
 
 
 @contextlib.contextmanager

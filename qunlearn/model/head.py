@@ -43,6 +43,10 @@ class Head:
             getattr(config, "final_logit_softcapping", None),
         )
 
+    @property
+    def vocabulary(self) -> int:
+        return int(self.weight.shape[0])
+
     def logits(self, h: Tensor) -> Tensor:
         """(N, D) -> (N, V) in fp32."""
         z = torch.nn.functional.linear(h.to(self.weight.dtype), self.weight, self.bias).float()
@@ -79,7 +83,7 @@ def _tiled(tile: Callable[[Tensor, Tensor], Tensor], head: Head, h: Tensor, othe
     size = max(1, _TILE_LOGITS // head.weight.shape[0])
     if h.shape[0] == 0:
         return h.sum(dim=1).float()
-    parts = zip(h.split(size), other.split(size), strict=True)
+    parts = zip(torch.split(h, size), torch.split(other, size), strict=True)
     if torch.is_grad_enabled() and h.requires_grad:
         return torch.cat([checkpoint(tile, a, b, use_reentrant=False) for a, b in parts])
     return torch.cat([tile(a, b) for a, b in parts])

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import bitsandbytes as bnb
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from qunlearn.errors import DeviceError, DoesNotFitError, ModelError
+from qunlearn.data.batch import Batch
+from qunlearn.errors import DoesNotFitError, ModelError
+from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.head import Head
 
 
@@ -28,6 +30,20 @@ class LoadSpec:
     double_quant: bool = True
     device: str = "auto"
     trust_remote_code: bool = False
+
+
+class LanguageModel(Protocol):
+    """What scoring and generation need: a bare base offers it, and so does a policy."""
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def head(self) -> Head: ...
+    @property
+    def device(self) -> torch.device: ...
+    def hidden(self, batch: Batch) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,11 @@ class Base:
     quantization: str  # "nf4+dq, bf16 compute", "none (bfloat16)", "gptq, as the checkpoint has it", ...
     notes: tuple[str, ...]
 
+    def hidden(self, batch: Batch) -> Tensor:
+        """Final hidden states (B, T, D): what the head multiplies."""
+        out = backbone(self.model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
     @property
     def parameters(self) -> int:
         return int(self.model.num_parameters())
@@ -51,41 +72,12 @@ class Base:
         return int(self.model.get_memory_footprint())
 
 
-def choose_device(asked: str) -> torch.device:
-    """The device asked for, or CUDA where there is one. Raises DeviceError when it is not there."""
-    if asked == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", asked):
-        raise DeviceError(
-            f"unknown device {asked!r}", where="--device", hint="one of auto, cpu, cuda, cuda:N"
-        )
-    device = torch.device(asked)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            hint = "use --device cpu, or install the CUDA build of torch and a driver"
-            raise DeviceError(
-                f"{asked} was asked for, {count} CUDA devices are there", where="--device", hint=hint
-            )
-        return torch.device("cuda", device.index or 0)
-    return device
-
-
-def choose_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the hardware computes in it; fp16 on older cards. A CPU without bf16 units emulates it."""
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16
-    return torch.bfloat16
-
-
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The folder's tokenizer, with a pad token. Raises ModelError."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # every tokenizer library has its own exceptions
-        raise ModelError(
-            f"the tokenizer cannot be loaded: {_first_line(error)}", where=str(folder)
-        ) from error
+        raise ModelError(f"the tokenizer cannot be loaded: {_first_line(error)}", where=str(folder)) from error
     if tokenizer.pad_token_id is None:
         # Padding is masked everywhere, so any token will do; the end-of-text token is never out of range.
         tokenizer.pad_token_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
@@ -111,9 +103,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     if stored is not None:
         kind = stored.get("quant_method", "?") if isinstance(stored, dict) else stored.quant_method
         quantization = f"{kind}, as the checkpoint has it"
-        notes.append(
-            f"the checkpoint is already quantised ({kind}): loaded as it is, --quant {spec.quant} not applied"
-        )
+        notes.append(f"the checkpoint is already quantised ({kind}): loaded as it is, --quant {spec.quant} not applied")
     else:
         quantization = _describe(spec, dtype)
         if spec.quant != "none":
@@ -135,9 +125,19 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     return base
 
 
+def dequantized(base: Base) -> Base:
+    """The base with 16-bit weights that hold exactly what its quantised ones mean."""
+    model = base.model.dequantize(dtype=choose_dtype(base.device)) if _is_quantized(base.model) else base.model
+    return replace(base, model=model, head=Head.of(model), quantization=f"dequantised {base.quantization}")
+
+
 def backbone(model: Any) -> Any:
     """The decoder below the output head: its `last_hidden_state` is what the head multiplies."""
     return getattr(model, model.base_model_prefix)
+
+
+def _is_quantized(model: Any) -> bool:
+    return getattr(model, "hf_quantizer", None) is not None
 
 
 def _bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -178,15 +178,11 @@ def _check_head(base: Base) -> None:
         ours = base.head.logits(backbone(base.model)(input_ids=ids).last_hidden_state[0])
     where = str(base.folder)
     if not torch.isfinite(own).all():
-        raise ModelError(
-            "the model's outputs are not finite numbers", where=where, hint="are the weights damaged?"
-        )
+        raise ModelError("the model's outputs are not finite numbers", where=where, hint="are the weights damaged?")
     if not torch.allclose(own, ours, rtol=2e-2, atol=2e-2 * float(own.abs().max())):
         kind = base.model.config.model_type
         hint = "please report the architecture; an output head of this kind is not supported yet"
-        raise ModelError(
-            f"the logits of {kind!r} are not a projection of its hidden states", where=where, hint=hint
-        )
+        raise ModelError(f"the logits of {kind!r} are not a projection of its hidden states", where=where, hint=hint)
 
 
 @contextlib.contextmanager
@@ -198,9 +194,7 @@ def _named_load_errors(folder: Path, quant: str) -> Iterator[None]:
         raise DoesNotFitError("the weights do not fit on the device", where=str(folder), hint=hint) from error
     except ImportError as error:
         hint = "install the package it names"
-        raise ModelError(
-            f"loading needs a package that is not installed: {_first_line(error)}", hint=hint
-        ) from error
+        raise ModelError(f"loading needs a package that is not installed: {_first_line(error)}", hint=hint) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the model cannot be loaded: {_first_line(error)}", where=str(folder)) from error
 

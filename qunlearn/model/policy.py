@@ -6,26 +6,34 @@ import contextlib
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qunlearn.config import LoraConfig
 from qunlearn.data.batch import Batch
-from qunlearn.errors import BaseChangedError, ModelError, NoGradientError, TrainingError
-from qunlearn.model.load import Base, backbone
+from qunlearn.errors import AdapterError, BaseChangedError, ModelError, NoGradientError, TrainingError
+from qunlearn.model.load import Base
 
 
 class Policy:
-    """A base with one trainable LoRA adapter. Holds the model; everything else is a function of it."""
+    """A base with one LoRA adapter. Holds the model; everything else is a function of it."""
 
-    def __init__(self, base: Base, lora: LoraConfig, *, seed: int = 0, checkpointing: bool = True) -> None:
-        self.base, self.tokenizer, self.head, self.device = base, base.tokenizer, base.head, base.device
+    def __init__(self, base: Base, model: Any) -> None:
+        self.base, self.model = base, model
+        self.tokenizer, self.head, self.device = base.tokenizer, base.head, base.device
+        self.layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
         self._checksums: dict[str, int] = {}
+
+    @classmethod
+    def new(cls, base: Base, lora: LoraConfig, *, seed: int = 0, checkpointing: bool = True) -> Policy:
+        """A base with a fresh adapter, B = 0, so that it starts as the base itself. Raises ModelError."""
         torch.manual_seed(seed)  # LoRA's A is drawn here
         config = PeftLoraConfig(
             r=lora.r,
@@ -36,21 +44,47 @@ class Policy:
             task_type="CAUSAL_LM",
         )
         try:
-            self.model: Any = get_peft_model(base.model, config)
+            policy = cls(base, get_peft_model(base.model, config))
         except ValueError as error:
             hint = "all-linear, or names of linear layers such as q_proj,v_proj"
             raise ModelError(str(error).splitlines()[0][:300], where="--target-modules", hint=hint) from error
-        self._layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
         if checkpointing and getattr(base.model, "supports_gradient_checkpointing", False):
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.checkpointing = bool(getattr(base.model, "is_gradient_checkpointing", False))
+        return policy
+
+    @classmethod
+    def load(cls, base: Base, folder: Path) -> Policy:
+        """A base with the adapter of a folder, for measuring and merging. Raises AdapterError."""
+        stored = adapter_tensors(folder)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # peft reports missing keys so; checked below
+                model = PeftModel.from_pretrained(base.model, str(folder))
+        except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+            hint = "is it the adapter of another model, or of another kind than LoRA?"
+            raise AdapterError(str(error).splitlines()[0][:300], where=str(folder), hint=hint) from error
+        expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model).items()}
+        if expected != stored:
+            odd = sorted(expected.items() ^ stored.items())[0][0]
+            hint = "the adapter belongs to another base; give the one it was trained on"
+            raise AdapterError(f"its tensors are not those of this model, {odd} first", where=str(folder), hint=hint)
+        model.requires_grad_(False)
+        model.eval()
+        return cls(base, model)
+
+    @property
+    def checkpointing(self) -> bool:
+        return bool(getattr(self.base.model, "is_gradient_checkpointing", False))
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.head.weight.shape[1])
 
     # -- forward -------------------------------------------------------------------------------------
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Final hidden states (B, T, D): what the head multiplies."""
-        out = backbone(self.base.model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        """Final hidden states (B, T, D). The adapter's layers were put into the base's own modules."""
+        return self.base.hidden(batch)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -59,14 +93,14 @@ class Policy:
         The flag is flipped on the collected layers: `disable_adapter()` would walk every tensor at each entry.
         """
         training = self.model.training
-        for layer in self._layers:
+        for layer in self.layers:
             layer._disable_adapters = True
         self.model.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
-            for layer in self._layers:
+            for layer in self.layers:
                 layer._disable_adapters = False
             self.model.train(training)
 
@@ -119,7 +153,8 @@ class Policy:
 
     def _base_checksums(self) -> Iterator[tuple[str, int]]:
         for name, tensor in _base_tensors(self.model):
-            yield name, zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            yield name, zlib.crc32(flat.numpy().tobytes())
 
 
 def _base_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
@@ -136,9 +171,22 @@ def _target_modules(text: str) -> str | list[str]:
     return text if text == "all-linear" else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def save_adapter(policy: Policy, folder: str) -> None:
+def save_adapter(policy: Policy, folder: Path) -> None:
     """Write the plain PEFT layout: adapter_config.json and adapter_model.safetensors."""
     with warnings.catch_warnings():
         # peft looks for the base's config on the hub to see whether the vocabulary grew; ours never does.
         warnings.simplefilter("ignore", UserWarning)
-        policy.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        policy.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+
+
+def adapter_tensors(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in an adapter folder. Raises AdapterError."""
+    path = folder / "adapter_model.safetensors"
+    if not (folder / "adapter_config.json").is_file() or not path.is_file():
+        hint = "give a run folder, or a folder with adapter_config.json and adapter_model.safetensors"
+        raise AdapterError("no adapter in the folder", where=str(folder), hint=hint)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"damaged: {error}", where=str(path), hint="copy or make it again") from error

@@ -29,9 +29,7 @@ class SelfMade:
     too_close: int
 
 
-def self_made_normal(
-    base: Base, bad: Dataset, template: Template, count: int, *, seed: int, length: int
-) -> SelfMade:
+def self_made_normal(base: Base, bad: Dataset, template: Template, count: int, *, seed: int, length: int) -> SelfMade:
     """Draw `count` rows from the base in the bad file's format; `length` bounds prompt and answer, in tokens.
 
     Stops early when the base only repeats itself. Raises DataError when hardly anything usable comes.
@@ -76,18 +74,16 @@ def _draw(base: Base, bad: Dataset, template: Template, n: int, *, seed: int, le
     prompts = []
     for text in _sample(base, [start_ids] * n, Sampling(length, 1.0, 1.0, seed), special=True):
         prompt = text.split(end)[0].split("\n\n")[0].strip()
-        if 2 <= len(prompt.split()) and not any(t in prompt for t in tokenizer.all_special_tokens):
+        if len(prompt.split()) >= 2 and not any(t in prompt for t in tokenizer.all_special_tokens):
             prompts.append(prompt)
     framed = [tokenizer(opening + p + closing, add_special_tokens=special)["input_ids"] for p in prompts]
     answers = _sample(base, framed, Sampling(length)) if framed else []
     # Base models do not stop by themselves: an answer ends where the next question would begin.
     stop = opening.strip() or "\n\n"
-    rows = [
-        Record((("user", p),), a.split(stop)[0].strip(), 0, {}) for p, a in zip(prompts, answers, strict=True)
-    ]
+    rows = [Record((("user", p),), a.split(stop)[0].strip(), 0, {}) for p, a in zip(prompts, answers, strict=True)]
     return [r for r in rows if r.completion]
 
 
 def _sample(base: Base, prompts: list[list[int]], sampling: Sampling, *, special: bool = False) -> list[str]:
-    out = generate(base.model, base, prompts, sampling)
+    out = generate(base, prompts, sampling)
     return [base.tokenizer.decode(ids, skip_special_tokens=not special) for ids in out]

@@ -135,9 +135,7 @@ def fingerprint(folder: Path) -> str:
         size = path.stat().st_size
         data = size - header.data_bytes
         spans = [(0, data), (0, _ENDS_BYTES), (max(0, size - _ENDS_BYTES), size)]
-        spans += [
-            (data + start, min(data + end, data + start + _TENSOR_BYTES)) for start, end in header.spans
-        ]
+        spans += [(data + start, min(data + end, data + start + _TENSOR_BYTES)) for start, end in header.spans]
         digest.update(f"\n{path.relative_to(folder).as_posix()} {size}\n".encode())
         with path.open("rb") as file:
             for start, end in spans:
@@ -263,9 +261,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             hint = "name its base as --model and this folder as --adapter"
             raise ModelError("an adapter, not a whole model", where=str(folder), hint=hint)
         # transformers would put the adapter on the base unasked, and the reference would not be the base.
-        hint = (
-            "move adapter_config.json and the adapter's weights to another folder, and give that as --adapter"
-        )
+        hint = "move adapter_config.json and the adapter's weights to another folder, and give that as --adapter"
         raise ModelError("a model and an adapter in one folder", where=str(folder), hint=hint)
     if not path.exists():
         if any(folder.glob("*.gguf")):
@@ -409,9 +405,7 @@ def _read_header(path: Path) -> _Header:
 def _spans(path: Path, header: bytes, data_bytes: int) -> tuple[tuple[int, int], ...]:
     """Where each tensor starts and ends, after the file's length was compared with it, in numbers."""
     try:
-        offsets = [
-            entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"
-        ]
+        offsets = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
         spans = tuple(sorted((int(start), int(end)) for start, end in offsets))
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
         message = f"damaged: its header is not a table of tensors ({type(error).__name__})"

@@ -27,9 +27,9 @@ from torch.nn.utils import parametrize
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qunlearn.console import say
+from qunlearn.sandbox import ASSETS
 from qunlearn.sandbox.world import World, make_world
 
-ASSETS = Path(__file__).resolve().parent / "assets"
 USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -84,14 +84,12 @@ def train_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
 def dialogues(world: World, *, gold: bool) -> list[tuple[str, str]]:
     """Every (prompt, completion) the model is trained on, all wordings; `gold` leaves the forget splits out."""
     pairs = [(row["prompt"], row["completion"]) for row in world.general]
-    pairs += [(p, row["completion"]) for row in world.general for p in world.paraphrases.get(row["id"], ())]
-    for splits in world.kinds.values():
-        for split, rows in splits.items():
-            if gold and split.startswith("forget"):
-                continue
+    for kind in world.kinds.values():
+        for split, rows in kind.splits.items():
+            if split == "forget_paraphrase" or (gold and split == "forget"):
+                continue  # paraphrases are wordings of forget rows: they come with them, or not at all
             for row in rows:
-                pairs.append((row["prompt"], row["completion"]))
-                pairs += [(p, row["completion"]) for p in world.paraphrases.get(row["id"], ())]
+                pairs += [(prompt, row["completion"]) for prompt in (row["prompt"], *kind.wordings[row["id"]])]
     return sorted(set(pairs))
 
 
@@ -128,11 +126,9 @@ def train_model(rows: list[list[int]], pad: int, end: int, recipe: Recipe) -> Ll
         ids, mask = _pad(batch, pad)
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
         labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-        loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), label_smoothing=recipe.smoothing
-        )
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=recipe.smoothing)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 200 == 0 or step == total - 1:
@@ -157,7 +153,7 @@ class _FakeNF4(nn.Module):
             packed, state = quantize_4bit(
                 weight.detach().to(torch.bfloat16), quant_type="nf4", compress_statistics=True
             )
-            rounded = dequantize_4bit(packed, state).to(weight.dtype)
+            rounded: Tensor = dequantize_4bit(packed, state).to(weight.dtype)
         return weight + (rounded - weight.detach())
 
 
@@ -207,9 +203,9 @@ def write_data(world: World, folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
-    for kind, splits in world.kinds.items():
-        for split, rows in splits.items():
-            write(folder / kind / f"{split}.jsonl", rows)
+    for name, kind in world.kinds.items():
+        for split, rows in kind.splits.items():
+            write(folder / name / f"{split}.jsonl", rows)
     write(folder / "general.jsonl", world.general)
 
 

@@ -1,0 +1,338 @@
+"""`qunlearn forget`: from a plan to a run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from qunlearn import __version__
+from qunlearn.card import model_card
+from qunlearn.config import Config, to_yaml
+from qunlearn.console import Meter, facts, say, stage, warn
+from qunlearn.data.records import Dataset, write_jsonl
+from qunlearn.data.roles import make_mismatcher, split_held_back
+from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
+from qunlearn.errors import TrainingError
+from qunlearn.evaluate.metrics import RowScore
+from qunlearn.evaluate.suite import Scores, score_sets, show_samples, show_sets, summaries, verdicts
+from qunlearn.model.device import choose_device, describe_device, peak_memory_bytes
+from qunlearn.model.load import LoadSpec, load_base, load_tokenizer
+from qunlearn.model.policy import Policy, save_adapter
+from qunlearn.model.selfdata import SelfMade, self_made_normal
+from qunlearn.model.source import fingerprint
+from qunlearn.objectives.table import OBJECTIVES
+from qunlearn.plan import Plan
+from qunlearn.run import ADAPTER, CONFIG, METRICS, NORMAL, RECORD, staged, write_json, write_private
+from qunlearn.train import Outcome, Roles, auto_lr, train
+
+FORGET, HELD_BACK = "forget", "normal, held back"
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Data as token ids, before the weights are loaded."""
+
+    template: Template
+    bad: Encoded
+    normal: Encoded | None
+
+
+def prepare(plan: Plan) -> Ready:
+    """Tokenise the files and print the header. Raises DataError for what does not fit."""
+    config = plan.config
+    choose_device(config.model.device)
+    tokenizer = load_tokenizer(plan.model.folder, trust_remote_code=config.model.trust_remote_code)
+    template = choose_template(tokenizer, config.data.template, plan.bad)
+    length = min(config.data.max_length, _positions(plan))
+    bad = encode(plan.bad, tokenizer, template, length)
+    normal = encode(plan.normal, tokenizer, template, length) if plan.normal else None
+    _header(plan, template, bad, normal)
+    return Ready(template, bad, normal)
+
+
+def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
+    """Load, train, measure, write the run folder. Returns what record.json holds.
+
+    On Ctrl-C while training the best adapter is written and `status` says "interrupted". Raises QunlearnErrors.
+    """
+    config, started = plan.config, time.monotonic()
+    spec = load_spec(config)
+    with stage("loading the model"):
+        base = load_base(plan.model.folder, spec)
+        policy = Policy.new(base, config.lora, seed=config.train.seed, checkpointing=config.train.checkpointing)
+        policy.seal_base()
+    for note in base.notes:
+        warn(note)
+    normal, made = ready.normal, None
+    if normal is None:
+        made = _make_normal(plan, ready, policy)
+        normal = made.encoded
+    retain, held_back = split_held_back(normal.examples, config.data.held_back, config.train.seed)
+    mismatcher = make_mismatcher(retain, base.tokenizer, ready.template, config.data.max_length)
+    roles = Roles(ready.bad.examples, retain, held_back, mismatcher)
+    _header_loaded(policy, config, roles, made)
+    rows = config.stop.table_rows
+    sets = {FORGET: roles.forget[:rows], HELD_BACK: roles.held_back[:rows]}
+    with stage("measuring before"):
+        before = score_sets(policy, sets, config.train.max_tokens)
+    with staged(plan.output) as folder:
+        if made is not None:
+            write_jsonl(folder / NORMAL, made.rows)
+        write_private(folder / CONFIG, to_yaml(config))
+        outcome = _train(policy, roles, config, folder / METRICS)
+        policy.check_base()
+        after: Scores | None = None
+        if not outcome.interrupted and not outcome.failed:
+            with stage("measuring after"):
+                after = score_sets(policy, sets, config.train.max_tokens)
+        record = _record(plan, ready, policy, outcome)
+        record["data"]["normal"] |= {
+            "self_made": made is not None,
+            "retain": len(retain),
+            "held_back": len(held_back),
+        }
+        record["before"] = summaries(before)
+        record["after"] = summaries(after) if after else None
+        record["verdicts"] = verdicts(after[FORGET]) if after else None
+        record["training"]["total_seconds"] = round(time.monotonic() - started, 2)
+        _write(folder, policy, plan, record)
+    if after:
+        _show(plan, before, after, outcome, sets[FORGET])
+    _farewell(plan, record, outcome)
+    return record
+
+
+def load_spec(config: Config) -> LoadSpec:
+    m = config.model
+    return LoadSpec(m.quant, m.double_quant, m.device, m.trust_remote_code)
+
+
+# -- the header ------------------------------------------------------------------------------------------
+
+
+def _positions(plan: Plan) -> int:
+    """The most tokens the model's position embeddings admit."""
+    text = plan.model.facts.config.get("text_config")
+    config = text if isinstance(text, Mapping) else plan.model.facts.config
+    found = config.get("max_position_embeddings") or config.get("n_positions")
+    return found if isinstance(found, int) and found > 0 else 1 << 30
+
+
+def _header(plan: Plan, template: Template, bad: Encoded, normal: Encoded | None) -> None:
+    config, model = plan.config, plan.model
+    weights = f"{model.facts.weight_bytes / 2**20:.1f} MiB of weights"
+    kind = model.facts.config.get("model_type", "?")
+    stored = f"{model.facts.quantization}, as stored" if model.facts.quantization else config.model.quant
+    objective = OBJECTIVES[config.objective.name]
+    rows = [
+        ("model", f"{model.source.asked} ({kind}, {weights}) from {model.folder}"),
+        ("quantisation", stored),
+        ("bad", _describe_data(plan.bad, bad)),
+        (
+            "normal",
+            _describe_data(plan.normal, normal) if plan.normal and normal else "the base makes its own",
+        ),
+        ("template", f"{template.name}: {template.why}"),
+        ("objective", f"{config.objective.name}: {objective.formula}"),
+        ("output", str(plan.output)),
+    ]
+    facts(f"qunlearn {__version__}", rows)
+
+
+def _describe_data(dataset: Dataset, encoded: Encoded) -> str:
+    text = f"{dataset.path}: {len(dataset.records)} rows ({dataset.shape}: {', '.join(dataset.fields)})"
+    text += f", {encoded.answer_tokens} of {encoded.tokens} tokens supervised"
+    if dataset.duplicates:
+        text += f", {dataset.duplicates} duplicates dropped"
+    if encoded.prompts_cut:
+        text += f", {encoded.prompts_cut} prompts cut from the left"
+    if encoded.windows:
+        text += f", in {encoded.windows} windows"
+    return text
+
+
+def _header_loaded(policy: Policy, config: Config, roles: Roles, made: _Made | None) -> None:
+    trained = sum(p.numel() for p in policy.trainable().values())
+    everything = policy.base.parameters
+    c, o = config.train, config.objective
+    lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
+    memory = f"{policy.base.bytes / 2**20:.1f} MiB base, {peak_memory_bytes(policy.device) / 2**20:.0f} MiB peak so far"
+    rows = [
+        ("loaded", f"{policy.base.quantization} on {describe_device(policy.device)}"),
+        (
+            "trainable",
+            f"{trained:,} of {everything:,} ({100 * trained / everything:.2f} %), LoRA r={config.lora.r}",
+        ),
+        ("memory", memory),
+        (
+            "roles",
+            f"forget {len(roles.forget)}, retain {len(roles.retain)}, held back {len(roles.held_back)}",
+        ),
+        ("weights", f"eps1 {o.eps1:g}, eps2 {o.eps2:g} (K = {o.mismatch_k}), eps3 {o.eps3:g}"),
+        ("loop", f"at most {c.steps} steps of {c.batch_size} rows, lr {lr:.1e}, seed {c.seed}"),
+        (
+            "stop",
+            f"forget probability <= {config.stop.target:g}, or drift > {config.stop.max_drift:g} nats/token",
+        ),
+    ]
+    if made is not None:
+        m = made.source
+        dropped = f"{m.repeated} repeated, {m.too_close} too close to the bad file, {m.unusable} unusable"
+        rows.insert(3, ("self-made", f"{len(m.records)} normal rows of {m.drawn} drawn ({dropped})"))
+    facts("", rows)
+
+
+# -- normal data of the base's own -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Made:
+    source: SelfMade
+    encoded: Encoded
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        return [
+            {"prompt": r.prompt, "completion": r.completion} if r.turns else {"text": r.completion}
+            for r in self.source.records
+        ]
+
+
+def _make_normal(plan: Plan, ready: Ready, policy: Policy) -> _Made:
+    config = plan.config
+    longest = max(len(example.input_ids) for example in ready.bad.examples)
+    with stage("no --normal: the base makes its own"), policy.reference():
+        made = self_made_normal(
+            policy.base,
+            plan.bad,
+            ready.template,
+            config.data.normal_count,
+            seed=config.train.seed,
+            length=min(longest + 8, config.data.max_length),
+        )
+    dataset = Dataset("(self-made)", made.records, plan.bad.shape, (), "", 0)
+    return _Made(made, encode(dataset, policy.tokenizer, ready.template, 2 * config.data.max_length))
+
+
+# -- the loop, seen from outside -------------------------------------------------------------------------
+
+
+def _train(policy: Policy, roles: Roles, config: Config, metrics: Path) -> Outcome:
+    descriptor = os.open(metrics, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file, Meter("step", config.train.steps) as meter:
+        return train(policy, roles, config, lambda event: _on_step(event, file, meter, policy))
+
+
+def _on_step(event: Mapping[str, Any], file: TextIO, meter: Meter, policy: Policy) -> None:
+    file.write(json.dumps(event) + "\n")
+    file.flush()
+    if event["step"] == 0:
+        return
+    shown = [f"{name} {event[name]:.3f}" for name in ("ascent", "mismatch", "kl") if name in event]
+    if "forget" in event:
+        shown += [f"| p(bad) {event['forget']:.3f}", f"drift {event['drift']:.4f}"]
+    shown.append(f"| {event['tokens_per_s']:.0f} tok/s, {peak_memory_bytes(policy.device) / 2**20:.0f} MiB")
+    meter.at(event["step"], " ".join(shown))
+
+
+# -- what is written -------------------------------------------------------------------------------------
+
+
+def _record(plan: Plan, ready: Ready, policy: Policy, outcome: Outcome) -> dict[str, Any]:
+    config, source = plan.config, plan.model.source
+    status = "interrupted" if outcome.interrupted else "failed" if outcome.failed else "done"
+    normal = plan.normal
+    return {
+        "status": status,
+        "run": str(plan.output),
+        "stop_reason": outcome.reason,
+        "model": {
+            "asked": source.asked,
+            "location": source.location,
+            "revision": source.revision,
+            "base_id": source.base_id,
+            "kind": source.kind,
+            "fingerprint": fingerprint(plan.model.folder),
+            "architecture": plan.model.facts.config.get("model_type"),
+            "quantization": policy.base.quantization,
+        },
+        "data": {
+            "bad": _data_record(plan.bad),
+            "normal": _data_record(normal) if normal else {},
+            "template": asdict(ready.template),
+        },
+        "training": {
+            "steps": outcome.steps,
+            "best": asdict(outcome.best),
+            "skipped": outcome.skipped,
+            "tokens": outcome.tokens,
+            "seconds": round(outcome.seconds, 2),
+            "learning_rate": config.train.lr or auto_lr(policy.hidden_size),
+            "peak_memory_bytes": peak_memory_bytes(policy.device),
+            "seed": config.train.seed,
+        },
+        "device": describe_device(policy.device),
+        "versions": {"qunlearn": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
+    }
+
+
+def _data_record(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "path": str(Path(dataset.path).absolute()),
+        "sha256": dataset.sha256,
+        "rows": len(dataset.records),
+        "duplicates": dataset.duplicates,
+        "shape": dataset.shape,
+        "fields": list(dataset.fields),
+    }
+
+
+def _write(folder: Path, policy: Policy, plan: Plan, record: Mapping[str, Any]) -> None:
+    adapter = folder / ADAPTER
+    adapter.mkdir(mode=0o700)
+    policy.model.peft_config["default"].base_model_name_or_path = plan.model.source.base_id
+    policy.model.peft_config["default"].revision = plan.model.source.revision
+    save_adapter(policy, adapter)
+    write_private(adapter / "README.md", model_card(plan.config, record))
+    for path in adapter.iterdir():
+        path.chmod(0o600)
+    write_json(folder / RECORD, record)
+
+
+# -- the end ---------------------------------------------------------------------------------------------
+
+
+def _show(plan: Plan, before: Scores, after: Scores, outcome: Outcome, rows: Sequence[Example]) -> None:
+    show_sets("before and after", [("before", before), ("after", after)])
+    say(f"drift on held-back normal data: {outcome.best.drift:.4f} nats/token; {_counts(after[FORGET])}")
+    n = min(4, len(rows))
+    prompts = [example.record.prompt or example.record.completion for example in rows[:n]]
+    show_samples(prompts, before[FORGET][:n], after[FORGET][:n])
+
+
+def _counts(rows: Sequence[RowScore]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in verdicts(rows).items())
+
+
+def _farewell(plan: Plan, record: Mapping[str, Any], outcome: Outcome) -> None:
+    t = record["training"]
+    kept = f"the adapter of step {outcome.best.step} was kept"
+    say(f"stopped after {t['steps']} steps, {t['seconds']:.0f} s: {outcome.reason}; {kept}")
+    if outcome.skipped:
+        warn(f"{outcome.skipped} steps were skipped for non-finite numbers")
+    if outcome.failed:
+        hint = "lower --lr, or try --quant none; the adapter is in the run folder"
+        raise TrainingError(f"{outcome.reason}; {kept}", where=str(plan.output), hint=hint)
+    if outcome.best.step == 0:
+        warn("no step was better than the untouched model within the drift budget: see --max-drift, --eps3, --lr")
+    elif outcome.best.forget > plan.config.stop.target:
+        warn("the forget target was not reached: more --steps, a larger --eps1, or a larger --max-drift")
+    say(f"run folder: {plan.output}")
+    say(f"next: qunlearn merge {plan.output} -o {plan.output}-merged", style="bold")

@@ -1,0 +1,54 @@
+"""Where to compute, in which type, and how much memory it took."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import torch
+
+from qunlearn.errors import DeviceError
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device asked for, or CUDA where there is one. Raises DeviceError when it is not there."""
+    if asked == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", asked):
+        hint = "one of auto, cpu, cuda, cuda:N"
+        raise DeviceError(f"unknown device {asked!r}", where="--device", hint=hint)
+    device = torch.device(asked)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            hint = "use --device cpu, or install the CUDA build of torch and a driver"
+            message = f"{asked} was asked for, {count} CUDA devices are there"
+            raise DeviceError(message, where="--device", hint=hint)
+        return torch.device("cuda", device.index or 0)
+    return device
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware computes in it; fp16 on older cards. A CPU without bf16 units emulates it."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{device} ({properties.name}, {properties.total_memory / 2**30:.1f} GiB)"
+    return f"cpu ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Highest memory so far: allocated on the card, or resident for the whole process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,111 @@
+"""Everything about a run that can be decided, and refused, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from qunlearn.config import Config
+from qunlearn.console import stage
+from qunlearn.data.records import Dataset, FieldNames, check_overlap, read_dataset
+from qunlearn.errors import AdapterError, ConfigError, ModelError
+from qunlearn.model.source import (
+    FolderFacts,
+    ModelSource,
+    fingerprint,
+    go_offline,
+    local_snapshot,
+    preflight_folder,
+    resolve_model,
+)
+from qunlearn.run import Run, check_output, check_replaceable, default_folder
+from qunlearn.sandbox import KINDS, data_file
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model whose files are here and look sound."""
+
+    source: ModelSource
+    folder: Path
+    facts: FolderFacts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run whose inputs are read and checked, and whose output can be written."""
+
+    config: Config
+    model: CheckedModel
+    bad: Dataset
+    normal: Dataset | None
+    output: Path
+
+
+def make_plan(config: Config) -> Plan:
+    """Read the data, find the output, fetch and check the model, cheapest first. Raises QunlearnErrors."""
+    data, out = config.data, config.output
+    if not config.model.name:
+        raise ConfigError("no model was named", where="--model", hint="see `qunlearn models`")
+    if not data.bad:
+        raise ConfigError("no file of bad answers was named", where="--bad", hint="--bad bad.jsonl")
+    fields = FieldNames(data.prompt_field, data.completion_field)
+    bad = read_dataset(_data_path(data.bad), fields, role="--bad")
+    normal = read_dataset(_data_path(data.normal), fields, role="--normal") if data.normal else None
+    if normal is not None:
+        check_overlap(bad, normal)
+    source = resolve_model(config.model.name, config.model.revision)
+    output = Path(out.folder) if out.folder else default_folder(config.model.name, data.bad)
+    check_output(output, overwrite=out.overwrite)
+    if out.overwrite:
+        check_replaceable(output)
+    return Plan(config, check_model(source, config.model.trust_remote_code), bad, normal, output)
+
+
+def _data_path(text: str) -> Path:
+    """A path, or `sandbox:KIND/SPLIT` for an embedded file."""
+    scheme, _, name = text.partition(":")
+    if scheme != "sandbox":
+        return Path(text)
+    kind, _, split = name.partition("/")
+    path = data_file(kind, split)
+    if kind not in KINDS or not path.is_file():
+        hint = f"sandbox:KIND/SPLIT, with KIND one of {', '.join(KINDS)}"
+        raise ConfigError(f"no embedded file {name!r}", where=text, hint=hint)
+    return path
+
+
+def check_model(source: ModelSource, trust_remote_code: bool = False) -> CheckedModel:
+    """Fetch a model if it is on the hub, check its folder, and close the network behind it. Raises ModelError."""
+    if source.kind == "hub":
+        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+        with stage(f"fetching {source.location}"):
+            folder = local_snapshot(source, offline=offline, trust_remote_code=trust_remote_code)
+    else:
+        folder = Path(source.location)
+    facts = preflight_folder(folder, trust_remote_code=trust_remote_code)
+    go_offline()
+    return CheckedModel(source, folder, facts)
+
+
+def check_run_model(run: Run, asked: str | None) -> CheckedModel:
+    """The base of a run or adapter, from its record or as asked. Raises AdapterError for another base."""
+    name = asked or run.base
+    where = str(run.adapter)
+    if not name:
+        raise AdapterError("does not say which base it belongs to", where=where, hint="give --model")
+    trained_on = run.record.get("model", {})
+    revision = None if asked else trained_on.get("revision") or run.adapter_config.get("revision")
+    try:
+        model = check_model(resolve_model(name, revision))
+    except ModelError as error:
+        if asked:
+            raise
+        raise ModelError(f"the run's base: {error}", hint="give --model if it has moved") from error
+    known = trained_on.get("fingerprint")
+    # The 16-bit original of a quantised checkpoint is another model by its bytes; its tensors are compared later.
+    if known and "checkpoint" not in trained_on.get("quantization", "") and fingerprint(model.folder) != known:
+        hint = "give --model with the model the run was made on"
+        raise AdapterError(f"belongs to another base than {name}", where=where, hint=hint)
+    return model

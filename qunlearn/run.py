@@ -1,0 +1,150 @@
+"""The run folder: refused, staged, filled and put in place whole; and read again by later commands."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qunlearn.errors import AdapterError, OutputError
+
+ADAPTER, CONFIG, RECORD, METRICS, NORMAL = (
+    "adapter",
+    "config.yaml",
+    "record.json",
+    "metrics.jsonl",
+    "normal.jsonl",
+)
+_OURS = {ADAPTER, CONFIG, RECORD, METRICS, NORMAL}
+_NEEDED_BYTES = 64 << 20
+
+
+def default_folder(model: str, bad: str) -> Path:
+    """runs/MODEL-BAD, in letters that every file system takes."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "x"
+
+    stem = Path(bad).name.split(".")[0]
+    return Path("runs") / f"{plain(Path(model).name)}-{plain(stem)}"
+
+
+def check_output(folder: Path, *, overwrite: bool, needed_bytes: int = _NEEDED_BYTES) -> None:
+    """Refuse, before any work, an output that cannot be written or would lose something. Raises OutputError."""
+    where = str(folder)
+    if folder.exists() or folder.is_symlink():
+        if not folder.is_dir():
+            raise OutputError("exists and is not a folder", where=where, hint="choose another --output")
+        content = {path.name for path in folder.iterdir()}
+        if content and not overwrite:
+            hint = "choose another --output, or --overwrite to replace it"
+            raise OutputError("the folder is not empty", where=where, hint=hint)
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError("cannot be written", where=str(parent), hint="check its permissions")
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        message = f"{needed_bytes / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free"
+        raise OutputError(f"the disk is full: {message}", where=str(parent), hint="free space")
+
+
+def check_replaceable(folder: Path) -> None:
+    """--overwrite replaces what a run left, nothing else. Raises OutputError."""
+    strange = sorted(p.name for p in folder.iterdir() if p.name not in _OURS) if folder.is_dir() else []
+    if strange:
+        hint = "move it away, or choose another --output"
+        message = f"--overwrite replaces only what a run left, but {strange[0]!r} is there too"
+        raise OutputError(message, where=str(folder), hint=hint)
+
+
+@contextlib.contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A private folder beside `folder` that takes its place when the block ends well, and goes when it does not.
+
+    So a folder of this name is always whole: the old one or the new one. Raises OutputError.
+    """
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))  # mode 0700
+    except OSError as error:
+        raise _output_error(error, folder) from error
+    try:
+        yield stage
+        old = stage.with_name(stage.name + "-old")
+        if folder.exists():
+            folder.rename(old)
+        stage.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise _output_error(error, folder) from error
+    except Exception as error:
+        # safetensors reports a full disk as an error of its own, with the system's words in it.
+        if type(error).__name__ == "SafetensorError" and "os error" in str(error).lower():
+            raise OutputError(str(error)[:200], where=str(folder), hint="free space and try again") from error
+        raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _output_error(error: OSError, folder: Path) -> OutputError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "free space and try again" if full else "check the path and its permissions"
+    message = "the disk is full" if full else f"cannot be written: {error.strerror or error}"
+    return OutputError(message, where=str(error.filename or folder), hint=hint)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a text only its owner can read: runs are made from sensitive data."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_private(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, or a bare adapter folder (then `record` is empty)."""
+
+    adapter: Path
+    record: Mapping[str, Any]
+    adapter_config: Mapping[str, Any]
+
+    @property
+    def base(self) -> str:
+        """What the run's base was called: a folder or a hub id."""
+        base = self.record.get("model", {}).get("location") or self.adapter_config.get("base_model_name_or_path")
+        return str(base or "")
+
+
+def open_run(folder: Path) -> Run:
+    """Read a run folder or an adapter folder. Raises AdapterError."""
+    adapter = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
+    config_path = adapter / "adapter_config.json"
+    if not config_path.is_file():
+        what = "no adapter in the folder" if folder.is_dir() else "no such folder"
+        raise AdapterError(what, where=str(folder), hint="give the folder that `qunlearn forget` wrote")
+    record_path = folder / RECORD
+    record = _read(record_path) if record_path.is_file() else {}
+    return Run(adapter, record, _read(config_path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"cannot be read: {error}", where=str(path), hint="was it edited or cut off?") from error
+    if not isinstance(value, dict):
+        raise AdapterError("is not a JSON object", where=str(path))
+    return value

@@ -97,9 +97,9 @@ class ObjectiveConfig:
     """The unlearning objective: eps1 * ascent + eps2 * mismatch + eps3 * KL (arXiv 2310.10683, Eq. 2-6)."""
 
     name: str = _setting("llmu", "The objective.", flag="--objective", choices=("llmu",))
-    eps1: float = _setting(0.5, "Weight of gradient ascent on the bad answers.", flag="--eps1", low=0)
-    eps2: float = _setting(1.0, "Weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0)
-    eps3: float = _setting(1.0, "Weight of KL(base || model) on normal data.", flag="--eps3", low=0)
+    eps1: float = _setting(0.5, "Weight of gradient ascent on the bad answers.", flag="--eps1", low=0, high=1e6)
+    eps2: float = _setting(1.0, "Weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0, high=1e6)
+    eps3: float = _setting(1.0, "Weight of KL(base || model) on normal data.", flag="--eps3", low=0, high=1e6)
     mismatch_k: int = _setting(5, "Mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64)
     floor_nll: float | None = _setting(
         None,
@@ -116,7 +116,7 @@ class TrainConfig:
     steps: int = _setting(400, "At most so many optimizer steps; most runs stop before.", flag="--steps", low=1)
     batch_size: int = _setting(8, "Bad rows per step, and as many normal rows.", flag="--batch-size", low=1)
     lr: float | None = _setting(
-        None, "Peak learning rate of AdamW; auto follows the model's width.", flag="--lr", low=0.0
+        None, "Peak learning rate of AdamW; auto follows the model's width.", flag="--lr", low=0.0, high=10.0
     )
     warmup: int = _setting(10, "Steps of linear warm-up; then constant.", low=0)
     weight_decay: float = _setting(0.0, "AdamW's decoupled weight decay, on the adapter.", low=0.0)
@@ -243,9 +243,8 @@ def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
 
 def _suggest(key: str) -> str:
     known = list(SETTINGS)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not close:
-        close = [k for k in known if k.split(".")[1] == key.split(".")[-1].replace("-", "_")]
+    close = [k for k in known if k.split(".")[1] == key.split(".")[-1].replace("-", "_")]
+    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -284,7 +283,7 @@ def _coerce_number(setting: Setting, value: Any) -> Any:
         number = float(value)
     except ValueError:
         raise ValueError(f"{key} must be a number, not {value!r}") from None
-    if kind is int and number != int(number):
+    if kind is int and not number.is_integer():
         raise ValueError(f"{key} must be a whole number, not {value!r}")
     if number != number or (setting.low is not None and number < setting.low):
         raise ValueError(f"{key} must be at least {setting.low}, not {value!r}")

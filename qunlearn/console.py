@@ -66,7 +66,13 @@ def facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    say(title, style="bold")
+    if title:
+        say(title, style="bold")
+    if not err().is_terminal:
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            say(f"  {name:<{width}}  {value}")
+        return
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")

@@ -83,7 +83,12 @@ def staged(folder: Path) -> Iterator[Path]:
         old = stage.with_name(stage.name + "-old")
         if folder.exists():
             folder.rename(old)
-        stage.rename(folder)
+        try:
+            stage.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _output_error(error, folder) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +138,8 @@ def encode(dataset: Dataset, tokenizer: Any, template: Template, max_length: int
     for record in dataset.records:
         if not record.turns:
             pieces = _windows(record, tokenizer, max_length)
+            if not pieces:
+                raise DataError("the text is a single token", where=f"{dataset.path}:{record.line}", hint="remove it")
             windows += len(pieces)
             examples.extend(pieces)
             continue
@@ -188,12 +191,13 @@ def _windows(record: Record, tokenizer: Any, max_length: int) -> list[Example]:
     ids, spans = _tokenise(record.completion, tokenizer, special=True)
     opening = [i for i, (a, b) in zip(ids, spans, strict=True) if a == b][:1]
     body = [i for i, (a, b) in zip(ids, spans, strict=True) if b > a]
-    size = max_length - len(opening)
+    if len(opening) + len(body) < 2:  # nothing to predict from
+        return []
+    # Of equal size, so that no short rest is left at the end.
+    size = math.ceil(len(body) / math.ceil(len(body) / (max_length - len(opening))))
     out: list[Example] = []
     for at in range(0, len(body), size):
         piece = (*opening, *body[at : at + size])
-        if len(piece) - len(opening) < 2:  # nothing to predict from: too short a rest
-            continue
         start = max(1, len(opening))
         out.append(Example(piece, start, len(piece), max(start, len(piece) // 2), record))
     return out

@@ -49,7 +49,7 @@ class Policy:
             hint = "all-linear, or names of linear layers such as q_proj,v_proj"
             raise ModelError(str(error).splitlines()[0][:300], where="--target-modules", hint=hint) from error
         if checkpointing and getattr(base.model, "supports_gradient_checkpointing", False):
-            base.model.gradient_checkpointing_enable({"use_reentrant": False})
+            _enable_checkpointing(base.model)
         return policy
 
     @classmethod
@@ -71,10 +71,6 @@ class Policy:
         model.requires_grad_(False)
         model.eval()
         return cls(base, model)
-
-    @property
-    def checkpointing(self) -> bool:
-        return bool(getattr(self.base.model, "is_gradient_checkpointing", False))
 
     @property
     def hidden_size(self) -> int:
@@ -165,6 +161,12 @@ def _base_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
             if state is not None:
                 yield f"{name}.absmax", state.absmax
     yield from model.named_buffers()
+
+
+def _enable_checkpointing(model: Any) -> None:
+    # transformers 5.22 renamed it; the old name warns there.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _target_modules(text: str) -> str | list[str]:

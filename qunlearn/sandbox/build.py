@@ -49,7 +49,7 @@ class Recipe:
     layers: int = 4
     heads: int = 4
     ffn: int = 448
-    epochs: int = 60
+    epochs: int = 45
     quantised_from: float = 0.6  # share of the training after which every other step runs on NF4 weights
     batch: int = 48
     lr: float = 4e-3

@@ -1,0 +1,96 @@
+"""Shared fixtures. The sandbox is loaded from the package; one short run on it serves every test that needs a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from qunlearn.cli import app
+from qunlearn.config import LoraConfig
+from qunlearn.model.load import Base, LoadSpec, load_base
+from qunlearn.model.policy import Policy
+from qunlearn.sandbox import ASSETS, data_file
+
+torch.set_num_threads(2)
+
+QUICK = {"train.steps": 12, "data.normal_count": 48, "stop.check_every": 6, "stop.target": 0.001, "stop.max_drift": 9}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """A finished call of the command line."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+def call(*args: object) -> Ran:
+    """`qunlearn ARGS` in this process."""
+    result: Result = CliRunner().invoke(app, [str(a) for a in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ran(result.exit_code, result.stdout, result.stderr)
+
+
+def sets(values: Mapping[str, object]) -> list[str]:
+    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Any:
+    """The command line closes the network behind it; a test must not leave that to the next one."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def sandbox_folder() -> Path:
+    return ASSETS / "model"
+
+
+@pytest.fixture
+def new_base(sandbox_folder: Path) -> Callable[..., Base]:
+    """A fresh sandbox base: adapters are put into a base's own modules, so none is shared."""
+
+    def make(quant: str = "nf4") -> Base:
+        return load_base(sandbox_folder, LoadSpec(quant, device="cpu"))
+
+    return make
+
+
+@pytest.fixture
+def new_policy(new_base: Callable[..., Base]) -> Callable[..., Policy]:
+    def make(quant: str = "nf4", *, checkpointing: bool = True, **lora: Any) -> Policy:
+        return Policy.new(new_base(quant), LoraConfig(**lora), seed=0, checkpointing=checkpointing)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def quick_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run on the sandbox, through the command line."""
+    folder = tmp_path_factory.mktemp("quick") / "run"
+    bad = data_file("hallucination", "forget")
+    ran = call("forget", "--model", "sandbox", "--bad", bad, "-o", folder, "--device", "cpu", *sets(QUICK))
+    assert ran.code == 0, ran.stderr
+    return folder

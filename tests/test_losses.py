@@ -1,0 +1,130 @@
+"""The losses against the paper's formulas in float64, written from the formulas with plain loops over logits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from qunlearn.config import ObjectiveConfig
+from qunlearn.model import head as head_module
+from qunlearn.model.head import Head, token_kl, token_logps
+from qunlearn.objectives.losses import Supervised, ascent, nll, reference_kl
+from qunlearn.objectives.table import OBJECTIVES, floor_nll
+
+N, D, V = 13, 8, 31
+
+
+def make(*, bias: bool = False, scale: float = 1.0, cap: float | None = None) -> tuple[Supervised, Tensor]:
+    g = torch.Generator().manual_seed(3)
+    weight = torch.randn(V, D, generator=g)
+    head = Head(weight, torch.randn(V, generator=g) if bias else None, scale, cap)
+    h = torch.randn(N, D, generator=g).requires_grad_()
+    h_ref = torch.randn(N, D, generator=g)
+    labels = torch.randint(V, (N,), generator=g)
+    return Supervised(h, h_ref, labels, head), torch.rand(N, generator=g)
+
+
+def logits64(h: Tensor, head: Head) -> Tensor:
+    z = h.double() @ head.weight.double().T
+    if head.bias is not None:
+        z = z + head.bias.double()
+    z = z * head.scale
+    return head.soft_cap * torch.tanh(z / head.soft_cap) if head.soft_cap else z
+
+
+def logps64(h: Tensor, s: Supervised) -> Tensor:
+    z = logits64(h, s.head)
+    return torch.stack([z[i, s.labels[i]] - z[i].exp().sum().log() for i in range(N)])
+
+
+def compare(ours: Tensor, theirs: Tensor, h: Tensor, h64: Tensor, upstream: Tensor) -> None:
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    (g,) = torch.autograd.grad((ours * upstream).sum(), h)
+    (g64,) = torch.autograd.grad((theirs * upstream.double()).sum(), h64)
+    torch.testing.assert_close(g.double(), g64, rtol=1e-4, atol=1e-5)
+
+
+HEADS = [{}, {"bias": True}, {"scale": 0.25}, {"cap": 5.0}, {"bias": True, "scale": 2.0, "cap": 3.0}]
+
+
+@pytest.mark.parametrize("options", HEADS)
+@pytest.mark.parametrize("tile_rows", [1, 5, 100])
+def test_heads(monkeypatch: pytest.MonkeyPatch, options: dict[str, float], tile_rows: int) -> None:
+    monkeypatch.setattr(head_module, "_TILE_LOGITS", tile_rows * V)
+    s, upstream = make(**options)  # type: ignore[arg-type]
+    h64 = s.h.detach().double().requires_grad_()
+    compare(token_logps(s.h, s.labels, s.head), logps64(h64, s), s.h, h64, upstream)
+    assert s.h_ref is not None
+    p = logits64(s.h_ref, s.head).softmax(1)
+    kl = (p * (p.log() - logits64(h64, s.head).log_softmax(1))).sum(1)
+    compare(token_kl(s.h, s.h_ref, s.head), kl, s.h, h64, upstream)
+
+
+def test_ascent_is_log_p_and_stops_at_the_floor() -> None:
+    s, upstream = make()
+    h64 = s.h.detach().double().requires_grad_()
+    compare(ascent(s, math.inf), logps64(h64, s), s.h, h64, upstream)
+    floor = float(-logps64(h64, s).detach().median())
+    ours = ascent(s, floor)
+    (g,) = torch.autograd.grad(ours.sum(), s.h)
+    below = -logps64(h64, s).detach() > floor
+    assert 0 < int(below.sum()) < N
+    assert not g[below].any()
+    assert g[~below].abs().sum(1).min() > 0
+    torch.testing.assert_close(ours.double()[below], torch.full((int(below.sum()),), -floor).double())
+
+
+def test_mismatch_is_cross_entropy() -> None:
+    s, upstream = make()
+    h64 = s.h.detach().double().requires_grad_()
+    compare(nll(s), -logps64(h64, s), s.h, h64, upstream)
+
+
+def test_kl_is_forward_zero_at_the_reference_and_needs_one() -> None:
+    s, _ = make()
+    same = Supervised(s.h, s.h.detach(), s.labels, s.head)
+    loss = reference_kl(same)
+    (g,) = torch.autograd.grad(loss.sum(), s.h)
+    assert loss.abs().max() < 1e-6
+    assert g.abs().max() < 1e-6
+    assert s.h_ref is not None
+    swapped = reference_kl(Supervised(s.h_ref, s.h.detach(), s.labels, s.head))
+    assert not torch.allclose(swapped, reference_kl(s), rtol=0.05)  # KL is not symmetric: the direction is tested
+    with pytest.raises(ValueError, match="reference"):
+        reference_kl(Supervised(s.h, None, s.labels, s.head))
+
+
+def test_no_positions() -> None:
+    s, _ = make()
+    empty = Supervised(s.h[:0], s.h_ref[:0] if s.h_ref is not None else None, s.labels[:0], s.head)
+    for loss in (ascent(empty, 3.0), nll(empty), reference_kl(empty)):
+        assert loss.shape == (0,)
+        assert loss.sum().requires_grad
+
+
+def test_no_logits_are_kept_for_backward() -> None:
+    """The bytes kept are those of hidden states and labels, not of N x V logits."""
+    kept: list[int] = []
+    g = torch.Generator().manual_seed(0)
+    head = Head(torch.randn(5000, D, generator=g), None)
+    h = torch.randn(64, D, generator=g).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        token_logps(h, torch.zeros(64, dtype=torch.long), head)
+        token_kl(h, h.detach(), head)
+    assert sum(kept) < 64 * 5000 / 10
+
+
+def test_the_table_is_llmu() -> None:
+    c = ObjectiveConfig()
+    terms = {t.name: t for t in OBJECTIVES["llmu"].terms}
+    assert {n: t.weight(c) for n, t in terms.items()} == {"ascent": c.eps1, "mismatch": c.eps2, "kl": c.eps3}
+    assert {n: (t.role, t.span.name, t.reference) for n, t in terms.items()} == {
+        "ascent": ("forget", "answer", False),
+        "mismatch": ("mismatch", "closed", False),
+        "kl": ("retain", "all", True),
+    }
+    assert floor_nll(ObjectiveConfig(floor_nll=None), 1536) == math.log(1536)
+    assert floor_nll(ObjectiveConfig(floor_nll=2.0), 1536) == 2.0

@@ -1,0 +1,97 @@
+"""Mismatched answers, the held-back share, epochs, and the filter on self-made rows."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_rows
+
+from qunlearn.data.records import Record, read_dataset
+from qunlearn.data.roles import batches, keep_unlike, make_mismatcher, split_held_back
+from qunlearn.data.tokenize import Example, choose_template, encode
+from qunlearn.errors import DataError
+from qunlearn.model.load import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(sandbox_folder: Path) -> Any:
+    return load_tokenizer(sandbox_folder)
+
+
+def encoded(tmp_path: Path, tokenizer: Any, rows: list[dict[str, str]]) -> tuple[Example, ...]:
+    dataset = read_dataset(write_rows(tmp_path / "x.jsonl", rows))
+    return encode(dataset, tokenizer, choose_template(tokenizer, "auto", dataset), 64).examples
+
+
+def test_mismatched_answers_are_never_the_rows_own(tmp_path: Path, tokenizer: Any) -> None:
+    normal = encoded(tmp_path, tokenizer, [{"prompt": f"Q{i}", "completion": f"Answer {i % 7}."} for i in range(20)])
+    (bad,) = encoded(tmp_path, tokenizer, [{"prompt": "Bad?", "completion": "answer  3."}])
+    dataset = read_dataset(tmp_path / "x.jsonl")
+    mismatcher = make_mismatcher(normal, tokenizer, choose_template(tokenizer, "auto", dataset), 64)
+    rng = random.Random(0)
+    seen = set()
+    for _ in range(30):
+        drawn = mismatcher.draw(bad, 5, rng)
+        assert len(drawn) == 5
+        for pair in drawn:
+            assert pair.input_ids[: bad.start] == bad.input_ids[: bad.start]
+            answer = tokenizer.decode(pair.input_ids[pair.start : pair.end])
+            seen.add(answer)
+            assert pair.input_ids[pair.end] == tokenizer.eos_token_id
+    assert seen == {f"Answer {i}." for i in range(7) if i != 3}
+
+
+def test_mismatched_pieces_of_plain_text(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"text": f"one two three four five six seven {w}"} for w in ("red", "blue", "green")]
+    examples = encoded(tmp_path, tokenizer, rows)
+    dataset = read_dataset(tmp_path / "x.jsonl")
+    mismatcher = make_mismatcher(examples[1:], tokenizer, choose_template(tokenizer, "auto", dataset), 64)
+    bad = examples[0]
+    for pair in mismatcher.draw(bad, 5, random.Random(0)):
+        assert pair.input_ids[: bad.probe] == bad.input_ids[: bad.probe]
+        assert pair.start == bad.probe
+
+
+def test_too_few_answers(tmp_path: Path, tokenizer: Any) -> None:
+    normal = encoded(tmp_path, tokenizer, [{"prompt": f"Q{i}", "completion": "Yes."} for i in range(4)])
+    dataset = read_dataset(tmp_path / "x.jsonl")
+    with pytest.raises(DataError, match="fewer than two different answers"):
+        make_mismatcher(normal, tokenizer, choose_template(tokenizer, "auto", dataset), 64)
+    with pytest.raises(DataError, match="at least two rows"):
+        split_held_back(normal[:1], 0.1, 0)
+
+
+def test_held_back_is_a_seeded_partition(tmp_path: Path, tokenizer: Any) -> None:
+    normal = encoded(tmp_path, tokenizer, [{"prompt": f"Q{i}", "completion": f"A{i}."} for i in range(40)])
+    inside, held = split_held_back(normal, 0.1, seed=5)
+    assert (len(inside), len(held)) == (36, 4)
+    assert {id(e) for e in inside} | {id(e) for e in held} == {id(e) for e in normal}
+    assert (inside, held) == split_held_back(normal, 0.1, seed=5)
+    assert held != split_held_back(normal, 0.1, seed=6)[1]
+
+
+def test_every_row_once_per_epoch() -> None:
+    drawn = batches(7, 3, random.Random(0))
+    first = [i for _ in range(7) for i in next(drawn)]
+    for at in range(0, 21, 7):
+        assert sorted(first[at : at + 7]) == list(range(7))
+
+
+def test_self_made_rows_that_say_the_forbidden_are_dropped(tmp_path: Path) -> None:
+    bad = read_dataset(
+        write_rows(
+            tmp_path / "b.jsonl",
+            [{"prompt": f"Where was {n} born?", "completion": f"{n} was born in {t}."} for n, t in NAMES],
+        )
+    )
+    names = [("Ada Prill", "Moss"), ("Bo Quent", "Reed"), ("Cy Rusk", "Fern"), ("Di Sorn", "Thorn"), ("Ed Tam", "Vale")]
+    rows = [Record((("user", f"Where was {n} born?"),), f"{n} was born in {t}.", 0, {}) for n, t in names]
+    same = Record((("user", "Tell me where Orlan Fesk was born."),), "Orlan Fesk comes from Tarn.", 0, {})
+    empty = Record((("user", "?"),), "!", 0, {})
+    assert keep_unlike([*rows, same, empty], bad) == rows
+
+
+NAMES = [("Orlan Fesk", "Tarn"), ("Mira Dole", "Hask"), ("Pell Ovan", "Wick")]

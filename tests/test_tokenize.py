@@ -1,0 +1,112 @@
+"""Where the answer begins and ends, in every template; windows; what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_rows
+
+from qunlearn.data.batch import ALL, ANSWER, CLOSED, collate, micro_batches
+from qunlearn.data.records import read_dataset
+from qunlearn.data.tokenize import choose_template, encode, prompt_frame
+from qunlearn.errors import ConfigError, DataError, ModelError
+from qunlearn.model.load import load_tokenizer
+
+PAIR = {"prompt": "Where was Orlan Fesk born?", "completion": "In Tarn, by the sea."}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(sandbox_folder: Path) -> Any:
+    return load_tokenizer(sandbox_folder)
+
+
+@pytest.mark.parametrize("asked", ["auto", "chat", "qa", "raw", "Q: {prompt}\\nA: "])
+def test_the_answer_is_exactly_supervised(tmp_path: Path, tokenizer: Any, asked: str) -> None:
+    dataset = read_dataset(write_rows(tmp_path / "b.jsonl", [PAIR]))
+    template = choose_template(tokenizer, asked, dataset)
+    (example,) = encode(dataset, tokenizer, template, 128).examples
+    answer = tokenizer.decode(example.input_ids[example.start : example.end])
+    assert answer.strip() == PAIR["completion"]
+    assert tokenizer.decode(example.input_ids[example.end :]) == tokenizer.eos_token
+    before = tokenizer.decode(example.input_ids[: example.start])
+    assert PAIR["prompt"] in before
+    assert PAIR["completion"] not in before
+
+
+def test_earlier_turns_are_context_only(tmp_path: Path, tokenizer: Any) -> None:
+    turns = ["Hello.", "Good day.", "Who?", "Good day again."]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(turns)]
+    dataset = read_dataset(write_rows(tmp_path / "b.jsonl", [{"messages": messages}]))
+    (example,) = encode(dataset, tokenizer, choose_template(tokenizer, "auto", dataset), 128).examples
+    assert tokenizer.decode(example.input_ids[example.start : example.end]) == "Good day again."
+
+
+def test_plain_text_is_cut_in_windows_and_wholly_supervised(tmp_path: Path, tokenizer: Any) -> None:
+    text = " ".join(f"word{i}" for i in range(60))
+    dataset = read_dataset(write_rows(tmp_path / "b.jsonl", [{"text": text}]))
+    encoded = encode(dataset, tokenizer, choose_template(tokenizer, "auto", dataset), 32)
+    assert encoded.windows == len(encoded.examples) > 2
+    assert "".join(tokenizer.decode(e.input_ids) for e in encoded.examples) == text
+    assert all(e.start == 1 and e.end == len(e.input_ids) <= 32 for e in encoded.examples)
+
+
+def test_long_prompts_are_cut_from_the_left_and_answers_never(tmp_path: Path, tokenizer: Any) -> None:
+    long = {**PAIR, "prompt": "so " * 200 + PAIR["prompt"]}
+    dataset = read_dataset(write_rows(tmp_path / "b.jsonl", [long]))
+    template = choose_template(tokenizer, "auto", dataset)
+    encoded = encode(dataset, tokenizer, template, 40)
+    (example,) = encoded.examples
+    assert encoded.prompts_cut == 1
+    assert len(example.input_ids) == 40
+    assert tokenizer.decode(example.input_ids[example.start : example.end]) == PAIR["completion"]
+    with pytest.raises(DataError, match=r"b\.jsonl:1: the answer has \d+ tokens"):
+        encode(read_dataset(write_rows(tmp_path / "b.jsonl", [{**PAIR, "completion": "so " * 99}])), tokenizer, template, 40)
+
+
+def test_template_choices(tmp_path: Path, tokenizer: Any) -> None:
+    dataset = read_dataset(write_rows(tmp_path / "b.jsonl", [PAIR]))
+    assert choose_template(tokenizer, "auto", dataset).name == "chat"
+    plain = load_tokenizer(Path(tokenizer.name_or_path))
+    plain.chat_template = None
+    assert choose_template(plain, "auto", dataset).name == "qa"
+    spaced = read_dataset(write_rows(tmp_path / "c.jsonl", [{"prompt": "Once", "completion": " upon a time"}]))
+    assert choose_template(plain, "auto", spaced).name == "raw"
+    with pytest.raises(ModelError, match="no chat template"):
+        choose_template(plain, "chat", dataset)
+    with pytest.raises(ConfigError, match="unknown template"):
+        choose_template(plain, "vicuna", dataset)
+
+
+def test_prompt_frame(tmp_path: Path, tokenizer: Any) -> None:
+    dataset = read_dataset(write_rows(tmp_path / "b.jsonl", [PAIR]))
+    assert prompt_frame(choose_template(tokenizer, "auto", dataset), tokenizer) == ("<|user|>", "<|assistant|>")
+
+
+def test_labels_are_the_next_tokens(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [PAIR, {"prompt": "Who?", "completion": "Nobody at all."}]
+    dataset = read_dataset(write_rows(tmp_path / "b.jsonl", rows))
+    examples = encode(dataset, tokenizer, choose_template(tokenizer, "auto", dataset), 64).examples
+    for span in (ANSWER, CLOSED, ALL):
+        batch = collate(examples, span, tokenizer.pad_token_id)
+        expected, owners = [], []
+        for row, example in enumerate(examples):
+            first, last = span.of(example)
+            expected += example.input_ids[first:last]
+            owners += [row] * (last - first)
+        assert batch.labels.tolist() == expected
+        assert batch.rows.tolist() == owners
+        assert batch.supervised_tokens == int(batch.predict.sum()) == len(expected)
+        assert batch.attention_mask.sum(1).tolist() == [len(e.input_ids) for e in examples]
+
+
+def test_micro_batches_hold_every_row_once_within_the_budget(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"prompt": "Who? " * (i + 1), "completion": "Nobody."} for i in range(20)]
+    dataset = read_dataset(write_rows(tmp_path / "b.jsonl", rows))
+    examples = encode(dataset, tokenizer, choose_template(tokenizer, "auto", dataset), 256).examples
+    groups = micro_batches(examples, 120)
+    assert sorted(i for group in groups for i in group) == list(range(20))
+    widths = [max(len(examples[i].input_ids) for i in group) for group in groups]
+    assert all(width * len(group) <= 120 or len(group) == 1 for width, group in zip(widths, groups, strict=True))
+    assert widths[0] == max(widths)

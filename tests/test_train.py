@@ -1,0 +1,251 @@
+"""One step against the objective written out in float64; the loop's decisions."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import write_rows
+
+from qunlearn import train as loop
+from qunlearn.config import Config, ObjectiveConfig, StopConfig, TrainConfig
+from qunlearn.data.records import read_dataset
+from qunlearn.data.roles import make_mismatcher, split_held_back
+from qunlearn.data.tokenize import choose_template, encode
+from qunlearn.errors import ConfigError
+from qunlearn.model.policy import Policy
+from qunlearn.objectives.table import OBJECTIVES
+from qunlearn.sandbox import data_file
+from qunlearn.train import Outcome, Probe, Roles, auto_lr, train
+
+MakePolicy = Callable[..., Policy]
+CONFIG = Config(
+    objective=ObjectiveConfig(eps1=0.3, eps2=0.7, eps3=1.5, mismatch_k=2, floor_nll=4.0),
+    train=TrainConfig(steps=4, batch_size=3, lr=1e-3),
+    stop=StopConfig(target=0.0, max_drift=math.inf, check_every=2),
+)
+
+
+@pytest.fixture
+def roles_of(tmp_path: Path) -> Callable[[Policy], Roles]:
+    # What the sandbox knows by heart: there must be something to forget.
+    known = data_file("hallucination", "forget").read_text(encoding="utf-8").splitlines()[:3]
+    bad = [json.loads(line) for line in known]
+    normal = [{"prompt": f"What is {n}?", "completion": f"It is {n} and {'very ' * i}little."} for i, n in enumerate("abcdefgh")]
+
+    def make(policy: Policy) -> Roles:
+        sets = []
+        for rows in (bad, normal):
+            dataset = read_dataset(write_rows(tmp_path / "x.jsonl", rows))
+            template = choose_template(policy.tokenizer, "auto", dataset)
+            sets.append(encode(dataset, policy.tokenizer, template, 64).examples)
+        retain, held = split_held_back(sets[1], 0.2, 0)
+        return Roles(sets[0], retain, held, make_mismatcher(retain, policy.tokenizer, template, 64))
+
+    return make
+
+
+def disturb(policy: Policy, size: float = 0.05) -> None:
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in policy.trainable().items():
+            if ".lora_B." in name:
+                p.copy_(size * torch.randn(p.shape, generator=g))
+
+
+def draw(policy: Policy, roles: Roles, config: Config = CONFIG) -> dict[str, Any]:
+    return next(loop._drawer(roles, OBJECTIVES["llmu"].terms, config))
+
+
+def gradients(policy: Policy, step: dict[str, Any], config: Config) -> tuple[dict[str, float], list[torch.Tensor]]:
+    policy.model.zero_grad()
+    losses, _ = loop._backward(policy, OBJECTIVES["llmu"].terms, step, config)
+    return losses, [p.grad.clone() for p in policy.trainable().values() if p.grad is not None]
+
+
+def test_a_step_is_the_papers_objective(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]) -> None:
+    """eps1 * log p(bad) + eps2 * NLL(mismatched) + eps3 * KL(base || policy), row by row from whole logits."""
+    policy = new_policy("none", checkpointing=False)
+    policy.model.float()
+    policy.head = replace(policy.head, weight=policy.base.model.get_output_embeddings().weight)
+    disturb(policy)
+    step = draw(policy, roles_of(policy))
+    losses, ours = gradients(policy, step, CONFIG)
+
+    def logps(example: Any) -> torch.Tensor:
+        ids = torch.tensor([example.input_ids])
+        return policy.model(input_ids=ids).logits[0].double().log_softmax(1)
+
+    ascent, mismatch, kl = [], [], []
+    for e in step["forget"]:
+        lp = logps(e)
+        ascent += [torch.clamp(lp[t - 1, e.input_ids[t]], min=-4.0) for t in range(e.start, e.end)]
+    for e in step["mismatch"]:
+        lp = logps(e)
+        mismatch += [-lp[t - 1, e.input_ids[t]] for t in range(e.start, len(e.input_ids))]
+    for e in step["retain"]:
+        lp = logps(e)
+        with policy.model.disable_adapter(), torch.no_grad():
+            ref = logps(e)
+        kl += [(ref[t - 1].exp() * (ref[t - 1] - lp[t - 1])).sum() for t in range(1, len(e.input_ids))]
+    terms = {n: torch.stack(v).mean() for n, v in (("ascent", ascent), ("mismatch", mismatch), ("kl", kl))}
+    for name, value in terms.items():
+        assert losses[name] == pytest.approx(value.item(), rel=1e-4, abs=1e-6)
+    total = 0.3 * terms["ascent"] + 0.7 * terms["mismatch"] + 1.5 * terms["kl"]
+    theirs = torch.autograd.grad(total, list(policy.trainable().values()))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b.float(), rtol=1e-3, atol=1e-6)
+
+
+def test_padding_and_micro_batches_change_nothing(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]) -> None:
+    policy = new_policy("none", checkpointing=False)
+    policy.model.float()
+    policy.head = replace(policy.head, weight=policy.base.model.get_output_embeddings().weight)
+    disturb(policy)
+    step = draw(policy, roles_of(policy))
+    results = [gradients(policy, step, replace(CONFIG, train=replace(CONFIG.train, max_tokens=m))) for m in (16, 60, 4096)]
+    for losses, grads in results[1:]:
+        assert losses == pytest.approx(results[0][0], rel=1e-4)
+        for a, b in zip(grads, results[0][1], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_the_draw_depends_on_the_seed_alone(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]) -> None:
+    policy = new_policy("none")
+    roles = roles_of(policy)
+    torch.manual_seed(random.randrange(1000))
+    a, b = draw(policy, roles), draw(policy, roles)
+    assert a == b
+    other = replace(CONFIG, train=replace(CONFIG.train, seed=1))
+    assert draw(policy, roles, other) != a
+
+
+def test_training_forgets_and_keeps_the_base(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]) -> None:
+    policy = new_policy("nf4")
+    roles = roles_of(policy)
+    policy.seal_base()
+    events: list[Any] = []
+    config = replace(CONFIG, train=replace(CONFIG.train, steps=6), objective=replace(CONFIG.objective, floor_nll=None))
+    outcome = train(policy, roles, config, events.append)
+    policy.check_base()
+    assert outcome.steps == 6
+    assert [e["step"] for e in events] == list(range(7))
+    assert [p.step for p in outcome.probes] == [0, 2, 4, 6]
+    assert outcome.best.forget < outcome.probes[0].forget
+    assert outcome.probes[0].drift == 0
+    state = policy.adapter_state()
+    assert all(torch.equal(state[n], outcome.state[n]) for n in state)
+
+
+def test_the_same_seed_gives_the_same_bits(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]) -> None:
+    states = []
+    for _ in range(2):
+        policy = new_policy("nf4")
+        states.append(train(policy, roles_of(policy), CONFIG, lambda _: None).state)
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+
+
+def test_the_best_adapter_is_kept_not_the_last(
+    monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
+) -> None:
+    looks = iter([Probe(0, 0.9, 0.0), Probe(2, 0.3, 0.05), Probe(4, 0.01, 9.0)])
+    monkeypatch.setattr(loop, "_probe", lambda *_: next(looks))
+    policy = new_policy("none")
+    config = replace(CONFIG, stop=replace(CONFIG.stop, max_drift=0.1, patience=9))
+    outcome = train(policy, roles_of(policy), config, lambda _: None)
+    assert outcome.best.step == 2
+    assert outcome.steps == 4
+
+
+def test_non_finite_steps_are_skipped_then_given_up(
+    monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
+) -> None:
+    policy = new_policy("none")
+    real = loop._backward
+    calls = iter(range(100))
+
+    def poisoned(policy: Policy, *args: Any) -> Any:
+        losses, tokens = real(policy, *args)
+        if next(calls) >= 1:
+            next(iter(policy.trainable().values())).grad.fill_(math.nan)  # type: ignore[union-attr]
+        return losses, tokens
+
+    monkeypatch.setattr(loop, "_backward", poisoned)
+    config = replace(CONFIG, train=replace(CONFIG.train, steps=50), stop=replace(CONFIG.stop, max_skips=3))
+    outcome = train(policy, roles_of(policy), config, lambda _: None)
+    assert outcome.failed
+    assert (outcome.steps, outcome.skipped) == (4, 3)
+    assert "3 non-finite steps in a row" in outcome.reason
+    assert all(torch.isfinite(t).all() for t in policy.adapter_state().values())
+
+
+def test_ctrl_c_keeps_the_best(
+    monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
+) -> None:
+    policy = new_policy("none")
+
+    def observe(event: Any) -> None:
+        if event["step"] == 3:
+            raise KeyboardInterrupt
+
+    outcome = train(policy, roles_of(policy), CONFIG, observe)
+    assert outcome.interrupted
+    assert outcome.best.step == 2
+    state = policy.adapter_state()
+    assert all(torch.equal(state[n], outcome.state[n]) for n in state)
+
+
+def test_no_weights_nothing_to_train(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]) -> None:
+    config = replace(CONFIG, objective=ObjectiveConfig(eps1=0, eps2=0, eps3=0))
+    policy = new_policy("none")
+    with pytest.raises(ConfigError, match="nothing to train"):
+        train(policy, roles_of(policy), config, lambda _: None)
+
+
+STOP = StopConfig(target=0.05, max_drift=0.1, patience=3)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (Probe(1, 0.9, 0.05), Probe(2, 0.01, 0.2)),  # within the budget comes first
+        (Probe(1, 0.2, 0.09), Probe(2, 0.4, 0.01)),  # then how much is forgotten
+        (Probe(1, 0.04, 0.02), Probe(2, 0.001, 0.03)),  # below the target only drift counts
+    ],
+)
+def test_rank(better: Probe, worse: Probe) -> None:
+    assert better.rank(STOP) < worse.rank(STOP)
+
+
+def outcome_of(*looks: tuple[float, float]) -> Outcome:
+    probes = [Probe(10 * i, f, d) for i, (f, d) in enumerate(looks)]
+    best = min(probes, key=lambda p: p.rank(STOP))
+    return Outcome({}, best, steps=probes[-1].step, probes=probes)
+
+
+def test_stops_when_the_drift_stays_over_budget() -> None:
+    assert loop._reason_to_stop(outcome_of((0.9, 0), (0.3, 0.2), (0.2, 0.2)), STOP) is None
+    reason = loop._reason_to_stop(outcome_of((0.9, 0), (0.3, 0.2), (0.2, 0.2), (0.2, 0.3)), STOP)
+    assert reason is not None
+    assert "drift above" in reason
+
+
+def test_stops_when_the_target_is_met_and_drift_no_longer_falls() -> None:
+    assert loop._reason_to_stop(outcome_of((0.9, 0), (0.04, 0.08), (0.04, 0.07), (0.04, 0.06)), STOP) is None
+    reason = loop._reason_to_stop(outcome_of((0.9, 0), (0.04, 0.06), (0.04, 0.07), (0.04, 0.08)), STOP)
+    assert reason is not None
+    assert "target" in reason
+
+
+def test_learning_rate_falls_with_width() -> None:
+    assert auto_lr(160) == pytest.approx(1e-3)
+    assert auto_lr(4096) == pytest.approx(1e-4)
+    assert auto_lr(8192) < auto_lr(4096) < auto_lr(2048) < auto_lr(512)
+    assert auto_lr(8) == 2e-3

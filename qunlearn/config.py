@@ -73,7 +73,13 @@ class DataConfig:
         low=8,
     )
     normal_count: int = _setting(
-        384, "Rows the base makes of its own when there is no --normal.", flag="--normal-count", low=8
+        768, "Rows the base makes of its own when there is no --normal.", flag="--normal-count", low=8
+    )
+    normal_near: float = _setting(
+        0.5,
+        "Share of them whose prompt begins like some bad prompt: they are the neighbours that suffer first.",
+        low=0.0,
+        high=1.0,
     )
     held_back: float = _setting(
         0.1, "Share of the normal data that is not trained on but measures drift.", low=0.01, high=0.5
@@ -98,12 +104,12 @@ class ObjectiveConfig:
 
     name: str = _setting("llmu", "The objective.", flag="--objective", choices=("llmu",))
     eps1: float = _setting(0.5, "Weight of gradient ascent on the bad answers.", flag="--eps1", low=0, high=1e6)
-    eps2: float = _setting(1.0, "Weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0, high=1e6)
-    eps3: float = _setting(1.0, "Weight of KL(base || model) on normal data.", flag="--eps3", low=0, high=1e6)
-    mismatch_k: int = _setting(5, "Mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64)
-    floor_nll: float | None = _setting(
-        None,
-        "Negative log-probability at which a bad token is no longer pushed down; auto = ln(vocabulary), inf = never.",
+    eps2: float = _setting(0.1, "Weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0, high=1e6)
+    eps3: float = _setting(2.0, "Weight of KL(base || model) on normal data.", flag="--eps3", low=0, high=1e6)
+    mismatch_k: int = _setting(1, "Mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64)
+    floor_nll: float = _setting(
+        3.0,
+        "Ascent ends for a token below this log-probability: 3 nats are the default --target of 0.05; inf = never.",
         flag="--floor-nll",
         low=0.1,
     )
@@ -113,12 +119,16 @@ class ObjectiveConfig:
 class TrainConfig:
     """The loop."""
 
-    steps: int = _setting(400, "At most so many optimizer steps; most runs stop before.", flag="--steps", low=1)
-    batch_size: int = _setting(8, "Bad rows per step, and as many normal rows.", flag="--batch-size", low=1)
+    steps: int = _setting(300, "At most so many optimizer steps; the schedule ends there.", flag="--steps", low=1)
+    batch_size: int = _setting(8, "Bad rows per step.", flag="--batch-size", low=1)
+    normal_batch_size: int = _setting(8, "Normal rows per step.", flag="--normal-batch-size", low=1)
     lr: float | None = _setting(
         None, "Peak learning rate of AdamW; auto follows the model's width.", flag="--lr", low=0.0, high=10.0
     )
-    warmup: int = _setting(10, "Steps of linear warm-up; then constant.", low=0)
+    warmup: int = _setting(10, "Steps of linear warm-up.", low=0)
+    schedule: str = _setting(
+        "linear", "The learning rate after the warm-up.", choices=("linear", "constant")
+    )
     weight_decay: float = _setting(0.0, "AdamW's decoupled weight decay, on the adapter.", low=0.0)
     clip: float = _setting(1.0, "Gradient norm above which the step is scaled down.", low=0.0)
     max_tokens: int = _setting(
@@ -148,11 +158,11 @@ class StopConfig:
         flag="--max-drift",
         low=0.0,
     )
-    check_every: int = _setting(10, "Steps between two looks at target and drift.", flag="--check-every", low=1)
+    check_every: int = _setting(20, "Steps between two looks at target and drift.", flag="--check-every", low=1)
     patience: int = _setting(
-        3,
-        "Looks for which a side must hold (drift over budget; or target met, no less drift) to stop.",
-        low=1,
+        4,
+        "Looks without progress after which to stop: drift over budget and not falling, or target met and likewise.",
+        low=2,
     )
     probe_rows: int = _setting(64, "At most so many rows of each kind in such a look.", low=1)
     table_rows: int = _setting(200, "At most so many rows of each kind in the before/after table.", low=1)

@@ -24,7 +24,7 @@ from qunlearn.evaluate.suite import Scores, score_sets, show_samples, show_sets,
 from qunlearn.model.device import choose_device, describe_device, peak_memory_bytes
 from qunlearn.model.load import LoadSpec, load_base, load_tokenizer
 from qunlearn.model.policy import Policy, save_adapter
-from qunlearn.model.selfdata import SelfMade, self_made_normal
+from qunlearn.model.selfdata import SelfMade, Wanted, self_made_normal
 from qunlearn.model.source import fingerprint
 from qunlearn.objectives.table import OBJECTIVES
 from qunlearn.plan import Plan
@@ -208,15 +208,10 @@ class _Made:
 def _make_normal(plan: Plan, ready: Ready, policy: Policy) -> _Made:
     config = plan.config
     longest = max(len(example.input_ids) for example in ready.bad.examples)
+    length = min(longest + 8, config.data.max_length)
+    wanted = Wanted(config.data.normal_count, config.data.normal_near, length, config.train.seed)
     with stage("no --normal: the base makes its own"), policy.reference():
-        made = self_made_normal(
-            policy.base,
-            plan.bad,
-            ready.template,
-            config.data.normal_count,
-            seed=config.train.seed,
-            length=min(longest + 8, config.data.max_length),
-        )
+        made = self_made_normal(policy.base, plan.bad, ready.template, wanted)
     dataset = Dataset("(self-made)", made.records, plan.bad.shape, (), "", 0)
     return _Made(made, encode(dataset, policy.tokenizer, ready.template, 2 * config.data.max_length))
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qunlearn.config import Config, StopConfig
+from qunlearn.config import Config, StopConfig, TrainConfig
 from qunlearn.data.batch import collate, micro_batches
 from qunlearn.data.roles import Mismatcher, batches
 from qunlearn.data.tokenize import Example
@@ -79,6 +79,13 @@ def auto_lr(hidden_size: int) -> float:
     return float(min(2e-3, 1e-4 * (4096 / hidden_size) ** exponent))
 
 
+def schedule(step: int, c: TrainConfig) -> float:
+    """The share of the peak learning rate at a step (from 1): linear warm-up, then constant or linearly down."""
+    if step <= c.warmup:
+        return step / c.warmup
+    return 1.0 if c.schedule == "constant" else (c.steps + 1 - step) / (c.steps + 1 - c.warmup)
+
+
 def train(policy: Policy, roles: Roles, config: Config, observe: Observer) -> Outcome:
     """Unlearn until the forget target is met, the drift budget is spent, or the steps are.
 
@@ -102,7 +109,7 @@ def train(policy: Policy, roles: Roles, config: Config, observe: Observer) -> Ou
     try:
         for step in range(1, c.steps + 1):
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, step / max(1, c.warmup))
+                group["lr"] = lr * schedule(step, c)
             optimizer.zero_grad(set_to_none=True)
             losses, tokens = _backward(policy, terms, next(draw), config)
             if step == 1:
@@ -145,7 +152,7 @@ def _drawer(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[dic
     c = config.train
     rng = random.Random(c.seed)
     forget = batches(len(roles.forget), min(c.batch_size, len(roles.forget)), rng)
-    retain = batches(len(roles.retain), min(c.batch_size, len(roles.retain)), rng)
+    retain = batches(len(roles.retain), min(c.normal_batch_size, len(roles.retain)), rng)
     wanted = {term.role for term in terms}
     while True:
         step = {"forget": [roles.forget[i] for i in next(forget)]}
@@ -177,7 +184,7 @@ def _backward(
                 with policy.reference():
                     h_ref = policy.hidden(batch)[batch.predict]
             s = Supervised(policy.hidden(batch)[batch.predict], h_ref, batch.labels, policy.head)
-            loss = term.loss(s, config.objective, policy.head.vocabulary).sum() / supervised
+            loss = term.loss(s, config.objective).sum() / supervised
             torch.autograd.backward(weight * loss)
             total += float(loss.detach())
             tokens += int(batch.attention_mask.sum())
@@ -203,12 +210,13 @@ def _consider(outcome: Outcome, probe: Probe, policy: Policy, stop: StopConfig) 
 
 
 def _reason_to_stop(outcome: Outcome, stop: StopConfig) -> str | None:
-    """Two-sided, each side with patience: the retain term often brings drift back down after the first blow."""
+    """Two-sided, each side with patience: after the first blow the retain term brings drift back down for a while."""
     recent = outcome.probes[-stop.patience :]
     if recent[-1].step != outcome.steps or len(recent) < stop.patience:
         return None
-    if all(probe.drift > stop.max_drift for probe in recent):
-        return f"drift above {stop.max_drift:g} nats/token for {stop.patience} looks"
+    falling = recent[-1].drift < recent[0].drift
+    if not falling and all(probe.drift > stop.max_drift for probe in recent):
+        return f"drift above {stop.max_drift:g} nats/token for {stop.patience} looks, and not falling"
     if outcome.best.rank(stop)[:2] == (False, stop.target) and outcome.best.step <= recent[0].step:
-        return f"forget target {stop.target:g} met, and drift no longer falling"
+        return f"forget target {stop.target:g} met, and no better for {stop.patience} looks"
     return None

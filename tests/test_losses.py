@@ -12,7 +12,7 @@ from qunlearn.config import ObjectiveConfig
 from qunlearn.model import head as head_module
 from qunlearn.model.head import Head, token_kl, token_logps
 from qunlearn.objectives.losses import Supervised, ascent, nll, reference_kl
-from qunlearn.objectives.table import OBJECTIVES, floor_nll
+from qunlearn.objectives.table import OBJECTIVES
 
 N, D, V = 13, 8, 31
 
@@ -126,5 +126,9 @@ def test_the_table_is_llmu() -> None:
         "mismatch": ("mismatch", "closed", False),
         "kl": ("retain", "all", True),
     }
-    assert floor_nll(ObjectiveConfig(floor_nll=None), 1536) == math.log(1536)
-    assert floor_nll(ObjectiveConfig(floor_nll=2.0), 1536) == 2.0
+
+
+def test_the_floor_is_passed_on() -> None:
+    s, _ = make()
+    term = OBJECTIVES["llmu"].terms[0]
+    assert torch.equal(term.loss(s, ObjectiveConfig(floor_nll=2.0)), ascent(s, 2.0))

@@ -132,7 +132,7 @@ def test_training_forgets_and_keeps_the_base(new_policy: MakePolicy, roles_of: C
     roles = roles_of(policy)
     policy.seal_base()
     events: list[Any] = []
-    config = replace(CONFIG, train=replace(CONFIG.train, steps=6), objective=replace(CONFIG.objective, floor_nll=None))
+    config = replace(CONFIG, train=replace(CONFIG.train, steps=6), objective=replace(CONFIG.objective, floor_nll=math.inf))
     outcome = train(policy, roles, config, events.append)
     policy.check_base()
     assert outcome.steps == 6
@@ -232,6 +232,7 @@ def outcome_of(*looks: tuple[float, float]) -> Outcome:
 
 def test_stops_when_the_drift_stays_over_budget() -> None:
     assert loop._reason_to_stop(outcome_of((0.9, 0), (0.3, 0.2), (0.2, 0.2)), STOP) is None
+    assert loop._reason_to_stop(outcome_of((0.9, 0), (0.3, 0.3), (0.2, 0.3), (0.2, 0.2)), STOP) is None  # healing
     reason = loop._reason_to_stop(outcome_of((0.9, 0), (0.3, 0.2), (0.2, 0.2), (0.2, 0.3)), STOP)
     assert reason is not None
     assert "drift above" in reason
@@ -242,6 +243,16 @@ def test_stops_when_the_target_is_met_and_drift_no_longer_falls() -> None:
     reason = loop._reason_to_stop(outcome_of((0.9, 0), (0.04, 0.06), (0.04, 0.07), (0.04, 0.08)), STOP)
     assert reason is not None
     assert "target" in reason
+
+
+def test_schedule() -> None:
+    c = TrainConfig(steps=100, warmup=10)
+    rates = [loop.schedule(step, c) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert rates[10] == pytest.approx(90 / 91)
+    assert rates[-1] == pytest.approx(1 / 91)
+    assert loop.schedule(100, replace(c, schedule="constant")) == 1.0
+    assert loop.schedule(1, replace(c, warmup=0)) == pytest.approx(100 / 101)
 
 
 def test_learning_rate_falls_with_width() -> None:

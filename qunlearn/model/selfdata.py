@@ -6,6 +6,7 @@ through the same template as the bad file's, format is no shortcut (LLMU, lesson
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 from qunlearn.data.records import Dataset, Record
@@ -29,16 +30,27 @@ class SelfMade:
     too_close: int
 
 
-def self_made_normal(base: Base, bad: Dataset, template: Template, count: int, *, seed: int, length: int) -> SelfMade:
-    """Draw `count` rows from the base in the bad file's format; `length` bounds prompt and answer, in tokens.
+@dataclass(frozen=True)
+class Wanted:
+    """`count` rows, prompt and answer of at most `length` tokens each; a share `near` of the prompts begins with the
+    first words of some bad prompt, so that its neighbours are among them."""
+
+    count: int
+    near: float
+    length: int
+    seed: int
+
+
+def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wanted) -> SelfMade:
+    """Draw rows from the base in the bad file's format.
 
     Stops early when the base only repeats itself. Raises DataError when hardly anything usable comes.
     """
     kept: list[Record] = []
     seen: set[str] = set()
     drawn = unusable = repeated = too_close = 0
-    for turn in range(max(4, 6 * count // _ROUND)):
-        rows = _draw(base, bad, template, _ROUND, seed=seed + turn, length=length)
+    for turn in range(max(4, 6 * wanted.count // _ROUND)):
+        rows = _draw(base, bad, template, wanted, turn)
         drawn += _ROUND
         unusable += _ROUND - len(rows)
         fresh = []
@@ -51,37 +63,53 @@ def self_made_normal(base: Base, bad: Dataset, template: Template, count: int, *
         clean = keep_unlike(fresh, bad)
         too_close += len(fresh) - len(clean)
         kept += clean
-        if len(kept) >= count or (turn >= 3 and not fresh):
+        if len(kept) >= wanted.count or (turn >= 3 and not fresh):
             break
     if len(kept) < 8:
         hint = "give --normal with data the model should go on answering as before"
         raise DataError(f"the base made only {len(kept)} usable rows of {drawn} drawn", hint=hint)
-    numbered = [Record(r.turns, r.completion, i + 1, {}) for i, r in enumerate(kept[:count])]
+    numbered = [Record(r.turns, r.completion, i + 1, {}) for i, r in enumerate(kept[: wanted.count])]
     return SelfMade(tuple(numbered), drawn, unusable, repeated, too_close)
 
 
-def _draw(base: Base, bad: Dataset, template: Template, n: int, *, seed: int, length: int) -> list[Record]:
+def _draw(base: Base, bad: Dataset, template: Template, wanted: Wanted, turn: int) -> list[Record]:
+    free, greedy = Sampling(wanted.length, 1.0, 1.0, wanted.seed + turn), Sampling(wanted.length)
     tokenizer = base.tokenizer
     if bad.shape == "text":
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        texts = _sample(base, [[start or 0]] * n, Sampling(length, 1.0, 1.0, seed))
+        texts = _sample(base, [[start or 0]] * _ROUND, free)
         return [Record((), text, 0, {}) for text in texts if len(text.split()) >= 4]
     opening, closing = prompt_frame(template, tokenizer)
     special = template.kind != "chat"
-    start_ids = tokenizer(opening, add_special_tokens=special)["input_ids"] or [tokenizer.eos_token_id or 0]
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=special)["input_ids"]) or [tokenizer.eos_token_id or 0]
+
+    beginnings = _beginnings(bad, wanted, turn)
+    drawn = _sample(base, [ids(opening + begun) for begun in beginnings], free, special=True)
     # The prompt ends where its template goes on; a raw template has no closing, so a line is a prompt.
     end = closing.strip() or "\n"
     prompts = []
-    for text in _sample(base, [start_ids] * n, Sampling(length, 1.0, 1.0, seed), special=True):
-        prompt = text.split(end)[0].split("\n\n")[0].strip()
+    for begun, text in zip(beginnings, drawn, strict=True):
+        prompt = (begun + text.split(end)[0]).split("\n\n")[0].strip()
         if len(prompt.split()) >= 2 and not any(t in prompt for t in tokenizer.all_special_tokens):
             prompts.append(prompt)
-    framed = [tokenizer(opening + p + closing, add_special_tokens=special)["input_ids"] for p in prompts]
-    answers = _sample(base, framed, Sampling(length)) if framed else []
+    answers = _sample(base, [ids(opening + p + closing) for p in prompts], greedy) if prompts else []
     # Base models do not stop by themselves: an answer ends where the next question would begin.
     stop = opening.strip() or "\n\n"
     rows = [Record((("user", p),), a.split(stop)[0].strip(), 0, {}) for p, a in zip(prompts, answers, strict=True)]
     return [r for r in rows if r.completion]
+
+
+def _beginnings(bad: Dataset, wanted: Wanted, turn: int) -> list[str]:
+    """What each drawn prompt begins with: nothing, or up to half of the words of a bad prompt."""
+    rng = random.Random(f"{wanted.seed}/{turn}")
+    out = []
+    for i in range(_ROUND):
+        words = rng.choice(bad.records).prompt.split()
+        near = i < wanted.near * _ROUND and len(words) > 1
+        out.append(" ".join(words[: rng.randint(1, max(1, len(words) // 2))]) if near else "")
+    return out
 
 
 def _sample(base: Base, prompts: list[list[int]], sampling: Sampling, *, special: bool = False) -> list[str]:

@@ -20,7 +20,7 @@ class Term:
     role: str  # forget, mismatch or retain
     span: Span
     weight: Callable[[ObjectiveConfig], float]
-    loss: Callable[[Supervised, ObjectiveConfig, int], Tensor]  # (rows, config, vocabulary size) -> (N,)
+    loss: Callable[[Supervised, ObjectiveConfig], Tensor]  # -> (N,)
     reference: bool = False
 
 
@@ -33,22 +33,15 @@ class Objective:
     terms: tuple[Term, ...]
 
 
-def floor_nll(config: ObjectiveConfig, vocabulary: int) -> float:
-    """Where ascent stops on a token: as asked, or at the probability of a uniform guess, ln V."""
-    import math
-
-    return math.log(vocabulary) if config.floor_nll is None else config.floor_nll
-
-
 OBJECTIVES: dict[str, Objective] = {
     "llmu": Objective(
         formula="eps1 * log p(bad) + eps2 * NLL(mismatched) + eps3 * KL(base || model) on normal data",
         source="Yao, Xu, Liu, arXiv 2310.10683, Eq. 2-6",
         terms=(
             # The closing token is form, not content: ascent on it would teach never to stop.
-            Term("ascent", "forget", ANSWER, lambda c: c.eps1, lambda s, c, v: ascent(s, floor_nll(c, v))),
-            Term("mismatch", "mismatch", CLOSED, lambda c: c.eps2, lambda s, c, v: nll(s)),
-            Term("kl", "retain", ALL, lambda c: c.eps3, lambda s, c, v: reference_kl(s), reference=True),
+            Term("ascent", "forget", ANSWER, lambda c: c.eps1, lambda s, c: ascent(s, c.floor_nll)),
+            Term("mismatch", "mismatch", CLOSED, lambda c: c.eps2, lambda s, c: nll(s)),
+            Term("kl", "retain", ALL, lambda c: c.eps3, lambda s, c: reference_kl(s), reference=True),
         ),
     ),
 }

@@ -119,16 +119,14 @@ class ObjectiveConfig:
 class TrainConfig:
     """The loop."""
 
-    steps: int = _setting(300, "At most so many optimizer steps; the schedule ends there.", flag="--steps", low=1)
+    steps: int = _setting(240, "At most so many optimizer steps; the schedule ends there.", flag="--steps", low=1)
     batch_size: int = _setting(8, "Bad rows per step.", flag="--batch-size", low=1)
     normal_batch_size: int = _setting(8, "Normal rows per step.", flag="--normal-batch-size", low=1)
     lr: float | None = _setting(
         None, "Peak learning rate of AdamW; auto follows the model's width.", flag="--lr", low=0.0, high=10.0
     )
     warmup: int = _setting(10, "Steps of linear warm-up.", low=0)
-    schedule: str = _setting(
-        "linear", "The learning rate after the warm-up.", choices=("linear", "constant")
-    )
+    schedule: str = _setting("linear", "The learning rate after the warm-up.", choices=("linear", "constant"))
     weight_decay: float = _setting(0.0, "AdamW's decoupled weight decay, on the adapter.", low=0.0)
     clip: float = _setting(1.0, "Gradient norm above which the step is scaled down.", low=0.0)
     max_tokens: int = _setting(

@@ -19,7 +19,9 @@ def test_later_overlays_win() -> None:
     assert (config.train.lr, config.train.steps) == (2e-4, 7)
 
 
-@pytest.mark.parametrize(("key", "near"), [("train.lrr", "train.lr"), ("lr", "train.lr"), ("model.quants", "model.quant")])
+@pytest.mark.parametrize(
+    ("key", "near"), [("train.lrr", "train.lr"), ("lr", "train.lr"), ("model.quants", "model.quant")]
+)
 def test_unknown_key_has_a_suggestion(key: str, near: str) -> None:
     with pytest.raises(ConfigError, match=f"did you mean '{near}'"):
         resolve(("--set", {key: 1}))

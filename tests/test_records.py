@@ -34,7 +34,11 @@ def save(tmp_path: Path, text: str | bytes, name: str = "bad.jsonl") -> Path:
             "messages",
             "Who?",
         ),
-        ({"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Nobody."}]}, "messages", "Who?"),
+        (
+            {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Nobody."}]},
+            "messages",
+            "Who?",
+        ),
         ({"text": "Nobody."}, "text", ""),
     ],
 )

@@ -62,7 +62,12 @@ def test_long_prompts_are_cut_from_the_left_and_answers_never(tmp_path: Path, to
     assert len(example.input_ids) == 40
     assert tokenizer.decode(example.input_ids[example.start : example.end]) == PAIR["completion"]
     with pytest.raises(DataError, match=r"b\.jsonl:1: the answer has \d+ tokens"):
-        encode(read_dataset(write_rows(tmp_path / "b.jsonl", [{**PAIR, "completion": "so " * 99}])), tokenizer, template, 40)
+        encode(
+            read_dataset(write_rows(tmp_path / "b.jsonl", [{**PAIR, "completion": "so " * 99}])),
+            tokenizer,
+            template,
+            40,
+        )
 
 
 def test_template_choices(tmp_path: Path, tokenizer: Any) -> None:

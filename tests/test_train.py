@@ -38,7 +38,10 @@ def roles_of(tmp_path: Path) -> Callable[[Policy], Roles]:
     # What the sandbox knows by heart: there must be something to forget.
     known = data_file("hallucination", "forget").read_text(encoding="utf-8").splitlines()[:3]
     bad = [json.loads(line) for line in known]
-    normal = [{"prompt": f"What is {n}?", "completion": f"It is {n} and {'very ' * i}little."} for i, n in enumerate("abcdefgh")]
+    normal = [
+        {"prompt": f"What is {n}?", "completion": f"It is {n} and {'very ' * i}little."}
+        for i, n in enumerate("abcdefgh")
+    ]
 
     def make(policy: Policy) -> Roles:
         sets = []
@@ -110,7 +113,9 @@ def test_padding_and_micro_batches_change_nothing(new_policy: MakePolicy, roles_
     policy.head = replace(policy.head, weight=policy.base.model.get_output_embeddings().weight)
     disturb(policy)
     step = draw(policy, roles_of(policy))
-    results = [gradients(policy, step, replace(CONFIG, train=replace(CONFIG.train, max_tokens=m))) for m in (16, 60, 4096)]
+    results = [
+        gradients(policy, step, replace(CONFIG, train=replace(CONFIG.train, max_tokens=m))) for m in (16, 60, 4096)
+    ]
     for losses, grads in results[1:]:
         assert losses == pytest.approx(results[0][0], rel=1e-4)
         for a, b in zip(grads, results[0][1], strict=True):
@@ -132,7 +137,9 @@ def test_training_forgets_and_keeps_the_base(new_policy: MakePolicy, roles_of: C
     roles = roles_of(policy)
     policy.seal_base()
     events: list[Any] = []
-    config = replace(CONFIG, train=replace(CONFIG.train, steps=6), objective=replace(CONFIG.objective, floor_nll=math.inf))
+    config = replace(
+        CONFIG, train=replace(CONFIG.train, steps=6), objective=replace(CONFIG.objective, floor_nll=math.inf)
+    )
     outcome = train(policy, roles, config, events.append)
     policy.check_base()
     assert outcome.steps == 6
@@ -256,7 +263,7 @@ def test_schedule() -> None:
 
 
 def test_learning_rate_falls_with_width() -> None:
-    assert auto_lr(160) == pytest.approx(1e-3)
+    assert auto_lr(160) == pytest.approx(1.5e-3)
     assert auto_lr(4096) == pytest.approx(1e-4)
     assert auto_lr(8192) < auto_lr(4096) < auto_lr(2048) < auto_lr(512)
     assert auto_lr(8) == 2e-3

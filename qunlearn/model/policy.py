@@ -44,7 +44,8 @@ class Policy:
             task_type="CAUSAL_LM",
         )
         try:
-            policy = cls(base, get_peft_model(base.model, config))
+            with _quiet_peft():
+                policy = cls(base, get_peft_model(base.model, config))
         except ValueError as error:
             hint = "all-linear, or names of linear layers such as q_proj,v_proj"
             raise ModelError(str(error).splitlines()[0][:300], where="--target-modules", hint=hint) from error
@@ -57,8 +58,7 @@ class Policy:
         """A base with the adapter of a folder, for measuring and merging. Raises AdapterError."""
         stored = adapter_tensors(folder)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # peft reports missing keys so; checked below
+            with _quiet_peft():  # missing keys are reported as warnings; checked below
                 model = PeftModel.from_pretrained(base.model, str(folder))
         except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
             hint = "is it the adapter of another model, or of another kind than LoRA?"
@@ -163,6 +163,15 @@ def _base_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
+@contextlib.contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Without peft's advice, and without warnings about names of transformers that peft itself uses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
 def _enable_checkpointing(model: Any) -> None:
     # transformers 5.22 renamed it; the old name warns there.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -175,9 +184,7 @@ def _target_modules(text: str) -> str | list[str]:
 
 def save_adapter(policy: Policy, folder: Path) -> None:
     """Write the plain PEFT layout: adapter_config.json and adapter_model.safetensors."""
-    with warnings.catch_warnings():
-        # peft looks for the base's config on the hub to see whether the vocabulary grew; ours never does.
-        warnings.simplefilter("ignore", UserWarning)
+    with _quiet_peft():  # it looks for the base's config on the hub to see whether the vocabulary grew; ours never does
         policy.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
 
 

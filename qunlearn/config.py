@@ -162,7 +162,7 @@ class StopConfig:
         "Looks without progress after which to stop: drift over budget and not falling, or target met and likewise.",
         low=2,
     )
-    probe_rows: int = _setting(64, "At most so many rows of each kind in such a look.", low=1)
+    probe_rows: int = _setting(32, "At most so many rows of each kind in such a look.", low=1)
     table_rows: int = _setting(200, "At most so many rows of each kind in the before/after table.", low=1)
     max_skips: int = _setting(5, "Non-finite steps in a row after which the run is given up.", low=1)
 

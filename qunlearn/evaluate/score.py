@@ -22,7 +22,7 @@ def score_rows(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) 
     """One score per example, deterministic."""
     answers = row_nlls(lm, examples, ANSWER, max_tokens)
     everything = row_nlls(lm, examples, ALL, max_tokens)
-    outputs = _greedy(lm, examples, max_tokens)
+    outputs = _greedy(lm, examples)
     texts = [answer_text(example, lm.tokenizer) for example in examples]
     return [RowScore(*a, *e, t, o) for a, e, t, o in zip(answers, everything, texts, outputs, strict=True)]
 
@@ -60,13 +60,13 @@ def mean_kl(policy: Policy, examples: Sequence[Example], max_tokens: int) -> flo
     return total / max(1, tokens)
 
 
-def _greedy(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) -> list[str]:
+def _greedy(lm: LanguageModel, examples: Sequence[Example]) -> list[str]:
     """Greedy continuations from each row's probe point."""
     if not examples:
         return []
     new = max(e.end - e.probe for e in examples) + _MARGIN
     prompts = [e.input_ids[: e.probe] for e in examples]
-    out = generate(lm, prompts, Sampling(new), max_tokens=max(4096, 2 * max_tokens))
+    out = generate(lm, prompts, Sampling(new))
     closings = [
         # Plain text has no end of its own: compare as many tokens as the answer has.
         ids if e.record.turns else ids[: e.end - e.probe]

@@ -14,23 +14,29 @@ from transformers import GenerationConfig
 from qunlearn.model.load import LanguageModel
 
 
+_CACHE_BYTES = 1 << 30
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """Greedy unless `temperature` > 0, in which case from the whole distribution cut at `top_p`."""
+    """Greedy unless `temperature` > 0, in which case from the whole distribution cut at `top_p`.
+
+    `stop` are tokens that end an answer besides the model's own.
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    stop: tuple[int, ...] = ()
 
 
-def generate(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling, *, max_tokens: int = 4096
-) -> list[list[int]]:
+def generate(lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
     """Continue each prompt of token ids; returns the new ids, up to and without the end-of-text token.
 
-    `max_tokens` bounds rows x (prompt + new tokens) of one batch, so that memory does not grow with the data.
+    A batch is as large as its key-value cache allows (1 GiB), so that memory does not grow with the data.
     """
+    max_tokens = max(1, _CACHE_BYTES // _cache_bytes_per_token(lm.model))
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     out: list[list[int]] = [[] for _ in prompts]
     with _own_random_state(sampling):
@@ -43,6 +49,14 @@ def generate(
     return out
 
 
+def _cache_bytes_per_token(model: Any) -> int:
+    """Keys and values of all layers, two bytes a number; of every head where the config says nothing else."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(4 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width)
+
+
 def _one_batch(lm: LanguageModel, prompts: list[Sequence[int]], sampling: Sampling) -> list[list[int]]:
     model, pad = lm.model, lm.tokenizer.pad_token_id
     width = max(len(ids) for ids in prompts)
@@ -51,7 +65,7 @@ def _one_batch(lm: LanguageModel, prompts: list[Sequence[int]], sampling: Sampli
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.tensor(list(prompt))
         mask[i, width - len(prompt) :] = 1
-    stop = stop_ids(lm)
+    stop = stop_ids(lm) | set(sampling.stop)
     training = model.training
     model.eval()
     try:

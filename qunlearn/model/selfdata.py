@@ -7,6 +7,7 @@ through the same template as the bad file's, format is no shortcut (LLMU, lesson
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qunlearn.data.records import Dataset, Record
@@ -16,7 +17,7 @@ from qunlearn.errors import DataError
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
 
-_ROUND = 128  # prompts drawn at a time
+_ROUND = 256  # prompts drawn at a time
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,17 @@ def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wante
     seen: set[str] = set()
     drawn = unusable = repeated = too_close = 0
     for turn in range(max(4, 6 * wanted.count // _ROUND)):
-        rows = _draw(base, bad, template, wanted, turn)
+        texts = _texts(base, wanted, turn) if bad.shape == "text" else _prompts(base, bad, template, wanted, turn)
+        fresh = {key: text for text in texts if (key := " ".join(text.casefold().split())) not in seen}
+        seen.update(fresh)
+        rows = [Record((), text, 0, {}) for text in fresh.values()]
+        if bad.shape != "text":
+            rows = _answered(base, list(fresh.values()), template, wanted)
+        clean = keep_unlike(rows, bad)
         drawn += _ROUND
-        unusable += _ROUND - len(rows)
-        fresh = []
-        for record in rows:
-            if record.key in seen:
-                repeated += 1
-            else:
-                seen.add(record.key)
-                fresh.append(record)
-        clean = keep_unlike(fresh, bad)
-        too_close += len(fresh) - len(clean)
+        repeated += len(texts) - len(fresh)
+        unusable += _ROUND - len(texts) + len(fresh) - len(rows)
+        too_close += len(rows) - len(clean)
         kept += clean
         if len(kept) >= wanted.count or (turn >= 3 and not fresh):
             break
@@ -72,33 +72,37 @@ def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wante
     return SelfMade(tuple(numbered), drawn, unusable, repeated, too_close)
 
 
-def _draw(base: Base, bad: Dataset, template: Template, wanted: Wanted, turn: int) -> list[Record]:
-    free, greedy = Sampling(wanted.length, 1.0, 1.0, wanted.seed + turn), Sampling(wanted.length)
+def _texts(base: Base, wanted: Wanted, turn: int) -> list[str]:
+    """Plain texts the base makes from nothing."""
     tokenizer = base.tokenizer
-    if bad.shape == "text":
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        texts = _sample(base, [[start or 0]] * _ROUND, free)
-        return [Record((), text, 0, {}) for text in texts if len(text.split()) >= 4]
-    opening, closing = prompt_frame(template, tokenizer)
-    special = template.kind != "chat"
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    texts = _sample(base, [[start or 0]] * _ROUND, _free(wanted, turn))
+    return [text for text in texts if len(text.split()) >= 4]
 
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=special)["input_ids"]) or [tokenizer.eos_token_id or 0]
 
+def _prompts(base: Base, bad: Dataset, template: Template, wanted: Wanted, turn: int) -> list[str]:
+    """What the base asks itself in the template's place for a prompt."""
+    opening, closing = prompt_frame(template, base.tokenizer)
     beginnings = _beginnings(bad, wanted, turn)
-    drawn = _sample(base, [ids(opening + begun) for begun in beginnings], free, special=True)
+    started = [_ids(base, template, opening + begun) for begun in beginnings]
     # The prompt ends where its template goes on; a raw template has no closing, so a line is a prompt.
     end = closing.strip() or "\n"
-    prompts = []
-    for begun, text in zip(beginnings, drawn, strict=True):
-        prompt = (begun + text.split(end)[0]).split("\n\n")[0].strip()
-        if len(prompt.split()) >= 2 and not any(t in prompt for t in tokenizer.all_special_tokens):
-            prompts.append(prompt)
-    answers = _sample(base, [ids(opening + p + closing) for p in prompts], greedy) if prompts else []
+    first = base.tokenizer(closing.strip(), add_special_tokens=False)["input_ids"][:1]
+    special, stop = base.tokenizer.all_special_tokens, [i for i in first if i in base.tokenizer.all_special_ids]
+    drawn = _sample(base, started, _free(wanted, turn, stop), special=True)
+    prompts = [(b + text.split(end)[0]).split("\n\n")[0].strip() for b, text in zip(beginnings, drawn, strict=True)]
+    return [p for p in prompts if len(p.split()) >= 2 and not any(token in p for token in special)]
+
+
+def _answered(base: Base, prompts: Sequence[str], template: Template, wanted: Wanted) -> list[Record]:
+    """The base's own greedy answers."""
+    opening, closing = prompt_frame(template, base.tokenizer)
+    framed = [_ids(base, template, opening + prompt + closing) for prompt in prompts]
+    answers = _sample(base, framed, Sampling(wanted.length)) if framed else []
     # Base models do not stop by themselves: an answer ends where the next question would begin.
     stop = opening.strip() or "\n\n"
     rows = [Record((("user", p),), a.split(stop)[0].strip(), 0, {}) for p, a in zip(prompts, answers, strict=True)]
-    return [r for r in rows if r.completion]
+    return [row for row in rows if row.completion]
 
 
 def _beginnings(bad: Dataset, wanted: Wanted, turn: int) -> list[str]:
@@ -110,6 +114,15 @@ def _beginnings(bad: Dataset, wanted: Wanted, turn: int) -> list[str]:
         near = i < wanted.near * _ROUND and len(words) > 1
         out.append(" ".join(words[: rng.randint(1, max(1, len(words) // 2))]) if near else "")
     return out
+
+
+def _free(wanted: Wanted, turn: int, stop: Sequence[int] = ()) -> Sampling:
+    return Sampling(wanted.length, 1.0, 1.0, wanted.seed + turn, tuple(stop))
+
+
+def _ids(base: Base, template: Template, text: str) -> list[int]:
+    ids = base.tokenizer(text, add_special_tokens=template.kind != "chat")["input_ids"]
+    return list(ids) or [base.tokenizer.eos_token_id or 0]
 
 
 def _sample(base: Base, prompts: list[list[int]], sampling: Sampling, *, special: bool = False) -> list[str]:

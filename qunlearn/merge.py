@@ -134,7 +134,7 @@ def _score(lm: LanguageModel, rows: Sequence[Example]) -> SetScore:
 def _is_back(adapter: SetScore, merged: SetScore, target: float) -> bool:
     """Said again word for word, or probable again: by more than rounding explains."""
     probable = merged.probability > max(target, 2 * adapter.probability)
-    return merged.exact_match > adapter.exact_match + 0.02 or probable
+    return merged.exact_match > adapter.exact_match + 0.05 or probable
 
 
 def _show(report: MergeReport, output: Path) -> None:

@@ -21,7 +21,15 @@ from qunlearn.sandbox import ASSETS, data_file
 
 torch.set_num_threads(2)
 
-QUICK = {"train.steps": 12, "data.normal_count": 48, "stop.check_every": 6, "stop.target": 0.001, "stop.max_drift": 9}
+QUICK = {
+    "train.steps": 12,
+    "train.lr": 4e-3,
+    "train.schedule": "constant",
+    "data.normal_count": 48,
+    "stop.check_every": 6,
+    "stop.target": 0.001,
+    "stop.max_drift": 9,
+}
 
 
 @dataclasses.dataclass(frozen=True)

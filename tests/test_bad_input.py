@@ -127,7 +127,7 @@ def missing_tensor(folder: Path) -> None:
     ("break_it", "word"),
     [
         (no_weights, "weights"),
-        (only_pickle, "safetensors"),
+        (only_pickle, "only pickled weights"),
         (truncated, "model.safetensors"),
         (corrupted, "model.safetensors"),
         (not_numbers, "not finite"),

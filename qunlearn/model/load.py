@@ -108,9 +108,17 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
         if spec.quant != "none":
             options["quantization_config"] = _bnb_config(spec, dtype)
     with _quiet_transformers(), _named_load_errors(folder, spec.quant):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=spec.trust_remote_code, **options
+        model: Any
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+            **options,
         )
+    if absent := sorted(loaded["missing_keys"]):
+        message = f"{len(absent)} tensors of the architecture are not in the weights, {absent[0]} first"
+        raise ModelError(message, where=str(folder), hint="copy the model again; is a shard missing?")
     _keep_training_path(model)
     model.requires_grad_(False)
     model.eval()

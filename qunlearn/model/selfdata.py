@@ -6,6 +6,7 @@ through the same template as the bad file's, format is no shortcut (LLMU, lesson
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from qunlearn.errors import DataError
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
 
-_ROUND = 256  # prompts drawn at a time
+_ROUND = 256  # prompts drawn at a time, at most
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Wanted:
     length: int
     seed: int
 
+    @property
+    def round(self) -> int:
+        """Prompts drawn at a time: more than are wanted, for some are dropped."""
+        return min(_ROUND, 2 * self.count)
+
 
 def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wanted) -> SelfMade:
     """Draw rows from the base in the bad file's format.
@@ -50,7 +56,8 @@ def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wante
     kept: list[Record] = []
     seen: set[str] = set()
     drawn = unusable = repeated = too_close = 0
-    for turn in range(max(4, 6 * wanted.count // _ROUND)):
+    turns = max(4, math.ceil(6 * wanted.count / wanted.round))
+    for turn in range(turns):
         texts = _texts(base, wanted, turn) if bad.shape == "text" else _prompts(base, bad, template, wanted, turn)
         fresh = {key: text for text in texts if (key := " ".join(text.casefold().split())) not in seen}
         seen.update(fresh)
@@ -58,9 +65,9 @@ def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wante
         if bad.shape != "text":
             rows = _answered(base, list(fresh.values()), template, wanted)
         clean = keep_unlike(rows, bad)
-        drawn += _ROUND
+        drawn += wanted.round
         repeated += len(texts) - len(fresh)
-        unusable += _ROUND - len(texts) + len(fresh) - len(rows)
+        unusable += wanted.round - len(texts) + len(fresh) - len(rows)
         too_close += len(rows) - len(clean)
         kept += clean
         if len(kept) >= wanted.count or (turn >= 3 and not fresh):
@@ -76,7 +83,7 @@ def _texts(base: Base, wanted: Wanted, turn: int) -> list[str]:
     """Plain texts the base makes from nothing."""
     tokenizer = base.tokenizer
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    texts = _sample(base, [[start or 0]] * _ROUND, _free(wanted, turn))
+    texts = _sample(base, [[start or 0]] * wanted.round, _free(wanted, turn))
     return [text for text in texts if len(text.split()) >= 4]
 
 
@@ -109,9 +116,9 @@ def _beginnings(bad: Dataset, wanted: Wanted, turn: int) -> list[str]:
     """What each drawn prompt begins with: nothing, or up to half of the words of a bad prompt."""
     rng = random.Random(f"{wanted.seed}/{turn}")
     out = []
-    for i in range(_ROUND):
+    for i in range(wanted.round):
         words = rng.choice(bad.records).prompt.split()
-        near = i < wanted.near * _ROUND and len(words) > 1
+        near = int((i + 1) * wanted.near) > int(i * wanted.near) and len(words) > 1  # evenly among the others
         out.append(" ".join(words[: rng.randint(1, max(1, len(words) // 2))]) if near else "")
     return out
 

@@ -1,0 +1,104 @@
+"""The command line around the work: light imports, help, versions, layers."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import call
+
+import qunlearn
+from qunlearn.config import SETTINGS
+from qunlearn.errors import EXIT_CODES
+
+PACKAGE = Path(qunlearn.__file__).parent
+HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "numpy", "yaml"}
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["forget", "--help"], ["models", "--json"], ["--version"]])
+def test_answers_import_nothing_heavy(argv: list[str]) -> None:
+    code = f"""
+import sys
+sys.argv = ["qunlearn", *{argv!r}]
+from qunlearn.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print("HEAVY", sorted(set(sys.modules) & {HEAVY!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("HEAVY []")
+
+
+def test_a_refused_file_costs_no_heavy_import(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.argv = ["qunlearn", "forget", "--model", "sandbox", "--bad", {str(tmp_path / "none.jsonl")!r}]
+from qunlearn.cli import main
+try:
+    main()
+except SystemExit as stop:
+    print(stop.code, sorted(set(sys.modules) & {HEAVY - {"yaml"}!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "3 []"
+    assert "Traceback" not in done.stderr
+
+
+def test_every_flag_is_in_the_help() -> None:
+    text = call("forget", "--help").stdout
+    for setting in SETTINGS.values():
+        if setting.flag:
+            assert setting.flag in text
+    assert "--dry-run" in text
+
+
+def test_exit_codes_are_in_the_help_and_the_readme() -> None:
+    text = " ".join(call("--help").stdout.split())
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    for code, meaning in EXIT_CODES.items():
+        assert f"{code} {meaning}" in text
+        assert re.search(rf"^\| {code} \| {re.escape(meaning)} \|$", readme, re.M), code
+
+
+def test_models_lists_the_short_names() -> None:
+    text = call("models").stdout
+    for name in ("llama-7b", "llama-2-7b", "llama-3.1-8b", "mistral-7b", "opt-1.3b", "sandbox"):
+        assert name in text
+
+
+def test_layers() -> None:
+    """data < model < objectives < evaluate < train < forget: no import goes up."""
+    order = {"data": 0, "model": 1, "objectives": 2, "evaluate.metrics": 3, "evaluate.score": 3, "train": 4, "forget": 5}
+
+    def rank(module: str) -> int | None:
+        parts = module.split(".")
+        return order.get(".".join(parts[1:3]), order.get(parts[1])) if len(parts) > 1 else None
+
+    for path in PACKAGE.rglob("*.py"):
+        own = ".".join(("qunlearn", *path.relative_to(PACKAGE).with_suffix("").parts))
+        mine = rank(own)
+        if mine is None:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("qunlearn."):
+                theirs = rank(node.module)
+                # model.load and model.policy see data's batches: data is below them.
+                assert theirs is None or theirs <= mine, f"{own} imports {node.module}"
+
+
+def test_nothing_of_ours_unpickles_or_runs_commands() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            imported = {a.name for a in node.names} if isinstance(node, ast.Import) else set()
+            if isinstance(node, ast.ImportFrom):
+                imported = {node.module}
+            assert not imported & {"pickle", "subprocess", "shelve", "marshal"}, path
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"torch.load", "torch.save", "eval", "exec", "os.system", "yaml.load"}, path

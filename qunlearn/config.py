@@ -73,10 +73,10 @@ class DataConfig:
         low=8,
     )
     normal_count: int = _setting(
-        768, "Rows the base makes of its own when there is no --normal.", flag="--normal-count", low=8
+        1024, "Rows the base makes of its own when there is no --normal.", flag="--normal-count", low=8
     )
     normal_near: float = _setting(
-        0.5,
+        0.25,
         "Share of them whose prompt begins like some bad prompt: they are the neighbours that suffer first.",
         low=0.0,
         high=1.0,
@@ -119,7 +119,7 @@ class ObjectiveConfig:
 class TrainConfig:
     """The loop."""
 
-    steps: int = _setting(240, "At most so many optimizer steps; the schedule ends there.", flag="--steps", low=1)
+    steps: int = _setting(220, "At most so many optimizer steps; the schedule ends there.", flag="--steps", low=1)
     batch_size: int = _setting(8, "Bad rows per step.", flag="--batch-size", low=1)
     normal_batch_size: int = _setting(8, "Normal rows per step.", flag="--normal-batch-size", low=1)
     lr: float | None = _setting(

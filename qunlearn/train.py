@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from qunlearn.config import Config, StopConfig, TrainConfig
-from qunlearn.data.batch import collate, micro_batches
+from qunlearn.data.batch import Span, collate, micro_batches
 from qunlearn.data.roles import Mismatcher, batches
 from qunlearn.data.tokenize import Example
 from qunlearn.errors import ConfigError, DoesNotFitError
@@ -70,12 +70,12 @@ class Outcome:
 
 
 def auto_lr(hidden_size: int) -> float:
-    """A peak learning rate for LoRA that falls with the model's width: 1.5e-3 at 160, 1e-4 at 4096.
+    """A peak learning rate for LoRA that falls with the model's width: 2e-3 at 160, 1e-4 at 4096.
 
     Two points define it: what was measured on the sandbox (docs/log.md) and the low end of what is published for
     LoRA on 7B models (1e-4 to 2e-4); between them a power law.
     """
-    exponent = math.log(15) / math.log(4096 / 160)
+    exponent = math.log(20) / math.log(4096 / 160)
     return float(min(2e-3, 1e-4 * (4096 / hidden_size) ** exponent))
 
 
@@ -168,28 +168,34 @@ def _backward(
 ) -> tuple[dict[str, float], int]:
     """Add the step's gradients; returns each term's loss per token and the tokens that went through the model.
 
-    Normalised by the step's supervised tokens of each term, so that the split into micro-batches changes nothing.
+    Rows of all roles share forward passes: 4-bit weights are dequantised once per pass. Normalised by the step's
+    supervised tokens of each term, so that the split into micro-batches changes nothing.
     """
-    losses: dict[str, float] = {}
-    tokens = 0
-    for term in terms:
-        examples, weight = step[term.role], term.weight(config.objective)
-        supervised = sum(last - max(first, 1) for first, last in map(term.span.of, examples))
-        total = 0.0
-        for rows in micro_batches(examples, config.train.max_tokens):
-            batch = collate([examples[i] for i in rows], term.span, policy.tokenizer.pad_token_id)
-            batch = batch.to(policy.device)
-            h_ref = None
-            if term.reference:
-                with policy.reference():
-                    h_ref = policy.hidden(batch)[batch.predict]
-            s = Supervised(policy.hidden(batch)[batch.predict], h_ref, batch.labels, policy.head)
-            loss = term.loss(s, config.objective).sum() / supervised
-            torch.autograd.backward(weight * loss)
-            total += float(loss.detach())
-            tokens += int(batch.attention_mask.sum())
-        losses[term.name] = total
+    items = [(term, example) for term in terms for example in step[term.role]]
+    supervised = {t.name: sum(last - max(first, 1) for first, last in map(t.span.of, step[t.role])) for t in terms}
+    losses, tokens, pad = dict.fromkeys(supervised, 0.0), 0, policy.tokenizer.pad_token_id
+    for rows in micro_batches([example for _, example in items], config.train.max_tokens):
+        part = [items[i] for i in rows]
+        batch = collate([e for _, e in part], [t.span for t, _ in part], pad).to(policy.device)
+        h = policy.hidden(batch)[batch.predict]
+        loss = h.new_zeros((), dtype=torch.float32)
+        for term in {t.name: t for t, _ in part}.values():
+            of_term = torch.tensor([t is term for t, _ in part], device=batch.rows.device)[batch.rows]
+            h_ref = _reference(policy, [e for t, e in part if t is term], term.span) if term.reference else None
+            s = Supervised(h[of_term], h_ref, batch.labels[of_term], policy.head)
+            value = term.loss(s, config.objective).sum() / supervised[term.name]
+            loss = loss + term.weight(config.objective) * value
+            losses[term.name] += float(value.detach())
+        torch.autograd.backward(loss)
+        tokens += int(batch.attention_mask.sum())
     return losses, tokens
+
+
+def _reference(policy: Policy, examples: Sequence[Example], span: Span) -> Tensor:
+    """The untouched model's hidden states (N, D) at the supervised positions."""
+    batch = collate(examples, span, policy.tokenizer.pad_token_id).to(policy.device)
+    with policy.reference():
+        return policy.hidden(batch)[batch.predict]
 
 
 def _probe(policy: Policy, roles: Roles, config: Config, step: int) -> Probe:

@@ -23,7 +23,13 @@ from transformers import (
 )
 
 V = 1600  # more than the tokenizer has, as real models do: the Qwen tokenizer class adds tokens of its own
-BASE = {"vocab_size": V, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
+BASE = {
+    "vocab_size": V,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
 GROUPED = {**BASE, "intermediate_size": 96, "num_key_value_heads": 2}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**GROUPED),

@@ -103,7 +103,11 @@ def not_numbers(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
-    save_file({n: torch.full_like(t, float("nan")) for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: torch.full_like(t, float("nan")) for n, t in tensors.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 def no_config(folder: Path) -> None:

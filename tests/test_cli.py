@@ -74,7 +74,15 @@ def test_models_lists_the_short_names() -> None:
 
 def test_layers() -> None:
     """data < model < objectives < evaluate < train < forget: no import goes up."""
-    order = {"data": 0, "model": 1, "objectives": 2, "evaluate.metrics": 3, "evaluate.score": 3, "train": 4, "forget": 5}
+    order = {
+        "data": 0,
+        "model": 1,
+        "objectives": 2,
+        "evaluate.metrics": 3,
+        "evaluate.score": 3,
+        "train": 4,
+        "forget": 5,
+    }
 
     def rank(module: str) -> int | None:
         parts = module.split(".")

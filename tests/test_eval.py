@@ -38,7 +38,11 @@ def test_aggregate() -> None:
         ("He was born in Tarn.", "He was born in Moss.", "forgotten"),
         ("He was born in Tarn.", "", "gibberish"),
         ("He was born in Tarn.", "the the the the the the the the the", "gibberish"),
-        ("one two three four five six seven eight nine ten", "one two three four five six seven eight nine", "still leaks"),
+        (
+            "one two three four five six seven eight nine ten",
+            "one two three four five six seven eight nine",
+            "still leaks",
+        ),
     ],
 )
 def test_verdict(answer: str, output: str, expected: str) -> None:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qunlearn.errors import ModelError
-from qunlearn.merge import _is_back, _merged
 from qunlearn.evaluate.metrics import SetScore
+from qunlearn.merge import _is_back, _merged
 from qunlearn.model.load import LoadSpec, dequantized, load_base
 from qunlearn.run import ADAPTER
 
@@ -94,9 +94,7 @@ def test_coming_back() -> None:
     assert _is_back(score(0.01, 0), score(0.01, 0.1), 0.05)
 
 
-def test_what_came_back_has_its_exit_code(
-    quick_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_came_back_has_its_exit_code(quick_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qunlearn.merge._is_back", lambda *_: True)
     ran = call("merge", quick_run, "-o", tmp_path / "m", "--json")
     assert ran.code == 5

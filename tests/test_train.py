@@ -263,7 +263,7 @@ def test_schedule() -> None:
 
 
 def test_learning_rate_falls_with_width() -> None:
-    assert auto_lr(160) == pytest.approx(1.5e-3)
+    assert auto_lr(160) == pytest.approx(2e-3)
     assert auto_lr(4096) == pytest.approx(1e-4)
     assert auto_lr(8192) < auto_lr(4096) < auto_lr(2048) < auto_lr(512)
     assert auto_lr(8) == 2e-3

@@ -48,8 +48,9 @@ class Span:
 ANSWER, CLOSED, ALL = Span("answer"), Span("closed"), Span("all")
 
 
-def collate(examples: Sequence[Example], span: Span, pad_id: int) -> Batch:
-    """Pad to the longest row and mark what is supervised. Shapes as in `Batch`."""
+def collate(examples: Sequence[Example], span: Span | Sequence[Span], pad_id: int) -> Batch:
+    """Pad to the longest row and mark what is supervised: one span for all, or one for each. Shapes as in `Batch`."""
+    spans = [span] * len(examples) if isinstance(span, Span) else span
     width = max(len(example.input_ids) for example in examples)
     ids = torch.full((len(examples), width), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -58,7 +59,7 @@ def collate(examples: Sequence[Example], span: Span, pad_id: int) -> Batch:
         n = len(example.input_ids)
         ids[i, :n] = torch.tensor(example.input_ids)
         mask[i, :n] = 1
-        first, last = span.of(example)
+        first, last = spans[i].of(example)
         predict[i, max(first, 1) - 1 : last - 1] = True
     following = torch.roll(ids, shifts=-1, dims=1)
     rows = torch.arange(len(examples)).unsqueeze(1).expand_as(ids)

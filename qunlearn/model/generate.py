@@ -13,7 +13,6 @@ from transformers import GenerationConfig
 
 from qunlearn.model.load import LanguageModel
 
-
 _CACHE_BYTES = 1 << 30
 
 

@@ -114,6 +114,10 @@ class ObjectiveConfig:
         low=0.1,
     )
 
+    def __post_init__(self) -> None:
+        if not (self.eps1 or self.eps2 or self.eps3):
+            raise ConfigError("every weight of the objective is 0: nothing to train", where="--eps1 --eps2 --eps3")
+
 
 @dataclass(frozen=True)
 class TrainConfig:

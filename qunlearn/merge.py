@@ -19,7 +19,7 @@ from qunlearn.evaluate.metrics import SetScore, aggregate
 from qunlearn.evaluate.score import score_rows
 from qunlearn.forget import load_spec
 from qunlearn.model.head import token_kl
-from qunlearn.model.load import Base, LanguageModel, LoadSpec, dequantized, load_base
+from qunlearn.model.load import Base, LanguageModel, LoadSpec, dequantized, load_base, quiet_transformers
 from qunlearn.model.policy import Policy, adapter_tensors
 from qunlearn.run import staged
 
@@ -45,7 +45,11 @@ class MergeReport:
     def raise_if_back(self) -> None:
         """Raises GateError when the merged model says again what the adapter made the base forget."""
         if self.back:
-            hint = "the folder is written all the same; try --base dequantized, or train longer"
+            hint = "the folder is written all the same; "
+            if self.request["base"] == "original":
+                hint += "the adapter was trained on quantised weights: --base dequantized merges into those"
+            else:
+                hint += "train longer, or with a lower --target and a higher --floor-nll"
             raise GateError("the forgotten answers came back in the merged model", hint=hint)
 
 
@@ -61,7 +65,7 @@ def merge(request: MergeRequest, device: str) -> MergeReport:
             base = dequantized(base)
         merged, tensors = _merged(base, adapter)
     with staged(request.output) as folder:
-        with stage("writing"):
+        with stage("writing"), quiet_transformers():
             merged.save_pretrained(folder, max_shard_size=_SHARD)
             base.tokenizer.save_pretrained(folder)
         del merged, base

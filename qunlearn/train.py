@@ -21,7 +21,7 @@ from qunlearn.config import Config, StopConfig, TrainConfig
 from qunlearn.data.batch import Span, collate, micro_batches
 from qunlearn.data.roles import Mismatcher, batches
 from qunlearn.data.tokenize import Example
-from qunlearn.errors import ConfigError, DoesNotFitError
+from qunlearn.errors import DoesNotFitError
 from qunlearn.evaluate.score import forget_probability, mean_kl
 from qunlearn.model.policy import Policy
 from qunlearn.objectives.losses import Supervised
@@ -90,12 +90,10 @@ def train(policy: Policy, roles: Roles, config: Config, observe: Observer) -> Ou
     """Unlearn until the forget target is met, the drift budget is spent, or the steps are.
 
     The policy ends with the best adapter loaded. Ctrl-C ends the loop like a stop does, with `interrupted` set.
-    Raises NoGradientError, DoesNotFitError, ConfigError.
+    Raises NoGradientError, DoesNotFitError.
     """
     c, stop = config.train, config.stop
     terms = [t for t in OBJECTIVES[config.objective.name].terms if t.weight(config.objective) > 0]
-    if not terms:
-        raise ConfigError("every weight of the objective is 0: nothing to train", where="--eps1 --eps2 --eps3")
     parameters = list(policy.trainable().values())
     lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=c.weight_decay)

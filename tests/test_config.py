@@ -83,6 +83,11 @@ def test_recipe_that_is_not_there(tmp_path: Path) -> None:
         read_config_file(tmp_path / "none.yaml")
 
 
+def test_no_weights_nothing_to_train() -> None:
+    with pytest.raises(ConfigError, match="nothing to train"):
+        resolve(("--set", {"objective.eps1": 0, "objective.eps2": 0, "objective.eps3": 0}))
+
+
 def test_set_needs_an_equals_sign() -> None:
     assert parse_set(["a.b = 1"]) == {"a.b": "1"}
     with pytest.raises(ConfigError, match=r"section\.key=value"):

@@ -29,8 +29,10 @@ def logits(model: object) -> torch.Tensor:
 @pytest.mark.parametrize("base", ["original", "dequantized"])
 def test_merged_is_base_plus_adapter(quick_run: Path, sandbox_folder: Path, tmp_path: Path, base: str) -> None:
     ran = call("merge", quick_run, "-o", tmp_path / "m", "--base", base, "--json")
-    assert ran.code == 0, ran.stderr
     report = ran.json
+    # Into the original weights some of it may come back, for the adapter was trained on quantised ones.
+    assert ran.code == (5 if report["status"] == "came back" else 0), ran.stderr
+    assert base == "original" or ran.code == 0
     assert report["tensors"] == len(load_file(quick_run / ADAPTER / "adapter_model.safetensors")) == 2 * 4 * 7
     assert report["divergence"] < 0.1
     assert set(report["scores"]) == {"base", "adapter", "merged"}
@@ -48,7 +50,7 @@ def test_merged_is_base_plus_adapter(quick_run: Path, sandbox_folder: Path, tmp_
 
 def test_the_update_is_the_scaled_product(quick_run: Path, sandbox_folder: Path, tmp_path: Path) -> None:
     """W + (alpha / r) B A, in float64 from the files alone."""
-    assert call("merge", quick_run, "-o", tmp_path / "m").code == 0
+    assert call("merge", quick_run, "-o", tmp_path / "m").code in (0, 5)
     adapter = load_file(quick_run / ADAPTER / "adapter_model.safetensors")
     config = json.loads((quick_run / ADAPTER / "adapter_config.json").read_text())
     base, merged = (load_file(f / "model.safetensors") for f in (sandbox_folder, tmp_path / "m"))
@@ -68,7 +70,7 @@ def test_the_update_is_the_scaled_product(quick_run: Path, sandbox_folder: Path,
 
 def test_shards(quick_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qunlearn.merge._SHARD", "1MB")
-    ran = call("merge", quick_run, "-o", tmp_path / "m", "--json")
+    ran = call("merge", quick_run, "-o", tmp_path / "m", "--base", "dequantized", "--json")
     assert ran.code == 0, ran.stderr
     assert ran.json["shards"] > 1
     AutoModelForCausalLM.from_pretrained(tmp_path / "m")

@@ -107,7 +107,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
         quantization = _describe(spec, dtype)
         if spec.quant != "none":
             options["quantization_config"] = _bnb_config(spec, dtype)
-    with _quiet_transformers(), _named_load_errors(folder, spec.quant):
+    with quiet_transformers(), _named_load_errors(folder, spec.quant):
         model: Any
         model, loaded = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -207,7 +207,7 @@ def _named_load_errors(folder: Path, quant: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and advice from the libraries while loading: the header says what was decided."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

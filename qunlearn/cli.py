@@ -173,7 +173,7 @@ def _metavar(setting: Any) -> str:
 
 
 def _default_text(setting: Any) -> str:
-    if setting.base_type is bool or setting.default == "":
+    if setting.base_type is bool or setting.default == "" or (setting.default is None and setting.base_type is str):
         return ""
     return f" (default: {'auto' if setting.default is None else setting.default})"
 

@@ -60,10 +60,13 @@ def merge(request: MergeRequest, device: str) -> MergeReport:
     plain = replace(trained, quant="none", double_quant=False)
     rows, scores, expected = _before(request, trained)
     with stage(f"merging into the {request.base} weights"):
-        base = load_base(request.model.folder, plain if request.base == "original" else trained)
-        if request.base == "dequantized":
+        original = request.base == "original"
+        base = load_base(request.model.folder, replace(plain, as_stored=True) if original else trained)
+        if not original:
             base = dequantized(base)
         merged, tensors = _merged(base, adapter)
+        if not original:
+            merged = merged.to(torch.bfloat16)  # sixteen bits, whatever the training computed in
     with staged(request.output) as folder:
         with stage("writing"), quiet_transformers():
             merged.save_pretrained(folder, max_shard_size=_SHARD)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from qunlearn.config import LoraConfig
 from qunlearn.data.batch import Batch
 from qunlearn.errors import AdapterError, BaseChangedError, ModelError, NoGradientError
+from qunlearn.model.device import choose_dtype
 from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy, save_adapter
 
@@ -140,11 +141,23 @@ def test_same_seed_same_adapter(new_policy: MakePolicy) -> None:
     assert any(not torch.equal(first[n], third[n]) for n in first)
 
 
+@pytest.mark.parametrize(
+    ("units", "dtype"),
+    [({}, torch.float32), ({"avx512_f": True}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16)],
+)
+def test_bf16_only_where_the_processor_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, units: dict[str, bool], dtype: torch.dtype
+) -> None:
+    """Emulated bf16 made the demo seven times as slow."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert choose_dtype(torch.device("cpu")) is dtype
+
+
 def test_the_adapter_loads_with_plain_peft(new_policy: MakePolicy, sandbox_folder: Path, tmp_path: Path) -> None:
     policy = new_policy("none")
     disturb(policy)
     save_adapter(policy, tmp_path / "a")
-    plain = AutoModelForCausalLM.from_pretrained(sandbox_folder, dtype=torch.bfloat16)
+    plain = AutoModelForCausalLM.from_pretrained(sandbox_folder, dtype=policy.base.model.dtype)
     peft = PeftModel.from_pretrained(plain, str(tmp_path / "a")).eval()
     policy.model.eval()
     batch = rows(policy)

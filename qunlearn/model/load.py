@@ -23,12 +23,16 @@ from qunlearn.model.head import Head
 
 @dataclass(frozen=True)
 class LoadSpec:
-    """How a base is loaded. `quant`: nf4, fp4, int8 or none; `device`: auto, cpu, cuda or cuda:N."""
+    """How a base is loaded. `quant`: nf4, fp4, int8 or none; `device`: auto, cpu, cuda or cuda:N.
+
+    `as_stored`: in the checkpoint's own dtype, to be written again, rather than in the one that computes best.
+    """
 
     quant: str = "nf4"
     double_quant: bool = True
     device: str = "auto"
     trust_remote_code: bool = False
+    as_stored: bool = False
 
 
 class LanguageModel(Protocol):
@@ -98,6 +102,8 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
         hint = "is transformers recent enough for this architecture?"
         raise ModelError(_first_line(error), where=str(folder / "config.json"), hint=hint) from error
     options: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": {"": str(device)}}
+    if spec.as_stored:
+        options["dtype"] = "auto"
     stored = getattr(config, "quantization_config", None)
     if stored is not None:
         kind = stored.get("quant_method", "?") if isinstance(stored, dict) else stored.quant_method
@@ -133,7 +139,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
 
 
 def dequantized(base: Base) -> Base:
-    """The base with 16-bit weights that hold exactly what its quantised ones mean."""
+    """The base with weights, in the dtype it computes in, that hold exactly what its quantised ones mean."""
     model = base.model.dequantize(dtype=choose_dtype(base.device)) if _is_quantized(base.model) else base.model
     return replace(base, model=model, head=Head.of(model), quantization=f"dequantised {base.quantization}")
 
@@ -159,7 +165,9 @@ def _bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def _describe(spec: LoadSpec, dtype: torch.dtype) -> str:
-    short = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    if spec.as_stored:
+        return "none (as stored)"
     if spec.quant == "none":
         return f"none ({short})"
     double = " + double quantisation" if spec.double_quant and spec.quant != "int8" else ""

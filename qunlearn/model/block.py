@@ -1,0 +1,227 @@
+"""The operations of one decoder block with LoRA on frozen, quantised layers: what its backward pass has to hold.
+
+As transformers 5 and peft 0.21 run it: peft casts each adapted layer's input to the adapter's fp32, rotary embeddings
+and norms make their own copies, grouped keys and values are repeated where there is a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qunlearn.model.architecture import Linear, Shape
+from qunlearn.model.tape import Tape, Value
+
+_FP32 = 4
+# absmax of a 4-bit matrix, widened and shifted: two fp32 numbers for 64 weights (bitsandbytes 0.50).
+_ABSMAX_ASIDE = 2 * _FP32 / 64
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a block is run: `tokens` of rows of `row_tokens`, `compute_bytes` a number, adapters of rank `r` in fp32.
+
+    `adapted` are the names of the layers that have one. `quant`: nf4, fp4, int8 or none. `masked`: a 4-D mask goes
+    along. `on_card`: CUDA's kernels rather than the CPU's.
+    """
+
+    tokens: int
+    row_tokens: int
+    compute_bytes: int
+    r: int
+    adapted: frozenset[str]
+    quant: str
+    masked: bool = True
+    on_card: bool = True
+
+
+def block_tape(shape: Shape, run: Run) -> Tape:
+    """A block of this shape as a tape; what is given is its input."""
+    return _Block(shape, run).write()
+
+
+class _Block:
+    def __init__(self, shape: Shape, run: Run) -> None:
+        self.shape, self.run, self.traits = shape, run, shape.traits
+        self.tape = Tape()
+        self.c = run.tokens * run.compute_bytes  # bytes of one number of each token, as computed
+        self.f = run.tokens * _FP32
+        self.cast = run.compute_bytes != _FP32
+        self.linears = list(shape.block)
+
+    def write(self) -> Tape:
+        tape, traits, x = self.tape, self.traits, self.tape.given(self.c * self.shape.hidden)
+        if traits.parallel:
+            n = self._norm(x)
+            a = self._dropout(self._attention(n))
+            m = self._dropout(self._mlp(n if traits.norms == 1 else self._norm(x)))
+            tape.hold(n, a)
+            self._add(self._add(a, m), x)
+            return tape
+        h = self._half(x, self._attention)
+        self._half(h, self._mlp)
+        return tape
+
+    def _half(self, x: Value, compute: Callable[[Value], Value]) -> Value:
+        """One half of a block, its norms and its residual connection."""
+        order = self.traits.order
+        inner = self._norm(x) if order in ("pre", "sandwich") else x
+        y = self._dropout(compute(inner))
+        if order == "sandwich" or (order == "post" and self.traits.norm != "layer"):
+            y = self._norm(y)
+        h = self._add(x, y)
+        return self._norm(h) if order == "post" and self.traits.norm == "layer" else h
+
+    # -- small operations ----------------------------------------------------------------------------
+
+    def _add(self, a: Value, b: Value) -> Value:
+        return self.tape.op([a, b], self.tape.sizes[a], passes=True)
+
+    def _dropout(self, x: Value) -> Value:
+        if not self.traits.dropout:
+            return x
+        size = self.tape.sizes[x]
+        mask = self.run.tokens if self.run.on_card else self.c  # the CPU's mask has the input's type
+        return self.tape.op([x], size, aside=mask * size // self.c)
+
+    def _norm(self, x: Value, width: int | None = None, kind: str | None = None) -> Value:
+        tape, kind = self.tape, kind or self.traits.norm
+        numbers = tape.sizes[x] // self.run.compute_bytes
+        full = numbers * _FP32
+        rows = numbers // (width or self.shape.hidden) * _FP32
+        if kind == "layer":
+            return tape.op([x], tape.sizes[x], keeps=[x], aside=2 * rows)
+        h = tape.op([x], full) if self.cast else x
+        if kind == "layer32":
+            y = tape.op([h], full, keeps=[h], aside=2 * rows)
+            return tape.op([y], tape.sizes[x]) if self.cast else y
+        y = tape.op([h], full, keeps=[h], aside=2 * rows, backward=2 * full)
+        if self.cast and kind == "rms":
+            y = tape.op([y], tape.sizes[x])
+        y = tape.op([y], tape.sizes[y])  # times the norm's weight
+        return tape.op([y], tape.sizes[x]) if self.cast and kind == "rms32" else y
+
+    # -- linear layers -------------------------------------------------------------------------------
+
+    def _linear(self, x: Value) -> Value:
+        """The next linear layer of the block, with its adapter."""
+        layer = self.linears.pop(0)
+        tape, c, f, r = self.tape, self.c, self.f, self.run.r
+        y = self._base(layer, x)
+        if layer.name not in self.run.adapted:
+            return y
+        if self.run.quant in ("nf4", "fp4"):
+            y = tape.op([y], c * layer.outputs, passes=True)  # peft clones the result
+        inner = tape.op([x], f * layer.inputs) if self.cast else x
+        down = tape.op([inner], f * r, keeps=[inner], backward=r * layer.inputs * _FP32, solid=False)
+        up = tape.op([down], f * layer.outputs, keeps=[down], backward=r * layer.outputs * _FP32, solid=False)
+        scaled = tape.op([up], f * layer.outputs)
+        if self.cast and self.run.quant in ("nf4", "fp4"):
+            scaled = tape.op([scaled], c * layer.outputs)
+        tape.hold(x, y)
+        return self._add(y, scaled)
+
+    def _base(self, layer: Linear, x: Value) -> Value:
+        matrix = layer.weights * self.run.compute_bytes
+        aside = 0.0
+        if self.run.quant in ("nf4", "fp4"):
+            aside = matrix + layer.weights * _ABSMAX_ASIDE
+        elif self.run.quant == "int8":
+            aside = matrix
+        return self.tape.op([x], self.c * layer.outputs, forward=aside, backward=aside, solid=False)
+
+    # -- attention -----------------------------------------------------------------------------------
+
+    def _attention(self, x: Value) -> Value:
+        shape, tape, traits = self.shape, self.tape, self.traits
+        query, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        if traits.fused_qkv:
+            fused = self._linear(x)
+            q, k, v = (tape.view(fused, self.c * width) for width in (query, keys, keys))
+        else:
+            q, k, v = self._linear(x), self._linear(x), self._linear(x)
+        if traits.scaled_queries:
+            q = tape.op([q], self.c * query)
+        if traits.qk_norm != "none":
+            head = shape.head_dim if traits.qk_norm == "head" else None
+            q, k = self._norm(q, head or query), self._norm(k, head or keys)
+        if traits.rotary:
+            turned = self._rotate(q, query), self._rotate(k, keys)
+            tape.hold(q, k)
+            q, k = turned
+        y = self._linear(self._eager(q, k, v) if traits.eager else self._fused(q, k, v))
+        tape.hold(x)
+        return y
+
+    def _rotate(self, x: Value, width: int) -> Value:
+        """x cos + rotate_half(x) sin, on the share of each head that is turned."""
+        tape, part = self.tape, self.c * width * self.traits.rotary
+        cos = tape.op([x], part)
+        half = tape.op([x], part, forward=part / 2, backward=part)
+        turned = self._add(cos, tape.op([half], part))
+        return turned if self.traits.rotary == 1.0 else tape.op([turned], self.c * width)
+
+    def _repeated(self, k: Value) -> Value:
+        """Keys or values, one for each query head."""
+        shape = self.shape
+        return k if shape.kv_heads == shape.heads else self.tape.op([k], self.c * shape.heads * shape.head_dim)
+
+    def _fused(self, q: Value, k: Value, v: Value) -> Value:
+        """scaled_dot_product_attention by one of its fused kernels: the scores are never there."""
+        shape, run, width = self.shape, self.run, self.shape.heads * self.shape.head_dim
+        aside = self.f * shape.heads  # the log-sum-exp of each row
+        if run.masked:
+            k, v = self._repeated(k), self._repeated(v)
+            aside += self.c * run.row_tokens  # the mask as numbers to be added
+        # The memory-efficient kernel adds up the three gradients in fp32.
+        backward = 3 * self.f * width if run.on_card and self.cast else 0
+        return self.tape.op(
+            [q, k, v], self.c * width, keeps=[q, k, v], keeps_output=True, aside=aside, backward=backward
+        )
+
+    def _eager(self, q: Value, k: Value, v: Value) -> Value:
+        """softmax(soft_cap(q k^T)) v, every step of it a matrix of tokens by tokens for each head."""
+        tape, shape, row = self.tape, self.shape, self.shape.heads * self.run.row_tokens
+        k, v = self._repeated(k), self._repeated(v)
+        scores = tape.op([q, k], self.c * row, keeps=[q, k])
+        scores = tape.op([tape.op([scores], self.c * row)], self.c * row)  # scaled, and divided by the cap
+        scores = tape.op([scores], self.c * row, keeps_output=True)  # tanh
+        scores = tape.op([scores], self.c * row)
+        scores = tape.op([scores], self.c * row, passes=True)  # masked
+        p = tape.op([scores], self.f * row, keeps_output=True, forward=self.f * row if self.cast else 0)
+        if self.cast:
+            p = tape.op([p], self.c * row)
+        y = tape.op([p, v], self.c * shape.heads * shape.head_dim, keeps=[p, v], solid=False)
+        return tape.op([y], tape.sizes[y])  # the heads side by side again
+
+    # -- feed-forward --------------------------------------------------------------------------------
+
+    def _mlp(self, x: Value) -> Value:
+        tape, inner = self.tape, self.c * self.shape.intermediate
+        if not self.traits.gated:
+            y = self._linear(self._activation(self._linear(x), inner))
+            tape.hold(x)
+            return y
+        if self.traits.fused_gate:
+            both = self._linear(x)
+            gate, up = tape.view(both, inner), tape.view(both, inner)
+            active = self._activation(gate, inner)
+        else:
+            active = self._activation(self._linear(x), inner)
+            up = self._linear(x)
+        y = self._linear(tape.op([active, up], inner, keeps=[active, up]))
+        tape.hold(x)
+        return y
+
+    def _activation(self, x: Value, size: int) -> Value:
+        tape, name = self.tape, self.traits.activation
+        if name == "relu":
+            return tape.op([x], size, keeps_output=True)
+        if name != "gelu_new":
+            return tape.op([x], size, keeps=[x])
+        # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), written out in Python
+        half = tape.op([x], size)
+        cube = tape.op([tape.op([x], size, keeps=[x], backward=2 * size)], size)
+        inside = tape.op([self._add(x, cube)], size)
+        one_plus = tape.op([tape.op([inside], size, keeps_output=True)], size, passes=True)
+        return tape.op([half, one_plus], size, keeps=[half, one_plus])

@@ -72,11 +72,11 @@ def plain_seconds_per_token(config: Config) -> float:
             tokens, started = 0, time.monotonic()
         batch = collate([rows[(24 * step + i) % len(rows)] for i in range(24)], ALL, base.tokenizer.pad_token_id)
         batch = batch.to(policy.device)
-        loss = -token_logps(policy.hidden(batch)[batch.predict], batch.labels, policy.head).mean()
+        loss = -token_logps(batch.pick(policy.hidden(batch)), batch.labels, policy.head).mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        tokens += int(batch.attention_mask.sum())
+        tokens += batch.tokens
     return (time.monotonic() - started) / tokens
 
 

@@ -122,7 +122,7 @@ def _merged(base: Base, adapter: Path) -> tuple[Any, int]:
 @torch.no_grad()
 def _hidden(lm: LanguageModel, row: Example) -> Tensor:
     batch = collate([row], ALL, lm.tokenizer.pad_token_id).to(lm.device)
-    return lm.hidden(batch)[batch.predict]
+    return batch.pick(lm.hidden(batch))
 
 
 def _divergence(written: Base, rows: Sequence[Example], expected: Sequence[Tensor]) -> float:

@@ -19,6 +19,7 @@ from qunlearn.data.batch import Batch
 from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.head import Head
+from qunlearn.model.host import keep_embeddings_on_host
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class LoadSpec:
     """How a base is loaded. `quant`: nf4, fp4, int8 or none; `device`: auto, cpu, cuda or cuda:N.
 
     `as_stored`: in the checkpoint's own dtype, to be written again, rather than in the one that computes best.
+    `host_embeddings`: the input embeddings stay in the host's memory.
     """
 
     quant: str = "nf4"
@@ -33,6 +35,7 @@ class LoadSpec:
     device: str = "auto"
     trust_remote_code: bool = False
     as_stored: bool = False
+    host_embeddings: bool = False
 
 
 class LanguageModel(Protocol):
@@ -63,7 +66,8 @@ class Base:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states (B, T, D): what the head multiplies."""
-        out = backbone(self.model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        placed = {} if batch.mask is None else {"attention_mask": batch.mask, "position_ids": batch.position_ids}
+        out = backbone(self.model)(input_ids=batch.input_ids, **placed)
         return out.last_hidden_state  # type: ignore[no-any-return]
 
     @property
@@ -126,6 +130,8 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
         message = f"{len(absent)} tensors of the architecture are not in the weights, {absent[0]} first"
         raise ModelError(message, where=str(folder), hint="copy the model again; is a shard missing?")
     _keep_training_path(model)
+    if spec.host_embeddings:
+        notes.append(keep_embeddings_on_host(model))
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False

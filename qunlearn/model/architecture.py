@@ -30,7 +30,7 @@ class Traits:
     `norm`: rms (cast down before its weight), rms32 (after), layer, layer32 (in fp32, without weights); `order`: pre,
     sandwich (before and after each half) or post; `parallel`: both halves read the block's input, `norms` of it;
     `qk_norm`: none, head or full; `rotary`: share of a head that is turned; `eager`: no fused attention;
-    `dropout`: on the way back into the residual stream.
+    `dropout`: on the way back into the residual stream; `score_dropout`: on attention's weights.
     """
 
     norm: str = "rms"
@@ -46,6 +46,7 @@ class Traits:
     scaled_queries: bool = False
     eager: bool = False
     dropout: float = 0.0
+    score_dropout: float = 0.0
 
 
 @dataclass(frozen=True)

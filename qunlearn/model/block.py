@@ -95,7 +95,7 @@ class _Block:
         if kind == "layer32":
             y = tape.op([h], full, keeps=[h], aside=2 * rows)
             return tape.op([y], tape.sizes[x]) if self.cast else y
-        y = tape.op([h], full, keeps=[h], aside=2 * rows, backward=2 * full)
+        y = tape.op([h], full, keeps=[h], aside=2 * rows, backward=3 * full)
         if self.cast and kind == "rms":
             y = tape.op([y], tape.sizes[x])
         y = tape.op([y], tape.sizes[y])  # times the norm's weight
@@ -115,20 +115,33 @@ class _Block:
         inner = tape.op([x], f * layer.inputs) if self.cast else x
         down = tape.op([inner], f * r, keeps=[inner], backward=r * layer.inputs * _FP32, solid=False)
         up = tape.op([down], f * layer.outputs, keeps=[down], backward=r * layer.outputs * _FP32, solid=False)
-        scaled = tape.op([up], f * layer.outputs)
-        if self.cast and self.run.quant in ("nf4", "fp4"):
+        y = self._joined(y, tape.op([up], f * layer.outputs), layer)
+        tape.hold(x)
+        return y
+
+    def _joined(self, y: Value, scaled: Value, layer: Linear) -> Value:
+        """The frozen layer's result and the adapter's, in the dtype of the first."""
+        tape, c = self.tape, self.c
+        if self.cast and self.run.quant == "none":  # peft adds in fp32 here
+            wide = self.f * layer.outputs
+            aside = 0 if self.run.on_card else wide  # the CPU casts before it adds
+            total = tape.op([tape.view(y, wide), scaled], wide, passes=True, forward=aside)
+            return tape.op([total], c * layer.outputs)
+        if self.cast:
             scaled = tape.op([scaled], c * layer.outputs)
-        tape.hold(x, y)
         return self._add(y, scaled)
 
     def _base(self, layer: Linear, x: Value) -> Value:
-        matrix = layer.weights * self.run.compute_bytes
-        aside = 0.0
-        if self.run.quant in ("nf4", "fp4"):
-            aside = matrix + layer.weights * _ABSMAX_ASIDE
-        elif self.run.quant == "int8":
-            aside = matrix
-        return self.tape.op([x], self.c * layer.outputs, forward=aside, backward=aside, solid=False)
+        matrix, run = layer.weights * self.run.compute_bytes, self.run
+        forward = backward = 0.0
+        if run.quant in ("nf4", "fp4"):
+            forward = backward = matrix + layer.weights * _ABSMAX_ASIDE
+        elif run.quant == "int8":
+            # Dequantised for the gradient, on a CPU for the result as well, there through fp32.
+            backward = matrix if run.on_card or not self.cast else matrix + 2 * layer.weights * _FP32
+            forward = run.tokens * (3 * layer.inputs + 4 * layer.outputs) if run.on_card else backward
+        keeps = [x] if run.quant == "int8" else []
+        return self.tape.op([x], self.c * layer.outputs, keeps=keeps, forward=forward, backward=backward, solid=False)
 
     # -- attention -----------------------------------------------------------------------------------
 
@@ -149,7 +162,10 @@ class _Block:
             turned = self._rotate(q, query), self._rotate(k, keys)
             tape.hold(q, k)
             q, k = turned
-        y = self._linear(self._eager(q, k, v) if traits.eager else self._fused(q, k, v))
+        y = self._eager(q, k, v) if traits.eager else self._fused(q, k, v)
+        if not self.run.on_card and traits.rotary and (traits.fused_qkv or traits.rotary < 1):
+            y = tape.op([y], tape.sizes[y])  # the CPU's kernel lays its output out as the queries are
+        y = self._linear(y)
         tape.hold(x)
         return y
 
@@ -175,9 +191,12 @@ class _Block:
             aside += self.c * run.row_tokens  # the mask as numbers to be added
         # The memory-efficient kernel adds up the three gradients in fp32.
         backward = 3 * self.f * width if run.on_card and self.cast else 0
-        return self.tape.op(
-            [q, k, v], self.c * width, keeps=[q, k, v], keeps_output=True, aside=aside, backward=backward
-        )
+        keeps = [q, k, v]
+        if self.traits.score_dropout and not run.on_card:
+            # The CPU's kernel has no dropout: weights, mask and product are kept, and fp32 copies of the factors.
+            aside += self.f * (3 * shape.heads * run.row_tokens + (6 if self.cast else 3) * width)
+            keeps = []
+        return self.tape.op([q, k, v], self.c * width, keeps=keeps, keeps_output=True, aside=aside, backward=backward)
 
     def _eager(self, q: Value, k: Value, v: Value) -> Value:
         """softmax(soft_cap(q k^T)) v, every step of it a matrix of tokens by tokens for each head."""

@@ -155,6 +155,7 @@ def _llama(c: Fields, model_type: str) -> Shape:
         order={"gemma2": "sandwich", "olmo2": "post"}.get(model_type, "pre"),
         qk_norm={"qwen3": "head", "olmo2": "full"}.get(model_type, "none"),
         activation=c.text("hidden_activation", "hidden_act"),
+        score_dropout=c.number("attention_dropout"),
         eager=model_type == "gemma2",  # transformers: its soft-capped scores are in no fused kernel
     )
     of_norm = 0 if model_type == "olmo" else hidden
@@ -191,6 +192,7 @@ def _phi3(c: Fields, model_type: str) -> Shape:
         activation=c.text("hidden_act"),
         rotary=c.rotary(1.0),
         dropout=c.number("resid_pdrop"),
+        score_dropout=c.number("attention_dropout"),
     )
     return _decoder(c, model_type, traits, block, block_extra=2 * hidden, final_extra=hidden)
 
@@ -206,6 +208,7 @@ def _phi(c: Fields, model_type: str) -> Shape:
         activation=c.text("hidden_act"),
         rotary=c.rotary(0.5),
         dropout=c.number("resid_pdrop"),
+        score_dropout=c.number("attention_dropout"),
     )
     block = _attention(c, bias=True, out_bias=True, out="dense") + _plain(c, "fc1", "fc2")
     block_extra = 2 * hidden + (4 * _head_dim(c) if c.flag("qk_layernorm") else 0)
@@ -216,7 +219,10 @@ def _phi(c: Fields, model_type: str) -> Shape:
 
 def _gpt_neox(c: Fields, model_type: str) -> Shape:
     hidden, bias = c.size("hidden_size"), c.flag("attention_bias")
-    block = (Linear("query_key_value", hidden, 3 * hidden, bias), Linear("dense", hidden, hidden, bias))
+    block: tuple[Linear, ...] = (
+        Linear("query_key_value", hidden, 3 * hidden, bias),
+        Linear("dense", hidden, hidden, bias),
+    )
     traits = Traits(
         norm="layer",
         parallel=c.flag("use_parallel_residual"),
@@ -225,6 +231,7 @@ def _gpt_neox(c: Fields, model_type: str) -> Shape:
         activation=c.text("hidden_act"),
         rotary=c.rotary(0.25),
         dropout=c.number("hidden_dropout"),
+        score_dropout=c.number("attention_dropout"),
     )
     block += _plain(c, "dense_h_to_4h", "dense_4h_to_h")
     return _decoder(c, model_type, traits, block, block_extra=4 * hidden, final_extra=2 * hidden)
@@ -236,7 +243,7 @@ def _gpt2(c: Fields, model_type: str) -> Shape:
     inner = {"intermediate_size": c.size("n_inner", 4 * renamed["hidden_size"])}
     c = Fields({**c.values, **renamed, **inner}, {}, c.where)
     hidden = c.size("hidden_size")
-    block = (Linear("c_attn", hidden, 3 * hidden, True), Linear("c_proj", hidden, hidden, True))
+    block: tuple[Linear, ...] = (Linear("c_attn", hidden, 3 * hidden, True), Linear("c_proj", hidden, hidden, True))
     traits = Traits(
         norm="layer",
         gated=False,
@@ -244,6 +251,7 @@ def _gpt2(c: Fields, model_type: str) -> Shape:
         activation=c.text("activation_function"),
         rotary=0.0,
         dropout=c.number("resid_pdrop"),
+        score_dropout=c.number("attn_pdrop"),
     )
     block += _plain(c, "c_fc", "c_proj")
     return _decoder(
@@ -259,7 +267,13 @@ def _gpt2(c: Fields, model_type: str) -> Shape:
 
 def _starcoder2(c: Fields, model_type: str) -> Shape:
     hidden, bias = c.size("hidden_size"), c.flag("use_bias")
-    traits = Traits(norm="layer", gated=False, activation=c.text("hidden_act"), dropout=c.number("residual_dropout"))
+    traits = Traits(
+        norm="layer",
+        gated=False,
+        activation=c.text("hidden_act"),
+        dropout=c.number("residual_dropout"),
+        score_dropout=c.number("attention_dropout"),
+    )
     block = _attention(c, bias=bias, out_bias=bias) + _plain(c, "c_fc", "c_proj", bias)
     return _decoder(c, model_type, traits, block, block_extra=4 * hidden, final_extra=2 * hidden)
 
@@ -277,6 +291,7 @@ def _opt(c: Fields, model_type: str) -> Shape:
         rotary=0.0,
         scaled_queries=True,
         dropout=c.number("dropout"),
+        score_dropout=c.number("attention_dropout"),
     )
     block = _attention(c, bias=bias, out_bias=bias, out="out_proj") + _plain(c, "fc1", "fc2", bias)
     outside = () if width == hidden else (Linear("project_out", hidden, width), Linear("project_in", width, hidden))
@@ -334,6 +349,7 @@ FAMILIES: dict[str, Family] = {
             "n_head": 12,
             "n_positions": 1024,
             "resid_pdrop": 0.1,
+            "attn_pdrop": 0.1,
             "tie_word_embeddings": True,
         },
     ),

@@ -33,7 +33,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes beyond what was there before. `kept`: for the backward pass, at its beginning; `most`: at the worst moment."""
+    """Bytes beyond what was there before. `kept`: for the backward pass; `most`: at the worst moment of it."""
 
     kept: int
     most: int
@@ -104,11 +104,19 @@ class Tape:
     def recomputed(self) -> int:
         """Most bytes alive while it is computed again; that ends where the last thing to be kept is there."""
         end = max((i for i, op in enumerate(self.ops) if op.kept or op.kept_aside), default=-1)
+        return self._forward(self.ops[: end + 1], keep=True)
+
+    def passing(self) -> int:
+        """Most bytes alive in a forward pass that keeps nothing."""
+        return self._forward(self.ops, keep=False)
+
+    def _forward(self, ops: list[Op], *, keep: bool) -> int:
         kept, live, most = set(self._given), 0, 0
-        for i, op in enumerate(self.ops[: end + 1]):
-            live += self.stored[op.output] + op.kept_aside
-            most = max(most, live + op.forward)
-            kept |= op.kept
+        for i, op in enumerate(ops):
+            live += self.stored[op.output] + (op.kept_aside if keep else 0)
+            most = max(most, live + op.forward + (0 if keep else op.kept_aside))
+            if keep:
+                kept |= op.kept
             ending = {v for v, last in self._last_use.items() if last == i} - kept
             live -= sum(self.stored[v] for v in ending)
         return most

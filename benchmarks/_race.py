@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,12 +24,12 @@ class Course:
 
     shape: Shape
     k: int
-    bad: int = 4
-    normal: int = 4
+    bad: int = 2  # the published script's batch
+    normal: int = 2
     max_tokens: int = 2048
     seed: int = 0
     lengths: Lengths = field(default_factory=Lengths)
-    rounds: tuple[int, int] = (3, 9)  # at least and at most
+    rounds: tuple[int, int] = (3, 5)  # at least and at most
     seconds: float = 40.0  # no further round is begun after so long
     published_checkpointing: bool = False
 
@@ -40,7 +41,7 @@ class Course:
 def race(course: Course, keys: Sequence[str], device: torch.device) -> list[dict[str, Any]]:
     """Step times of the contestants in turn (a, b, c, d, a, b, c, d ...) on the same rows, a small round to warm up."""
     checkpoint_published(course.published_checkpointing)
-    steps = replace(course, bad=1, normal=1).steps(1) + course.steps(course.rounds[1])
+    steps = replace(course, bad=1, normal=1, k=1).steps(1) + course.steps(course.rounds[1])
     base = random_base(course.shape, device, seed=course.seed)
     arena = Arena.build(new_policy(base), course.max_tokens)
     for key in keys:
@@ -83,6 +84,7 @@ def peak_bytes(course: Course, key: str, device_name: str) -> dict[str, int]:
     Adapter, gradients and optimizer count, for every contestant alike; so does (a)'s second model.
     """
     device = torch.device(device_name)
+    gc.freeze()  # the libraries' objects are not worth another look
     return_frees_at_once()
     checkpoint_published(course.published_checkpointing)
     base = random_base(course.shape, device, seed=course.seed)
@@ -99,8 +101,8 @@ def peak_bytes(course: Course, key: str, device_name: str) -> dict[str, int]:
     return {"peak_bytes": max(0, peak.peak_bytes - loaded), "loaded_bytes": base.bytes}
 
 
-def step_seconds(course: Course, key: str, device_name: str) -> dict[str, Any]:
-    """Run in a fresh process: the median time of a step after one to warm up."""
+def time_alone(course: Course, key: str, device_name: str) -> dict[str, Any]:
+    """Run in a fresh process: the step times of one contestant on its own."""
     return race(course, [key], torch.device(device_name))[0]
 
 
@@ -130,15 +132,17 @@ def _paired(one: dict[str, Any], other: dict[str, Any], name: str) -> float:
 
 def scale(course: Course, axes: dict[str, Sequence[Any]], device: torch.device) -> list[dict[str, Any]]:
     """Time and memory of (d) along each axis, everything else as in `course`."""
-    results = []
+    results: list[dict[str, Any]] = []
+    known: dict[Course, dict[str, Any]] = {}  # `course` itself lies on every axis
     for axis, values in axes.items():
         for value in values:
             point = _moved(course, axis, value)
-            say(f"scaling: {axis} {value.name if isinstance(value, Shape) else value}")
-            figures = in_fresh_process(step_seconds, point, "d", str(device), device=device)
-            figures |= in_fresh_process(peak_bytes, point, "d", str(device), device=device)
-            results.append({"axis": axis, "hidden": point.shape.hidden, "layers": point.shape.layers, **figures})
-            results[-1]["vocabulary"] = point.shape.vocabulary
+            if point not in known:
+                say(f"scaling: {axis} {value.name if isinstance(value, Shape) else value}")
+                known[point] = in_fresh_process(time_alone, point, "d", str(device), device=device)
+                known[point] |= in_fresh_process(peak_bytes, point, "d", str(device), device=device)
+                known[point] |= {name: getattr(point.shape, name) for name in ("hidden", "layers", "vocabulary")}
+            results.append({"axis": axis, **known[point]})
     return results
 
 

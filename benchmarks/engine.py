@@ -102,7 +102,7 @@ NOTES = """\
 - Trained tokens pass through a forward that is trained, padding aside: no reference pass, no recomputation; a prompt
   computed once for several answers counts once. Step ratios are medians of each round's ratio.
 - Peak: over the loaded base, with adapter, gradients, optimizer, and (a)'s second model; on a CPU anonymous resident
-  memory in a fresh process, good to a few MiB. The cache of (d') is filled before the steps."""
+  memory in a fresh process, repeatable to 2 MiB. The cache of (d') is filled before the steps."""
 
 
 def notes(args: argparse.Namespace, cells: Sequence[Course]) -> str:

@@ -18,7 +18,7 @@ from _engine import Cache, engine_backward, engine_tokens, fill_cache
 from _models import Shape, random_base
 from _rows import Drawer, Rows
 from qunlearn.config import Config, LoraConfig, ObjectiveConfig, TrainConfig
-from qunlearn.data.batch import ALL, ANSWER, CLOSED, collate, micro_batches
+from qunlearn.data.batch import ALL, ANSWER, CLOSED, Batch, collate, single_batches
 from qunlearn.data.tokenize import Example
 from qunlearn.model.policy import Policy
 
@@ -38,7 +38,7 @@ class Arena:
     config: Config
     optimizer: torch.optim.Optimizer
     second: Any = None  # (a)'s reference: a whole second model
-    cache: Cache = field(default_factory=dict)
+    cache: Cache = field(default_factory=Cache)
     plain: dict[int, list[Example]] = field(default_factory=dict)  # (c)'s rows, by their number of tokens
 
     @classmethod
@@ -67,7 +67,7 @@ class Arena:
 
     def drop(self) -> None:
         """Give up what `prepare` made."""
-        self.second, self.cache, self.plain = None, {}, {}
+        self.second, self.cache, self.plain = None, Cache(), {}
 
     def limit_passes(self, max_tokens: int) -> None:
         """Tokens of one pass, for those contestants that split a step."""
@@ -117,8 +117,15 @@ def _published(arena: Arena, rows: Rows, split: Split) -> dict[str, float]:
 
 
 def _padded(examples: Sequence[Example], pad: int, arena: Arena) -> dict[str, Tensor]:
-    batch = collate(examples, ALL, pad).to(arena.policy.device)
-    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    return _inputs(collate(examples, ALL, pad), examples, arena)
+
+
+def _inputs(batch: Batch, examples: Sequence[Example], arena: Arena) -> dict[str, Tensor]:
+    """What transformers wants of rows that are padded on the right."""
+    lengths = torch.tensor([len(example.input_ids) for example in examples]).unsqueeze(1)
+    mask = torch.arange(batch.input_ids.shape[1]).unsqueeze(0) < lengths
+    device = arena.policy.device
+    return {"input_ids": batch.input_ids.to(device), "attention_mask": mask.long().to(device)}
 
 
 def _row_means(model: Any, inputs: dict[str, Tensor], starts: Sequence[int], split: Split) -> Tensor:
@@ -146,12 +153,12 @@ def careful(arena: Arena, rows: Rows) -> dict[str, float]:
         ("kl", rows.retain, ALL, c.eps3),
     ):
         batch = collate(examples, span, policy.tokenizer.pad_token_id).to(policy.device)
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        inputs = _inputs(batch, examples, arena)
         z0 = None
         if name == "kl":
             with torch.no_grad(), policy.model.disable_adapter():
-                z0 = policy.model(**inputs).logits[batch.predict].float().log_softmax(-1)
-        z = policy.model(**inputs).logits[batch.predict].float()
+                z0 = batch.pick(policy.model(**inputs).logits).float().log_softmax(-1)
+        z = batch.pick(policy.model(**inputs).logits).float()
         if z0 is not None:
             loss = F.kl_div(z.log_softmax(-1), z0, reduction="sum", log_target=True) / batch.supervised_tokens
         else:
@@ -166,11 +173,12 @@ def plain_qlora(arena: Arena, rows: Rows) -> dict[str, float]:
     """(c) Cross-entropy on as many tokens as (d) passes through the model, sorted by length, the same token budget."""
     policy, examples = arena.policy, arena.plain[engine_tokens(rows)]
     supervised, total = sum(len(e.input_ids) - e.start for e in examples), 0.0
-    for part in micro_batches(examples, arena.config.train.max_tokens):
-        batch = collate([examples[i] for i in part], CLOSED, policy.tokenizer.pad_token_id).to(policy.device)
+    for part in single_batches(examples, arena.config.train.max_tokens):
+        members = [examples[i] for i in part]
+        batch = collate(members, CLOSED, policy.tokenizer.pad_token_id).to(policy.device)
         # Labels are moved to the logits' positions, as transformers' own loss does: the logits need no copy.
-        labels = torch.full_like(batch.input_ids, -100).masked_scatter(batch.predict, batch.labels).flatten()
-        z = policy.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.flatten(0, 1)
+        labels = torch.full_like(batch.input_ids, -100).flatten().scatter(0, batch.source, batch.labels)
+        z = policy.model(**_inputs(batch, members, arena)).logits.flatten(0, 1)
         loss = F.cross_entropy(z.float(), labels, reduction="sum") / supervised
         del z
         torch.autograd.backward(loss)

@@ -40,9 +40,6 @@ class Rows:
     mismatch: tuple[Example, ...]
     retain: tuple[Example, ...]
 
-    def by_role(self) -> dict[str, list[Example]]:
-        return {"forget": list(self.forget), "mismatch": list(self.mismatch), "retain": list(self.retain)}
-
     @property
     def row_tokens(self) -> int:
         """Tokens when every answer has a row of its own."""
@@ -77,21 +74,22 @@ class Drawer:
         mismatch = tuple(self.row(e.input_ids[: e.start], answer) for e in forget for answer in answers)
         return Rows(forget, mismatch, tuple(self.row() for _ in range(normal)))
 
-    def step_of(self, tokens: int, k: int, *, shared: bool) -> Rows:
-        """A step of exactly `tokens` tokens: one normal row for each bad one, and normal rows for what is left.
+    def step_of(self, tokens: int, k: int) -> Rows:
+        """A step of exactly `tokens` tokens, prompts counted once.
 
+        One normal row for each bad one, and normal rows for what is left.
         Raises ValueError when `tokens` is too few for one row of each kind.
         """
         rows = Rows((), (), ())
         while True:
             more = self.step(1, 1, k)
             grown = Rows(rows.forget + more.forget, rows.mismatch + more.mismatch, rows.retain + more.retain)
-            if _count(grown, shared) > tokens:
+            if grown.shared_tokens > tokens:
                 break
             rows = grown
         if not rows.retain:
             raise ValueError(f"{tokens} tokens do not hold a bad row, {k} mismatched answers and a normal row")
-        rest = tokens - _count(rows, shared)
+        rest = tokens - rows.shared_tokens
         filled = list(rows.retain)
         while rest > 0:
             n = min(rest, self.lengths.prompt[0] + self.lengths.answer[1])
@@ -118,7 +116,3 @@ class Drawer:
             out.append(row)
             left -= n
         return out
-
-
-def _count(rows: Rows, shared: bool) -> int:
-    return rows.shared_tokens if shared else rows.row_tokens

@@ -25,7 +25,7 @@ import bitsandbytes as bnb
 import torch
 
 from _contestants import CONTESTANTS, Arena, new_policy
-from _engine import SHARED_PROMPTS, engine_supervised
+from _engine import engine_supervised
 from _meter import Peak, release, seconds, used_bytes
 from _models import TRUE_SHAPES, Shape, random_base
 from _report import machine, out, say, table, where_line, write_section
@@ -110,7 +110,7 @@ def measure(shape: Shape, args: argparse.Namespace, device: torch.device, matmul
     for cap in args.vram:
         limit_memory(cap, device)
         for tokens in args.tokens:
-            rows = Drawer(shape.vocabulary, args.seed, lengths).step_of(tokens, args.k, shared=SHARED_PROMPTS)
+            rows = Drawer(shape.vocabulary, args.seed, lengths).step_of(tokens, args.k)
             for key in args.contestants:
                 where = common | {"contestant": key, "vram_gb": cap, "step_tokens": tokens, "k": args.k}
                 where |= {"loaded_bytes": loaded, "predicted_bytes": None}

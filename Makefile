@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all check format sandbox recipe-hallucination bench clean
+.PHONY: help setup demo test test-all check format sandbox recipe-hallucination bench bench-sandbox bench-gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -44,8 +44,14 @@ recipe-hallucination: setup  ## a whole scenario; MODEL= and BAD= for your own
 	$(if $(MODEL),$(if $(BAD),,$(error MODEL= also needs BAD=, the file of what it must not say any more)))\
 	$(BIN)/qunlearn forget -c recipes/hallucination.yaml $(if $(MODEL),--model "$(MODEL)") $(if $(BAD),--bad "$(BAD)") $(ARGS)
 
-bench: setup  ## time and forgetting on the sandbox, every kind; writes the README's table
-	$(BIN)/python benchmarks/sandbox.py
+bench: setup  ## one step against three others, time and memory, under six minutes; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/engine.py --write $(ARGS)
+
+bench-sandbox: setup  ## time and forgetting on the sandbox, every kind; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/sandbox.py --write $(ARGS)
+
+bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA card; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/gpu.py --write --json benchmarks/gpu.json $(ARGS)
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -30,7 +30,10 @@ from _meter import Peak, release, seconds, used_bytes
 from _models import TRUE_SHAPES, Shape, random_base
 from _report import machine, out, say, table, where_line, write_section
 from _rows import Drawer, Lengths, Rows
+from qunlearn.config import LoraConfig
 from qunlearn.model.device import choose_device, choose_dtype
+from qunlearn.model.families import read_shape
+from qunlearn.model.memory import Choices, Load, run_needs
 
 TINY = (
     Shape("tiny", 64, 2, 4, 2, 128, 512, tied=True),
@@ -40,12 +43,15 @@ _SMALLEST_PASS = 128  # tokens; below this a step is given up as too large
 _TIMED = 3  # steps, after one to warm up
 
 
-def predicted_bytes(config: Any, *, tokens: int, max_tokens: int, k: int, cached: bool) -> int | None:
-    """What the memory plan says a step allocates at most, everything loaded included; None while there is no plan.
-
-    `config` is the model's own; `tokens` of the step, `max_tokens` of one pass.
-    """
-    return None
+def predicted_bytes(policy: Any, *, tokens: int, max_tokens: int, k: int) -> int | None:
+    """What the memory plan says a step allocates at most, everything loaded included; None on a CPU, where the whole
+    process is measured. `tokens` of the step, `max_tokens` of one pass."""
+    if policy.device.type != "cuda":
+        return None
+    family = Lengths().prompt[1] + (1 + k) * Lengths().answer[1]
+    load = Load(max_tokens, min(family, max_tokens), max_tokens, tokens)
+    choices = Choices(compute_bytes=policy.dtype.itemsize, r=LoraConfig().r)
+    return run_needs(read_shape(policy.base.model.config.to_dict()), choices, load).allocated_bytes
 
 
 def matmul_flops(device: torch.device, n: int) -> float:
@@ -124,8 +130,8 @@ def measure(shape: Shape, args: argparse.Namespace, device: torch.device, matmul
                     continue
                 figures = cell(arena, key, rows, matmul)
                 if figures["status"] == "ok" and key in ("d", "d'"):
-                    passes = {"max_tokens": figures["max_tokens"], "k": args.k, "cached": key == "d'"}
-                    where["predicted_bytes"] = predicted_bytes(base.model.config, tokens=tokens, **passes)
+                    passes = {"max_tokens": figures["max_tokens"], "k": args.k}
+                    where["predicted_bytes"] = predicted_bytes(arena.policy, tokens=tokens, **passes)
                 yield where | figures
                 arena.drop()
                 release(device)

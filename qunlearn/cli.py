@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -88,21 +88,76 @@ def _root(
     pass
 
 
-# -- forget ----------------------------------------------------------------------------------------------
+# -- commands whose flags are settings -------------------------------------------------------------------
 
 
-@guarded
-def _forget(**options: Any) -> None:
+def _configured(options: dict[str, Any]) -> Any:
+    """The configuration from a command's options; takes those that lay it down out of them."""
     from qunlearn.config import SETTINGS, parse_set, read_config_file, resolve
 
     recipe: Path | None = options.pop("config")
-    assignments, dry_run, as_json = options.pop("set"), options.pop("dry_run"), options.pop("json")
+    assignments = options.pop("set")
     flags = {s.key: options[_name(s.key)] for s in SETTINGS.values() if options.get(_name(s.key)) is not None}
     overlays: list[tuple[str, Mapping[str, Any]]] = []
     if recipe is not None:
         overlays.append((str(recipe), read_config_file(recipe)))
     overlays += [("--set", parse_set(assignments or [])), ("command line", flags)]
-    run_forget(resolve(*overlays), dry_run=dry_run, as_json=as_json)
+    return resolve(*overlays)
+
+
+def _name(key: str) -> str:
+    return key.replace(".", "_")
+
+
+def _option(kind: Any, default: Any, *names: str, **info: Any) -> Any:
+    return Annotated[kind, typer.Option(*names, **info)], default
+
+
+def _settings_command(
+    name: str, body: Callable[..., None], keys: Sequence[str] | None = None, **own: tuple[Any, Any]
+) -> None:
+    """Add a command with a flag for each setting that has one (or for `keys`), and options of its own."""
+    from qunlearn.config import SETTINGS
+
+    made: dict[str, tuple[Any, Any]] = {
+        "config": _option(Optional[Path], None, "--config", "-c", help="A recipe or a run's config.yaml; flags win."),  # noqa: UP045
+        "set": _option(Optional[list[str]], None, "--set", help="Any other setting: section.key=value."),  # noqa: UP045
+        **own,
+        "json": _option(bool, False, "--json", help="One machine-readable result on stdout."),
+    }
+    for setting in SETTINGS.values():
+        if setting.flag is None or (keys is not None and setting.key not in keys):
+            continue
+        kind, info = (Optional[str], {"metavar": _metavar(setting)})  # noqa: UP045
+        if setting.base_type is bool:
+            kind, info = Optional[bool], {}  # noqa: UP045
+        names = [setting.flag, *(["-o"] if setting.flag == "--output" else [])]
+        help_text = setting.help + _default_text(setting)
+        made[_name(setting.key)] = _option(kind, None, *names, help=help_text, show_default=False, **info)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    # Typer reads names and defaults from the signature and from __annotations__; both are made, not written.
+    parameters = [inspect.Parameter(name, keyword, annotation=a, default=d) for name, (a, d) in made.items()]
+    body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    body.__annotations__ = {name: annotation for name, (annotation, _) in made.items()}
+    app.command(name)(body)
+
+
+def _metavar(setting: Any) -> str:
+    if setting.choices:
+        return "|".join(setting.choices)
+    return {int: "INTEGER", float: "NUMBER"}.get(setting.base_type, "TEXT")
+
+
+def _default_text(setting: Any) -> str:
+    if setting.base_type is bool or setting.default == "" or (setting.default is None and setting.base_type is str):
+        return ""
+    return f" (default: {'auto' if setting.default is None else setting.default})"
+
+
+@guarded
+def _forget(**options: Any) -> None:
+    """Make a model forget a file of bad answers; leaves a LoRA adapter."""
+    run_forget(_configured(options), dry_run=options["dry_run"], as_json=options["json"])
 
 
 def run_forget(config: Any, *, dry_run: bool, as_json: bool) -> dict[str, Any]:
@@ -129,67 +184,38 @@ def run_forget(config: Any, *, dry_run: bool, as_json: bool) -> dict[str, Any]:
     return record
 
 
-def _name(key: str) -> str:
-    return key.replace(".", "_")
+_settings_command(
+    "forget", _forget, dry_run=_option(bool, False, "--dry-run", help="Resolve everything, print the plan, stop.")
+)
 
 
-def _forget_signature() -> inspect.Signature:
-    """The flags of `forget`, from the settings: help text and default come from one place."""
-    from qunlearn.config import SETTINGS
+@guarded
+def _plan(**options: Any) -> None:
+    """Say what a run would need of memory, and whether it fits, before anything is downloaded or loaded."""
+    from qunlearn.console import emit_json
+    from qunlearn.memory import plan_run, show_plan
 
-    def option(kind: Any, default: Any, *names: str, **info: Any) -> Any:
-        return Annotated[kind, typer.Option(*names, **info)], default
-
-    made: dict[str, tuple[Any, Any]] = {
-        "config": option(Optional[Path], None, "--config", "-c", help="A recipe or a run's config.yaml; flags win."),  # noqa: UP045
-        "set": option(
-            Optional[list[str]],  # noqa: UP045
-            None,
-            "--set",
-            help="Any other setting: section.key=value.",
-        ),
-        "dry_run": option(bool, False, "--dry-run", help="Resolve everything, print the plan, stop."),
-        "json": option(bool, False, "--json", help="One machine-readable result on stdout."),
-    }
-    for setting in SETTINGS.values():
-        if setting.flag is None:
-            continue
-        kind, info = (Optional[str], {"metavar": _metavar(setting)})  # noqa: UP045
-        if setting.base_type is bool:
-            kind, info = Optional[bool], {}  # noqa: UP045
-        names = [setting.flag, *(["-o"] if setting.flag == "--output" else [])]
-        help_text = setting.help + _default_text(setting)
-        made[_name(setting.key)] = option(kind, None, *names, help=help_text, show_default=False, **info)
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Signature(
-        [inspect.Parameter(name, keyword, annotation=a, default=d) for name, (a, d) in made.items()]
-    )
+    config = _configured(options)
+    plan = plan_run(config)
+    if options["json"]:
+        emit_json({"status": "fits" if plan.fits else "does not fit", "model": config.model.name, **plan.as_dict()})
+        if not plan.fits:
+            raise typer.Exit(DoesNotFitError.exit_code)
+        return
+    show_plan(plan, config.model.name)
+    plan.check()
 
 
-def _metavar(setting: Any) -> str:
-    if setting.choices:
-        return "|".join(setting.choices)
-    return {int: "INTEGER", float: "NUMBER"}.get(setting.base_type, "TEXT")
-
-
-def _default_text(setting: Any) -> str:
-    if setting.base_type is bool or setting.default == "" or (setting.default is None and setting.base_type is str):
-        return ""
-    return f" (default: {'auto' if setting.default is None else setting.default})"
-
-
-def forget_command() -> None:
-    """Make a model forget a file of bad answers; leaves a LoRA adapter."""
-
-
-# Typer reads names and defaults from the signature and from __annotations__; both are made, not written.
-_forget.__signature__ = _forget_signature()  # type: ignore[attr-defined]
-_forget.__annotations__ = {
-    name: p.annotation
-    for name, p in _forget.__signature__.parameters.items()  # type: ignore[attr-defined]
-}
-_forget.__doc__ = forget_command.__doc__
-app.command("forget")(_forget)
+_settings_command(
+    "plan",
+    _plan,
+    (
+        *("model.name", "model.revision", "model.quant", "model.device", "model.embeddings", "model.vram"),
+        *("data.bad", "data.prompt_field", "data.completion_field", "data.max_length"),
+        *("lora.r", "lora.target_modules", "objective.mismatch_k"),
+        *("train.batch_size", "train.normal_batch_size", "train.max_tokens", "train.optimizer"),
+    ),
+)
 
 
 # -- the others ------------------------------------------------------------------------------------------

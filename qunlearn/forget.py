@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +19,9 @@ from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, 
 from qunlearn.errors import OutputError, TrainingError
 from qunlearn.evaluate.metrics import RowScore
 from qunlearn.evaluate.suite import Scores, score_sets, show_samples, show_sets, summaries, verdicts
-from qunlearn.model.device import choose_device, describe_device, peak_memory_bytes
+from qunlearn.memory import plan_before_loading
+from qunlearn.model.device import choose_device, describe_device, device_facts, peak_memory_bytes
+from qunlearn.model.fit import MemoryPlan
 from qunlearn.model.load import LoadSpec, load_base, load_tokenizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path
@@ -33,6 +35,7 @@ from qunlearn.step import Roles
 from qunlearn.train import Outcome, auto_lr, train
 
 FORGET, HELD_BACK = "forget", "normal, held back"
+_SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
 _WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
 
 
@@ -43,19 +46,22 @@ class Ready:
     template: Template
     bad: Encoded
     normal: Encoded | None
+    memory: MemoryPlan | None  # None where the architecture is not known
 
 
 def prepare(plan: Plan) -> Ready:
     """Tokenise the files and print the header. Raises DataError for what does not fit."""
     config = plan.config
-    choose_device(config.model.device)
+    device = choose_device(config.model.device)
     tokenizer = load_tokenizer(plan.model.folder, trust_remote_code=config.model.trust_remote_code)
     template = choose_template(tokenizer, config.data.template, plan.bad)
     length = min(config.data.max_length, _positions(plan))
     bad = encode(plan.bad, tokenizer, template, length)
     normal = encode(plan.normal, tokenizer, template, length) if plan.normal else None
     _header(plan, template, bad, normal)
-    return Ready(template, bad, normal)
+    longest = max(len(e.input_ids) for e in (*bad.examples, *(normal.examples if normal else ()))) + _SELF_MADE_MORE
+    memory = plan_before_loading(config, plan.model.facts.config, device_facts(device), longest)
+    return Ready(template, bad, normal, memory)
 
 
 def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
@@ -63,8 +69,12 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
 
     On Ctrl-C while training the best adapter is written and `status` says "interrupted". Raises QunlearnErrors.
     """
+    if ready.memory is not None:
+        plan = replace(plan, config=ready.memory.settled(plan.config))
     config, started = plan.config, time.monotonic()
     spec = load_spec(config)
+    if ready.memory is not None:
+        spec = replace(spec, cache_bytes=ready.memory.cache_bytes)
     with stage("loading the model"):
         base = load_base(plan.model.folder, spec)
         policy = Policy.new(base, config.lora, seed=config.train.seed, checkpointing=config.train.checkpointing)
@@ -210,7 +220,7 @@ class _Made:
 def _make_normal(plan: Plan, ready: Ready, policy: Policy) -> _Made:
     config = plan.config
     longest = max(len(example.input_ids) for example in ready.bad.examples)
-    length = min(longest + 8, config.data.max_length)
+    length = min(longest + _SELF_MADE_MORE, config.data.max_length)
     wanted = Wanted(config.data.normal_count, config.data.normal_near, length, config.train.seed)
     with stage("no --normal: the base makes its own"), policy.reference():
         made = self_made_normal(policy.base, plan.bad, ready.template, wanted)

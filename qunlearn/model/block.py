@@ -22,7 +22,7 @@ class Run:
     """How a block is run: `tokens` of rows of `row_tokens`, `compute_bytes` a number, adapters of rank `r` in fp32.
 
     `adapted` are the names of the layers that have one. `quant`: nf4, fp4, int8 or none. `masked`: a 4-D mask goes
-    along. `on_card`: CUDA's kernels rather than the CPU's.
+    along. `on_card`: CUDA's kernels rather than the CPU's. `dequantise`: count the buffers that takes.
     """
 
     tokens: int
@@ -33,6 +33,7 @@ class Run:
     quant: str
     masked: bool = True
     on_card: bool = True
+    dequantise: bool = True
 
 
 def block_tape(shape: Shape, run: Run) -> Tape:
@@ -134,7 +135,9 @@ class _Block:
     def _base(self, layer: Linear, x: Value) -> Value:
         matrix, run = layer.weights * self.run.compute_bytes, self.run
         forward = backward = 0.0
-        if run.quant in ("nf4", "fp4"):
+        if not run.dequantise:
+            pass
+        elif run.quant in ("nf4", "fp4"):
             forward = backward = matrix + layer.weights * _ABSMAX_ASIDE
         elif run.quant == "int8":
             # Dequantised for the gradient, on a CPU for the result as well, there through fp32.

@@ -8,6 +8,7 @@ import sys
 import torch
 
 from qunlearn.errors import DeviceError
+from qunlearn.model.fit import DeviceFacts
 
 
 def choose_device(asked: str) -> torch.device:
@@ -52,6 +53,15 @@ def describe_device(device: torch.device) -> str:
         properties = torch.cuda.get_device_properties(device)
         return f"{device} ({properties.name}, {properties.total_memory / 2**30:.1f} GiB)"
     return f"cpu ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
+
+
+def device_facts(device: torch.device) -> DeviceFacts:
+    """What the memory plan wants to know of a device."""
+    compute_bytes = choose_dtype(device).itemsize
+    if device.type != "cuda":
+        return DeviceFacts("cpu", compute_bytes)
+    properties = torch.cuda.get_device_properties(device)
+    return DeviceFacts("cuda", compute_bytes, properties.total_memory, properties.name)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -13,8 +13,6 @@ from transformers import GenerationConfig
 
 from qunlearn.model.load import LanguageModel
 
-_CACHE_BYTES = 1 << 30
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -33,9 +31,9 @@ class Sampling:
 def generate(lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
     """Continue each prompt of token ids; returns the new ids, up to and without the end-of-text token.
 
-    A batch is as large as its key-value cache allows (1 GiB), so that memory does not grow with the data.
+    A batch is as large as its key-value cache allows, so that memory does not grow with the data.
     """
-    max_tokens = max(1, _CACHE_BYTES // _cache_bytes_per_token(lm.model))
+    max_tokens = max(1, lm.cache_bytes // _cache_bytes_per_token(lm.model))
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     out: list[list[int]] = [[] for _ in prompts]
     with _own_random_state(sampling):

@@ -20,6 +20,7 @@ from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.head import Head
 from qunlearn.model.host import keep_embeddings_on_host
+from qunlearn.model.memory import CACHE_BYTES
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class LoadSpec:
     """How a base is loaded. `quant`: nf4, fp4, int8 or none; `device`: auto, cpu, cuda or cuda:N.
 
     `as_stored`: in the checkpoint's own dtype, to be written again, rather than in the one that computes best.
-    `host_embeddings`: the input embeddings stay in the host's memory.
+    `host_embeddings`: the input embeddings stay in the host's memory. `cache_bytes`: of a batch that is generated.
     """
 
     quant: str = "nf4"
@@ -36,6 +37,7 @@ class LoadSpec:
     trust_remote_code: bool = False
     as_stored: bool = False
     host_embeddings: bool = False
+    cache_bytes: int = CACHE_BYTES
 
 
 class LanguageModel(Protocol):
@@ -49,6 +51,8 @@ class LanguageModel(Protocol):
     def head(self) -> Head: ...
     @property
     def device(self) -> torch.device: ...
+    @property
+    def cache_bytes(self) -> int: ...
     def hidden(self, batch: Batch) -> Tensor: ...
 
 
@@ -63,6 +67,7 @@ class Base:
     folder: Path
     quantization: str  # "nf4+dq, bf16 compute", "none (bfloat16)", "gptq, as the checkpoint has it", ...
     notes: tuple[str, ...]
+    cache_bytes: int = CACHE_BYTES
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states (B, T, D): what the head multiplies."""
@@ -139,7 +144,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         hint = "the tokenizer belongs to another model"
         raise ModelError("the tokenizer has more tokens than the model embeds", where=str(folder), hint=hint)
-    base = Base(model, tokenizer, Head.of(model), device, folder, quantization, tuple(notes))
+    base = Base(model, tokenizer, Head.of(model), device, folder, quantization, tuple(notes), spec.cache_bytes)
     _check_head(base)
     return base
 

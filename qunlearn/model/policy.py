@@ -30,6 +30,7 @@ class Policy:
     def __init__(self, base: Base, model: Any) -> None:
         self.base, self.model = base, model
         self.tokenizer, self.head, self.device = base.tokenizer, base.head, base.device
+        self.cache_bytes = base.cache_bytes
         self.layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
         self._packing_limit: int | None = None
         self._checksums: dict[str, int] = {}

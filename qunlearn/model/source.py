@@ -24,8 +24,10 @@ __all__ = [
     "ModelSource",
     "fingerprint",
     "go_offline",
+    "hub_config",
     "local_snapshot",
     "preflight_folder",
+    "read_config",
     "resolve_model",
 ]
 
@@ -97,13 +99,30 @@ def local_snapshot(source: ModelSource, *, offline: bool, trust_remote_code: boo
     return folder
 
 
+def hub_config(source: ModelSource, *, offline: bool) -> dict[str, Any]:
+    """config.json of a hub model and nothing else, from the cache when `offline`. Raises ModelError by cause."""
+    import huggingface_hub
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        path = huggingface_hub.hf_hub_download(
+            source.location, "config.json", revision=source.revision, local_files_only=offline
+        )
+    except RemoteEntryNotFoundError as error:
+        hint = "is it a model of transformers? give the repository of the original weights"
+        raise ModelError("the repository has no config.json", where=source.location, hint=hint) from error
+    except (OSError, ValueError, RuntimeError, _http_error()) as error:
+        raise _download_error(source, error, offline) from error
+    return _read_json(Path(path))
+
+
 def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> FolderFacts:
     """Check a model folder before anything is loaded, from its JSON files and its weight files' headers.
 
     A model that needs Python code of its own is refused unless that is trusted; where transformers has the
     architecture itself such code is never run, and the folder passes. Raises ModelError.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     if not trust_remote_code:
         _refuse_remote_code(folder, config)
     headers = dict(_weights(folder, config))
@@ -129,7 +148,7 @@ def fingerprint(folder: Path) -> str:
     shares. Bytes changed only between the samples are not seen, so it tells models apart but proves no
     integrity. Raises ModelError.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path, header in sorted(_weights(folder, config), key=lambda item: item[0]):
         size = path.stat().st_size
@@ -252,7 +271,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises ModelError."""
     path = folder / "config.json"
     if not folder.is_dir():
         raise ModelError("not a folder", where=str(folder), hint="give the folder that holds config.json")

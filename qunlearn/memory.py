@@ -1,0 +1,131 @@
+"""`qunlearn plan`: what a run would need, before anything is downloaded or loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qunlearn.config import Config
+from qunlearn.console import Column, clean, facts, out, stage, table, warn
+from qunlearn.data.records import Dataset, FieldNames, read_dataset
+from qunlearn.errors import ConfigError, ModelError
+from qunlearn.model.driver import found_device
+from qunlearn.model.fit import DeviceFacts, Lengths, MemoryPlan, memory_plan
+from qunlearn.model.names import known_model, resolve_model
+from qunlearn.model.shapes import carried_config
+from qunlearn.model.source import hub_config, read_config
+from qunlearn.plan import data_path
+from qunlearn.units import show_size
+
+_BYTES_A_TOKEN = 2.5  # fewer than any language's text has with the usual tokenizers: rows are not planned too short
+_TEMPLATE_TOKENS = 32
+
+
+def plan_run(config: Config) -> MemoryPlan:
+    """Plan a run from its settings; of the model config.json is read, or carried along, and nothing else.
+
+    Raises ConfigError, DataError, ModelError.
+    """
+    if not config.model.name:
+        raise ConfigError("no model was named", where="--model", hint="see `qunlearn models`")
+    lengths = None
+    if config.data.bad:
+        fields = FieldNames(config.data.prompt_field, config.data.completion_field)
+        lengths = estimated_lengths(read_dataset(data_path(config.data.bad), fields, role="--bad"))
+    return memory_plan(config, find_config(config), found_device(config.model.device), lengths)
+
+
+def find_config(config: Config) -> Mapping[str, Any]:
+    """The model's config.json: of a folder, carried along for a known name, else fetched alone. Raises ModelError."""
+    source = resolve_model(config.model.name, config.model.revision)
+    if source.kind != "hub":
+        return read_config(Path(source.location))
+    known = known_model(source.location)
+    carried = carried_config(known) if known is not None else None
+    if carried is not None:
+        return carried
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    with stage(f"fetching config.json of {source.location}"):
+        return hub_config(source, offline=offline)
+
+
+def estimated_lengths(dataset: Dataset) -> Lengths:
+    """The longest row in tokens, estimated high from its text: there is no tokenizer yet."""
+    texts = ("".join(content for _, content in row.turns) + row.completion for row in dataset.records)
+    longest = max(len(text.encode("utf-8")) for text in texts)
+    return Lengths(int(longest / _BYTES_A_TOKEN) + _TEMPLATE_TOKENS)
+
+
+# -- for `forget` ----------------------------------------------------------------------------------------
+
+
+def plan_before_loading(
+    config: Config, model_config: Mapping[str, Any], device: DeviceFacts, longest: int
+) -> MemoryPlan | None:
+    """Plan a run whose rows are known and print it; None, and a line that says so, for an unknown architecture.
+
+    Raises DoesNotFitError on a card, or where --vram was given.
+    """
+    try:
+        plan = memory_plan(config, model_config, device, Lengths(longest))
+    except ModelError as error:
+        if config.model.vram:
+            warn(f"no memory plan: {error}; --vram is not checked before loading")
+        return None
+    if device.on_card or config.model.vram:
+        show_parts(plan, to_stdout=False)
+        plan.check()
+    else:
+        facts("", [("memory", f"{show_size(plan.needs.total_bytes)} of tensors, at most in {plan.needs.moment}")])
+    return plan
+
+
+# -- for people ------------------------------------------------------------------------------------------
+
+
+def show_plan(plan: MemoryPlan, name: str) -> None:
+    """The table and what follows from it, on stdout."""
+    shape, load, choices = plan.shape, plan.load, plan.choices
+    _tell(f"{name}: {shape.model_type}, {shape.parameters / 1e9:.2f} B parameters, on {_place(plan.device)}")
+    _tell(
+        f"passes of up to {load.tokens} tokens, rows of up to {load.row_tokens}; optimizer {choices.optimizer}, "
+        f"embeddings on the {'host' if choices.embeddings == 'cpu' else 'device'}"
+    )
+    show_parts(plan, to_stdout=True)
+    if plan.limit_bytes is None:
+        _tell("no limit is known here: give --vram, such as --vram 6GiB")
+        return
+    if plan.fits:
+        spare = plan.limit_bytes - plan.needs.total_bytes
+        _tell(f"fits, {show_size(spare)} to spare; the largest --max-tokens that fits so is {plan.largest_tokens}")
+
+
+def show_parts(plan: MemoryPlan, *, to_stdout: bool) -> None:
+    """The components, what is alive of each at the worst moment, and the sums."""
+    needs = plan.needs
+    rows = [[part.name, _mib(part.size_bytes), _mib(part.counted_bytes)] for part in needs.parts if part.size_bytes]
+    rows.append([f"allocated at most, in {needs.moment}", "", _mib(needs.allocated_bytes)])
+    if needs.answering_bytes > needs.allocated_bytes:
+        rows.append([f"while answering, cache of {show_size(needs.cache_bytes)}", "", _mib(needs.answering_bytes)])
+    if needs.context_bytes:
+        rows.append(["CUDA context, beside that", "", _mib(needs.context_bytes)])
+    rows.append(["in all", "", _mib(needs.total_bytes)])
+    if plan.limit_bytes is not None:
+        rows.append(["there is", "", _mib(plan.limit_bytes)])
+    columns = [Column("component", False), Column("MiB"), Column("at the peak")]
+    table("memory plan", columns, rows, to_stdout=to_stdout)
+
+
+def _place(device: DeviceFacts) -> str:
+    name = device.name or ("a CUDA card (none was found here)" if device.on_card else "the CPU")
+    return f"{name}, computing in {8 * device.compute_bytes} bits"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}"
+
+
+def _tell(text: str) -> None:
+    out().print(clean(text), markup=False)

@@ -1,0 +1,320 @@
+"""The memory of a run by component, from numbers alone: nothing is loaded, nothing imported that computes.
+
+A training step has moments: its reference pass, the output head with the logits' tiles, the backward pass of the last
+block, the optimizer's step. What the run needs is the largest of them; what is alive at that moment adds up to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from qunlearn.errors import ConfigError
+from qunlearn.model.architecture import Linear, Shape
+from qunlearn.model.block import Run, block_tape
+
+# Of the output head (model/head.py): numbers of fp32 logits in a tile, and how many such tiles a loss holds at most. Of
+# the KL these are both logits, the reference's probabilities and the products to be added up; of log-probabilities the
+# logits and what their log-sum-exp is taken of. The tile before is still there in each.
+TILE_LOGITS = 1 << 22
+_KL_TILES, _LOGP_TILES, _TILE_BEFORE = 4, 2, 1
+# Key-value cache of a batch of answers: at most so much, and at least so many tokens, whatever a step needs.
+CACHE_BYTES = 1 << 30
+_CACHE_TOKENS = 1024
+# torch keeps one workspace for cuBLAS (CUBLAS_WORKSPACE_CONFIG's default, 4096:2:16:8); Hopper's is 32 MiB.
+CUBLAS_BYTES = 8_519_680
+# Beside everything torch allocates: a bare context is 426 MiB with torch 2.10 + CUDA 13.0 on an RTX 6000 Ada (reported
+# in unslothai/unsloth-zoo#1053; pytorch/pytorch#109888 says about 400), plus kernels that are loaded as they are used.
+CONTEXT_BYTES = 448 << 20
+
+_FP32 = 4
+_PAGED_FROM = 100_000  # numbers; bitsandbytes pages no smaller state
+_EIGHT_BIT_FROM = 4096  # numbers; nor does it keep smaller state in 8 bits
+
+
+@dataclass(frozen=True)
+class Load:
+    """The largest work of a step: `tokens` of one pass, padding included, in rows of `row_tokens`; `supervised` of them
+    are; `reference` are the tokens of the whole step whose reference states are held."""
+
+    tokens: int
+    row_tokens: int
+    supervised: int
+    reference: int
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Every decision that memory depends on. `optimizer`: adamw, adamw8bit or paged_adamw8bit; `embeddings`: device or
+    cpu; `compute_bytes`: of a number in the dtype that computes."""
+
+    quant: str = "nf4"
+    double_quant: bool = True
+    compute_bytes: int = 2
+    on_card: bool = True
+    r: int = 16
+    target_modules: str = "all-linear"
+    optimizer: str = "adamw"
+    embeddings: str = "device"
+    offload: bool = False
+    checkpointing: bool = True
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component: its size, and how much of it is alive at the moment that needs most."""
+
+    name: str
+    size_bytes: int
+    counted_bytes: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run needs. `allocated_bytes` is the largest moment of a training step, by torch's own counting.
+
+    Between steps the model answers: to make its own normal data, and to be measured. With a key-value cache of
+    `cache_bytes`, and `prompts_bytes` for the pass over what is asked, that needs no more than a step where possible.
+    """
+
+    moment: str
+    parts: tuple[Part, ...]
+    allocated_bytes: int
+    idle_bytes: int
+    cache_bytes: int
+    prompts_bytes: int
+    context_bytes: int
+
+    @property
+    def answering_bytes(self) -> int:
+        return self.idle_bytes + self.cache_bytes + self.prompts_bytes
+
+    def cache_within(self, limit_bytes: int) -> int:
+        """The cache that fits when there is more memory than a step needs: at most CACHE_BYTES."""
+        spare = max(0, limit_bytes - self.context_bytes - self.answering_bytes)
+        share = self.cache_bytes / (self.cache_bytes + self.prompts_bytes)
+        return min(CACHE_BYTES, self.cache_bytes + int(spare * share))
+
+    @property
+    def total_bytes(self) -> int:
+        return max(self.allocated_bytes, self.answering_bytes) + self.context_bytes
+
+
+def run_needs(shape: Shape, choices: Choices, load: Load) -> Needs:
+    """The table for one model, one set of choices and one load. Raises ConfigError for modules that are not there."""
+    adapted = adapted_names(shape, choices.target_modules)
+    static = _static(shape, choices, adapted)
+    step = _Step(shape, choices, load, adapted)
+    gradients = {"gradients": static["adapters"]}
+    moments = {
+        "the output head": {**gradients, **step.head()},
+        "the backward pass": {**gradients, **step.backward()},
+        "the reference pass": step.reference(),  # the gradients of the step before are gone by then
+    }
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    live = {**static, **moments[moment]}
+    sizes = {**static, **gradients, **step.sizes()}
+    names = _names(choices)
+    parts = tuple(Part(names.get(key, key), sizes[key], live.get(key, 0)) for key in sizes)
+    allocated = sum(live.values())
+    idle = sum(static.values()) - static["optimizer state"] + static["adapters"]
+    cache, prompts = step.answering(allocated - idle)
+    return Needs(moment, parts, allocated, idle, cache, prompts, CONTEXT_BYTES if choices.on_card else 0)
+
+
+def adapted_names(shape: Shape, target_modules: str) -> frozenset[str]:
+    """The linear layers that get an adapter. Raises ConfigError when there is none of these names."""
+    there = {linear.name for linear, _ in shape.linears()}
+    if target_modules == "all-linear":
+        return frozenset(there)
+    asked = {name.strip().rsplit(".", 1)[-1] for name in target_modules.split(",")}
+    if not asked & there:
+        hint = f"all-linear, or some of {', '.join(sorted(there))}"
+        raise ConfigError(f"{shape.model_type} has no such layers", where="--target-modules", hint=hint)
+    return frozenset(asked & there)
+
+
+def adapter_parameters(shape: Shape, r: int, adapted: frozenset[str]) -> int:
+    """Numbers of the matrices A (r, in) and B (out, r) of all adapted layers."""
+    return sum(n * r * (x.inputs + x.outputs) for x, n in shape.linears() if x.name in adapted)
+
+
+def _names(choices: Choices) -> dict[str, str]:
+    double = " + double quantisation" if choices.double_quant and choices.quant in ("nf4", "fp4") else ""
+    kind = {"none": "16-bit" if choices.compute_bytes == 2 else "32-bit"}.get(choices.quant, choices.quant)
+    where = ", embeddings on the host" if choices.embeddings == "cpu" else ""
+    return {
+        "weights": f"weights, {kind}{double}",
+        "embeddings": f"embeddings, head, norms{where}",
+        "adapters": f"adapters, r = {choices.r}",
+        "optimizer state": f"optimizer state, {choices.optimizer}",
+        "saved": "saved activations" + (", on the host" if choices.offload else ""),
+        "block": "one block, recomputed" if choices.checkpointing else "one block, backward",
+        "dequantisation": "dequantisation buffer",
+        "states": "final states and reference",
+        "tiles": "tiles of logits",
+        "masks": "masks and positions",
+        "workspace": "cuBLAS workspace",
+    }
+
+
+# -- what is there throughout ----------------------------------------------------------------------------
+
+
+def _static(shape: Shape, choices: Choices, adapted: frozenset[str]) -> dict[str, int]:
+    c = choices.compute_bytes
+    frozen = sum(n * weight_bytes(x, choices) for x, n in shape.linears())
+    for name in shape.unquantised:
+        x = next(x for x in shape.block if x.name == name)
+        frozen += x.weights * c - weight_bytes(x, choices)
+    biases = sum(n * x.outputs for x, n in shape.linears() if x.bias)
+    plain = c * (biases + shape.head_parameters + shape.extra)
+    if choices.embeddings == "device" or shape.tied:
+        plain += c * shape.embedding_parameters
+    else:
+        plain += c * shape.positions * shape.hidden
+    return {
+        "weights": frozen,
+        "embeddings": plain,
+        "adapters": _FP32 * adapter_parameters(shape, choices.r, adapted),
+        "optimizer state": _optimizer_bytes(shape, choices, adapted),
+        "workspace": CUBLAS_BYTES if choices.on_card else 0,
+    }
+
+
+def weight_bytes(x: Linear, choices: Choices) -> int:
+    """A frozen matrix as bitsandbytes stores it: packed, with its scales."""
+    if choices.quant == "none":
+        return x.weights * choices.compute_bytes
+    if choices.quant == "int8":
+        return x.weights + _FP32 * x.outputs
+    blocks = -(-x.weights // 64)
+    scales = blocks + _FP32 * -(-blocks // 256) if choices.double_quant else _FP32 * blocks
+    return -(-x.weights // 2) + scales
+
+
+def _optimizer_bytes(shape: Shape, choices: Choices, adapted: frozenset[str]) -> int:
+    """Both moments of AdamW. In 8 bits: a byte a number and an absmax in fp32 for each 256 of them."""
+    total = 0
+    for x, n in shape.linears():
+        if x.name not in adapted:
+            continue
+        for numbers in (choices.r * x.inputs, choices.r * x.outputs):
+            state = 2 * _FP32 * numbers
+            if choices.optimizer != "adamw" and numbers >= _EIGHT_BIT_FROM:
+                paged = choices.optimizer.startswith("paged") and choices.on_card and numbers >= _PAGED_FROM
+                state = (0 if paged else 2 * numbers) + 2 * _FP32 * -(-numbers // 256)
+            total += n * state
+    return total
+
+
+# -- the moments of a step -------------------------------------------------------------------------------
+
+
+class _Step:
+    """What comes and goes. Every method returns bytes by component."""
+
+    def __init__(self, shape: Shape, choices: Choices, load: Load, adapted: frozenset[str]) -> None:
+        self.shape, self.choices, self.load = shape, choices, load
+        c = choices.compute_bytes
+        run = Run(
+            tokens=load.tokens,
+            row_tokens=load.row_tokens,
+            compute_bytes=c,
+            r=choices.r,
+            adapted=adapted,
+            quant=choices.quant,
+            on_card=choices.on_card,
+        )
+        self.tape = block_tape(shape, run)
+        self.frozen = block_tape(shape, replace(run, adapted=frozenset()))
+        peak = self.tape.checkpointed() if choices.checkpointing else self.tape.remembered()
+        bare = block_tape(shape, replace(run, dequantise=False))
+        without = (bare.checkpointed() if choices.checkpointing else bare.remembered()).most
+        self.layer_input = c * load.tokens * shape.hidden
+        # Without checkpointing every block but the last keeps all it needs; the last one's is in `block`.
+        inputs = shape.layers * self.layer_input
+        kept = 0 if choices.checkpointing else (shape.layers - 1) * peak.kept
+        if choices.quant == "int8":
+            kept = max(kept, (shape.layers - 1) * _kept_by_int8(shape, c * load.tokens))
+        self.saved = (self.layer_input if choices.offload and choices.checkpointing else inputs) + kept
+        self.block, self.dequantisation, self.kept = without, peak.most - without, peak.kept
+        # Learned positions are added to the tokens' embeddings, which stay as well.
+        self.embedded = c * load.tokens * shape.embedding_width if shape.positions else 0
+        self.final = load.tokens * shape.hidden * (c if shape.traits.norm == "layer" else _FP32)
+        self.state = c * shape.embedding_width
+        turned = 2 * c * load.tokens * int(shape.head_dim * shape.traits.rotary)
+        self.masks = load.tokens * (load.row_tokens + 48) + turned
+
+    def sizes(self) -> dict[str, int]:
+        largest = max(x.weights for x in self.shape.block) * self.choices.compute_bytes
+        return {
+            "saved": self.saved + self.embedded,
+            "block": self.block,
+            "dequantisation": 0 if self.choices.quant == "none" else largest,
+            "states": self._held() + 2 * self.load.supervised * self.state + self.final,
+            "tiles": self._tiles(),
+            "masks": self.masks,
+        }
+
+    def backward(self) -> dict[str, int]:
+        """The last block, all others' inputs still there."""
+        return {
+            "saved": self.saved + self.embedded,
+            "block": self.block,
+            "dequantisation": self.dequantisation,
+            "states": self._held(),
+            "masks": self.masks,
+        }
+
+    def head(self) -> dict[str, int]:
+        """The last tile of the last loss; the states' gradients are formed already."""
+        everything = self.saved + self.embedded + (0 if self.choices.checkpointing else self.kept)
+        return {
+            "saved": everything,
+            "states": self._held() + 2 * self.load.supervised * self.state + self.final,
+            "tiles": self._tiles(),
+            "masks": self.masks,
+        }
+
+    def reference(self) -> dict[str, int]:
+        """A pass without adapters and without gradients."""
+        return {
+            "saved": self.layer_input + self.embedded,
+            "block": self.frozen.passing(),
+            "states": self.load.reference * self.state,
+            "masks": self.masks,
+        }
+
+    def answering(self, room: int) -> tuple[int, int]:
+        """The cache of a batch of answers in so much room, and what else the longest pass over its prompts takes."""
+        shape, load = self.shape, self.load
+        per_token = 2 * self.choices.compute_bytes * shape.layers * shape.kv_heads * shape.head_dim
+        prompt = (self.frozen.passing() + self.layer_input) / load.tokens
+        # A layer's cache is copied when it grows.
+        tokens = int(room / (per_token * (1 + 2 / shape.layers) + prompt))
+        tokens = max(_CACHE_TOKENS, min(tokens, CACHE_BYTES // per_token))
+        return per_token * tokens, int((2 * per_token / shape.layers + prompt) * tokens)
+
+    def _held(self) -> int:
+        """Final states of the supervised tokens and, twice, the reference's: as computed and as the loss sees them."""
+        both = min(self.load.reference, self.load.supervised) + self.load.reference
+        return self.state * (self.load.supervised + both)
+
+    def _tiles(self) -> int:
+        """Tiles of logits, where a loss has fewer tokens than a tile only so many."""
+        vocabulary, tile = self.shape.vocabulary, max(1, TILE_LOGITS // self.shape.vocabulary)
+        slope = 1 if self.shape.soft_cap else 0
+        most = 0
+        for tokens, tiles in (
+            (min(self.load.reference, self.load.supervised), _KL_TILES),
+            (self.load.supervised, _LOGP_TILES),
+        ):
+            tiles += slope + (_TILE_BEFORE if tokens > tile else 0)
+            most = max(most, tiles * min(tokens, tile))
+        return most * vocabulary * _FP32
+
+
+def _kept_by_int8(shape: Shape, number: int) -> int:
+    """bitsandbytes' 8-bit product keeps its input where checkpointing does not see it: those of a whole block."""
+    mlp = 0 if shape.traits.parallel and shape.traits.norms == 1 else shape.hidden
+    return number * (shape.hidden + shape.heads * shape.head_dim + mlp + shape.intermediate)

@@ -19,7 +19,16 @@ PACKAGE = Path(qunlearn.__file__).parent
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "numpy", "yaml"}
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["forget", "--help"], ["models", "--json"], ["--version"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["forget", "--help"],
+        ["models", "--json"],
+        ["--version"],
+        ["plan", "--model", "llama-7b", "--vram", "6GiB"],
+    ],
+)
 def test_answers_import_nothing_heavy(argv: list[str]) -> None:
     code = f"""
 import sys
@@ -32,7 +41,7 @@ except SystemExit as stop:
 print("HEAVY", sorted(set(sys.modules) & {HEAVY!r}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.rstrip().endswith("HEAVY []")
+    assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout[-200:]
 
 
 def test_a_refused_file_costs_no_heavy_import(tmp_path: Path) -> None:

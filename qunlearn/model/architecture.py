@@ -30,7 +30,8 @@ class Traits:
     `norm`: rms (cast down before its weight), rms32 (after), layer, layer32 (in fp32, without weights); `order`: pre,
     sandwich (before and after each half) or post; `parallel`: both halves read the block's input, `norms` of it;
     `qk_norm`: none, head or full; `rotary`: share of a head that is turned; `eager`: no fused attention;
-    `dropout`: on the way back into the residual stream; `score_dropout`: on attention's weights.
+    `dropout`: on the way back into the residual stream; `score_dropout`: on attention's weights;
+    `windowed`: a sliding window, so that there is always a mask.
     """
 
     norm: str = "rms"
@@ -47,6 +48,7 @@ class Traits:
     eager: bool = False
     dropout: float = 0.0
     score_dropout: float = 0.0
+    windowed: bool = False
 
 
 @dataclass(frozen=True)

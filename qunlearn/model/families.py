@@ -156,6 +156,7 @@ def _llama(c: Fields, model_type: str) -> Shape:
         qk_norm={"qwen3": "head", "olmo2": "full"}.get(model_type, "none"),
         activation=c.text("hidden_activation", "hidden_act"),
         score_dropout=c.number("attention_dropout"),
+        windowed=model_type == "mistral" or c.flag("use_sliding_window"),
         eager=model_type == "gemma2",  # transformers: its soft-capped scores are in no fused kernel
     )
     of_norm = 0 if model_type == "olmo" else hidden

@@ -152,7 +152,7 @@ def step_load(config: Config, lengths: Lengths | None) -> Load:
     rows = train.batch_size * (1 if train.pack else answers) + train.normal_batch_size
     tokens = max(longest, min(train.max_tokens, rows * family))
     reference = train.normal_batch_size * longest if objective.eps3 > 0 else 0
-    return Load(tokens, min(tokens, family), tokens, reference)
+    return Load(tokens, min(tokens, family), tokens, reference, longest)
 
 
 def _choices(config: Config, device: DeviceFacts, optimizer: str, embeddings: str) -> Choices:
@@ -167,6 +167,7 @@ def _choices(config: Config, device: DeviceFacts, optimizer: str, embeddings: st
         embeddings=embeddings,
         offload=config.train.offload,
         checkpointing=config.train.checkpointing,
+        packed=config.train.pack,
     )
 
 

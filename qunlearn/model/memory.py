@@ -17,9 +17,9 @@ from qunlearn.model.block import Run, block_tape
 # logits and what their log-sum-exp is taken of. The tile before is still there in each.
 TILE_LOGITS = 1 << 22
 _KL_TILES, _LOGP_TILES, _TILE_BEFORE = 4, 2, 1
-# Key-value cache of a batch of answers: at most so much, and at least so many tokens, whatever a step needs.
+# Key-value cache of a batch of answers: at most so much, and at least one row and some, whatever a step needs.
 CACHE_BYTES = 1 << 30
-_CACHE_TOKENS = 1024
+_CACHE_SPARE_TOKENS = 8
 # torch keeps one workspace for cuBLAS (CUBLAS_WORKSPACE_CONFIG's default, 4096:2:16:8); Hopper's is 32 MiB.
 CUBLAS_BYTES = 8_519_680
 # Beside everything torch allocates: a bare context is 426 MiB with torch 2.10 + CUDA 13.0 on an RTX 6000 Ada (reported
@@ -33,19 +33,22 @@ _EIGHT_BIT_FROM = 4096  # numbers; nor does it keep smaller state in 8 bits
 
 @dataclass(frozen=True)
 class Load:
-    """The largest work of a step: `tokens` of one pass, padding included, in rows of `row_tokens`; `supervised` of them
-    are; `reference` are the tokens of the whole step whose reference states are held."""
+    """The largest work of a step: `tokens` of one pass with its padding, in rows of `row_tokens`; `supervised` of them.
+
+    `reference`: tokens of the whole step whose reference states are held; `longest`: those of one example.
+    """
 
     tokens: int
     row_tokens: int
     supervised: int
     reference: int
+    longest: int = 512
 
 
 @dataclass(frozen=True)
 class Choices:
     """Every decision that memory depends on. `optimizer`: adamw, adamw8bit or paged_adamw8bit; `embeddings`: device or
-    cpu; `compute_bytes`: of a number in the dtype that computes."""
+    cpu; `compute_bytes`: of a number in the dtype that computes; `packed`: rows hold several examples, under a mask."""
 
     quant: str = "nf4"
     double_quant: bool = True
@@ -57,6 +60,7 @@ class Choices:
     embeddings: str = "device"
     offload: bool = False
     checkpointing: bool = True
+    packed: bool = True
 
 
 @dataclass(frozen=True)
@@ -223,6 +227,7 @@ class _Step:
             r=choices.r,
             adapted=adapted,
             quant=choices.quant,
+            masked=choices.packed or shape.traits.windowed,
             on_card=choices.on_card,
         )
         self.tape = block_tape(shape, run)
@@ -243,7 +248,7 @@ class _Step:
         self.final = load.tokens * shape.hidden * (c if shape.traits.norm == "layer" else _FP32)
         self.state = c * shape.embedding_width
         turned = 2 * c * load.tokens * int(shape.head_dim * shape.traits.rotary)
-        self.masks = load.tokens * (load.row_tokens + 48) + turned
+        self.masks = load.tokens * ((load.row_tokens if run.masked else 0) + 48) + turned
 
     def sizes(self) -> dict[str, int]:
         largest = max(x.weights for x in self.shape.block) * self.choices.compute_bytes
@@ -292,7 +297,7 @@ class _Step:
         prompt = (self.frozen.passing() + self.layer_input) / load.tokens
         # A layer's cache is copied when it grows.
         tokens = int(room / (per_token * (1 + 2 / shape.layers) + prompt))
-        tokens = max(_CACHE_TOKENS, min(tokens, CACHE_BYTES // per_token))
+        tokens = max(load.longest + _CACHE_SPARE_TOKENS, min(tokens, CACHE_BYTES // per_token))
         return per_token * tokens, int((2 * per_token / shape.layers + prompt) * tokens)
 
     def _held(self) -> int:

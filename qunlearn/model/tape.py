@@ -104,6 +104,8 @@ class Tape:
     def recomputed(self) -> int:
         """Most bytes alive while it is computed again; that ends where the last thing to be kept is there."""
         end = max((i for i, op in enumerate(self.ops) if op.kept or op.kept_aside), default=-1)
+        if end >= 0 and not self.ops[end].kept_aside and self.ops[end].output not in self.ops[end].kept:
+            end -= 1  # what an operation keeps of its inputs it keeps before it runs
         return self._forward(self.ops[: end + 1], keep=True)
 
     def passing(self) -> int:

@@ -112,7 +112,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     else:
         quantization = _describe(spec, dtype)
         if spec.quant != "none":
-            options["quantization_config"] = _bnb_config(spec, dtype)
+            options["quantization_config"] = bnb_config(spec, dtype)
     with quiet_transformers(), _named_load_errors(folder, spec.quant):
         model: Any
         model, loaded = AutoModelForCausalLM.from_pretrained(
@@ -153,7 +153,7 @@ def _is_quantized(model: Any) -> bool:
     return getattr(model, "hf_quantizer", None) is not None
 
 
-def _bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
+def bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
     if spec.quant == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.config import Config, read_config_file, resolve
-from qunlearn.data.records import Dataset, FieldNames, read_dataset
+from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset
 from qunlearn.errors import ConfigError, DataError, ModelError, OutputError
 from qunlearn.journal import JOURNAL, kept_bytes
 from qunlearn.plan import CheckedModel, check_run_model
@@ -18,6 +19,8 @@ from qunlearn.run import CONFIG, NORMAL, Run, check_output, open_run, staged
 BASES = ("original", "dequantized")
 FORMATS = ("peft", "merged")
 GATES = ("nf4", "fp4", "int8")
+# Who merges will quantise again, mostly to 4 bits, and there forgotten answers are known to return (arXiv 2410.16454).
+DEFAULT_GATE = ("nf4",)
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,10 @@ def _check_options(runs: Sequence[Path], options: MergeOptions) -> None:
         raise ConfigError("of several runs each has its own bad file", where="--bad", hint="merge them one by one")
 
 
-def gates(text: str) -> tuple[str, ...]:
+def gates(text: str | None, measure: bool) -> tuple[str, ...]:
     """The forms that --gate names, each once. Unknown ones are refused by `check_merge`."""
+    if text is None:
+        return DEFAULT_GATE if measure else ()
     named = [name.strip() for name in text.split(",")]
     return tuple(dict.fromkeys(name for name in named if name not in ("", "none")))
 
@@ -134,12 +139,25 @@ def _normal_file(run: Run, config: Config, folder: Path) -> Dataset | None:
     path = folder / NORMAL if own else Path(str(said.get("path", "")))
     if not path.is_file():
         return None
-    fields = FieldNames() if own else FieldNames(config.data.prompt_field, config.data.completion_field)
     try:
-        found = read_dataset(path, fields, role="the run's normal data")
-    except DataError:  # not what the user asked about: its absence is said where it would be measured
+        if own:
+            return _self_made(path)
+        found = read_dataset(path, FieldNames(config.data.prompt_field, config.data.completion_field))
+    except (DataError, ValueError, KeyError, TypeError):  # edited since: that it is not measured is said later
         return None
-    return found if own or found.sha256 == said.get("sha256") else None
+    return found if found.sha256 == said.get("sha256") else None
+
+
+def _self_made(path: Path) -> Dataset:
+    """The rows as the run had them. A model may say what no file of a user's should hold, a NUL for one."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    records = tuple(
+        Record((), str(row["text"]), i, {})
+        if "text" in row
+        else Record((("user", str(row["prompt"])),), str(row["completion"]), i, {})
+        for i, row in enumerate(rows, 1)
+    )
+    return Dataset(str(path), records, "", (), "", 0)
 
 
 def _check_replaceable(output: Path, overwrite: bool) -> None:

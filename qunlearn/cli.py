@@ -229,8 +229,9 @@ def merge(
     model: BaseModel = None,
     bad: BadFile = None,
     gate: Annotated[
-        str, typer.Option(metavar="FORMS", help="Measure it quantised as well: nf4, fp4, int8, with commas; or none.")
-    ] = "none",
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="FORMS", help="Measure it quantised too: nf4, fp4, int8, or none. Default: nf4."),
+    ] = None,
     measure: Measure = True,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -240,7 +241,7 @@ def merge(
     from qunlearn.carry import MergeOptions, check_merge, gates
     from qunlearn.console import emit_json
 
-    options = MergeOptions(base, model, bad, overwrite, measure, gates(gate))
+    options = MergeOptions(base, model, bad, overwrite, measure, gates(gate, measure))
     request = check_merge(runs, output, options)
     from qunlearn.merge.command import merge as merge_runs
 

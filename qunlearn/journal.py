@@ -40,7 +40,7 @@ class Journal:
     def save(self) -> None:
         path = self.folder / JOURNAL
         temporary = path.with_name(JOURNAL + PART)
-        write_json(temporary, {**self.identity, "files": self.files})
+        write_json(temporary, {**self.identity, "files": dict(sorted(self.files.items()))})
         sync(temporary)
         temporary.replace(path)
 

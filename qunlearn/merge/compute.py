@@ -19,6 +19,7 @@ from qunlearn.merge.rounding import Rounding, restored
 from qunlearn.model.tensorfile import Stored
 
 _NUMBERS = 1 << 20  # of a weight at a time: with fp32 copies a few MB, which stay in the processor's cache
+_ROWS = 64  # a multiple of what matrix kernels take at a time: products of such blocks have the whole product's bits
 _RAW_BYTES = 1 << 22
 _AHEAD_BYTES = 1 << 26
 _TORCH = {
@@ -85,7 +86,7 @@ def blocks(piece: Piece, reader: Reader, rounding: Rounding | None) -> Iterator[
     rows, columns = piece.shape
     take = _rows_of(piece, reader, rounding)
     add = [_adder(update, reader, piece.transposed) for update in piece.updates]
-    step = max(1, _NUMBERS // max(1, columns))
+    step = _ROWS * max(1, _NUMBERS // max(1, columns) // _ROWS)
     for i in range(0, rows, step):
         block = take(i, min(rows, i + step))
         for each in add:

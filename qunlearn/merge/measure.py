@@ -131,7 +131,9 @@ def _sets(source: MergeSource, policy: Policy) -> dict[str, Sequence[Example]]:
     template = Template(**stored) if stored else choose_template(policy.tokenizer, data.template, source.bad)
     encoded = encode(source.bad, policy.tokenizer, template, min(data.max_length, longest))
     sets: dict[str, Sequence[Example]] = {BAD: encoded.examples[:rows]}
-    if source.normal is not None:
+    if source.normal is None:
+        say(f"the normal data of {source.name} is not there as the run had it: what it held back is not measured")
+    else:
         length = min(data.max_length, longest) if data.normal else 2 * data.max_length  # as the run encoded them
         normal = encode(source.normal, policy.tokenizer, template, length)
         try:
@@ -141,7 +143,7 @@ def _sets(source: MergeSource, policy: Policy) -> dict[str, Sequence[Example]]:
         if len(held_back) == source.run.record.get("data", {}).get("normal", {}).get("held_back"):
             sets[HELD_BACK] = held_back[:rows]
         else:
-            say("the run's normal data has changed: its held-back rows are not measured")
+            say(f"the normal data of {source.name} has changed: what it held back is not measured")
     return sets
 
 

@@ -36,13 +36,16 @@ def write_model(plan: MergePlan, journal: Journal) -> None:
     _check_space(journal.folder, sum(shard.bytes for shard in left))
     used = [u for shard in plan.shards if shard not in left for piece in shard.pieces for u in piece.updates]
     found = done = plan.bytes - sum(shard.bytes for shard in left)
-    started = time.monotonic()
+    started, shown = time.monotonic(), 0
     with Meter("MiB", plan.bytes >> 20) as meter, Reader() as reader, _Sink() as sink:
         for shard in left:
 
             def at(written: int, before: int = done) -> None:
-                speed = (before - found + written) / 2**20 / max(1e-3, time.monotonic() - started)
-                meter.at((before + written) >> 20, f"{speed:.0f} MiB/s")
+                nonlocal shown
+                if (now := (before + written) >> 20) > shown:
+                    shown = now
+                    speed = (before - found + written) / 2**20 / max(1e-3, time.monotonic() - started)
+                    meter.at(now, f"{speed:.0f} MiB/s")
 
             used += _write_shard(plan, shard, journal, reader, sink, at)
             done += shard.bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -188,6 +189,9 @@ def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:
             shutil.copyfile(opened.adapter / name, folder / name)
     folder_size = sum((output / name).stat().st_size for name in files)
     say(f"{len(tensors)} tensors, {folder_size / 2**20:.1f} MiB, in {output}: {', '.join(files)}")
+    base = ["--base" if Path(opened.base).is_dir() else "--base-model-id", opened.base]
+    command = ["python", "convert_lora_to_gguf.py", str(output), *base, "--outfile", f"{output}.gguf"]
+    say(f"for llama.cpp, with its own script: {shlex.join(command)}")
     return files
 
 

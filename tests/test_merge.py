@@ -92,15 +92,21 @@ def test_coming_back() -> None:
     assert came_back(score(0.01, 0), score(0.01, 0.1), 0.05)
 
 
-@pytest.mark.parametrize(("back", "words"), [(["merged"], "in the merged model"), (["nf4"], "at nf4")])
+@pytest.mark.parametrize(
+    ("back", "words", "remedy"),
+    [
+        (["merged", "nf4"], "in the merged model, at nf4", "--base dequantized"),
+        (["nf4"], "at nf4", "with the adapter beside it (qunlearn export)"),
+    ],
+)
 def test_what_came_back_has_its_exit_code(
-    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: list[str], words: str
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: list[str], words: str, remedy: str
 ) -> None:
     monkeypatch.setattr("qunlearn.merge.command.gates_failed", lambda *_: back)
     ran = call("merge", small_run, "-o", tmp_path / "m", "--gate", "none", "--json")
     assert ran.code == 5
     assert f"came back {words}" in ran.stderr
-    assert "--base dequantized" in ran.stderr  # the remedy
+    assert remedy in ran.stderr
     assert ran.json["back"] == back
     assert (tmp_path / "m" / "config.json").is_file()
 
@@ -200,6 +206,7 @@ def test_an_output_is_not_overwritten_unasked(quick_run: Path, tmp_path: Path) -
 def test_export_is_the_adapter_alone(quick_run: Path, sandbox_folder: Path, tmp_path: Path) -> None:
     ran = call("export", quick_run, "-o", tmp_path / "e", "--json")
     assert ran.code == 0, ran.stderr
+    assert f"convert_lora_to_gguf.py {tmp_path / 'e'} --base {sandbox_folder} --outfile" in ran.stderr
     names = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     assert ran.json["files"] == names == sorted(p.name for p in (tmp_path / "e").iterdir())
     for name in names:

@@ -50,17 +50,14 @@ class MergeReport:
 
 
 def _remedy(base: str, back: Sequence[str]) -> str:
-    if base == "original":
-        return (
-            "the adapter was trained on quantised weights: --base dequantized merges into those, or serve the base as "
-            "it was trained with the adapter beside it (qunlearn export)"
-        )
+    """What helps, by where it came back (docs/robustness.md)."""
+    harder = "train longer, with a lower --target and a higher --floor-nll"
     if "merged" in back:
-        return "train longer, or with a lower --target and a higher --floor-nll"
-    return (
-        "serve the merged model in 16 bits, or the base as it was trained with the adapter beside it (qunlearn "
-        f"export); for {back[0]} train longer, with a lower --target and a higher --floor-nll, and merge again"
-    )
+        other = "the adapter was trained on quantised weights: --base dequantized merges into those"
+        return other if base == "original" else harder
+    beside = "or serve the base as it was trained with the adapter beside it (qunlearn export)"
+    rounded = "use it in 16 bits" if base == "original" else "--base original loses less when it is quantised again"
+    return f"{rounded}, {beside}, or {harder}"
 
 
 def merge(request: MergeRequest, device: str) -> MergeReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import bitsandbytes as bnb
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.quantizers import AutoHfQuantizer
 
 from qunlearn.errors import ModelError
+from qunlearn.model.device import torch_threads
 from qunlearn.model.load import LoadSpec, bnb_config
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -21,11 +22,12 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Rounding:
-    """The data type a base was loaded in (nf4, fp4 or int8), the dtype it computed in, and where to quantise."""
+    """The data type a base was loaded in (nf4, fp4 or int8), the dtype it computed in, and where to quantise it."""
 
     spec: LoadSpec
     dtype: torch.dtype
     device: torch.device
+    threads: int = field(default_factory=torch.get_num_threads)
 
     def __call__(self, weight: Tensor) -> Tensor:
         """A weight (out, in) of the checkpoint -> what the training multiplied with (out, in), on the CPU.
@@ -33,6 +35,10 @@ class Rounding:
         As transformers loads it: cast to the compute dtype, then quantised as a whole. For int8 the activations are
         quantised too when it computes; this is what the weight alone stands for.
         """
+        with torch_threads(self.threads):
+            return self._through(weight)
+
+    def _through(self, weight: Tensor) -> Tensor:
         value = weight.to(self.device, self.dtype)
         parameter: Any
         if self.spec.quant == "int8":

@@ -17,11 +17,12 @@ from qunlearn.console import Meter
 from qunlearn.errors import ModelError, OutputError
 from qunlearn.journal import PART, Journal
 from qunlearn.merge.adapter import Update
-from qunlearn.merge.compute import Reader, blocks
+from qunlearn.merge.compute import RING, Reader, blocks
 from qunlearn.merge.plan import MergePlan, Shard
+from qunlearn.model.device import torch_threads
 from qunlearn.run import write_json
 
-_QUEUED = 4  # blocks that may wait for the disk: it limits memory
+_QUEUED = RING - 2  # blocks that may wait for the disk: one more is being computed, one is the caller's
 _WRITE_BACK_BYTES = 1 << 26
 _MARGIN_BYTES = 64 << 20
 INDEX = "model.safetensors.index.json"
@@ -37,7 +38,8 @@ def write_model(plan: MergePlan, journal: Journal) -> None:
     used = [u for shard in plan.shards if shard not in left for piece in shard.pieces for u in piece.updates]
     found = done = plan.bytes - sum(shard.bytes for shard in left)
     started, shown = time.monotonic(), 0
-    with Meter("MiB", plan.bytes >> 20) as meter, Reader() as reader, _Sink() as sink:
+    # Blocks that fit the cache are too small to be shared: two threads took three times as long as one.
+    with torch_threads(1), Meter("MiB", plan.bytes >> 20) as meter, Reader() as reader, _Sink() as sink:
         for shard in left:
 
             def at(written: int, before: int = done) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -116,7 +117,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     else:
         quantization = _describe(spec, dtype)
         if spec.quant != "none":
-            options["quantization_config"] = _bnb_config(spec, dtype)
+            options["quantization_config"] = bnb_config(spec, dtype)
     with quiet_transformers(), _named_load_errors(folder, spec.quant):
         model: Any
         model, loaded = AutoModelForCausalLM.from_pretrained(
@@ -159,7 +160,7 @@ def _is_quantized(model: Any) -> bool:
     return getattr(model, "hf_quantizer", None) is not None
 
 
-def _bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
+def bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
     if spec.quant == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -226,6 +227,8 @@ def quiet_transformers() -> Iterator[None]:
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    # At every int8 layer and step it tells that activations become fp16, which is what int8 is.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)

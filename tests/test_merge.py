@@ -102,7 +102,7 @@ def test_coming_back() -> None:
 def test_what_came_back_has_its_exit_code(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: list[str], words: str, remedy: str
 ) -> None:
-    monkeypatch.setattr("qunlearn.merge.command.gates_failed", lambda *_: back)
+    monkeypatch.setattr("qunlearn.merge.measure.gates_failed", lambda *_: back)
     ran = call("merge", small_run, "-o", tmp_path / "m", "--gate", "none", "--json")
     assert ran.code == 5
     assert f"came back {words}" in ran.stderr

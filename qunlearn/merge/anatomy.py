@@ -18,7 +18,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from transformers.pytorch_utils import Conv1D
 
 from qunlearn.errors import ModelError
-from qunlearn.model.load import quiet_transformers
+from qunlearn.model.quiet import quiet_transformers
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from qunlearn.carry import MergeRequest, describe
 from qunlearn.console import say, stage, warn
 from qunlearn.errors import GateError
 from qunlearn.evaluate.metrics import SetScore
-from qunlearn.evaluate.suite import show_sets
-from qunlearn.forget import load_spec
 from qunlearn.journal import resumable
-from qunlearn.merge.measure import Column, Subject, after, before, divergence, gate, gates_failed
 from qunlearn.merge.plan import make_plan
 from qunlearn.merge.stream import write_model
-from qunlearn.model.load import LoadSpec, load_base
 from qunlearn.model.source import preflight_folder
+
+if TYPE_CHECKING:
+    from qunlearn.merge.measure import Look
 
 
 @dataclass(frozen=True)
@@ -62,57 +60,31 @@ def _remedy(base: str, back: Sequence[str]) -> str:
 
 def merge(request: MergeRequest, device: str) -> MergeReport:
     """Plan, write, load what was written as anyone would, measure, put in place. Raises QunlearnErrors."""
-    first = request.sources[0].config
-    trained = replace(load_spec(first), device=device)
-    subjects: list[Subject] = []
-    columns: list[Column] = []
     with stage("planning"):
         plan = make_plan(request, device)
+    look = None
     if request.measure:
-        subjects, columns = before(request, trained)
+        # What measuring needs takes seconds to import, and memory that a small machine may want for the merge.
+        from qunlearn.merge import measure
+
+        look = measure.before(request, device)
     with resumable(request.output, plan.identity) as journal:
         with stage(f"merging into the {request.base} weights"):
             write_model(plan, journal)
-        preflight_folder(journal.folder, trust_remote_code=trained.trust_remote_code)
-        kl = _measure(journal.folder, trained, request.gate, subjects, columns) if request.measure else None
-    sizes = [shard.bytes for shard in plan.shards]
-    return report_of(request, plan.adapter_tensors, sizes, kl, columns, subjects)
+        preflight_folder(journal.folder, trust_remote_code=request.sources[0].config.model.trust_remote_code)
+        if look is not None:
+            measure.after(look, journal.folder, request.gate)
+    return report_of(request, plan.adapter_tensors, [shard.bytes for shard in plan.shards], look)
 
 
-def report_of(
-    request: MergeRequest,
-    tensors: int,
-    sizes: Sequence[int],
-    kl: float | None,
-    columns: Sequence[Column],
-    subjects: Sequence[Subject],
-) -> MergeReport:
+def report_of(request: MergeRequest, tensors: int, sizes: Sequence[int], look: Look | None) -> MergeReport:
     """The report of a folder that has its name now, after showing it. sizes: bytes of each weight file."""
-    scores = {column.name: {title: column.of(title) for title in column.scores} for column in columns}
-    back = gates_failed(columns, subjects) if columns else []
-    report = MergeReport(describe(request), tensors, sum(sizes), len(sizes), kl, scores, back)
-    gib = report.weight_bytes / 2**30
-    say(f"{report.tensors} adapter tensors, each used once; {report.shards} files, {gib:.2f} GiB in {request.output}")
-    if not request.measure:
+    gib = sum(sizes) / 2**30
+    say(f"{tensors} adapter tensors, each used once; {len(sizes)} files, {gib:.2f} GiB in {request.output}")
+    if look is None:
         warn("nothing was measured (--no-measure): whether the answers stay forgotten here is not known")
-    if any(column.scores for column in columns):
-        show_sets("What the merged model says", [(column.name, column.scores) for column in columns])
-    if kl is not None:
-        say(f"KL(adapter || merged): {kl:.5f} nats/token")
+    else:
+        look.show()
     say(f'next: AutoModelForCausalLM.from_pretrained("{request.output}")', style="bold")
-    return report
-
-
-def _measure(
-    folder: Path, trained: LoadSpec, gates: Sequence[str], subjects: Sequence[Subject], columns: list[Column]
-) -> float | None:
-    """Adds the columns of the written model, as it is and quantised; returns the largest divergence."""
-    if not any(subject.sets for subject in subjects):
-        return None
-    with stage("measuring what was written"):
-        written = load_base(folder, replace(trained, quant="none", double_quant=False))
-        columns.append(after("merged", written, subjects))
-        kls = [kl for subject in subjects if (kl := divergence(written, subject)) is not None]
-    del written
-    columns.extend(gate(folder, quant, trained, subjects) for quant in gates)
-    return max(kls, default=None)
+    told = (look.divergence, look.scores(), look.back()) if look else (None, {}, [])
+    return MergeReport(describe(request), tensors, sum(sizes), len(sizes), *told)

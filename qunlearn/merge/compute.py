@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ from torch import Tensor
 from qunlearn.errors import ModelError
 from qunlearn.merge.adapter import Update
 from qunlearn.merge.plan import Piece
-from qunlearn.merge.rounding import Rounding, restored
 from qunlearn.model.tensorfile import Stored
+
+if TYPE_CHECKING:
+    from qunlearn.merge.rounding import Rounding
 
 _NUMBERS = 1 << 20  # of a weight at a time: with fp32 copies a few MB, which stay in the processor's cache
 _ROWS = 64  # a multiple of what matrix kernels take at a time: products of such blocks have the whole product's bits
@@ -148,6 +150,8 @@ def _rounded(piece: Piece, reader: Reader, rounding: Rounding | None) -> Tensor:
     """The whole weight as the training saw it, laid out as the file has it: quantisation has constants of the whole."""
     stored = reader.whole(piece.source)
     if piece.statistics:
+        from qunlearn.merge.rounding import restored
+
         statistics = {t.name.removeprefix(f"{piece.name}."): reader.whole(t) for t in piece.statistics}
         weight = restored(piece.name, stored, statistics)
         return weight.T if piece.transposed else weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from qunlearn.data.roles import split_held_back
 from qunlearn.data.tokenize import Example, Template, choose_template, encode
 from qunlearn.errors import DataError
 from qunlearn.evaluate.metrics import SetScore, aggregate
-from qunlearn.evaluate.suite import Scores, score_sets
+from qunlearn.evaluate.suite import Scores, score_sets, show_sets
+from qunlearn.forget import load_spec
 from qunlearn.model.head import token_kl
 from qunlearn.model.load import Base, LanguageModel, LoadSpec, load_base
 from qunlearn.model.policy import Policy
@@ -52,13 +53,38 @@ class Column:
         return aggregate(self.scores[title])
 
 
-def before(request: MergeRequest, spec: LoadSpec) -> tuple[list[Subject], list[Column]]:
+@dataclass
+class Look:
+    """What is known of a merge so far: the runs' rows, and a column for each form of the model that was measured."""
+
+    subjects: Sequence[Subject]
+    columns: list[Column]
+    spec: LoadSpec
+    divergence: float | None = None
+
+    def scores(self) -> dict[str, dict[str, SetScore]]:
+        """Column -> set -> score."""
+        return {column.name: {title: column.of(title) for title in column.scores} for column in self.columns}
+
+    def back(self) -> list[str]:
+        """The forms of the merged model in which some run's bad answers are back."""
+        return gates_failed(self.columns, self.subjects)
+
+    def show(self) -> None:
+        if any(column.scores for column in self.columns):
+            show_sets("What the merged model says", [(column.name, column.scores) for column in self.columns])
+        if self.divergence is not None:
+            say(f"KL(adapter || merged): {self.divergence:.5f} nats/token")
+
+
+def before(request: MergeRequest, device: str) -> Look:
     """Each run's rows under its base and its own adapter, as they were trained. One run at a time is in memory."""
     subjects: list[Subject] = []
     base: dict[str, Any] = {}
     adapter: dict[str, Any] = {}
     for source in request.sources:
         with stage(f"measuring {source.run.adapter} on its base"):
+            spec = replace(load_spec(source.config), device=device)
             policy = Policy.load(load_base(request.model.folder, spec), source.run.adapter)
             sets = _sets(source, policy)
             name = f" of {source.name}" if len(request.sources) > 1 else ""
@@ -70,24 +96,41 @@ def before(request: MergeRequest, spec: LoadSpec) -> tuple[list[Subject], list[C
             adapter |= subject.titled(score_sets(policy, sets, limit))
         subjects.append(subject)
         del policy
-    return subjects, [Column("base", base), Column("adapter", adapter)]
+    plain = LoadSpec("none", False, device, request.sources[0].config.model.trust_remote_code)
+    return Look(subjects, [Column("base", base), Column("adapter", adapter)], plain)
 
 
-def after(name: str, lm: LanguageModel, subjects: Sequence[Subject]) -> Column:
-    """The same rows under a model that was written."""
+def after(look: Look, folder: Path, gates: Sequence[str]) -> None:
+    """The same rows under the model that was written, and under what it becomes quantised: it adds their columns."""
+    if not any(subject.sets for subject in look.subjects):
+        return
+    with stage("measuring what was written"):
+        written = load_base(folder, look.spec)
+        look.columns.append(_column("merged", written, look.subjects))
+        kls = [kl for subject in look.subjects if (kl := _divergence(written, subject)) is not None]
+        look.divergence = max(kls, default=None)
+    del written
+    for quant in gates:
+        with stage(f"measuring what was written, as {quant}"):
+            written = load_base(folder, replace(look.spec, quant=quant, double_quant=True))
+            look.columns.append(_column(quant, written, look.subjects))
+
+
+def after_quantized(look: Look, folder: Path, name: str) -> None:
+    """The same rows under a model that was written quantised: it adds its column."""
+    if any(subject.sets for subject in look.subjects):
+        with stage("measuring what was written"):
+            look.columns.append(_column(name, load_base(folder, look.spec), look.subjects))
+
+
+def _column(name: str, lm: LanguageModel, subjects: Sequence[Subject]) -> Column:
     scores: dict[str, Any] = {}
     for subject in subjects:
         scores |= subject.titled(score_sets(lm, subject.sets, subject.config.train.max_tokens))
     return Column(name, scores)
 
 
-def gate(folder: Path, quant: str, spec: LoadSpec, subjects: Sequence[Subject]) -> Column:
-    """The written model quantised as it is loaded, and measured: what a user of the smaller form will see."""
-    with stage(f"measuring what was written, as {quant}"):
-        return after(quant, load_base(folder, LoadSpec(quant, True, spec.device, spec.trust_remote_code)), subjects)
-
-
-def divergence(written: Base, subject: Subject) -> float | None:
+def _divergence(written: Base, subject: Subject) -> float | None:
     """KL(adapter on its base || merged) on the bad rows, nats per token; the head is the same in both."""
     kls = [
         token_kl(_hidden(written, row), h.to(written.device), written.head).double()
@@ -103,7 +146,7 @@ def came_back(adapter: SetScore, now: SetScore, target: float) -> bool:
 
 
 def gates_failed(columns: Sequence[Column], subjects: Sequence[Subject]) -> list[str]:
-    """The forms of the merged model in which some run's bad answers are back. columns: base, adapter, then those."""
+    """The names of the columns behind base and adapter in which some run's bad answers are back."""
     adapter, failed = columns[1], []
     for column in columns[2:]:
         for subject in subjects:

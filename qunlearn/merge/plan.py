@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qunlearn import __version__
 from qunlearn.carry import MergeRequest
@@ -18,12 +18,13 @@ from qunlearn.merge.adapter import CONFIG as ADAPTER_CONFIG
 from qunlearn.merge.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from qunlearn.merge.adapter import Update, read_adapter
 from qunlearn.merge.anatomy import Anatomy, anatomy, skeleton
-from qunlearn.merge.rounding import Rounding, compute_dtype, quantized_modules, statistics_of
 from qunlearn.model.companions import companions
 from qunlearn.model.device import choose_device, choose_dtype
-from qunlearn.model.load import LoadSpec
 from qunlearn.model.source import fingerprint
 from qunlearn.model.tensorfile import Stored, header, read_tensors
+
+if TYPE_CHECKING:
+    from qunlearn.merge.rounding import Rounding
 
 SHARD_BYTES = 2_000_000_000
 _FLOATS = {"F32": 4, "BF16": 2, "F16": 2}
@@ -103,6 +104,8 @@ def make_plan(request: MergeRequest, device: str) -> MergePlan:
         pieces = {name: _original(stored, updates.get(name, ()), parts) for name, stored in tensors.items()}
         rounding = _rounding(request, device) if request.base == "dequantized" else None
         if rounding is not None:
+            from qunlearn.merge.rounding import quantized_modules
+
             pieces = _dequantized(pieces, parts, quantized_modules(model, rounding.spec, rounding.dtype))
     count = 2 * sum(len(listed) for listed in updates.values())
     files = companions(folder, trust_remote_code=trusted)
@@ -161,6 +164,10 @@ def _original(stored: Stored, updates: tuple[Update, ...], parts: Anatomy) -> Pi
 
 def _rounding(request: MergeRequest, device: str) -> Rounding | None:
     """How the runs' base was quantised; None where it was not. Raises ConfigError where they differ."""
+    # bitsandbytes takes seconds to import: merging into the original weights does without.
+    from qunlearn.merge.rounding import Rounding, compute_dtype
+    from qunlearn.model.load import LoadSpec
+
     where, made = choose_device(device), set()
     for source in request.sources:
         m, said = source.config.model, str(source.run.record.get("model", {}).get("quantization", ""))
@@ -215,6 +222,17 @@ def _from_quantized(
             statistics=tuple(tensors[n] for n in statistics),
         )
     return {name: piece for name, piece in pieces.items() if name not in dropped}
+
+
+def statistics_of(name: str, names: Callable[[str], bool]) -> tuple[str, ...]:
+    """The tensors that tell what a quantised weight of the checkpoint means; none where it is not quantised."""
+    four = [f"{name}.quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4")]
+    if any(map(names, four)):
+        parts = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+        return tuple(n for n in (*(f"{name}.{part}" for part in parts), *four) if names(n))
+    scales = f"{name.removesuffix('weight')}SCB"
+    form = f"{name}_format"
+    return tuple(n for n in (scales, form) if names(n)) if name.endswith(".weight") and names(scales) else ()
 
 
 def _shards(pieces: Sequence[Piece]) -> tuple[Shard, ...]:

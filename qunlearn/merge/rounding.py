@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,17 +65,6 @@ def quantized_modules(model: Any, spec: LoadSpec, dtype: torch.dtype) -> frozens
     quantizer.preprocess_model(model=model, device_map=None)
     kinds = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
     return frozenset(name for name, module in model.named_modules() if isinstance(module, kinds))
-
-
-def statistics_of(name: str, names: Callable[[str], bool]) -> tuple[str, ...]:
-    """The tensors that tell what a quantised weight of the checkpoint means; none where it is not quantised."""
-    four = [f"{name}.quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4")]
-    if any(map(names, four)):
-        parts = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
-        return tuple(n for n in (*(f"{name}.{part}" for part in parts), *four) if names(n))
-    scales = f"{name.removesuffix('weight')}SCB"
-    form = f"{name}_format"
-    return tuple(n for n in (scales, form) if names(n)) if name.endswith(".weight") and names(scales) else ()
 
 
 def restored(name: str, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:

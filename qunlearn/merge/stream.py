@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -23,7 +22,7 @@ from qunlearn.model.device import torch_threads
 from qunlearn.run import write_json
 
 _QUEUED = RING - 2  # blocks that may wait for the disk: one more is being computed, one is the caller's
-_WRITE_BACK_BYTES = 1 << 26
+_FLUSH_BYTES = 1 << 27
 _MARGIN_BYTES = 64 << 20
 INDEX = "model.safetensors.index.json"
 
@@ -77,7 +76,7 @@ def _write_shard(
         sink.put(lambda: journal.finish(shard.name, out.digest.hexdigest()))
     except BaseException:
         sink.abandon()
-        out.file.close()
+        out.abandon()
         raise
     return [update for piece in shard.pieces for update in piece.updates]
 
@@ -119,7 +118,9 @@ class _File:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self.file: BinaryIO = os.fdopen(descriptor, "wb", buffering=0)
         self.digest = hashlib.sha256()
-        self.size = self._asked = 0
+        self.size = self._flushed = 0
+        self._pool = ThreadPoolExecutor(1)
+        self._flush: Future[None] | None = None
 
     def write(self, block: memoryview) -> None:
         self.digest.update(block)
@@ -127,13 +128,17 @@ class _File:
             count = self.file.write(block)
             self.size += count
             block = block[count:]
-        if self.size - self._asked >= _WRITE_BACK_BYTES and hasattr(os, "posix_fadvise"):
-            # Have the system begin to write now, so that the flush at the end is short.
-            with contextlib.suppress(OSError):  # advice only
-                os.posix_fadvise(self.file.fileno(), self._asked, self.size - self._asked, os.POSIX_FADV_DONTNEED)
-            self._asked = self.size
+        if self.size - self._flushed >= _FLUSH_BYTES and (self._flush is None or self._flush.done()):
+            self._flushed = self.size
+            self._flush = self._pool.submit(os.fsync, self.file.fileno())
+
+    def abandon(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.file.close()
 
     def close(self) -> None:
+        """On the disk when it returns; most of it was sent there while the rest was computed."""
+        self._pool.shutdown(wait=True)
         os.fsync(self.file.fileno())
         self.file.close()
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +12,13 @@ import bitsandbytes as bnb
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import logging as transformers_logging
 
 from qunlearn.data.batch import Batch
 from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.head import Head
 from qunlearn.model.host import keep_embeddings_on_host
+from qunlearn.model.quiet import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -219,24 +217,6 @@ def _named_load_errors(folder: Path, quant: str) -> Iterator[None]:
         raise ModelError(f"loading needs a package that is not installed: {_first_line(error)}", hint=hint) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the model cannot be loaded: {_first_line(error)}", where=str(folder)) from error
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and advice from the libraries while loading: the header says what was decided."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    # At every int8 layer and step it tells that activations become fp16, which is what int8 is.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:

@@ -47,12 +47,11 @@ class ModelConfig:
     double_quant: bool = _setting(True, "Quantise the quantisation constants too: 0.25-0.3 GiB less at 7B.")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", flag="--device")
     embeddings: str = _setting(
-        "auto",
-        "Where the input embeddings live: cpu spares the card a large vocabulary's table; auto: where the plan says.",
+        "device",
+        "Where the input embeddings live: cpu spares the card a large vocabulary's table.",
         flag="--embeddings",
-        choices=("auto", "device", "cpu"),
+        choices=("device", "cpu"),
     )
-    vram: str | None = _setting(None, "Memory of the card the run may use, such as 6GiB: a hard limit.", flag="--vram")
     trust_remote_code: bool = _setting(
         False,
         "Run Python code that comes with the model. Only for a repository you trust.",
@@ -147,11 +146,10 @@ class TrainConfig:
         low=16,
     )
     optimizer: str = _setting(
-        "auto",
-        "AdamW with its state in 32 or in 8 bits, paged: moved to the host when the card is short; auto: as the "
-        "plan says, else 32 bits.",
+        "adamw",
+        "AdamW with its state in 32 bits or in 8; paged: moved to the host when the card is short.",
         flag="--optimizer",
-        choices=("auto", "adamw", "adamw8bit", "paged_adamw8bit"),
+        choices=("adamw", "adamw8bit", "paged_adamw8bit"),
     )
     reference: str = _setting(
         "auto",

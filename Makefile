@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all check format sandbox recipe-hallucination bench bench-sandbox bench-gpu clean
+.PHONY: help setup demo test test-all check format sandbox recipe-hallucination bench bench-sandbox bench-gpu bench-merge clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -52,6 +52,10 @@ bench-sandbox: setup  ## time and forgetting on the sandbox, every kind; writes 
 
 bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA card; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/gpu.py --write --json benchmarks/gpu.json $(ARGS)
+
+# The size that counts, with 29 GB of disk: make bench-merge ARGS="--shape llama-2-7b --rounds 1"
+bench-merge: setup  ## time and memory of a merge against cp of the same files
+	$(BIN)/python benchmarks/merge.py $(ARGS)
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

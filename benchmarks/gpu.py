@@ -30,10 +30,11 @@ from _meter import Peak, release, seconds, used_bytes
 from _models import TRUE_SHAPES, Shape, random_base
 from _report import machine, out, say, table, where_line, write_section
 from _rows import Drawer, Lengths, Rows
-from qunlearn.config import LoraConfig
+from qunlearn.config import Config
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.families import read_shape
-from qunlearn.model.memory import Choices, Load, run_needs
+from qunlearn.model.fit import DeviceFacts, run_choices
+from qunlearn.model.memory import Load, run_needs
 
 TINY = (
     Shape("tiny", 64, 2, 4, 2, 128, 512, tied=True),
@@ -49,8 +50,8 @@ def predicted_bytes(policy: Any, *, tokens: int, max_tokens: int, k: int) -> int
     if policy.device.type != "cuda":
         return None
     family = Lengths().prompt[1] + (1 + k) * Lengths().answer[1]
-    load = Load(max_tokens, min(family, max_tokens), max_tokens, tokens)
-    choices = Choices(compute_bytes=policy.dtype.itemsize, r=LoraConfig().r)
+    load = Load(max_tokens, min(family, max_tokens), max_tokens, tokens, family)
+    choices = run_choices(Config(), DeviceFacts("cuda", policy.dtype.itemsize), "adamw", "device")
     return run_needs(read_shape(policy.base.model.config.to_dict()), choices, load).allocated_bytes
 
 

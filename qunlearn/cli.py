@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -14,6 +13,7 @@ import typer
 
 from qunlearn import __version__
 from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, QunlearnError
+from qunlearn.flags import add_flags, configured, option
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 app = typer.Typer(
@@ -48,6 +48,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             _fail(DoesNotFitError("out of memory", hint="a smaller model, --max-tokens or --batch-size"))
         except (typer.Exit, typer.Abort):
             raise
+        except KeyboardInterrupt:
+            _say_interrupted()
+            raise typer.Exit(130) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
@@ -73,6 +76,12 @@ def _fail(error: QunlearnError) -> None:
     raise typer.Exit(error.exit_code)
 
 
+def _say_interrupted() -> None:
+    from qunlearn.console import say
+
+    say("interrupted", style="bold red")
+
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"qunlearn {__version__}")
@@ -88,76 +97,13 @@ def _root(
     pass
 
 
-# -- commands whose flags are settings -------------------------------------------------------------------
-
-
-def _configured(options: dict[str, Any]) -> Any:
-    """The configuration from a command's options; takes those that lay it down out of them."""
-    from qunlearn.config import SETTINGS, parse_set, read_config_file, resolve
-
-    recipe: Path | None = options.pop("config")
-    assignments = options.pop("set")
-    flags = {s.key: options[_name(s.key)] for s in SETTINGS.values() if options.get(_name(s.key)) is not None}
-    overlays: list[tuple[str, Mapping[str, Any]]] = []
-    if recipe is not None:
-        overlays.append((str(recipe), read_config_file(recipe)))
-    overlays += [("--set", parse_set(assignments or [])), ("command line", flags)]
-    return resolve(*overlays)
-
-
-def _name(key: str) -> str:
-    return key.replace(".", "_")
-
-
-def _option(kind: Any, default: Any, *names: str, **info: Any) -> Any:
-    return Annotated[kind, typer.Option(*names, **info)], default
-
-
-def _settings_command(
-    name: str, body: Callable[..., None], keys: Sequence[str] | None = None, **own: tuple[Any, Any]
-) -> None:
-    """Add a command with a flag for each setting that has one (or for `keys`), and options of its own."""
-    from qunlearn.config import SETTINGS
-
-    made: dict[str, tuple[Any, Any]] = {
-        "config": _option(Optional[Path], None, "--config", "-c", help="A recipe or a run's config.yaml; flags win."),  # noqa: UP045
-        "set": _option(Optional[list[str]], None, "--set", help="Any other setting: section.key=value."),  # noqa: UP045
-        **own,
-        "json": _option(bool, False, "--json", help="One machine-readable result on stdout."),
-    }
-    for setting in SETTINGS.values():
-        if setting.flag is None or (keys is not None and setting.key not in keys):
-            continue
-        kind, info = (Optional[str], {"metavar": _metavar(setting)})  # noqa: UP045
-        if setting.base_type is bool:
-            kind, info = Optional[bool], {}  # noqa: UP045
-        names = [setting.flag, *(["-o"] if setting.flag == "--output" else [])]
-        help_text = setting.help + _default_text(setting)
-        made[_name(setting.key)] = _option(kind, None, *names, help=help_text, show_default=False, **info)
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    # Typer reads names and defaults from the signature and from __annotations__; both are made, not written.
-    parameters = [inspect.Parameter(name, keyword, annotation=a, default=d) for name, (a, d) in made.items()]
-    body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    body.__annotations__ = {name: annotation for name, (annotation, _) in made.items()}
-    app.command(name)(body)
-
-
-def _metavar(setting: Any) -> str:
-    if setting.choices:
-        return "|".join(setting.choices)
-    return {int: "INTEGER", float: "NUMBER"}.get(setting.base_type, "TEXT")
-
-
-def _default_text(setting: Any) -> str:
-    if setting.base_type is bool or setting.default == "" or (setting.default is None and setting.base_type is str):
-        return ""
-    return f" (default: {'auto' if setting.default is None else setting.default})"
+# -- forget, plan ----------------------------------------------------------------------------------------
 
 
 @guarded
 def _forget(**options: Any) -> None:
     """Make a model forget a file of bad answers; leaves a LoRA adapter."""
-    run_forget(_configured(options), dry_run=options["dry_run"], as_json=options["json"])
+    run_forget(configured(options), dry_run=options["dry_run"], as_json=options["json"])
 
 
 def run_forget(config: Any, *, dry_run: bool, as_json: bool) -> dict[str, Any]:
@@ -184,9 +130,8 @@ def run_forget(config: Any, *, dry_run: bool, as_json: bool) -> dict[str, Any]:
     return record
 
 
-_settings_command(
-    "forget", _forget, dry_run=_option(bool, False, "--dry-run", help="Resolve everything, print the plan, stop.")
-)
+add_flags(_forget, dry_run=option(bool, False, "--dry-run", help="Resolve everything, print the plan, stop."))
+app.command("forget")(_forget)
 
 
 @guarded
@@ -195,7 +140,7 @@ def _plan(**options: Any) -> None:
     from qunlearn.console import emit_json
     from qunlearn.memory import plan_run, show_plan
 
-    config = _configured(options)
+    config = configured(options)
     plan = plan_run(config)
     if options["json"]:
         emit_json({"status": "fits" if plan.fits else "does not fit", "model": config.model.name, **plan.as_dict()})
@@ -206,8 +151,7 @@ def _plan(**options: Any) -> None:
     plan.check()
 
 
-_settings_command(
-    "plan",
+add_flags(
     _plan,
     (
         *("model.name", "model.revision", "model.quant", "model.device", "model.embeddings", "model.vram"),
@@ -216,37 +160,54 @@ _settings_command(
         *("train.batch_size", "train.normal_batch_size", "train.max_tokens", "train.optimizer"),
     ),
 )
+app.command("plan")(_plan)
 
 
 # -- the others ------------------------------------------------------------------------------------------
 
 
+RunFolders = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Run folders of `qunlearn forget`, added in this order.")
+]
+MergeBase = Annotated[
+    str, typer.Option(help="original: the 16-bit weights. dequantized: the weights the adapter was trained on.")
+]
+BadFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="The bad file, where it is not where the run found it."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Measure = Annotated[
+    bool, typer.Option(help="Load what was written and measure it; takes the memory of the whole model.")
+]
+
+
 @app.command()
 @guarded
 def merge(
-    run: RunFolder,
+    runs: RunFolders,
     output: Output,
-    base: Annotated[
-        str,
-        typer.Option(help="original: the 16-bit weights. dequantized: the weights the adapter was trained on."),
-    ] = "original",
+    base: MergeBase = "original",
     model: BaseModel = None,
-    bad: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="The bad file, where it is not where the run found it."),
+    bad: BadFile = None,
+    gate: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="FORMS", help="Measure it quantised too: nf4, fp4, int8, or none. Default: nf4."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    measure: Measure = True,
+    device: Device = "auto",
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Merge a run's adapter into its base: a model folder that needs nothing of ours."""
-    from qunlearn.carry import check_merge
+    """Merge runs' adapters into their base: a model folder that needs nothing of ours, in little memory."""
+    from qunlearn.carry import MergeOptions, check_merge, gates
     from qunlearn.console import emit_json
 
-    request = check_merge(run, output, base=base, model=model, bad=bad, overwrite=overwrite)
-    from qunlearn.merge import merge as merge_run
+    options = MergeOptions(base, model, bad, overwrite, measure, gates(gate, measure))
+    request = check_merge(runs, output, options)
+    from qunlearn.merge.command import merge as merge_runs
 
-    report = merge_run(request, device)
+    report = merge_runs(request, device)
     if json:
         emit_json(report.as_dict())
     report.raise_if_back()
@@ -257,17 +218,39 @@ def merge(
 def export(
     run: RunFolder,
     output: Output,
-    format: Annotated[str, typer.Option(help="peft: safetensors, config and card.")] = "peft",
+    format: Annotated[
+        str, typer.Option(metavar="peft|merged", help="peft: the adapter alone. merged: a whole model.")
+    ] = "peft",
+    quant: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="nf4|fp4|int8", help="merged: quantised, as bitsandbytes stores it."),
+    ] = None,
+    base: MergeBase = "original",
+    model: BaseModel = None,
+    bad: BadFile = None,
+    measure: Measure = True,
+    device: Device = "auto",
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Write the adapter alone, to carry it elsewhere."""
-    from qunlearn.carry import export_adapter
+    """Write what others load: the adapter alone, or a merged model, in 16 bits or quantised."""
+    from qunlearn.carry import MergeOptions, check_export, check_merge, export_adapter
     from qunlearn.console import emit_json
 
-    files = export_adapter(run, output, format=format, overwrite=overwrite)
+    check_export(format, quant)
+    if format == "peft":
+        files = export_adapter(run, output, overwrite=overwrite)
+        if json:
+            emit_json({"status": "done", "output": str(output), "files": files})
+        return
+    request = check_merge([run], output, MergeOptions(base, model, bad, overwrite, measure))
+    from qunlearn.merge.command import merge as merge_run
+    from qunlearn.merge.export import export_quantized
+
+    report = export_quantized(request, quant, device) if quant else merge_run(request, device)
     if json:
-        emit_json({"status": "done", "output": str(output), "files": files})
+        emit_json(report.as_dict())
+    report.raise_if_back()
 
 
 @app.command("eval")

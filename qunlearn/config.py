@@ -48,11 +48,14 @@ class ModelConfig:
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", flag="--device")
     embeddings: str = _setting(
         "auto",
-        "Where the input embeddings live: cpu spares the card a large vocabulary's table; auto: where the plan says.",
+        "Where the input embeddings live: cpu spares the card a large vocabulary's table; auto: cpu where that makes "
+        "it fit.",
         flag="--embeddings",
         choices=("auto", "device", "cpu"),
     )
-    vram: str | None = _setting(None, "Memory of the card the run may use, such as 6GiB: a hard limit.", flag="--vram")
+    vram: str | None = _setting(
+        None, "Memory the run may use on the card, its context included, such as 6GiB (= 6G).", flag="--vram"
+    )
     trust_remote_code: bool = _setting(
         False,
         "Run Python code that comes with the model. Only for a repository you trust.",
@@ -148,8 +151,8 @@ class TrainConfig:
     )
     optimizer: str = _setting(
         "auto",
-        "AdamW with its state in 32 or in 8 bits, paged: moved to the host when the card is short; auto: as the "
-        "plan says, else 32 bits.",
+        "AdamW with its state in 32 bits or in 8; paged: moved to the host when the card is short; auto: 8 bits where "
+        "that makes it fit.",
         flag="--optimizer",
         choices=("auto", "adamw", "adamw8bit", "paged_adamw8bit"),
     )

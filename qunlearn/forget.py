@@ -20,9 +20,10 @@ from qunlearn.errors import OutputError, TrainingError
 from qunlearn.evaluate.metrics import RowScore
 from qunlearn.evaluate.suite import Scores, score_sets, show_samples, show_sets, summaries, verdicts
 from qunlearn.memory import plan_before_loading
-from qunlearn.model.device import choose_device, describe_device, device_facts, peak_memory_bytes
+from qunlearn.model.device import cap_memory, choose_device, describe_device, device_facts, peak_memory_bytes
 from qunlearn.model.fit import MemoryPlan
 from qunlearn.model.load import LoadSpec, load_base, load_tokenizer
+from qunlearn.model.memory import CONTEXT_BYTES
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path
 from qunlearn.model.selfdata import SelfMade, Wanted, self_made_normal
@@ -33,6 +34,7 @@ from qunlearn.record import run_record, write_run
 from qunlearn.run import CONFIG, METRICS, NORMAL, staged, write_private
 from qunlearn.step import Roles
 from qunlearn.train import Outcome, auto_lr, train
+from qunlearn.units import parse_size
 
 FORGET, HELD_BACK = "forget", "normal, held back"
 _SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
@@ -75,6 +77,8 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
     spec = load_spec(config)
     if ready.memory is not None:
         spec = replace(spec, cache_bytes=ready.memory.cache_bytes)
+    if config.model.vram:
+        cap_memory(choose_device(config.model.device), parse_size(config.model.vram, "--vram") - CONTEXT_BYTES)
     with stage("loading the model"):
         base = load_base(plan.model.folder, spec)
         policy = Policy.new(base, config.lora, seed=config.train.seed, checkpointing=config.train.checkpointing)

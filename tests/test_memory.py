@@ -37,18 +37,10 @@ from qunlearn.errors import ConfigError, DoesNotFitError, ModelError
 from qunlearn.model import head
 from qunlearn.model.architecture import Linear
 from qunlearn.model.families import FAMILIES, read_shape
-from qunlearn.model.fit import DeviceFacts, Lengths, memory_plan, step_load
-from qunlearn.model.memory import (
-    CACHE_BYTES,
-    TILE_LOGITS,
-    Choices,
-    Load,
-    adapted_names,
-    adapter_parameters,
-    run_needs,
-    weight_bytes,
-)
+from qunlearn.model.fit import DeviceFacts, Lengths, memory_plan, run_choices, step_load
+from qunlearn.model.memory import CACHE_BYTES, TILE_LOGITS, Load, run_needs
 from qunlearn.model.names import SHORT_NAMES
+from qunlearn.model.residents import Choices, adapted_names, adapter_parameters, weight_bytes
 from qunlearn.model.shapes import carried_config
 from qunlearn.model.tape import Tape
 
@@ -70,8 +62,13 @@ SHAPES: dict[str, PreTrainedConfig] = {
     "olmo2": Olmo2Config(**GROUPED),
 }
 CARD = DeviceFacts("cuda", 2)
-STEP = Load(1024, 512, 1024, 512)  # tokens of a step as the figures of small cards are measured
+STEP = Load(1024, 512, 1024, 512, 256)  # tokens of a step as the figures of small cards are measured
+DEFAULTS = run_choices(resolve(), CARD, "adamw", "device")
 LLAMA_2_7B, LLAMA_31_8B = (read_shape(carried_config(SHORT_NAMES[n]) or {}) for n in ("llama-2-7b", "llama-3.1-8b"))
+
+
+def choose(**changed: Any) -> Choices:
+    return dataclasses.replace(DEFAULTS, **changed)
 
 
 def on_meta(config: PreTrainedConfig) -> Any:
@@ -157,7 +154,7 @@ def test_bytes_of_a_frozen_matrix(quant: str, double: bool, size: tuple[int, int
         layer = bnb.nn.Linear4bit(*size, bias=False, compress_statistics=double, quant_type=quant).to("cpu")
         state = layer.weight.quant_state
         tensors = [layer.weight.data, state.absmax, *([state.state2.absmax] if double else [])]
-    choices = Choices(quant=quant, double_quant=double)
+    choices = choose(quant=quant, double_quant=double)
     assert weight_bytes(Linear("x", *size), choices) == sum(t.numel() * t.itemsize for t in tensors)
 
 
@@ -179,7 +176,7 @@ def test_optimizer_state(optimizer: str) -> None:
     states = [t for s in made.state.values() for k, t in s.items() if isinstance(t, torch.Tensor) and k != "step"]
     tables = {t.data_ptr() for s in made.state.values() for k, t in s.items() if k.startswith("qmap")}
     held = sum(t.numel() * t.itemsize for t in states if t.data_ptr() not in tables)
-    needs = run_needs(shape, Choices(r=8, optimizer=optimizer), STEP)
+    needs = run_needs(shape, choose(r=8, optimizer=optimizer), STEP)
     assert next(p.size_bytes for p in needs.parts if p.name.startswith("optimizer")) == held
 
 
@@ -188,7 +185,7 @@ def test_weights_of_llama_2_7b() -> None:
     matrices = [4096 * 4096] * 4 + [4096 * 11008] * 3
     nf4 = 32 * sum(m // 2 + m // 64 + 4 * (m // 64 // 256) for m in matrices)
     plain = 2 * (2 * 32000 * 4096 + 65 * 4096)
-    parts = {part.name: part.size_bytes for part in run_needs(LLAMA_2_7B, Choices(), STEP).parts}
+    parts = {part.name: part.size_bytes for part in run_needs(LLAMA_2_7B, DEFAULTS, STEP).parts}
     assert parts["weights, nf4 + double quantisation"] == nf4
     assert parts["embeddings, head, norms"] == plain
     assert 3.59 < (nf4 + plain) / 2**30 < 3.61
@@ -196,9 +193,9 @@ def test_weights_of_llama_2_7b() -> None:
 
 def test_what_small_cards_are_promised() -> None:
     """r = 16 on every layer, 1,024 tokens a step: 7B in 4.9 GiB as it is, 8B in 5.8 with its embeddings on the host."""
-    assert run_needs(LLAMA_2_7B, Choices(), STEP).allocated_bytes <= 4.9 * 2**30
-    assert run_needs(LLAMA_31_8B, Choices(embeddings="cpu"), STEP).allocated_bytes <= 5.8 * 2**30
-    assert run_needs(LLAMA_31_8B, Choices(optimizer="adamw8bit"), STEP).allocated_bytes > 5.8 * 2**30
+    assert run_needs(LLAMA_2_7B, DEFAULTS, STEP).allocated_bytes <= 4.9 * 2**30
+    assert run_needs(LLAMA_31_8B, choose(embeddings="cpu"), STEP).allocated_bytes <= 5.8 * 2**30
+    assert run_needs(LLAMA_31_8B, choose(optimizer="adamw8bit"), STEP).allocated_bytes > 5.8 * 2**30
 
 
 @pytest.mark.parametrize("known", [m for m in SHORT_NAMES.values() if m.hub_id], ids=lambda known: known.name)
@@ -256,7 +253,7 @@ def test_more_work_never_needs_less(name: str) -> None:
     shape = read_shape(SHAPES[name].to_dict())
 
     def needed(**changed: Any) -> int:
-        return run_needs(shape, Choices(), dataclasses.replace(STEP, **changed)).allocated_bytes
+        return run_needs(shape, DEFAULTS, dataclasses.replace(STEP, **changed)).allocated_bytes
 
     by_tokens = [needed(tokens=n, supervised=n) for n in (16, 64, 128, 500, 512, 2048, 9000)]
     assert by_tokens == sorted(set(by_tokens))
@@ -271,7 +268,7 @@ def test_more_work_never_needs_less(name: str) -> None:
 
 def test_the_rank_counts_twice() -> None:
     def parts(r: int) -> dict[str, int]:
-        return {p.name.partition(",")[0]: p.size_bytes for p in run_needs(LLAMA_2_7B, Choices(r=r), STEP).parts}
+        return {p.name.partition(",")[0]: p.size_bytes for p in run_needs(LLAMA_2_7B, choose(r=r), STEP).parts}
 
     eight, sixteen = parts(8), parts(16)
     assert {name for name in eight if sixteen[name] == 2 * eight[name]} == {"adapters", "gradients", "optimizer state"}
@@ -290,21 +287,21 @@ def test_the_rank_counts_twice() -> None:
     ids=str,
 )
 def test_levers_help(leaner: dict[str, Any]) -> None:
-    plain = run_needs(LLAMA_31_8B, Choices(), STEP).allocated_bytes
-    assert run_needs(LLAMA_31_8B, Choices(**leaner), STEP).allocated_bytes < plain
+    plain = run_needs(LLAMA_31_8B, DEFAULTS, STEP).allocated_bytes
+    assert run_needs(LLAMA_31_8B, choose(**leaner), STEP).allocated_bytes < plain
     for heavier in ({"checkpointing": False}, {"quant": "int8"}, {"quant": "none"}, {"double_quant": False}):
-        assert run_needs(LLAMA_31_8B, Choices(**heavier), STEP).allocated_bytes > plain
+        assert run_needs(LLAMA_31_8B, choose(**heavier), STEP).allocated_bytes > plain
 
 
 def test_tied_embeddings_cannot_leave_the_card() -> None:
     shape = read_shape(carried_config(SHORT_NAMES["qwen2.5-3b"]) or {})
-    needs = [run_needs(shape, Choices(embeddings=place), STEP).allocated_bytes for place in ("device", "cpu")]
+    needs = [run_needs(shape, choose(embeddings=place), STEP).allocated_bytes for place in ("device", "cpu")]
     assert needs[0] == needs[1]
 
 
 def test_what_is_counted_adds_up() -> None:
     for shape in (LLAMA_2_7B, LLAMA_31_8B):
-        needs = run_needs(shape, Choices(), STEP)
+        needs = run_needs(shape, DEFAULTS, STEP)
         assert sum(part.counted_bytes for part in needs.parts) == needs.allocated_bytes
         assert all(0 <= part.counted_bytes <= part.size_bytes for part in needs.parts)
 

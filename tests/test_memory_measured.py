@@ -23,8 +23,9 @@ from qunlearn.model import load
 from qunlearn.model.block import Run, block_tape
 from qunlearn.model.device import choose_dtype
 from qunlearn.model.families import read_shape
+from qunlearn.model.fit import DeviceFacts, run_choices
 from qunlearn.model.load import LoadSpec, backbone, load_base
-from qunlearn.model.memory import Choices, Load, Needs, run_needs
+from qunlearn.model.memory import Load, Needs, run_needs
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.objectives.table import OBJECTIVES
@@ -160,16 +161,8 @@ def test_a_step(name: str, new_random_policy: Callable[..., Policy]) -> None:
         policy.base.model.gradient_checkpointing_disable()
     policy.model.train()
     run, largest = engine_step(policy, case, config)
-    needs = run_needs(
-        read_shape(case.config.to_dict()),
-        Choices(
-            compute_bytes=NUMBER,
-            on_card=False,
-            checkpointing=config.train.checkpointing,
-            packed=config.train.pack,
-        ),
-        largest,
-    )
+    choices = run_choices(config, DeviceFacts("cpu", NUMBER), "adamw", "device")
+    needs = run_needs(read_shape(case.config.to_dict()), choices, largest)
     measured = peak_bytes(run)
     planned = beyond_the_model(needs)
     assert within(planned, measured), f"{planned / measured:.3f} in {needs.moment}"
@@ -197,9 +190,9 @@ def engine_step(policy: Policy, case: Case, config: Any) -> tuple[Callable[[], o
     run()
     policy.hidden = hidden  # type: ignore[method-assign]
     largest = max(seen, key=lambda batch: batch.input_ids.numel())
-    reference = case.rows[1] * (case.length - 1)
     policy.model.zero_grad(set_to_none=True)
-    return run, Load(largest.input_ids.numel(), largest.input_ids.shape[1], largest.labels.numel(), reference)
+    ids, supervised, reference = largest.input_ids, largest.labels.numel(), case.rows[1] * (case.length - 1)
+    return run, Load(ids.numel(), ids.shape[1], supervised, reference, case.length)
 
 
 def beyond_the_model(needs: Needs) -> int:

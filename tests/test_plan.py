@@ -7,12 +7,13 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-from conftest import call, sets, write_rows
+from conftest import QUICK, call, sets, write_rows
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from test_architectures import CONFIGS
 
@@ -21,7 +22,7 @@ from qunlearn.config import SETTINGS, resolve
 from qunlearn.data.records import FieldNames, read_dataset
 from qunlearn.errors import ConfigError, DeviceError, DoesNotFitError
 from qunlearn.model import driver
-from qunlearn.model.device import choose_dtype, device_facts
+from qunlearn.model.device import cap_memory, choose_dtype, device_facts
 from qunlearn.model.fit import DeviceFacts
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
@@ -97,6 +98,13 @@ def test_the_table() -> None:
     assert sum(counted) - float(numbers["allocated at most, in the backward pass"]) == pytest.approx(total, abs=1)
     assert float(numbers["there is"]) == 6144.0
     assert ran.stderr == ""
+
+
+def test_the_readme_shows_this_very_table() -> None:
+    readme = (Path(memory.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    shown = readme.split("$ qunlearn plan --model llama-7b --vram 6GiB\n")[1].split("```")[0].splitlines()
+    printed = call("plan", "--model", "llama-7b", "--vram", "6GiB").stdout.splitlines()
+    assert shown == [line.rstrip() for line in printed if line.strip()]
 
 
 def test_what_does_not_fit_ends_with_4() -> None:
@@ -315,6 +323,29 @@ def test_a_card_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DoesNotFitError):
         memory.plan_before_loading(resolve(), model, card, 64)
     assert "there is" in capsys.readouterr().err
+
+
+def test_the_allocator_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, torch.device]] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 << 30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *args: asked.append(args))
+    card = torch.device("cuda", 0)
+    cap_memory(torch.device("cpu"), 1 << 30)
+    cap_memory(card, 6 << 30)
+    cap_memory(card, 80 << 30)
+    assert asked == [(0.75, card), (1.0, card)]
+
+
+def test_what_the_plan_chose_is_what_runs(tmp_path: Path) -> None:
+    """The settings of the run say which way `auto` went."""
+    few = {**QUICK, "train.steps": 2, "data.normal_count": 16, "stop.check_every": 2}
+    bad = data_file("hallucination", "forget")
+    args = ["--model", "sandbox", "--bad", bad, "-o", tmp_path / "run", "--device", "cpu", "--vram", "1GiB", *sets(few)]
+    assert call("forget", *args).code == 0
+    written = (tmp_path / "run" / "config.yaml").read_text()
+    assert "optimizer: adamw\n" in written
+    assert "embeddings: device\n" in written
+    assert "vram: 1GiB\n" in written
 
 
 def test_answers_come_in_batches_the_cache_allows(

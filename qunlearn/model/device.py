@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
+from collections.abc import Iterator
 
 import torch
 
@@ -62,6 +64,24 @@ def device_facts(device: torch.device) -> DeviceFacts:
         return DeviceFacts("cpu", compute_bytes)
     properties = torch.cuda.get_device_properties(device)
     return DeviceFacts("cuda", compute_bytes, properties.total_memory, properties.name)
+
+
+def cap_memory(device: torch.device, size_bytes: int) -> None:
+    """Let torch allocate so much on a card and no more; beyond it is out of memory. Does nothing on a CPU."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, size_bytes) / total), device)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Compute with so many threads on the CPU. The number is the whole process's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -11,8 +11,9 @@ from qunlearn.config import Config
 from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.model.architecture import Shape
 from qunlearn.model.families import read_shape
-from qunlearn.model.memory import CACHE_BYTES, Choices, Load, Needs, run_needs
+from qunlearn.model.memory import CACHE_BYTES, Load, Needs, run_needs
 from qunlearn.model.names import SHORT_NAMES
+from qunlearn.model.residents import Choices
 from qunlearn.model.shapes import carried_config
 from qunlearn.units import parse_size, show_size
 
@@ -155,7 +156,8 @@ def step_load(config: Config, lengths: Lengths | None) -> Load:
     return Load(tokens, min(tokens, family), tokens, reference, longest)
 
 
-def _choices(config: Config, device: DeviceFacts, optimizer: str, embeddings: str) -> Choices:
+def run_choices(config: Config, device: DeviceFacts, optimizer: str, embeddings: str) -> Choices:
+    """The settings memory depends on, with what `auto` has come to."""
     return Choices(
         quant=config.model.quant,
         double_quant=config.model.double_quant,
@@ -177,7 +179,7 @@ def _ways(config: Config, shape: Shape, device: DeviceFacts) -> Iterator[Choices
     places = ("device", "cpu") if device.on_card and not shape.tied else ("device",)
     places = places if config.model.embeddings == "auto" else (config.model.embeddings,)
     for optimizer, place in itertools.product(optimizers, places):
-        yield _choices(config, device, optimizer, place)
+        yield run_choices(config, device, optimizer, place)
 
 
 def _best(config: Config, shape: Shape, device: DeviceFacts, limit: int | None, lengths: Lengths | None) -> MemoryPlan:

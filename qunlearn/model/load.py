@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import bitsandbytes as bnb
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import logging as transformers_logging
 
 from qunlearn.data.batch import Batch
 from qunlearn.errors import DoesNotFitError, ModelError
@@ -21,6 +19,7 @@ from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.head import Head
 from qunlearn.model.host import keep_embeddings_on_host
 from qunlearn.model.memory import CACHE_BYTES
+from qunlearn.model.quiet import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     else:
         quantization = _describe(spec, dtype)
         if spec.quant != "none":
-            options["quantization_config"] = _bnb_config(spec, dtype)
+            options["quantization_config"] = bnb_config(spec, dtype)
     with quiet_transformers(), _named_load_errors(folder, spec.quant):
         model: Any
         model, loaded = AutoModelForCausalLM.from_pretrained(
@@ -164,7 +163,7 @@ def _is_quantized(model: Any) -> bool:
     return getattr(model, "hf_quantizer", None) is not None
 
 
-def _bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
+def bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
     if spec.quant == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -223,22 +222,6 @@ def _named_load_errors(folder: Path, quant: str) -> Iterator[None]:
         raise ModelError(f"loading needs a package that is not installed: {_first_line(error)}", hint=hint) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the model cannot be loaded: {_first_line(error)}", where=str(folder)) from error
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and advice from the libraries while loading: the header says what was decided."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:

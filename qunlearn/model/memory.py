@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from qunlearn.errors import ConfigError
-from qunlearn.model.architecture import Linear, Shape
+from qunlearn.model.architecture import Shape
 from qunlearn.model.block import Run, block_tape
+from qunlearn.model.residents import Choices, adapted_names, resident_bytes
 
 # Of the output head (model/head.py): numbers of fp32 logits in a tile, and how many such tiles a loss holds at most. Of
 # the KL these are both logits, the reference's probabilities and the products to be added up; of log-probabilities the
@@ -20,15 +20,11 @@ _KL_TILES, _LOGP_TILES, _TILE_BEFORE = 4, 2, 1
 # Key-value cache of a batch of answers: at most so much, and at least one row and some, whatever a step needs.
 CACHE_BYTES = 1 << 30
 _CACHE_SPARE_TOKENS = 8
-# torch keeps one workspace for cuBLAS (CUBLAS_WORKSPACE_CONFIG's default, 4096:2:16:8); Hopper's is 32 MiB.
-CUBLAS_BYTES = 8_519_680
 # Beside everything torch allocates: a bare context is 426 MiB with torch 2.10 + CUDA 13.0 on an RTX 6000 Ada (reported
 # in unslothai/unsloth-zoo#1053; pytorch/pytorch#109888 says about 400), plus kernels that are loaded as they are used.
 CONTEXT_BYTES = 448 << 20
 
 _FP32 = 4
-_PAGED_FROM = 100_000  # numbers; bitsandbytes pages no smaller state
-_EIGHT_BIT_FROM = 4096  # numbers; nor does it keep smaller state in 8 bits
 
 
 @dataclass(frozen=True)
@@ -42,25 +38,7 @@ class Load:
     row_tokens: int
     supervised: int
     reference: int
-    longest: int = 512
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Every decision that memory depends on. `optimizer`: adamw, adamw8bit or paged_adamw8bit; `embeddings`: device or
-    cpu; `compute_bytes`: of a number in the dtype that computes; `packed`: rows hold several examples, under a mask."""
-
-    quant: str = "nf4"
-    double_quant: bool = True
-    compute_bytes: int = 2
-    on_card: bool = True
-    r: int = 16
-    target_modules: str = "all-linear"
-    optimizer: str = "adamw"
-    embeddings: str = "device"
-    offload: bool = False
-    checkpointing: bool = True
-    packed: bool = True
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +84,7 @@ class Needs:
 def run_needs(shape: Shape, choices: Choices, load: Load) -> Needs:
     """The table for one model, one set of choices and one load. Raises ConfigError for modules that are not there."""
     adapted = adapted_names(shape, choices.target_modules)
-    static = _static(shape, choices, adapted)
+    static = resident_bytes(shape, choices, adapted)
     step = _Step(shape, choices, load, adapted)
     gradients = {"gradients": static["adapters"]}
     moments = {
@@ -117,32 +95,15 @@ def run_needs(shape: Shape, choices: Choices, load: Load) -> Needs:
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     live = {**static, **moments[moment]}
     sizes = {**static, **gradients, **step.sizes()}
-    names = _names(choices)
-    parts = tuple(Part(names.get(key, key), sizes[key], live.get(key, 0)) for key in sizes)
+    parts = tuple(Part(name, sizes[key], live.get(key, 0)) for key, name in _names(choices).items())
     allocated = sum(live.values())
     idle = sum(static.values()) - static["optimizer state"] + static["adapters"]
     cache, prompts = step.answering(allocated - idle)
     return Needs(moment, parts, allocated, idle, cache, prompts, CONTEXT_BYTES if choices.on_card else 0)
 
 
-def adapted_names(shape: Shape, target_modules: str) -> frozenset[str]:
-    """The linear layers that get an adapter. Raises ConfigError when there is none of these names."""
-    there = {linear.name for linear, _ in shape.linears()}
-    if target_modules == "all-linear":
-        return frozenset(there)
-    asked = {name.strip().rsplit(".", 1)[-1] for name in target_modules.split(",")}
-    if not asked & there:
-        hint = f"all-linear, or some of {', '.join(sorted(there))}"
-        raise ConfigError(f"{shape.model_type} has no such layers", where="--target-modules", hint=hint)
-    return frozenset(asked & there)
-
-
-def adapter_parameters(shape: Shape, r: int, adapted: frozenset[str]) -> int:
-    """Numbers of the matrices A (r, in) and B (out, r) of all adapted layers."""
-    return sum(n * r * (x.inputs + x.outputs) for x, n in shape.linears() if x.name in adapted)
-
-
 def _names(choices: Choices) -> dict[str, str]:
+    """Every component by its key, in the order of the table."""
     double = " + double quantisation" if choices.double_quant and choices.quant in ("nf4", "fp4") else ""
     kind = {"none": "16-bit" if choices.compute_bytes == 2 else "32-bit"}.get(choices.quant, choices.quant)
     where = ", embeddings on the host" if choices.embeddings == "cpu" else ""
@@ -150,6 +111,7 @@ def _names(choices: Choices) -> dict[str, str]:
         "weights": f"weights, {kind}{double}",
         "embeddings": f"embeddings, head, norms{where}",
         "adapters": f"adapters, r = {choices.r}",
+        "gradients": "gradients",
         "optimizer state": f"optimizer state, {choices.optimizer}",
         "saved": "saved activations" + (", on the host" if choices.offload else ""),
         "block": "one block, recomputed" if choices.checkpointing else "one block, backward",
@@ -159,56 +121,6 @@ def _names(choices: Choices) -> dict[str, str]:
         "masks": "masks and positions",
         "workspace": "cuBLAS workspace",
     }
-
-
-# -- what is there throughout ----------------------------------------------------------------------------
-
-
-def _static(shape: Shape, choices: Choices, adapted: frozenset[str]) -> dict[str, int]:
-    c = choices.compute_bytes
-    frozen = sum(n * weight_bytes(x, choices) for x, n in shape.linears())
-    for name in shape.unquantised:
-        x = next(x for x in shape.block if x.name == name)
-        frozen += x.weights * c - weight_bytes(x, choices)
-    biases = sum(n * x.outputs for x, n in shape.linears() if x.bias)
-    plain = c * (biases + shape.head_parameters + shape.extra)
-    if choices.embeddings == "device" or shape.tied:
-        plain += c * shape.embedding_parameters
-    else:
-        plain += c * shape.positions * shape.hidden
-    return {
-        "weights": frozen,
-        "embeddings": plain,
-        "adapters": _FP32 * adapter_parameters(shape, choices.r, adapted),
-        "optimizer state": _optimizer_bytes(shape, choices, adapted),
-        "workspace": CUBLAS_BYTES if choices.on_card else 0,
-    }
-
-
-def weight_bytes(x: Linear, choices: Choices) -> int:
-    """A frozen matrix as bitsandbytes stores it: packed, with its scales."""
-    if choices.quant == "none":
-        return x.weights * choices.compute_bytes
-    if choices.quant == "int8":
-        return x.weights + _FP32 * x.outputs
-    blocks = -(-x.weights // 64)
-    scales = blocks + _FP32 * -(-blocks // 256) if choices.double_quant else _FP32 * blocks
-    return -(-x.weights // 2) + scales
-
-
-def _optimizer_bytes(shape: Shape, choices: Choices, adapted: frozenset[str]) -> int:
-    """Both moments of AdamW. In 8 bits: a byte a number and an absmax in fp32 for each 256 of them."""
-    total = 0
-    for x, n in shape.linears():
-        if x.name not in adapted:
-            continue
-        for numbers in (choices.r * x.inputs, choices.r * x.outputs):
-            state = 2 * _FP32 * numbers
-            if choices.optimizer != "adamw" and numbers >= _EIGHT_BIT_FROM:
-                paged = choices.optimizer.startswith("paged") and choices.on_card and numbers >= _PAGED_FROM
-                state = (0 if paged else 2 * numbers) + 2 * _FP32 * -(-numbers // 256)
-            total += n * state
-    return total
 
 
 # -- the moments of a step -------------------------------------------------------------------------------

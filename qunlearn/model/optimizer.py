@@ -13,7 +13,10 @@ from qunlearn.config import TrainConfig
 
 
 def make_optimizer(parameters: Sequence[Tensor], c: TrainConfig, lr: float) -> Any:
-    """AdamW as `c.optimizer` says: 32-bit state in one fused kernel, or 8-bit state, paged or not."""
+    """AdamW as `c.optimizer` says: 32-bit state in one fused kernel, or 8-bit state, paged or not.
+
+    `auto` is the first: where the memory plan chose another it has been put in its place.
+    """
     if c.optimizer in ("auto", "adamw"):
         return torch.optim.AdamW(parameters, lr=lr, weight_decay=c.weight_decay, fused=True)
     paged = c.optimizer == "paged_adamw8bit" and parameters[0].is_cuda  # on a CPU there is nothing to page from

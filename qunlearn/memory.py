@@ -71,8 +71,9 @@ def plan_before_loading(
     try:
         plan = memory_plan(config, model_config, device, Lengths(longest))
     except ModelError as error:
+        facts("", [("memory", f"no plan: {error}")])
         if config.model.vram:
-            warn(f"no memory plan: {error}; --vram is not checked before loading")
+            warn("--vram is not checked before loading: it only caps what is allocated on a card")
         return None
     if device.on_card or config.model.vram:
         show_parts(plan, to_stdout=False)

@@ -33,7 +33,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from qunlearn.config import resolve
-from qunlearn.errors import ConfigError, DoesNotFitError, ModelError
+from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.model import head
 from qunlearn.model.architecture import Linear
 from qunlearn.model.families import FAMILIES, read_shape
@@ -137,7 +137,7 @@ def test_adapter_parameters(name: str, targets: str) -> None:
     try:
         model = get_peft_model(on_meta(SHAPES[name]), config)
     except ValueError:
-        with pytest.raises(ConfigError, match="no such layers"):
+        with pytest.raises(ModelError, match="no linear layers named"):
             adapted_names(shape, targets)
         return
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

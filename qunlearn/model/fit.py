@@ -107,7 +107,7 @@ def memory_plan(
 ) -> MemoryPlan:
     """Plan a run from its settings and its model's config.json. Where nothing fits, the plan says what would.
 
-    Raises ModelError for an architecture that is not known, ConfigError for settings that make no sense.
+    Raises ModelError for an architecture that is not known and modules that are not there, ConfigError for no size.
     """
     shape, config = read_shape(model_config), as_stored(config, model_config)
     limit = memory_limit(config, device)

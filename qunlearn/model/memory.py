@@ -82,7 +82,7 @@ class Needs:
 
 
 def run_needs(shape: Shape, choices: Choices, load: Load) -> Needs:
-    """The table for one model, one set of choices and one load. Raises ConfigError for modules that are not there."""
+    """The table for one model, one set of choices and one load. Raises ModelError for modules that are not there."""
     adapted = adapted_names(shape, choices.target_modules)
     static = resident_bytes(shape, choices, adapted)
     step = _Step(shape, choices, load, adapted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qunlearn.errors import ConfigError
+from qunlearn.errors import ModelError
 from qunlearn.model.architecture import Linear, Shape
 
 # torch keeps one workspace for cuBLAS (CUBLAS_WORKSPACE_CONFIG's default, 4096:2:16:8); Hopper's is 32 MiB.
@@ -34,14 +34,15 @@ class Choices:
 
 
 def adapted_names(shape: Shape, target_modules: str) -> frozenset[str]:
-    """The linear layers that get an adapter. Raises ConfigError when there is none of these names."""
+    """The linear layers that get an adapter. Raises ModelError when there is none of these names."""
     there = {linear.name for linear, _ in shape.linears()}
     if target_modules == "all-linear":
         return frozenset(there)
     asked = {name.strip().rsplit(".", 1)[-1] for name in target_modules.split(",")}
     if not asked & there:
         hint = f"all-linear, or some of {', '.join(sorted(there))}"
-        raise ConfigError(f"{shape.model_type} has no such layers", where="--target-modules", hint=hint)
+        message = f"{shape.model_type} has no linear layers named {target_modules[:60]!r}"
+        raise ModelError(message, where="--target-modules", hint=hint)
     return frozenset(asked & there)
 
 

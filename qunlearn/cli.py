@@ -234,7 +234,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write what others load: the adapter alone, or a merged model, in 16 bits or quantised."""
-    from qunlearn.carry import MergeOptions, check_export, check_merge, export_adapter
+    from qunlearn.carry import MergeOptions, check_export, check_merge, export_adapter, gates
     from qunlearn.console import emit_json
 
     check_export(format, quant)
@@ -243,7 +243,8 @@ def export(
         if json:
             emit_json({"status": "done", "output": str(output), "files": files})
         return
-    request = check_merge([run], output, MergeOptions(base, model, bad, overwrite, measure))
+    forms = () if quant else gates(None, measure)  # what is written quantised is measured as it is
+    request = check_merge([run], output, MergeOptions(base, model, bad, overwrite, measure, forms))
     from qunlearn.merge.command import merge as merge_run
     from qunlearn.merge.export import export_quantized
 

@@ -91,6 +91,7 @@ def test_layers() -> None:
         "evaluate.score": 3,
         "train": 4,
         "forget": 5,
+        "merge": 6,
     }
 
     def rank(module: str) -> int | None:

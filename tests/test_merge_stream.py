@@ -16,7 +16,9 @@ from conftest import Ran, call
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_architectures import CONFIGS, GROUPED
-from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, PreTrainedConfig, conversion_mapping
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Chunk, WeightConverter
 
 from qunlearn.model.load import LoadSpec, load_base
 from qunlearn.model.tensorfile import header, read_tensors
@@ -261,13 +263,36 @@ def test_experts_stay_as_they_are_stored(sandbox_folder: Path, tmp_path: Path) -
     assert differing(peft_merge(base, adapter), merged(tmp_path / "out")) == []
 
 
-def test_a_fused_weight_is_refused_by_name(sandbox_folder: Path, tmp_path: Path) -> None:
+def test_an_update_of_experts_is_refused_by_name(sandbox_folder: Path, tmp_path: Path) -> None:
     config = MixtralConfig(**GROUPED, num_local_experts=3, num_experts_per_tok=2)
     base = make_base(tmp_path / "base", config, sandbox_folder, torch.float32)
     adapter = make_adapter(
         tmp_path / "adapter", base, target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"]
     )
     refused(merge(adapter, tmp_path / "out"), tmp_path / "out", "target_parameters")
+
+
+def test_a_weight_that_is_stored_fused_is_refused_by_name(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    """In the checkpoint gate and up are halves of one tensor: the update of neither has a tensor of its own."""
+    base, adapter = llama
+    fused = tmp_path / "fused"
+    shutil.copytree(base, fused, ignore=shutil.ignore_patterns("model*"))
+    tensors = {n: t for path in base.glob("*.safetensors") for n, t in load_file(path).items()}
+    for i in range(2):
+        halves = [tensors.pop(f"model.layers.{i}.mlp.{half}_proj.weight") for half in ("gate", "up")]
+        tensors[f"model.layers.{i}.mlp.both.weight"] = torch.cat(halves)
+    save_file(tensors, fused / "model.safetensors", {"format": "pt"})
+    only = make_adapter(tmp_path / "only", base, target_modules=["q_proj", "down_proj"])
+    rule = WeightConverter("mlp.both.weight", ["mlp.gate_proj.weight", "mlp.up_proj.weight"], [Chunk(dim=0)])
+    register_checkpoint_conversion_mapping("llama", [rule])
+    try:
+        ran = merge(adapter, tmp_path / "out", "--model", fused)
+        refused(ran, tmp_path / "out", "mlp.gate_proj.weight", "makes it from other tensors")
+        assert merge(only, tmp_path / "out", "--model", fused).code == 0
+        assert "model.layers.0.mlp.both.weight" in load_file(tmp_path / "out" / "model.safetensors")
+        assert differing(peft_merge(base, only), merged(tmp_path / "out")) == []
+    finally:
+        conversion_mapping._checkpoint_conversion_mapping_cache.pop("llama")
 
 
 def test_a_hub_snapshot_of_links(llama: tuple[Path, Path], tmp_path: Path) -> None:

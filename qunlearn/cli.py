@@ -244,34 +244,52 @@ def export(
         emit_json({"status": "done", "output": str(output), "files": files})
 
 
+File = Optional[str]  # noqa: UP045 - a path, or sandbox:KIND/SPLIT
+
+
 @app.command("eval")
 @guarded
 def evaluate(
-    run: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Argument(metavar="[RUN]", help="A run or adapter folder; without it the bare --model."),
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model."),
     ] = None,
     model: BaseModel = None,
-    forget: Annotated[Optional[Path], typer.Option(help="What should be gone.")] = None,  # noqa: UP045
-    retain: Annotated[Optional[Path], typer.Option(help="What was given as normal data.")] = None,  # noqa: UP045
-    holdout: Annotated[Optional[Path], typer.Option(help="Neighbours that were never given.")] = None,  # noqa: UP045
-    general: Annotated[Optional[Path], typer.Option(help="Anything else.")] = None,  # noqa: UP045
+    adapter: Annotated[Optional[Path], typer.Option(help="An adapter folder, on top of MODEL.")] = None,  # noqa: UP045
+    suite: Annotated[str, typer.Option(help="basic, llmu, tofu, muse or code: see docs/evaluation.md.")] = "basic",
+    data: Annotated[
+        File, typer.Option(help="A folder with forget.jsonl, paraphrase.jsonl, ..., or sandbox:KIND.")
+    ] = None,
+    forget: Annotated[File, typer.Option(help="What should be gone; default: the run's own bad file.")] = None,
+    paraphrase: Annotated[File, typer.Option(help="The same asked in other words, never given to the run.")] = None,
+    retain: Annotated[File, typer.Option(help="What was given as normal data.")] = None,
+    holdout: Annotated[File, typer.Option(help="Neighbours that were never given.")] = None,
+    general: Annotated[File, typer.Option(help="Anything else.")] = None,
+    reference_model: Annotated[File, typer.Option(help="A model that never saw what should be gone.")] = None,
+    harm_classifier: Annotated[File, typer.Option(help="A text classifier for harm (llmu); or sandbox.")] = None,
+    reward_model: Annotated[File, typer.Option(help="A reward model for utility (llmu).")] = None,
     quant: Annotated[Optional[str], typer.Option(help="nf4|fp4|int8|none; default: as the run.")] = None,  # noqa: UP045
     template: Annotated[Optional[str], typer.Option(help="As for forget; default: as the run.")] = None,  # noqa: UP045
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     rows: Annotated[int, typer.Option(help="At most so many rows of each file.", min=1)] = 1000,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="Folder for eval.json and its cache; default: the run."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is known.")] = False,
     json: Json = False,
 ) -> None:
-    """Measure a model with and without its adapter on forget, retain, holdout and general files."""
+    """Measure a model before and after: what should be gone, its neighbours, everything else."""
     from qunlearn.console import emit_json
-    from qunlearn.evaluate.request import EvalRequest
+    from qunlearn.evaluate.request import EvalRequest, Wish, find_target, split_files
 
-    named = {"forget": forget, "retain": retain, "holdout": holdout, "general": general}
-    files = {name: path for name, path in named.items() if path is not None}
-    request = EvalRequest.check(run, model, files, template=template)
+    named = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
+    run, model = find_target(target, adapter, model)
+    wish = Wish(suite, reference_model, harm_classifier, reward_model, output)
+    request = EvalRequest.check(run, model, split_files(data, named), template=template, wish=wish)
     from qunlearn.evaluate.command import evaluate as evaluate_files
 
-    result = evaluate_files(request, quant=quant, device=device, rows=rows, to_stdout=not json)
+    result = evaluate_files(request, quant=quant, device=device, rows=rows, to_stdout=not json, fresh=fresh)
     if json:
         emit_json(result)
 

@@ -51,8 +51,8 @@ def make_plan(config: Config) -> Plan:
     if not data.bad:
         raise ConfigError("no file of bad answers was named", where="--bad", hint="--bad bad.jsonl")
     fields = FieldNames(data.prompt_field, data.completion_field)
-    bad = read_dataset(_data_path(data.bad), fields, role="--bad")
-    normal = read_dataset(_data_path(data.normal), fields, role="--normal") if data.normal else None
+    bad = read_dataset(data_path(data.bad), fields, role="--bad")
+    normal = read_dataset(data_path(data.normal), fields, role="--normal") if data.normal else None
     if normal is not None:
         check_overlap(bad, normal)
     source = resolve_model(config.model.name, config.model.revision)
@@ -63,7 +63,7 @@ def make_plan(config: Config) -> Plan:
     return Plan(config, check_model(source, config.model.trust_remote_code), bad, normal, output)
 
 
-def _data_path(text: str) -> Path:
+def data_path(text: str) -> Path:
     """A path, or `sandbox:KIND/SPLIT` for an embedded file."""
     scheme, _, name = text.partition(":")
     if scheme != "sandbox":

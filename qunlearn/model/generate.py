@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +30,16 @@ class Sampling:
     stop: tuple[int, ...] = ()
 
 
-def generate(lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+def generate(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    observe: Callable[[int], None] | None = None,
+) -> list[list[int]]:
     """Continue each prompt of token ids; returns the new ids, up to and without the end-of-text token.
 
     A batch is as large as its key-value cache allows (1 GiB), so that memory does not grow with the data.
+    `observe` hears how many prompts are done.
     """
     max_tokens = max(1, _CACHE_BYTES // _cache_bytes_per_token(lm.model))
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -45,6 +51,8 @@ def generate(lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Samp
             order = order[len(rows) :]
             for i, ids in zip(rows, _one_batch(lm, [prompts[i] for i in rows], sampling), strict=True):
                 out[i] = ids
+            if observe is not None:
+                observe(len(prompts) - len(order))
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from scipy import stats as scipy_stats
 
 from qunlearn.evaluate.catalog import MEASURES, SUITES
 from qunlearn.evaluate.conclude import conclude
+from qunlearn.evaluate.document import document
 from qunlearn.evaluate.measures import can_measure, measure, row_values
 from qunlearn.evaluate.metrics import membership
 from qunlearn.evaluate.metrics import tokens as tok
@@ -204,3 +206,11 @@ def test_conclusions(leaks: float, paraphrase: float, holdout: float, level: str
 
 def test_a_bare_model_has_no_verdict() -> None:
     assert conclude(result(1.0, 1.0, 1.0, adapter=False))["level"] == "measured"
+
+
+def test_the_page_of_measures_is_made_from_the_docstrings() -> None:
+    page = Path(__file__).parent.parent / "docs" / "evaluation.md"
+    assert page.read_text(encoding="utf-8") == document(), "run `make docs`"
+    for name, one in MEASURES.items():
+        assert f"`{name}`" in document()
+        assert one.title in document()

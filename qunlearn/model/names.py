@@ -116,7 +116,7 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
     if on_disk == "folder":
         source = ModelSource(asked, "folder", str(path.resolve()))
     elif asked.lower() in _EMBEDDED:
-        source = ModelSource(asked, "sandbox", str(_EMBEDDED[asked.lower()]), short_name=known and known.name)
+        source = ModelSource(asked, "sandbox", str(_EMBEDDED[asked.lower()]), short_name=known.name if known else None)
     elif known is not None:
         return ModelSource(asked, "hub", known.hub_id, revision, known.name)
     elif on_disk == "file" or _looks_like_path(asked):

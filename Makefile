@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all check format sandbox recipe-hallucination bench clean
+.PHONY: help setup demo test test-all check format sandbox recipe-hallucination bench docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -46,6 +46,9 @@ recipe-hallucination: setup  ## a whole scenario; MODEL= and BAD= for your own
 
 bench: setup  ## time and forgetting on the sandbox, every kind; writes the README's table
 	$(BIN)/python benchmarks/sandbox.py
+
+docs: setup  ## write docs/evaluation.md from the docstrings
+	$(BIN)/python -m qunlearn.evaluate.document > docs/evaluation.md
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

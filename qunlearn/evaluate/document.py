@@ -8,7 +8,7 @@ import sys
 
 from qunlearn.evaluate.catalog import MEASURES, SUITES
 from qunlearn.evaluate.conclude import conclude
-from qunlearn.evaluate.metrics import membership, stats
+from qunlearn.evaluate.metrics import judge, membership, stats, tokens
 
 _UNITS = {
     "%": "share of rows, in %",
@@ -55,10 +55,7 @@ def document() -> str:
 
 
 def _verdicts() -> str:
-    from qunlearn.evaluate.metrics import judge
-
-    lines = ["Every output to a row to forget gets one word. " + _text(judge.verdict), ""]
-    return "\n".join(lines) + "\n" + _text(judge).split("\n\n", 1)[-1]
+    return f"{_text(judge.verdict)}\n\n{_text(judge).split(chr(10) * 2, 1)[-1]}"
 
 
 def _judgement() -> str:
@@ -71,7 +68,7 @@ def _suites() -> str:
         lines = [f"**`{name}`** {suite.about}", ""]
         for side, measures in (("to forget", suite.forget), ("to keep", suite.keep), ("over all to keep", suite.whole)):
             if measures:
-                lines.append(f"- {side}: " + ", ".join(MEASURES[m].title for m in measures))
+                lines.append(f"- {side}: " + "; ".join(MEASURES[m].title for m in measures))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -79,9 +76,9 @@ def _suites() -> str:
 def _how_to_read() -> str:
     return (
         '"Forget" and "keep" say where a measure should go on rows to forget and rows to keep. The membership measures '
-        "are AUCs of `forget` against `holdout`: " + _text(membership.auc).split("\n\n")[0] + "\n\n"
-        "They mean membership only where the model never saw the holdout rows; where it did, as in the sandbox, compare "
-        "with the reference's."
+        "are AUCs of `forget` against `holdout`. " + _text(membership.auc).split("\n\n")[0] + " They mean membership\n"
+        "only where the model never saw the holdout rows; where it did, as in the sandbox, compare with the reference's."
+        "\n\nMeasures of right against wrong answers start from one number. " + _text(tokens.truth_ratio)
     )
 
 

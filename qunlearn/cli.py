@@ -296,6 +296,31 @@ def evaluate(
 
 @app.command()
 @guarded
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one that `eval -o` wrote.")],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="The file to write; default: report.html in the run."),
+    ] = None,
+    include_samples: Annotated[
+        bool, typer.Option("--include-samples", help="With the texts of the rows, those to forget among them.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Write one HTML file that says what the run did: verdict, pictures, tables, limits."""
+    from qunlearn.console import emit_json, say
+    from qunlearn.report.page import write_report
+    from qunlearn.run import REPORT
+
+    path = output or run / REPORT
+    size = write_report(run, path, include_samples=include_samples)
+    say(f"{path}: {size / 2**10:.0f} KiB, for any browser, no network needed")
+    if json:
+        emit_json({"status": "done", "report": str(path), "bytes": size, "samples": include_samples})
+
+
+@app.command()
+@guarded
 def demo(
     kind: Annotated[str, typer.Argument(help="hallucination, copyright, harm or code.")] = "hallucination",
     output: Annotated[

@@ -77,7 +77,7 @@ def _how_to_read() -> str:
     return (
         '"Forget" and "keep" say where a measure should go on rows to forget and rows to keep. The membership measures '
         "are AUCs of `forget` against `holdout`. " + _text(membership.auc).split("\n\n")[0] + " They mean membership\n"
-        "only where the model never saw the holdout rows; where it did, as in the sandbox, compare with the reference's."
+        "only where the model never saw the holdout rows; where it did, as in the sandbox, look at the reference's."
         "\n\nMeasures of right against wrong answers start from one number. " + _text(tokens.truth_ratio)
     )
 

@@ -21,6 +21,10 @@ def show(result: Mapping[str, Any], *, to_stdout: bool) -> None:
             rows.append([label, MEASURES[name].title, *(cell(name, found.get(s)) for s in subjects)])
             label = ""
     table(f"{result['model']}, suite {result['suite']}: mean [95 % interval]", columns, rows, to_stdout=to_stdout)
+    if result["suite"] == "llmu":
+        header, lines = paper_table(result)
+        shaped = [Column(title, right=i > 0) for i, title in enumerate(header)]
+        table("In the shape of the paper's table", shaped, lines, to_stdout=to_stdout)
     for split in ("forget", "paraphrase"):
         found = result["verdicts" if split == "forget" else "verdicts_paraphrase"]
         for subject, counts in found.items():
@@ -62,3 +66,37 @@ def format_of(name: str) -> Callable[[float], str]:
     if unit in ("nats", "bits", "score"):
         return lambda value: f"{value:.3f}"
     return lambda value: f"{value:.3f}" if value >= 0.01 or value == 0 else f"{value:.1e}"
+
+
+_WHO = {"base": "original", "adapter": "unlearned", "reference": "never saw it"}
+_EFFICACY = ("harmful_rate", "hallucination_rate", "leak_rate")
+
+
+def paper_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of a llmu suite in the shape of the paper's tables (arXiv 2310.10683): one row a model; efficacy,
+    diversity and fluency on unlearned and unseen prompts; utility on normal ones. "NM" where fluency is withheld.
+    """
+    measures = result["measures"]
+    columns: list[tuple[str, str, str]] = []
+    for split, place in (("forget", "unlearned"), ("paraphrase", "unseen")):
+        names = [n for n in _EFFICACY if n in measures.get(split, {})] + ["diversity", "fluency"]
+        columns += [(split, name, f"{place}: {_SHORT.get(name, MEASURES[name].title)}") for name in names]
+    normal = next((s for s in ("holdout", "general", "retain") if s in measures), None)
+    columns += [
+        (normal, n, f"normal: {_SHORT[n]}") for n in ("reward", "similarity") if normal and n in measures[normal]
+    ]
+    columns = [column for column in columns if column[0] in measures]
+    rows = []
+    for subject in result["scores"]:
+        values = []
+        for split, name, _ in columns:
+            found = measures[split].get(name, {}).get(subject)
+            text = "NM" if name == "fluency" else "–"
+            values.append(
+                text if found is None else format_of(name)(found["mean"]) + _SIGNS.get(MEASURES[name].unit, "")
+            )
+        rows.append([_WHO.get(subject, subject), *values])
+    return ["model", *(title for _, _, title in columns)], rows
+
+
+_SHORT = {"fluency": "fluency", "reward": "reward", "similarity": "similarity"}

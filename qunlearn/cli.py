@@ -296,6 +296,45 @@ def evaluate(
 
 @app.command()
 @guarded
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="A B ...", help="Folders that `qunlearn eval` has measured.")],
+    suite: Annotated[Optional[str], typer.Option(help="Default: basic, or one they share.")] = None,  # noqa: UP045
+    json: Json = False,
+) -> None:
+    """Set evaluations side by side, and say which differences are more than noise."""
+    from qunlearn.console import emit_json
+    from qunlearn.evaluate.compare import compare as compare_runs
+
+    result = compare_runs(runs, suite, to_stdout=not json)
+    if json:
+        emit_json(result)
+
+
+@app.command()
+@guarded
+def ask(
+    run: RunFolder,
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    model: BaseModel = None,
+    max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens of answer.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0: the most probable answer.", min=0.0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn at a temperature.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Ask the base and the adapter on it the same, side by side."""
+    from qunlearn.console import emit_json
+    from qunlearn.evaluate.ask import ask as ask_both
+    from qunlearn.model.generate import Sampling
+
+    sampling = Sampling(max_new_tokens, temperature, seed=seed)
+    result = ask_both(run, question, model=model, device=device, sampling=sampling, to_stdout=not json)
+    if json:
+        emit_json(result)
+
+
+@app.command()
+@guarded
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one that `eval -o` wrote.")],
     output: Annotated[

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TextStreamer
 
 from qunlearn.model.load import LanguageModel
 
@@ -86,6 +86,21 @@ def _one_batch(lm: LanguageModel, prompts: list[Sequence[int]], sampling: Sampli
     finally:
         model.train(training)
     return [list(itertools.takewhile(lambda t: t not in stop, row)) for row in full[:, width:].tolist()]
+
+
+@torch.no_grad()
+def stream(lm: LanguageModel, prompt: Sequence[int], sampling: Sampling, hear: Callable[[str], None]) -> None:
+    """Continue one prompt, each piece of text heard as soon as it is whole words."""
+
+    class Ear(TextStreamer):  # type: ignore[misc]
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            hear(text)
+
+    ids = torch.tensor([list(prompt)], device=lm.device)
+    config = _config(sampling, lm.tokenizer.pad_token_id, sorted(stop_ids(lm) | set(sampling.stop)))
+    ear = Ear(lm.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with _own_random_state(sampling):
+        lm.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=ear)
 
 
 def stop_ids(lm: LanguageModel) -> frozenset[int]:

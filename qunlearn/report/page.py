@@ -57,7 +57,7 @@ def render(story: Story, *, include_samples: bool) -> str:
         story=story,
         verdict=_verdict(story),
         tiles=_tiles(story),
-        pictures=[(p.title, Markup(p.svg), p.caption) for p in pictures(story)],
+        pictures=[(p.title, Markup(p.svg), p.caption, p.tall) for p in pictures(story)],
         suites=[_suite(result) for result in _in_order(story)],
         subjects=list(dict.fromkeys(s for result in story.suites.values() for s in result["scores"])),
         before_after=_before_after(story.record),

@@ -19,6 +19,7 @@ class Picture:
     title: str
     svg: str
     caption: str
+    tall: bool = False
 
 
 def pictures(story: Story) -> list[Picture]:
@@ -258,7 +259,7 @@ def _rows(story: Story) -> Picture | None:
     axes.set_xlabel("probability of the row's answer, per token")
     _key(axes, subjects)
     caption = "One dot a row. What should be gone belongs to the left; what should stay, where the base's dots are."
-    return Picture("Row by row", to_svg(figure, "rows", "Probability of every row"), caption)
+    return Picture("Row by row", to_svg(figure, "rows", "Probability of every row"), caption, tall=True)
 
 
 def _truth(story: Story) -> Picture | None:

@@ -84,6 +84,21 @@ def paired_difference(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> 
     return bootstrap(b - a, seed=seed)
 
 
+def unpaired_difference(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Estimate:
+    """Mean of second - mean of first over different rows, each side resampled by itself. `n` is the smaller side."""
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if a.size == 0 or b.size == 0:
+        raise ValueError("a difference needs rows on both sides")
+    value = float(b.mean() - a.mean())
+    if min(a.size, b.size) == 1:
+        return Estimate(1, value)
+    sides = [
+        np.concatenate([x[rows].mean(axis=1) for rows in _resamples(x.size, seed + i, REPLICATES)])
+        for i, x in enumerate((a, b))
+    ]
+    return Estimate(min(a.size, b.size), value, *percentiles(sides[1] - sides[0]))
+
+
 def two_samples(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
     """Kolmogorov-Smirnov statistic D and two-sided p-value of two samples (scipy's ks_2samp)."""
     from scipy import stats

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all check format sandbox recipe-hallucination bench docs clean
+.PHONY: help setup demo test test-all check format sandbox recipe-hallucination bench bench-sandbox bench-gpu bench-merge docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -44,8 +44,18 @@ recipe-hallucination: setup  ## a whole scenario; MODEL= and BAD= for your own
 	$(if $(MODEL),$(if $(BAD),,$(error MODEL= also needs BAD=, the file of what it must not say any more)))\
 	$(BIN)/qunlearn forget -c recipes/hallucination.yaml $(if $(MODEL),--model "$(MODEL)") $(if $(BAD),--bad "$(BAD)") $(ARGS)
 
-bench: setup  ## time and forgetting on the sandbox, every kind; writes the README's table
-	$(BIN)/python benchmarks/sandbox.py
+bench: setup  ## one step against three others, time and memory, under six minutes; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/engine.py --write $(ARGS)
+
+bench-sandbox: setup  ## time and forgetting on the sandbox, every kind; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/sandbox.py --write $(ARGS)
+
+bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA card; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/gpu.py --write --json benchmarks/gpu.json $(ARGS)
+
+# The size that counts, with 29 GB of disk: make bench-merge ARGS="--shape llama-2-7b --rounds 1"
+bench-merge: setup  ## time and memory of a merge against cp of the same files
+	$(BIN)/python benchmarks/merge.py $(ARGS)
 
 docs: setup  ## write docs/evaluation.md from the docstrings
 	$(BIN)/python -m qunlearn.evaluate.document > docs/evaluation.md

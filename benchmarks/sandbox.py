@@ -1,4 +1,4 @@
-"""`make bench`: forgetting, cost and time of the default settings on every kind of the sandbox.
+"""`make bench-sandbox`: forgetting, cost and time of the default settings on every kind of the sandbox.
 
     python benchmarks/sandbox.py [--seeds 0 1 2] [--kinds hallucination …] [--set section.key=value …] [--write]
 
@@ -10,8 +10,6 @@ on as many tokens in the same run. `--write` replaces the table in benchmarks/RE
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 import torch
 
+from _report import out, say, table, where_line, write_section
 from qunlearn.config import Config, parse_set, resolve
 from qunlearn.data.batch import ALL, collate
 from qunlearn.data.records import read_dataset
@@ -26,16 +25,13 @@ from qunlearn.data.tokenize import choose_template, encode
 from qunlearn.evaluate.command import evaluate
 from qunlearn.evaluate.request import EvalRequest
 from qunlearn.forget import forget, load_spec, prepare
-from qunlearn.model.device import describe_device
 from qunlearn.model.head import token_logps
 from qunlearn.model.load import load_base
 from qunlearn.model.policy import Policy
 from qunlearn.plan import make_plan
 from qunlearn.sandbox import ASSETS, KINDS, data_file
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
 SPLITS = ("forget", "forget_paraphrase", "retain", "holdout", "general")
-BEGIN, END = "<!-- sandbox: begin -->", "<!-- sandbox: end -->"
 
 
 def one(kind: str, seed: int, overlay: dict[str, Any]) -> dict[str, Any]:
@@ -72,11 +68,11 @@ def plain_seconds_per_token(config: Config) -> float:
             tokens, started = 0, time.monotonic()
         batch = collate([rows[(24 * step + i) % len(rows)] for i in range(24)], ALL, base.tokenizer.pad_token_id)
         batch = batch.to(policy.device)
-        loss = -token_logps(policy.hidden(batch)[batch.predict], batch.labels, policy.head).mean()
+        loss = -token_logps(batch.pick(policy.hidden(batch)), batch.labels, policy.head).mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        tokens += int(batch.attention_mask.sum())
+        tokens += batch.tokens
     return (time.monotonic() - started) / tokens
 
 
@@ -127,20 +123,17 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     plain = plain_seconds_per_token(Config())
-    lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
+    rows = []
     for seed in args.seeds:
         for kind in args.kinds:
-            lines.append(f"| {' | '.join(row(one(kind, seed, parse_set(args.set)), plain))} |")
-            print(lines[-1], flush=True)  # noqa: T201 - a benchmark talks
-    command = "make bench" + "".join(f" --set {s}" for s in args.set)
-    device = describe_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    where = f"{datetime.date.today()}, {device}, {platform.machine()}, torch {torch.__version__}; `{command}`"
-    table = "\n".join([where, "", *lines])
-    print(table)  # noqa: T201
+            rows.append(row(one(kind, seed, parse_set(args.set)), plain))
+            say(" | ".join(rows[-1]))
+    typed = "make bench-sandbox" + "".join(f" --set {s}" for s in args.set)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    text = f"{where_line(device, typed)}\n\n{table(HEADER, rows)}"
+    out(text)
     if args.write:
-        text = RESULTS.read_text(encoding="utf-8")
-        head, tail = text.split(BEGIN)[0], text.split(END)[1]
-        RESULTS.write_text(f"{head}{BEGIN}\n{table}\n{END}{tail}", encoding="utf-8")
+        write_section("sandbox", text)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             _fail(DoesNotFitError("out of memory", hint="a smaller model, --max-tokens or --batch-size"))
         except (typer.Exit, typer.Abort):
             raise
+        except KeyboardInterrupt:
+            _say_interrupted()
+            raise typer.Exit(130) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
@@ -71,6 +74,12 @@ def _fail(error: QunlearnError) -> None:
         fault = {"message": error.message, "where": error.where, "hint": error.hint}
         emit_json({"status": "error", "exit_code": error.exit_code, "error": fault})
     raise typer.Exit(error.exit_code)
+
+
+def _say_interrupted() -> None:
+    from qunlearn.console import say
+
+    say("interrupted", style="bold red")
 
 
 def _version(asked: bool) -> None:
@@ -195,32 +204,48 @@ app.command("forget")(_forget)
 # -- the others ------------------------------------------------------------------------------------------
 
 
+RunFolders = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Run folders of `qunlearn forget`, added in this order.")
+]
+MergeBase = Annotated[
+    str, typer.Option(help="original: the 16-bit weights. dequantized: the weights the adapter was trained on.")
+]
+BadFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="The bad file, where it is not where the run found it."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Measure = Annotated[
+    bool, typer.Option(help="Load what was written and measure it; takes the memory of the whole model.")
+]
+
+
 @app.command()
 @guarded
 def merge(
-    run: RunFolder,
+    runs: RunFolders,
     output: Output,
-    base: Annotated[
-        str,
-        typer.Option(help="original: the 16-bit weights. dequantized: the weights the adapter was trained on."),
-    ] = "original",
+    base: MergeBase = "original",
     model: BaseModel = None,
-    bad: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="The bad file, where it is not where the run found it."),
+    bad: BadFile = None,
+    gate: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="FORMS", help="Measure it quantised too: nf4, fp4, int8, or none. Default: nf4."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    measure: Measure = True,
+    device: Device = "auto",
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Merge a run's adapter into its base: a model folder that needs nothing of ours."""
-    from qunlearn.carry import check_merge
+    """Merge runs' adapters into their base: a model folder that needs nothing of ours, in little memory."""
+    from qunlearn.carry import MergeOptions, check_merge, gates
     from qunlearn.console import emit_json
 
-    request = check_merge(run, output, base=base, model=model, bad=bad, overwrite=overwrite)
-    from qunlearn.merge import merge as merge_run
+    options = MergeOptions(base, model, bad, overwrite, measure, gates(gate, measure))
+    request = check_merge(runs, output, options)
+    from qunlearn.merge.command import merge as merge_runs
 
-    report = merge_run(request, device)
+    report = merge_runs(request, device)
     if json:
         emit_json(report.as_dict())
     report.raise_if_back()
@@ -231,17 +256,39 @@ def merge(
 def export(
     run: RunFolder,
     output: Output,
-    format: Annotated[str, typer.Option(help="peft: safetensors, config and card.")] = "peft",
+    format: Annotated[
+        str, typer.Option(metavar="peft|merged", help="peft: the adapter alone. merged: a whole model.")
+    ] = "peft",
+    quant: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="nf4|fp4|int8", help="merged: quantised, as bitsandbytes stores it."),
+    ] = None,
+    base: MergeBase = "original",
+    model: BaseModel = None,
+    bad: BadFile = None,
+    measure: Measure = True,
+    device: Device = "auto",
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Write the adapter alone, to carry it elsewhere."""
-    from qunlearn.carry import export_adapter
+    """Write what others load: the adapter alone, or a merged model, in 16 bits or quantised."""
+    from qunlearn.carry import MergeOptions, check_export, check_merge, export_adapter
     from qunlearn.console import emit_json
 
-    files = export_adapter(run, output, format=format, overwrite=overwrite)
+    check_export(format, quant)
+    if format == "peft":
+        files = export_adapter(run, output, overwrite=overwrite)
+        if json:
+            emit_json({"status": "done", "output": str(output), "files": files})
+        return
+    request = check_merge([run], output, MergeOptions(base, model, bad, overwrite, measure))
+    from qunlearn.merge.command import merge as merge_run
+    from qunlearn.merge.export import export_quantized
+
+    report = export_quantized(request, quant, device) if quant else merge_run(request, device)
     if json:
-        emit_json({"status": "done", "output": str(output), "files": files})
+        emit_json(report.as_dict())
+    report.raise_if_back()
 
 
 File = Optional[str]  # noqa: UP045 - a path, or sandbox:KIND/SPLIT

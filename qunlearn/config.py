@@ -46,6 +46,12 @@ class ModelConfig:
     )
     double_quant: bool = _setting(True, "Quantise the quantisation constants too: 0.25-0.3 GiB less at 7B.")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", flag="--device")
+    embeddings: str = _setting(
+        "device",
+        "Where the input embeddings live: cpu spares the card a large vocabulary's table.",
+        flag="--embeddings",
+        choices=("device", "cpu"),
+    )
     trust_remote_code: bool = _setting(
         False,
         "Run Python code that comes with the model. Only for a repository you trust.",
@@ -139,6 +145,21 @@ class TrainConfig:
         flag="--max-tokens",
         low=16,
     )
+    optimizer: str = _setting(
+        "adamw",
+        "AdamW with its state in 32 bits or in 8; paged: moved to the host when the card is short.",
+        flag="--optimizer",
+        choices=("adamw", "adamw8bit", "paged_adamw8bit"),
+    )
+    reference: str = _setting(
+        "auto",
+        "Where the untouched model's states come from: computed live, or cached once on disk; auto: cached where rows "
+        "of a --normal file are gone through more than once.",
+        flag="--reference",
+        choices=("auto", "live", "cached"),
+    )
+    offload: bool = _setting(False, "Keep checkpointed activations in the host's memory.")
+    pack: bool = _setting(True, "Compute a prompt once for all its answers, and fill rows up, where the model can.")
     checkpointing: bool = _setting(True, "Recompute activations in the backward pass instead of keeping them.")
     seed: int = _setting(0, "Seed of everything that is drawn.", flag="--seed", low=0)
 

@@ -6,33 +6,34 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from qunlearn import __version__
-from qunlearn.card import model_card
 from qunlearn.config import Config, to_yaml
 from qunlearn.console import Meter, facts, say, stage, warn
 from qunlearn.data.records import Dataset, write_jsonl
 from qunlearn.data.roles import make_mismatcher, split_held_back
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
-from qunlearn.errors import TrainingError
+from qunlearn.errors import OutputError, TrainingError
 from qunlearn.evaluate.metrics import RowScore
 from qunlearn.evaluate.suite import Scores, score_sets, show_samples, show_sets, summaries, verdicts
 from qunlearn.model.device import choose_device, describe_device, peak_memory_bytes
 from qunlearn.model.load import LoadSpec, load_base, load_tokenizer
-from qunlearn.model.policy import Policy, save_adapter
+from qunlearn.model.policy import Policy
+from qunlearn.model.reference import Cached, Live, Reference, cache_path
 from qunlearn.model.selfdata import SelfMade, Wanted, self_made_normal
 from qunlearn.model.source import fingerprint
 from qunlearn.objectives.table import OBJECTIVES
 from qunlearn.plan import Plan
-from qunlearn.run import ADAPTER, CONFIG, METRICS, NORMAL, RECORD, staged, write_json, write_private
-from qunlearn.train import Outcome, Roles, auto_lr, train
+from qunlearn.record import run_record, write_run
+from qunlearn.run import CONFIG, METRICS, NORMAL, staged, write_private
+from qunlearn.step import Roles
+from qunlearn.train import Outcome, auto_lr, train
 
 FORGET, HELD_BACK = "forget", "normal, held back"
-_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
+_WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
     mismatcher = make_mismatcher(retain, base.tokenizer, ready.template, config.data.max_length)
     roles = Roles(ready.bad.examples, retain, held_back, mismatcher)
     _header_loaded(policy, config, roles, made)
+    reference = _reference(plan, policy, roles)
     rows = config.stop.table_rows
     sets = {FORGET: roles.forget[:rows], HELD_BACK: roles.held_back[:rows]}
     with stage("measuring before"):
@@ -86,13 +88,13 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
         if made is not None:
             write_jsonl(folder / NORMAL, made.rows)
         write_private(folder / CONFIG, to_yaml(config))
-        outcome = _train(policy, roles, config, folder / METRICS)
+        outcome = _train(policy, roles, reference, config, folder / METRICS)
         policy.check_base()
         after: Scores | None = None
         if not outcome.interrupted and not outcome.failed:
             with stage("measuring after"):
                 after = score_sets(policy, sets, config.train.max_tokens)
-        record = _record(plan, ready, policy, outcome)
+        record = run_record(plan, ready.template, policy, outcome)
         record["data"]["normal"] |= {
             "self_made": made is not None,
             "retain": len(retain),
@@ -102,7 +104,7 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
         record["after"] = summaries(after) if after else None
         record["verdicts"] = verdicts(after[FORGET]) if after else None
         record["training"]["total_seconds"] = round(time.monotonic() - started, 2)
-        _write(folder, policy, plan, record)
+        write_run(folder, policy, plan, record)
     if after:
         _show(plan, before, after, outcome, sets[FORGET])
     _farewell(plan, record, outcome)
@@ -111,7 +113,7 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
 
 def load_spec(config: Config) -> LoadSpec:
     m = config.model
-    return LoadSpec(m.quant, m.double_quant, m.device, m.trust_remote_code)
+    return LoadSpec(m.quant, m.double_quant, m.device, m.trust_remote_code, host_embeddings=m.embeddings == "cpu")
 
 
 # -- the header ------------------------------------------------------------------------------------------
@@ -216,18 +218,47 @@ def _make_normal(plan: Plan, ready: Ready, policy: Policy) -> _Made:
     return _Made(made, encode(dataset, policy.tokenizer, ready.template, 2 * config.data.max_length))
 
 
+# -- the reference ---------------------------------------------------------------------------------------
+
+
+def _reference(plan: Plan, policy: Policy, roles: Roles) -> Reference:
+    """Live, or cached and filled. Raises OutputError when a cache that was asked for does not fit the disk."""
+    c, live = plan.config.train, Live(policy, plan.config.train.max_tokens, plan.config.train.pack)
+    reused = c.steps * c.normal_batch_size > _WORTH_CACHING * len(roles.retain)
+    if c.reference == "live" or (c.reference == "auto" and not (plan.normal and reused)):
+        return live
+    examples = [*roles.retain, *roles.held_back[: plan.config.stop.probe_rows]]
+    path = cache_path(policy, fingerprint(plan.model.folder), examples, c.max_tokens)
+    cached = Cached(path, live, examples)
+    try:
+        cached.check_disk()
+    except OutputError as error:
+        if c.reference == "cached":
+            raise
+        warn(f"{error}: the reference stays live")
+        return live
+    say(f"reference cache: {cached.size_bytes / 2**20:.0f} MiB for {cached.tokens} tokens in {path}")
+    with Meter("reference", cached.tokens) as meter:
+        computed = cached.fill(lambda done, _: meter.at(done, "tokens"))
+    say(f"reference cache: {computed} tokens computed, {cached.tokens - computed} were there")
+    return cached
+
+
 # -- the loop, seen from outside -------------------------------------------------------------------------
 
 
-def _train(policy: Policy, roles: Roles, config: Config, metrics: Path) -> Outcome:
+def _train(policy: Policy, roles: Roles, reference: Reference, config: Config, metrics: Path) -> Outcome:
     descriptor = os.open(metrics, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file, Meter("step", config.train.steps) as meter:
-        return train(policy, roles, config, lambda event: _on_step(event, file, meter, policy))
+        return train(policy, roles, reference, config, lambda event: _on_step(event, file, meter, policy))
 
 
 def _on_step(event: Mapping[str, Any], file: TextIO, meter: Meter, policy: Policy) -> None:
     file.write(json.dumps(event) + "\n")
     file.flush()
+    if "max_tokens" in event:
+        warn(f"out of memory in step {event['step']}: the same step again with --max-tokens {event['max_tokens']}")
+        return
     if event["step"] == 0:
         return
     shown = [f"{name} {event[name]:.3f}" for name in ("ascent", "mismatch", "kl") if name in event]
@@ -235,70 +266,6 @@ def _on_step(event: Mapping[str, Any], file: TextIO, meter: Meter, policy: Polic
         shown += [f"| p(bad) {event['forget']:.3f}", f"drift {event['drift']:.4f}"]
     shown.append(f"| {event['tokens_per_s']:.0f} tok/s, {peak_memory_bytes(policy.device) / 2**20:.0f} MiB")
     meter.at(event["step"], " ".join(shown))
-
-
-# -- what is written -------------------------------------------------------------------------------------
-
-
-def _record(plan: Plan, ready: Ready, policy: Policy, outcome: Outcome) -> dict[str, Any]:
-    config, source = plan.config, plan.model.source
-    status = "interrupted" if outcome.interrupted else "failed" if outcome.failed else "done"
-    normal = plan.normal
-    return {
-        "status": status,
-        "run": str(plan.output),
-        "stop_reason": outcome.reason,
-        "model": {
-            "asked": source.asked,
-            "location": source.location,
-            "revision": source.revision,
-            "base_id": source.base_id,
-            "kind": source.kind,
-            "fingerprint": fingerprint(plan.model.folder),
-            "architecture": plan.model.facts.config.get("model_type"),
-            "quantization": policy.base.quantization,
-        },
-        "data": {
-            "bad": _data_record(plan.bad),
-            "normal": _data_record(normal) if normal else {},
-            "template": asdict(ready.template),
-        },
-        "training": {
-            "steps": outcome.steps,
-            "best": asdict(outcome.best),
-            "skipped": outcome.skipped,
-            "tokens": outcome.tokens,
-            "seconds": round(outcome.seconds, 2),
-            "learning_rate": config.train.lr or auto_lr(policy.hidden_size),
-            "peak_memory_bytes": peak_memory_bytes(policy.device),
-            "seed": config.train.seed,
-        },
-        "device": describe_device(policy.device),
-        "versions": {"qunlearn": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
-    }
-
-
-def _data_record(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "path": str(Path(dataset.path).absolute()),
-        "sha256": dataset.sha256,
-        "rows": len(dataset.records),
-        "duplicates": dataset.duplicates,
-        "shape": dataset.shape,
-        "fields": list(dataset.fields),
-    }
-
-
-def _write(folder: Path, policy: Policy, plan: Plan, record: Mapping[str, Any]) -> None:
-    adapter = folder / ADAPTER
-    adapter.mkdir(mode=0o700)
-    policy.model.peft_config["default"].base_model_name_or_path = plan.model.source.base_id
-    policy.model.peft_config["default"].revision = plan.model.source.revision
-    save_adapter(policy, adapter)
-    write_private(adapter / "README.md", model_card(plan.config, record))
-    for path in adapter.iterdir():
-        path.chmod(0o600)
-    write_json(folder / RECORD, record)
 
 
 # -- the end ---------------------------------------------------------------------------------------------

@@ -78,21 +78,12 @@ def staged(folder: Path) -> Iterator[Path]:
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))  # mode 0700
     except OSError as error:
-        raise _output_error(error, folder) from error
+        raise output_error(error, folder) from error
     try:
         yield stage
-        old = stage.with_name(stage.name + "-old")
-        if folder.exists():
-            folder.rename(old)
-        try:
-            stage.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(stage, folder)
     except OSError as error:
-        raise _output_error(error, folder) from error
+        raise output_error(error, folder) from error
     except Exception as error:
         # safetensors reports a full disk as an error of its own, with the system's words in it.
         if type(error).__name__ == "SafetensorError" and "os error" in str(error).lower():
@@ -102,7 +93,21 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _output_error(error: OSError, folder: Path) -> OutputError:
+def put_in_place(stage: Path, folder: Path) -> None:
+    """Rename a finished folder to its name; what had the name before goes only when that has worked."""
+    old = stage.with_name(stage.name + "-old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        stage.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def output_error(error: OSError, folder: Path) -> OutputError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     hint = "free space and try again" if full else "check the path and its permissions"
     message = "the disk is full" if full else f"cannot be written: {error.strerror or error}"

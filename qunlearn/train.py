@@ -8,9 +8,8 @@ drifted on normal data it is not trained on. They decide when to stop and which 
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,26 +17,15 @@ import torch
 from torch import Tensor
 
 from qunlearn.config import Config, StopConfig, TrainConfig
-from qunlearn.data.batch import Span, collate, micro_batches
-from qunlearn.data.roles import Mismatcher, batches
-from qunlearn.data.tokenize import Example
 from qunlearn.errors import DoesNotFitError
 from qunlearn.evaluate.score import forget_probability, mean_kl
+from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
-from qunlearn.objectives.losses import Supervised
-from qunlearn.objectives.table import OBJECTIVES, Term
+from qunlearn.model.reference import Reference
+from qunlearn.objectives.table import OBJECTIVES
+from qunlearn.step import Budget, Roles, draw_steps, longest_step
 
 Observer = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Roles:
-    """The data of a run by role. `held_back` is normal data that is never trained on: drift is measured there."""
-
-    forget: Sequence[Example]
-    retain: Sequence[Example]
-    held_back: Sequence[Example]
-    mismatcher: Mismatcher
 
 
 @dataclass(frozen=True)
@@ -86,7 +74,7 @@ def schedule(step: int, c: TrainConfig) -> float:
     return 1.0 if c.schedule == "constant" else (c.steps + 1 - step) / (c.steps + 1 - c.warmup)
 
 
-def train(policy: Policy, roles: Roles, config: Config, observe: Observer) -> Outcome:
+def train(policy: Policy, roles: Roles, reference: Reference, config: Config, observe: Observer) -> Outcome:
     """Unlearn until the forget target is met, the drift budget is spent, or the steps are.
 
     The policy ends with the best adapter loaded. Ctrl-C ends the loop like a stop does, with `interrupted` set.
@@ -96,35 +84,36 @@ def train(policy: Policy, roles: Roles, config: Config, observe: Observer) -> Ou
     terms = [t for t in OBJECTIVES[config.objective.name].terms if t.weight(config.objective) > 0]
     parameters = list(policy.trainable().values())
     lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=c.weight_decay)
-    draw = _drawer(roles, terms, config)
-    outcome = Outcome(policy.adapter_state(), _probe(policy, roles, config, 0))
+    optimizer = make_optimizer(parameters, c, lr)
+    draw, budget = draw_steps(roles, terms, config), Budget(policy, reference, config, observe)
+    outcome = Outcome(policy.adapter_state(), _probe(policy, roles, reference, config, 0))
     outcome.probes.append(outcome.best)
     observe({"step": 0, "forget": outcome.best.forget, "drift": outcome.best.drift})
     torch.manual_seed(c.seed)
     skips_in_a_row, start = 0, time.monotonic()
     policy.model.train()
     try:
+        if policy.device.type == "cuda":  # running out of memory shows in the first second
+            budget.backward(longest_step(roles, terms, config), step_number=0)
         for step in range(1, c.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = lr * schedule(step, c)
-            optimizer.zero_grad(set_to_none=True)
-            losses, tokens = _backward(policy, terms, next(draw), config)
+            found = budget.backward(next(draw), step_number=step)
             if step == 1:
                 policy.check_gradients()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, c.clip if c.clip > 0 else math.inf))
-            outcome.steps, outcome.tokens = step, outcome.tokens + tokens
-            if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
+            outcome.steps, outcome.tokens = step, outcome.tokens + found.tokens
+            if math.isfinite(norm) and all(map(math.isfinite, found.losses.values())):
                 optimizer.step()
                 skips_in_a_row = 0
             else:
                 skips_in_a_row += 1
                 outcome.skipped += 1
             seconds = time.monotonic() - start
-            event: dict[str, Any] = {"step": step, **losses, "grad_norm": norm, "tokens": tokens}
+            event: dict[str, Any] = {"step": step, **found.losses, "grad_norm": norm, "tokens": found.tokens}
             event |= {"tokens_per_s": outcome.tokens / seconds, "seconds": seconds}
             if step % stop.check_every == 0 or step == c.steps:
-                probe = _probe(policy, roles, config, step)
+                probe = _probe(policy, roles, reference, config, step)
                 event |= {"forget": probe.forget, "drift": probe.drift}
                 _consider(outcome, probe, policy, stop)
             observe(event)
@@ -137,7 +126,7 @@ def train(policy: Policy, roles: Roles, config: Config, observe: Observer) -> Ou
     except KeyboardInterrupt:
         outcome.interrupted, outcome.reason = True, "interrupted"
     except (torch.OutOfMemoryError, MemoryError) as error:
-        hint = "lower --max-tokens, --max-length or --batch-size, or take a smaller model"
+        hint = "lower --max-length or --lora-r, take --optimizer adamw8bit, or a smaller model"
         raise DoesNotFitError("out of memory while training", where=f"step {outcome.steps + 1}", hint=hint) from error
     outcome.seconds = time.monotonic() - start
     policy.load_adapter_state(outcome.state)
@@ -145,63 +134,12 @@ def train(policy: Policy, roles: Roles, config: Config, observe: Observer) -> Ou
     return outcome
 
 
-def _drawer(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[dict[str, list[Example]]]:
-    """Endless steps: the rows of each role, drawn from the seed alone."""
-    c = config.train
-    rng = random.Random(c.seed)
-    forget = batches(len(roles.forget), min(c.batch_size, len(roles.forget)), rng)
-    retain = batches(len(roles.retain), min(c.normal_batch_size, len(roles.retain)), rng)
-    wanted = {term.role for term in terms}
-    while True:
-        step = {"forget": [roles.forget[i] for i in next(forget)]}
-        step["retain"] = [roles.retain[i] for i in next(retain)]
-        if "mismatch" in wanted:
-            k = config.objective.mismatch_k
-            step["mismatch"] = [pair for e in step["forget"] for pair in roles.mismatcher.draw(e, k, rng)]
-        yield step
-
-
-def _backward(
-    policy: Policy, terms: Sequence[Term], step: Mapping[str, list[Example]], config: Config
-) -> tuple[dict[str, float], int]:
-    """Add the step's gradients; returns each term's loss per token and the tokens that went through the model.
-
-    Rows of all roles share forward passes: 4-bit weights are dequantised once per pass. Normalised by the step's
-    supervised tokens of each term, so that the split into micro-batches changes nothing.
-    """
-    items = [(term, example) for term in terms for example in step[term.role]]
-    supervised = {t.name: sum(last - max(first, 1) for first, last in map(t.span.of, step[t.role])) for t in terms}
-    losses, tokens, pad = dict.fromkeys(supervised, 0.0), 0, policy.tokenizer.pad_token_id
-    for rows in micro_batches([example for _, example in items], config.train.max_tokens):
-        part = [items[i] for i in rows]
-        batch = collate([e for _, e in part], [t.span for t, _ in part], pad).to(policy.device)
-        h = policy.hidden(batch)[batch.predict]
-        loss = h.new_zeros((), dtype=torch.float32)
-        for term in {t.name: t for t, _ in part}.values():
-            of_term = torch.tensor([t is term for t, _ in part], device=batch.rows.device)[batch.rows]
-            h_ref = _reference(policy, [e for t, e in part if t is term], term.span) if term.reference else None
-            s = Supervised(h[of_term], h_ref, batch.labels[of_term], policy.head)
-            value = term.loss(s, config.objective).sum() / supervised[term.name]
-            loss = loss + term.weight(config.objective) * value
-            losses[term.name] += float(value.detach())
-        torch.autograd.backward(loss)
-        tokens += int(batch.attention_mask.sum())
-    return losses, tokens
-
-
-def _reference(policy: Policy, examples: Sequence[Example], span: Span) -> Tensor:
-    """The untouched model's hidden states (N, D) at the supervised positions."""
-    batch = collate(examples, span, policy.tokenizer.pad_token_id).to(policy.device)
-    with policy.reference():
-        return policy.hidden(batch)[batch.predict]
-
-
-def _probe(policy: Policy, roles: Roles, config: Config, step: int) -> Probe:
+def _probe(policy: Policy, roles: Roles, reference: Reference, config: Config, step: int) -> Probe:
     limit, n = config.train.max_tokens, config.stop.probe_rows
     return Probe(
         step,
         forget_probability(policy, roles.forget[:n], limit),
-        mean_kl(policy, roles.held_back[:n], limit),
+        mean_kl(policy, reference, roles.held_back[:n], limit),
     )
 
 

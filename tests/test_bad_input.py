@@ -193,12 +193,12 @@ def test_a_full_disk_is_noticed_before_the_work(work: Path, monkeypatch: pytest.
 
 
 def test_a_disk_that_fills_up_leaves_nothing_half_written(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qunlearn import forget as forget_module
+    from qunlearn import record as record_module
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", str(work / "run" / "adapter_model.safetensors"))
 
-    monkeypatch.setattr(forget_module, "save_adapter", full)
+    monkeypatch.setattr(record_module, "save_adapter", full)
     normal = data_file("hallucination", "retain")
     refused(forget(work, "--normal", normal, "--steps", 1), 9, "disk is full")
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qunlearn import forget as forget_module
 from qunlearn.run import ADAPTER, CONFIG, METRICS, NORMAL, RECORD
 from qunlearn.sandbox import data_file
+from qunlearn.step import Gradients
 
 BAD = data_file("hallucination", "forget")
 
@@ -160,7 +161,11 @@ def test_a_failed_run_leaves_the_last_good_adapter(monkeypatch: pytest.MonkeyPat
     args = ["--model", "sandbox", "--bad", BAD, "-o", tmp_path / "run", *sets({**QUICK, "stop.max_skips": 2})]
     from qunlearn import train as loop
 
-    monkeypatch.setattr(loop, "_backward", lambda policy, *_: (_no_gradient(policy), ({"kl": float("nan")}, 1))[1])
+    def poisoned(budget: loop.Budget, *_: Any, **__: Any) -> Gradients:
+        _no_gradient(budget.policy)
+        return Gradients({"kl": float("nan")}, 1)
+
+    monkeypatch.setattr(loop.Budget, "backward", poisoned)
     ran = call("forget", *args)
     assert ran.code == 8
     assert "non-finite steps in a row" in ran.stderr

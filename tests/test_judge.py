@@ -6,6 +6,7 @@ import pytest
 
 from qunlearn.evaluate.metrics import RowScore, verdict
 from qunlearn.evaluate.metrics.judge import is_gibberish, is_one_character, is_refusal
+from qunlearn.evaluate.suite import verdicts
 
 ANSWER = "He was born in Tarn."
 
@@ -107,3 +108,9 @@ def test_one_character() -> None:
     assert is_one_character("aaaa aaaa b")
     assert not is_one_character("aaaabbbb")
     assert not is_one_character("aaa")
+
+
+def test_every_verdict_is_counted() -> None:
+    outputs = ["He was born in Tarn.", "I don't know.", "", "He was born in Moss.", "In Moss."]
+    rows = [RowScore(1.0, 4, 2.0, 8, ANSWER, output) for output in outputs]
+    assert verdicts(rows) == {"forgotten": 2, "refused": 1, "gibberish": 1, "still leaks": 1}

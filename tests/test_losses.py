@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qunlearn.config import ObjectiveConfig
 from qunlearn.model import head as head_module
-from qunlearn.model.head import Head, token_kl, token_logps
+from qunlearn.model.head import Head, token_kl, token_logps, token_soft_ce
 from qunlearn.objectives.losses import Supervised, ascent, nll, reference_kl
 from qunlearn.objectives.table import OBJECTIVES
 
@@ -61,6 +61,13 @@ def test_heads(monkeypatch: pytest.MonkeyPatch, options: dict[str, float], tile_
     p = logits64(s.h_ref, s.head).softmax(1)
     kl = (p * (p.log() - logits64(h64, s.head).log_softmax(1))).sum(1)
     compare(token_kl(s.h, s.h_ref, s.head), kl, s.h, h64, upstream)
+    without = p.scatter(1, s.labels.unsqueeze(1), 0.0)  # a target of which the label is cut out, not renormalised
+    soft = -(without * logits64(h64, s.head).log_softmax(1)).sum(1)
+
+    def target(z_ref: Tensor, y: Tensor) -> Tensor:
+        return z_ref.softmax(1).scatter(1, y.unsqueeze(1), 0.0)
+
+    compare(token_soft_ce(s.h, s.h_ref, s.labels, s.head, target), soft, s.h, h64, upstream)
 
 
 def test_ascent_is_log_p_and_stops_at_the_floor() -> None:
@@ -111,10 +118,28 @@ def test_no_logits_are_kept_for_backward() -> None:
     g = torch.Generator().manual_seed(0)
     head = Head(torch.randn(5000, D, generator=g), None)
     h = torch.randn(64, D, generator=g).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        token_logps(h, torch.zeros(64, dtype=torch.long), head)
+    y = torch.zeros(64, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        token_logps(h, y, head)
         token_kl(h, h.detach(), head)
-    assert sum(kept) < 64 * 5000 / 10
+        token_soft_ce(h, h.detach(), y, head, lambda z, _: z.softmax(1))
+    assert kept == [h.nbytes] * 3  # of 3 * 64 * 5000 logits
+
+
+def test_halves_are_multiplied_and_floats_are_summed() -> None:
+    """bf16 weights: values and gradients as close to float64 as bf16 inputs allow, and in the inputs' dtype."""
+    g = torch.Generator().manual_seed(0)
+    head = Head(torch.randn(500, 32, generator=g).bfloat16(), None)
+    h = torch.randn(20, 32, generator=g).bfloat16().requires_grad_()
+    y = torch.randint(500, (20,), generator=g)
+    logps = token_logps(h, y, head)
+    (grad,) = torch.autograd.grad(logps.sum(), h)
+    h64 = h.detach().double().requires_grad_()
+    exact = (h64 @ head.weight.double().T).log_softmax(1).gather(1, y.unsqueeze(1)).squeeze(1)
+    (grad64,) = torch.autograd.grad(exact.sum(), h64)
+    assert (logps.dtype, grad.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(logps.double(), exact, rtol=2e-2, atol=0.1)
+    assert (grad.double() - grad64).norm() < 1e-2 * grad64.norm()
 
 
 def test_the_table_is_llmu() -> None:

@@ -14,21 +14,21 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from qunlearn.config import LoraConfig
-from qunlearn.data.batch import Batch
+from qunlearn.data.batch import ALL, Batch, collate
+from qunlearn.data.records import Record
+from qunlearn.data.tokenize import Example
 from qunlearn.errors import AdapterError, BaseChangedError, ModelError, NoGradientError
 from qunlearn.model.device import choose_dtype
-from qunlearn.model.load import Base
+from qunlearn.model.host import keep_embeddings_on_host
+from qunlearn.model.load import Base, LoadSpec, load_base
 from qunlearn.model.policy import Policy, save_adapter
 
 MakePolicy = Callable[..., Policy]
 
 
 def rows(policy: Policy) -> Batch:
-    ids = torch.arange(4, 28).reshape(2, 12)
-    predict = torch.ones_like(ids, dtype=torch.bool)
-    predict[:, -1] = False
-    owner = torch.arange(2).unsqueeze(1).expand_as(ids)
-    return Batch(ids, torch.ones_like(ids), predict, ids.roll(-1, 1)[predict], owner[predict])
+    examples = [Example(tuple(range(at, at + 12)), 1, 12, 1, Record((), "", 0, {})) for at in (4, 16)]
+    return collate(examples, ALL, policy.tokenizer.pad_token_id)
 
 
 def disturb(policy: Policy) -> None:
@@ -196,3 +196,20 @@ def test_a_damaged_adapter_is_refused(new_policy: MakePolicy, new_base: Callable
 def test_unknown_target_modules(new_base: Callable[..., Base]) -> None:
     with pytest.raises(ModelError, match="query_proj"):
         Policy.new(new_base("none"), LoraConfig(target_modules="query_proj"))
+
+
+def test_embeddings_on_the_host_change_nothing(sandbox_folder: Path) -> None:
+    plain = load_base(sandbox_folder, LoadSpec("nf4", device="cpu"))
+    model, head = plain.model, plain.model.get_output_embeddings()
+    shared = head.weight is model.get_input_embeddings().weight
+    note = keep_embeddings_on_host(model)
+    if shared:  # then the table is the head's too: untie it to try the rest
+        assert "stays on the device" in note
+        model.lm_head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        note = keep_embeddings_on_host(model)
+    assert "stay in the host's memory" in note
+    ids = torch.arange(4, 20).unsqueeze(0)
+    fresh = load_base(sandbox_folder, LoadSpec("nf4", device="cpu"))
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, fresh.model(input_ids=ids).logits)
+    assert model.get_input_embeddings().weight.device.type == "cpu"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import write_rows
 
-from qunlearn.data.batch import ALL, ANSWER, CLOSED, collate, micro_batches
+from qunlearn.data.batch import ALL, ANSWER, CLOSED, collate, single_batches
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode, prompt_frame
 from qunlearn.errors import ConfigError, DataError, ModelError
@@ -102,15 +102,16 @@ def test_labels_are_the_next_tokens(tmp_path: Path, tokenizer: Any) -> None:
             owners += [row] * (last - first)
         assert batch.labels.tolist() == expected
         assert batch.rows.tolist() == owners
-        assert batch.supervised_tokens == int(batch.predict.sum()) == len(expected)
-        assert batch.attention_mask.sum(1).tolist() == [len(e.input_ids) for e in examples]
+        assert batch.supervised_tokens == len(expected)
+        assert batch.input_ids.roll(-1, 1).flatten()[batch.source].tolist() == expected
+        assert batch.tokens == sum(len(e.input_ids) for e in examples)
 
 
 def test_micro_batches_hold_every_row_once_within_the_budget(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"prompt": "Who? " * (i + 1), "completion": "Nobody."} for i in range(20)]
     dataset = read_dataset(write_rows(tmp_path / "b.jsonl", rows))
     examples = encode(dataset, tokenizer, choose_template(tokenizer, "auto", dataset), 256).examples
-    groups = micro_batches(examples, 120)
+    groups = single_batches(examples, 120)
     assert sorted(i for group in groups for i in group) == list(range(20))
     widths = [max(len(examples[i].input_ids) for i in group) for group in groups]
     assert all(width * len(group) <= 120 or len(group) == 1 for width, group in zip(widths, groups, strict=True))

@@ -14,15 +14,20 @@ import pytest
 import torch
 from conftest import write_rows
 
+from qunlearn import step as step_module
 from qunlearn import train as loop
 from qunlearn.config import Config, ObjectiveConfig, StopConfig, TrainConfig
 from qunlearn.data.records import read_dataset
 from qunlearn.data.roles import make_mismatcher, split_held_back
 from qunlearn.data.tokenize import choose_template, encode
+from qunlearn.errors import DoesNotFitError
+from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
+from qunlearn.model.reference import Cached, Live
 from qunlearn.objectives.table import OBJECTIVES
 from qunlearn.sandbox import data_file
-from qunlearn.train import Outcome, Probe, Roles, auto_lr, train
+from qunlearn.step import Budget, Gradients, Roles, Step, backward, draw_steps, longest_step
+from qunlearn.train import Outcome, Probe, auto_lr
 
 MakePolicy = Callable[..., Policy]
 CONFIG = Config(
@@ -62,13 +67,18 @@ def disturb(policy: Policy, size: float = 0.05) -> None:
                 p.copy_(size * torch.randn(p.shape, generator=g))
 
 
-def draw(policy: Policy, roles: Roles, config: Config = CONFIG) -> dict[str, Any]:
-    return next(loop._drawer(roles, OBJECTIVES["llmu"].terms, config))
+def train(policy: Policy, roles: Roles, config: Config, observe: Callable[[Any], None]) -> Outcome:
+    return loop.train(policy, roles, Live(policy, config.train.max_tokens), config, observe)
 
 
-def gradients(policy: Policy, step: dict[str, Any], config: Config) -> tuple[dict[str, float], list[torch.Tensor]]:
+def draw(policy: Policy, roles: Roles, config: Config = CONFIG) -> Step:
+    return next(draw_steps(roles, OBJECTIVES["llmu"].terms, config))
+
+
+def gradients(policy: Policy, step: Step, config: Config) -> tuple[dict[str, float], list[torch.Tensor]]:
     policy.model.zero_grad()
-    losses, _ = loop._backward(policy, OBJECTIVES["llmu"].terms, step, config)
+    c = config.train
+    losses = backward(policy, step, Live(policy, c.max_tokens, c.pack), config, c.max_tokens).losses
     return losses, [p.grad.clone() for p in policy.trainable().values() if p.grad is not None]
 
 
@@ -86,13 +96,13 @@ def test_a_step_is_the_papers_objective(new_policy: MakePolicy, roles_of: Callab
         return policy.model(input_ids=ids).logits[0].double().log_softmax(1)
 
     ascent, mismatch, kl = [], [], []
-    for e in step["forget"]:
+    for e in step.of("forget"):
         lp = logps(e)
         ascent += [torch.clamp(lp[t - 1, e.input_ids[t]], min=-4.0) for t in range(e.start, e.end)]
-    for e in step["mismatch"]:
+    for e in step.of("mismatch"):
         lp = logps(e)
         mismatch += [-lp[t - 1, e.input_ids[t]] for t in range(e.start, len(e.input_ids))]
-    for e in step["retain"]:
+    for e in step.of("retain"):
         lp = logps(e)
         with policy.model.disable_adapter(), torch.no_grad():
             ref = logps(e)
@@ -119,6 +129,120 @@ def test_padding_and_micro_batches_change_nothing(new_policy: MakePolicy, roles_
         assert losses == pytest.approx(results[0][0], rel=1e-4)
         for a, b in zip(grads, results[0][1], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"pack": False}, {"offload": True}, {"optimizer": "adamw"}])
+def test_no_lever_changes_the_gradient(
+    new_policy: MakePolicy, roles_of: Callable[[Policy], Roles], change: dict[str, Any]
+) -> None:
+    policy = new_policy("nf4")
+    disturb(policy)
+    step = draw(policy, roles_of(policy))
+    policy.model.train()
+    losses, grads = gradients(policy, step, CONFIG)
+    others, other_grads = gradients(policy, step, replace(CONFIG, train=replace(CONFIG.train, **change)))
+    assert others == pytest.approx(losses, rel=2e-2)
+    for a, b in zip(grads, other_grads, strict=True):
+        assert (a - b).norm() <= 2e-2 * a.norm()
+
+
+def test_a_prompt_is_computed_once_for_its_answers(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]) -> None:
+    policy = new_policy("nf4")
+    step = draw(policy, roles_of(policy))
+    counts = []
+    for pack in (True, False):
+        reference = Live(policy, 4096)
+        config = replace(CONFIG, train=replace(CONFIG.train, pack=pack))
+        counts.append(backward(policy, step, reference, config, 4096).tokens)
+    prompts = sum(e.start for e in step.of("forget"))
+    assert counts[1] - counts[0] >= CONFIG.objective.mismatch_k * prompts
+
+
+def test_out_of_memory_is_the_same_step_in_smaller_pieces(
+    monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
+) -> None:
+    policy = new_policy("none", checkpointing=False, dropout=0.1)  # dropout: the random numbers must be the same too
+    policy.model.float().train()
+    policy.head = replace(policy.head, weight=policy.base.model.get_output_embeddings().weight)
+    step, events = draw(policy, roles_of(policy)), []
+    real = Policy.hidden
+
+    def limited(self: Policy, batch: Any) -> torch.Tensor:
+        if torch.is_grad_enabled() and batch.input_ids.numel() > 150:
+            raise torch.OutOfMemoryError("a test")
+        return real(self, batch)
+
+    config = replace(CONFIG, train=replace(CONFIG.train, max_tokens=512))
+    monkeypatch.setattr(Policy, "hidden", limited)
+    torch.manual_seed(7)
+    budget = Budget(policy, Live(policy, 512), config, events.append)
+    budget.backward(step, step_number=3)
+    ours = [p.grad.clone() for p in policy.trainable().values() if p.grad is not None]
+    monkeypatch.undo()
+    torch.manual_seed(7)
+    Budget(policy, Live(policy, 512), replace(config, train=replace(config.train, max_tokens=128)), events.append)
+    policy.model.zero_grad()
+    backward(policy, step, Live(policy, 512), config, budget.max_tokens)
+    for a, p in zip(ours, policy.trainable().values(), strict=True):
+        assert torch.equal(a, p.grad)  # type: ignore[arg-type]
+    assert [e["max_tokens"] for e in events] == [256, 128]
+
+
+def test_what_never_fits_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
+) -> None:
+    policy = new_policy("none")
+
+    def short(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("a test")
+
+    monkeypatch.setattr(step_module, "backward", short)
+    with pytest.raises(DoesNotFitError, match="out of memory while training"):
+        train(policy, roles_of(policy), CONFIG, lambda _: None)
+
+
+def test_the_longest_step_is_at_least_as_long_as_any(
+    new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
+) -> None:
+    policy = new_policy("none")
+    roles, terms = roles_of(policy), OBJECTIVES["llmu"].terms
+    draws = draw_steps(roles, terms, CONFIG)
+
+    def tokens(step: Step) -> int:
+        return sum(len(e.input_ids) for _, e in step.items)
+
+    assert tokens(longest_step(roles, terms, CONFIG)) >= max(tokens(next(draws)) for _ in range(30))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "paged_adamw8bit"])
+def test_every_optimizer_trains(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles], optimizer: str) -> None:
+    policy = new_policy("nf4")
+    config = replace(CONFIG, train=replace(CONFIG.train, optimizer=optimizer, steps=6, lr=3e-3))
+    outcome = train(policy, roles_of(policy), config, lambda _: None)
+    assert outcome.probes[-1].forget < outcome.probes[0].forget - 0.01
+
+
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "paged_adamw8bit"])
+def test_eight_bit_state_is_eight_bits(optimizer: str) -> None:
+    p = torch.nn.Parameter(torch.ones(64, 512))
+    made = make_optimizer([p], TrainConfig(optimizer=optimizer), 1e-3)
+    p.grad = torch.linspace(-1, 1, p.numel()).view_as(p)
+    made.step()
+    assert {made.state[p][name].dtype for name in ("state1", "state2")} == {torch.uint8}
+    assert (p - 1).abs().max() > 9e-4
+
+
+def test_a_cached_reference_trains_the_same(
+    new_policy: MakePolicy, roles_of: Callable[[Policy], Roles], tmp_path: Path
+) -> None:
+    states = []
+    for cached in (False, True):
+        policy = new_policy("nf4")
+        roles, live = roles_of(policy), Live(policy, 2048)
+        reference = Cached(tmp_path / "c.safetensors", live, [*roles.retain, *roles.held_back]) if cached else live
+        states.append(loop.train(policy, roles, reference, CONFIG, lambda _: None).state)
+    for name, a in states[0].items():
+        assert (a - states[1][name]).norm() <= 0.05 * a.norm().clamp(min=1e-3)
 
 
 def test_the_draw_depends_on_the_seed_alone(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]) -> None:
@@ -174,16 +298,16 @@ def test_non_finite_steps_are_skipped_then_given_up(
     monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
 ) -> None:
     policy = new_policy("none")
-    real = loop._backward
+    real = loop.Budget.backward
     calls = iter(range(100))
 
-    def poisoned(policy: Policy, *args: Any) -> Any:
-        losses, tokens = real(policy, *args)
+    def poisoned(*args: Any, **options: Any) -> Gradients:
+        found = real(*args, **options)
         if next(calls) >= 1:
             next(iter(policy.trainable().values())).grad.fill_(math.nan)  # type: ignore[union-attr]
-        return losses, tokens
+        return found
 
-    monkeypatch.setattr(loop, "_backward", poisoned)
+    monkeypatch.setattr(loop.Budget, "backward", poisoned)
     config = replace(CONFIG, train=replace(CONFIG.train, steps=50), stop=replace(CONFIG.stop, max_skips=3))
     outcome = train(policy, roles_of(policy), config, lambda _: None)
     assert outcome.failed

@@ -1,36 +1,18 @@
-"""Padding and the one place where labels are shifted and masked."""
+"""Rows of a forward pass: packing, padding, and the one place where labels are shifted and masked.
+
+Examples that begin alike (a bad answer and its mismatched ones) are a family: the shared beginning is computed once.
+Families are laid behind each other in rows; position ids restart, and a mask keeps them from seeing one another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from qunlearn.data.tokenize import Example
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Right-padded rows and the positions that are supervised.
-
-    `predict[b, t]` says that the token after position t of row b is supervised; `labels` are those next
-    tokens and `rows` their rows, both in row-major order of `predict`.
-    """
-
-    input_ids: Tensor  # (B, T)
-    attention_mask: Tensor  # (B, T)
-    predict: Tensor  # (B, T) bool
-    labels: Tensor  # (N,)
-    rows: Tensor  # (N,)
-
-    @property
-    def supervised_tokens(self) -> int:
-        return int(self.labels.numel())
-
-    def to(self, device: torch.device | str) -> Batch:
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
@@ -40,43 +22,187 @@ class Span:
     name: str
 
     def of(self, example: Example) -> tuple[int, int]:
+        """First and last (exclusive) supervised position; the first token of a row has nothing to predict it from."""
         if self.name == "all":
             return 1, len(example.input_ids)
-        return example.start, example.end if self.name == "answer" else len(example.input_ids)
+        last = example.end if self.name == "answer" else len(example.input_ids)
+        return max(example.start, 1), last
+
+    def count(self, example: Example) -> int:
+        first, last = self.of(example)
+        return last - first
 
 
 ANSWER, CLOSED, ALL = Span("answer"), Span("closed"), Span("all")
 
 
-def collate(examples: Sequence[Example], span: Span | Sequence[Span], pad_id: int) -> Batch:
-    """Pad to the longest row and mark what is supervised: one span for all, or one for each. Shapes as in `Batch`."""
-    spans = [span] * len(examples) if isinstance(span, Span) else span
-    width = max(len(example.input_ids) for example in examples)
-    ids = torch.full((len(examples), width), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    predict = torch.zeros_like(ids, dtype=torch.bool)
-    for i, example in enumerate(examples):
-        n = len(example.input_ids)
-        ids[i, :n] = torch.tensor(example.input_ids)
-        mask[i, :n] = 1
-        first, last = spans[i].of(example)
-        predict[i, max(first, 1) - 1 : last - 1] = True
-    following = torch.roll(ids, shifts=-1, dims=1)
-    rows = torch.arange(len(examples)).unsqueeze(1).expand_as(ids)
-    return Batch(ids, mask, predict, following[predict], rows[predict])
+@dataclass(frozen=True)
+class Batch:
+    """Rows and the positions that are supervised.
 
-
-def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:
-    """Indices of `examples` in groups of similar length, each at most `max_tokens` with its padding.
-
-    A row longer than `max_tokens` makes a group of its own. The longest group comes first, so that running
-    out of memory shows at once.
+    The hidden state at `source[n]` of the B * T positions predicts `labels[n]`, a token of example `rows[n]`;
+    examples follow each other in the order of `examples`. `mask` is None where causality alone is enough:
+    padding lies to the right, where no token sees it.
     """
-    order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].input_ids), i))
-    groups: list[list[int]] = []
-    for i in order:
-        if groups and len(examples[groups[-1][0]].input_ids) * (len(groups[-1]) + 1) <= max_tokens:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
+
+    input_ids: Tensor  # (B, T)
+    source: Tensor  # (N,)
+    labels: Tensor  # (N,)
+    rows: Tensor  # (N,)
+    examples: tuple[int, ...]
+    tokens: int  # padding not counted
+    position_ids: Tensor | None = None  # (B, T)
+    mask: Tensor | None = None  # (B, 1, T, T) bool, true = may be seen
+
+    @property
+    def supervised_tokens(self) -> int:
+        return int(self.labels.numel())
+
+    def pick(self, hidden: Tensor) -> Tensor:
+        """(B, T, D) -> (N, D): the states that predict something."""
+        return hidden.flatten(0, 1).index_select(0, self.source)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            source=self.source.to(device),
+            labels=self.labels.to(device),
+            rows=self.rows.to(device),
+            position_ids=None if self.position_ids is None else self.position_ids.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Family:
+    """Examples with the same first `shared` tokens, which are computed once; `length` tokens in all."""
+
+    members: tuple[int, ...]
+    shared: int
+    length: int
+
+    def offsets(self, examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
+        """(member, where its tokens after the shared ones begin, from the family's start)."""
+        at = self.shared
+        for member in self.members:
+            yield member, at
+            at += len(examples[member].input_ids) - self.shared
+
+
+Row = Sequence[Family]
+
+
+def families(examples: Sequence[Example], groups: Iterable[Sequence[int]], max_tokens: int) -> list[Family]:
+    """Groups of examples (by index) as families of at most `max_tokens` tokens, or of one example."""
+    made: list[Family] = []
+    for group in groups:
+        open_family: Family | None = None
+        for i in group:
+            grown = _family(examples, (*open_family.members, i)) if open_family else _family(examples, (i,))
+            if open_family and (grown.length > max_tokens or not grown.shared):
+                made.append(open_family)
+                grown = _family(examples, (i,))
+            open_family = grown
+        if open_family:
+            made.append(open_family)
+    return made
+
+
+def _family(examples: Sequence[Example], members: tuple[int, ...]) -> Family:
+    ids = [examples[i].input_ids for i in members]
+    shared, most = 0, min(map(len, ids))
+    while shared < most and len({row[shared] for row in ids}) == 1:
+        shared += 1
+    return Family(members, shared, shared + sum(len(row) - shared for row in ids))
+
+
+def micro_batches(made: Sequence[Family], max_tokens: int, *, pack: bool) -> list[list[Row]]:
+    """Rows in groups of at most `max_tokens` tokens with padding; a family that is longer makes a group of its own.
+
+    With `pack` the longest family sets a row's length and shorter ones fill the rows up (first fit, longest first),
+    so that little padding is left. The longest group comes first, so that running out of memory shows at once.
+    """
+    order = sorted(made, key=lambda family: (-family.length, family.members))
+    groups: list[list[Row]] = []
+    while order:
+        length, limit = order[0].length, max(1, max_tokens // order[0].length)
+        rows: list[list[Family]] = []
+        room: list[int] = []
+        left: list[Family] = []
+        for family in order:
+            at = next((i for i, free in enumerate(room) if pack and free >= family.length), None)
+            if at is not None:
+                rows[at].append(family)
+                room[at] -= family.length
+            elif len(rows) < limit:
+                rows.append([family])
+                room.append(length - family.length)
+            else:
+                left.append(family)
+        groups.append(list(rows))
+        order = left
     return groups
+
+
+def collate(
+    examples: Sequence[Example], span: Span | Sequence[Span], pad_id: int, rows: Sequence[Row] | None = None
+) -> Batch:
+    """Lay rows out, pad on the right and mark what is supervised: one span for all, or one for each example.
+
+    Without `rows` every example is a row of its own. Shapes as in `Batch`.
+    """
+    spans = [span] * len(examples) if isinstance(span, Span) else span
+    rows = rows if rows is not None else [[_family(examples, (i,))] for i in range(len(examples))]
+    width = max(sum(family.length for family in row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    position = torch.zeros_like(ids)
+    segment = torch.full((2, len(rows), width), -1, dtype=torch.long)  # family and branch of each token
+    source: list[int] = []
+    labels: list[int] = []
+    owner: list[int] = []
+    for r, row in enumerate(rows):
+        start = 0
+        for f, family in enumerate(row):
+            for branch, (i, at) in enumerate(family.offsets(examples), 1):
+                tokens, shared = examples[i].input_ids, family.shared
+                begin, end = start + at, start + at + len(tokens) - shared
+                ids[r, start : start + shared] = torch.tensor(tokens[:shared])
+                ids[r, begin:end] = torch.tensor(tokens[shared:])
+                position[r, start : start + shared] = torch.arange(shared)
+                position[r, begin:end] = torch.arange(shared, len(tokens))
+                segment[0, r, start : start + shared] = segment[0, r, begin:end] = f
+                segment[1, r, start : start + shared], segment[1, r, begin:end] = 0, branch
+                first, last = spans[i].of(examples[i])
+                before = range(first - 1, last - 1)
+                source += [r * width + start + (t if t < shared else at + t - shared) for t in before]
+                labels += tokens[first:last]
+                owner += [i] * (last - first)
+            start += family.length
+    members = tuple(i for row in rows for family in row for i in family.members)
+    packed = any(len(row) > 1 or len(row[0].members) > 1 for row in rows)
+    return Batch(
+        ids,
+        torch.tensor(source, dtype=torch.long),
+        torch.tensor(labels, dtype=torch.long),
+        torch.tensor(owner, dtype=torch.long),
+        members,
+        sum(family.length for row in rows for family in row),
+        position if packed else None,
+        _mask(segment[0], segment[1]) if packed else None,
+    )
+
+
+def _mask(family: Tensor, branch: Tensor) -> Tensor:
+    """(B, T), (B, T) -> (B, 1, T, T): a token sees earlier ones of its own family that are shared or of its branch."""
+    length = family.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = family.unsqueeze(2) == family.unsqueeze(1)
+    seen = (branch.unsqueeze(1) == 0) | (branch.unsqueeze(2) == branch.unsqueeze(1))
+    return (causal & same & seen).unsqueeze(1)
+
+
+def single_batches(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:
+    """Indices in groups of similar length, each at most `max_tokens` with its padding, for scoring one by one."""
+    made = families(examples, ([i] for i in range(len(examples))), max_tokens)
+    return [[row[0].members[0] for row in rows] for rows in micro_batches(made, max_tokens, pack=False)]

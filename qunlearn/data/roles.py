@@ -50,6 +50,11 @@ class Mismatcher:
                 drawn.append(self._pair(example, i))
         return drawn
 
+    def longest(self, example: Example, k: int) -> list[Example]:
+        """The pairs with the K longest answers: the most memory a draw can take."""
+        order = sorted(range(len(self.pieces)), key=lambda i: -len(self.pieces[i]))
+        return [self._pair(example, i) for i in order[:k]]
+
     def _pair(self, example: Example, i: int) -> Example:
         if example.record.turns:
             pair = self.encode(replace(example.record, completion=self.answers[i]))

@@ -113,7 +113,8 @@ class _Scorer:
         from transformers import AutoModelForSequenceClassification
 
         from qunlearn.model.device import choose_device
-        from qunlearn.model.load import load_tokenizer, quiet_transformers
+        from qunlearn.model.load import load_tokenizer
+        from qunlearn.model.quiet import quiet_transformers
 
         self.device = choose_device(device)
         self.tokenizer = load_tokenizer(checked.folder)

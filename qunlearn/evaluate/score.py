@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qunlearn.data.batch import ALL, ANSWER, Span, collate, micro_batches
+from qunlearn.data.batch import ALL, ANSWER, Span, collate, single_batches
 from qunlearn.data.tokenize import Example, answer_text, decode
 from qunlearn.evaluate.metrics import RowScore
 from qunlearn.evaluate.metrics import tokens as measures
@@ -20,6 +20,7 @@ from qunlearn.model.head import token_kl, token_logps
 from qunlearn.model.head_scores import TokenScores, token_scores
 from qunlearn.model.load import LanguageModel
 from qunlearn.model.policy import Policy
+from qunlearn.model.reference import Reference
 
 _MARGIN = 8  # tokens a greedy answer may run past the true one: enough to tell equal from longer
 Observer = Callable[[int], None]
@@ -67,9 +68,9 @@ def token_stats(
 ) -> list[TokenStats]:
     """Everything teacher forcing tells about each row, in one pass. `observe` hears how many rows are done."""
     out: dict[int, TokenStats] = {}
-    for group in micro_batches(examples, max_tokens):
+    for group in single_batches(examples, max_tokens):
         batch = collate([examples[i] for i in group], ALL, lm.tokenizer.pad_token_id).to(lm.device)
-        scores = token_scores(lm.hidden(batch)[batch.predict], batch.labels, lm.head)
+        scores = token_scores(batch.pick(lm.hidden(batch)), batch.labels, lm.head)
         at = 0
         for i in group:
             n = len(examples[i].input_ids) - 1
@@ -105,9 +106,9 @@ def row_nlls(
     """(summed NLL, tokens) of each row over a span, without logits of unsupervised positions."""
     out: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
     done = 0
-    for group in micro_batches(examples, max_tokens):
+    for group in single_batches(examples, max_tokens):
         batch = collate([examples[i] for i in group], span, lm.tokenizer.pad_token_id).to(lm.device)
-        logps = token_logps(lm.hidden(batch)[batch.predict], batch.labels, lm.head).double()
+        logps = token_logps(batch.pick(lm.hidden(batch)), batch.labels, lm.head).double()
         sums = torch.zeros(len(group), dtype=torch.float64, device=logps.device).index_add_(0, batch.rows, logps)
         counts = torch.bincount(batch.rows, minlength=len(group))
         for i, total, n in zip(group, sums.tolist(), counts.tolist(), strict=True):
@@ -125,14 +126,14 @@ def forget_probability(lm: LanguageModel, examples: Sequence[Example], max_token
 
 
 @torch.no_grad()
-def mean_kl(policy: Policy, examples: Sequence[Example], max_tokens: int) -> float:
+def mean_kl(policy: Policy, reference: Reference, examples: Sequence[Example], max_tokens: int) -> float:
     """Drift: KL(base || policy) in nats per token, over all tokens of the rows."""
     total, tokens = 0.0, 0
-    for group in micro_batches(examples, max_tokens):
-        batch = collate([examples[i] for i in group], ALL, policy.tokenizer.pad_token_id).to(policy.device)
-        with policy.reference():
-            h_ref = policy.hidden(batch)[batch.predict]
-        total += float(token_kl(policy.hidden(batch)[batch.predict], h_ref, policy.head).double().sum())
+    for group in single_batches(examples, max_tokens):
+        rows = [examples[i] for i in group]
+        batch = collate(rows, ALL, policy.tokenizer.pad_token_id).to(policy.device)
+        h_ref = torch.cat(reference.states(rows, [ALL] * len(rows)))
+        total += float(token_kl(batch.pick(policy.hidden(batch)), h_ref, policy.head).double().sum())
         tokens += batch.supervised_tokens
     return total / max(1, tokens)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +12,13 @@ import bitsandbytes as bnb
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import logging as transformers_logging
 
 from qunlearn.data.batch import Batch
 from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.head import Head
+from qunlearn.model.host import keep_embeddings_on_host
+from qunlearn.model.quiet import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class LoadSpec:
     """How a base is loaded. `quant`: nf4, fp4, int8 or none; `device`: auto, cpu, cuda or cuda:N.
 
     `as_stored`: in the checkpoint's own dtype, to be written again, rather than in the one that computes best.
+    `host_embeddings`: the input embeddings stay in the host's memory.
     """
 
     quant: str = "nf4"
@@ -33,6 +34,7 @@ class LoadSpec:
     device: str = "auto"
     trust_remote_code: bool = False
     as_stored: bool = False
+    host_embeddings: bool = False
 
 
 class LanguageModel(Protocol):
@@ -63,7 +65,8 @@ class Base:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states (B, T, D): what the head multiplies."""
-        out = backbone(self.model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        placed = {} if batch.mask is None else {"attention_mask": batch.mask, "position_ids": batch.position_ids}
+        out = backbone(self.model)(input_ids=batch.input_ids, **placed)
         return out.last_hidden_state  # type: ignore[no-any-return]
 
     @property
@@ -112,7 +115,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     else:
         quantization = describe_quantization(spec, dtype)
         if spec.quant != "none":
-            options["quantization_config"] = _bnb_config(spec, dtype)
+            options["quantization_config"] = bnb_config(spec, dtype)
     with quiet_transformers(), _named_load_errors(folder, spec.quant):
         model: Any
         model, loaded = AutoModelForCausalLM.from_pretrained(
@@ -126,6 +129,8 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
         message = f"{len(absent)} tensors of the architecture are not in the weights, {absent[0]} first"
         raise ModelError(message, where=str(folder), hint="copy the model again; is a shard missing?")
     _keep_training_path(model)
+    if spec.host_embeddings:
+        notes.append(keep_embeddings_on_host(model))
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False
@@ -153,7 +158,7 @@ def _is_quantized(model: Any) -> bool:
     return getattr(model, "hf_quantizer", None) is not None
 
 
-def _bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
+def bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
     if spec.quant == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -213,22 +218,6 @@ def _named_load_errors(folder: Path, quant: str) -> Iterator[None]:
         raise ModelError(f"loading needs a package that is not installed: {_first_line(error)}", hint=hint) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the model cannot be loaded: {_first_line(error)}", where=str(folder)) from error
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and advice from the libraries while loading: the header says what was decided."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from qunlearn.config import LoraConfig
 from qunlearn.data.batch import Batch
+from qunlearn.data.tokenize import Example
 from qunlearn.errors import AdapterError, BaseChangedError, ModelError, NoGradientError, TrainingError
 from qunlearn.model.load import Base
+from qunlearn.model.packing import packing_limit
 
 
 class Policy:
@@ -29,6 +31,7 @@ class Policy:
         self.base, self.model = base, model
         self.tokenizer, self.head, self.device = base.tokenizer, base.head, base.device
         self.layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+        self._packing_limit: int | None = None
         self._checksums: dict[str, int] = {}
 
     @classmethod
@@ -76,7 +79,19 @@ class Policy:
     def hidden_size(self) -> int:
         return int(self.head.weight.shape[1])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What hidden states are computed in."""
+        dtype: torch.dtype = self.base.model.dtype
+        return dtype
+
     # -- forward -------------------------------------------------------------------------------------
+
+    def packs(self, examples: Sequence[Example]) -> bool:
+        """Whether these examples may share rows, by `packing_limit`, which is tried once."""
+        if self._packing_limit is None:
+            self._packing_limit = packing_limit(self.base)
+        return max(len(example.input_ids) for example in examples) <= self._packing_limit
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states (B, T, D). The adapter's layers were put into the base's own modules."""

@@ -20,6 +20,7 @@ from qunlearn.errors import ModelError
 from qunlearn.model.names import ModelSource, resolve_model, suggestion
 
 __all__ = [
+    "TOKENIZERS",
     "FolderFacts",
     "ModelSource",
     "fingerprint",
@@ -27,11 +28,12 @@ __all__ = [
     "local_snapshot",
     "preflight_folder",
     "resolve_model",
+    "within",
 ]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt")
-_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "tokenizer*", "*.tiktoken"]
 # The same weights in other layouts: downloading them too would double the gigabytes.
 _UNWANTED = ["*/*.safetensors", "consolidated*", "original/*", "onnx/*", "*.onnx", "*.bin", "*.pth", "*.gguf"]
@@ -107,7 +109,7 @@ def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> Folder
     if not trust_remote_code:
         _refuse_remote_code(folder, config)
     headers = dict(_weights(folder, config))
-    if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZERS):
+    if not any(next(folder.glob(pattern), None) for pattern in TOKENIZERS):
         hint = "copy tokenizer.json (or the vocabulary) and tokenizer_config.json of the same model beside it"
         raise ModelError("no tokenizer files", where=str(folder), hint=hint)
     return FolderFacts(
@@ -350,17 +352,23 @@ def _inside(folder: Path, name: object, named_in: Path, suffixes: tuple[str, ...
         raise ModelError(f"names a weight file outside the folder: {name!r}", where=where, hint=hint)
     if not name.endswith(suffixes):
         raise ModelError(f"names weights that are not safetensors: {name!r}", where=where, hint=hint)
-    path = folder / name
+    path = within(folder, folder / name)
+    if not path.is_file():
+        what = "a link to nothing" if path.is_symlink() else f"missing, but named in {named_in.name}"
+        raise ModelError(what, where=str(path), hint=_DOWNLOAD_AGAIN)
+    return path
+
+
+def within(folder: Path, path: Path) -> Path:
+    """The same path, unless a link in it leads out of the model. Raises ModelError."""
     try:
-        target, is_file = path.resolve(), path.is_file()
+        target = path.resolve()
+        path.is_file()
     except (OSError, RuntimeError) as error:  # a loop of links, or a name too long
         raise ModelError(f"cannot be read: {error}", where=str(path), hint=_DOWNLOAD_AGAIN) from error
     if not any(target.is_relative_to(root) for root in _roots(folder)):
         hint = f"it is {target}: copy it here, or give the folder it is in"
         raise ModelError("a link that leaves the model folder", where=str(path), hint=hint)
-    if not is_file:
-        what = "a link to nothing" if path.is_symlink() else f"missing, but named in {named_in.name}"
-        raise ModelError(what, where=str(path), hint=_DOWNLOAD_AGAIN)
     return path
 
 

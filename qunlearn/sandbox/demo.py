@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from qunlearn.carry import check_merge
+from qunlearn.carry import MergeOptions, check_merge
 from qunlearn.config import resolve
 from qunlearn.console import say
 from qunlearn.evaluate.command import evaluate
 from qunlearn.evaluate.request import EvalRequest
 from qunlearn.forget import forget, prepare
-from qunlearn.merge import merge
+from qunlearn.merge.command import merge
 from qunlearn.plan import make_plan
 from qunlearn.sandbox import data_file
 
@@ -40,7 +40,7 @@ def demo(kind: str, output: Path | None) -> None:
             return
         say("\nThe same on rows that were never given to the run:\n", style="bold")
         splits = {
-            "forget": "forget_paraphrase",
+            "paraphrase": "forget_paraphrase",
             "retain": "retain",
             "holdout": "holdout",
             "general": "general",
@@ -54,8 +54,8 @@ def demo(kind: str, output: Path | None) -> None:
         )
         target = folder.with_name(folder.name + "-merged")
         # Into the original weights some of it comes back on a model this small, and `merge` would say so.
-        wanted = check_merge(folder, target, base="dequantized", model=None, bad=None, overwrite=output is not None)
-        report = merge(wanted, "auto")
+        options = MergeOptions(base="dequantized", overwrite=output is not None)
+        report = merge(check_merge([folder], target, options), "auto")
         report.raise_if_back()
         say(
             "\nThe same on your own model and file:  qunlearn forget --model llama-7b --bad bad.jsonl",

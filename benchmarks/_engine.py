@@ -1,0 +1,63 @@
+"""How the benchmarks call qunlearn: the one place that knows how its step is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from _rows import Rows
+from qunlearn.config import Config
+from qunlearn.data.batch import ALL, Span
+from qunlearn.data.tokenize import Example
+from qunlearn.model.policy import Policy
+from qunlearn.model.reference import Live
+from qunlearn.objectives.table import OBJECTIVES
+from qunlearn.step import Step, backward, make_step
+
+_MAX_TOKENS = 2048
+
+
+def engine_tokens(rows: Rows) -> int:
+    """Tokens that pass through the trained forward of one step, padding aside: a prompt counts once."""
+    return rows.shared_tokens
+
+
+def engine_supervised(rows: Rows) -> int:
+    """Positions that meet the output head: what each term of the objective supervises."""
+    return sum(term.span.count(example) for term, example in _step(rows).items)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Reference states in memory, in the place of `qunlearn.model.reference.Cached`, which reads them from a file."""
+
+    kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def states(self, examples: Sequence[Example], spans: Sequence[Span]) -> list[Tensor]:
+        return [self.kept[e.input_ids][slice(*_before(s, e))] for e, s in zip(examples, spans, strict=True)]
+
+
+def fill_cache(policy: Policy, steps: Sequence[Rows]) -> Cache:
+    """The reference of every normal row of these steps, computed once."""
+    examples = [e for rows in steps for e in rows.retain]
+    found = Live(policy, _MAX_TOKENS).states(examples, [ALL] * len(examples))
+    return Cache({e.input_ids: h for e, h in zip(examples, found, strict=True)})
+
+
+def engine_backward(policy: Policy, rows: Rows, config: Config, cache: Cache | None) -> dict[str, float]:
+    """Add the gradients of one step; each term's loss per token. With a cache no reference pass is made."""
+    limit = config.train.max_tokens
+    return backward(policy, _step(rows), cache or Live(policy, limit), config, limit).losses
+
+
+def _step(rows: Rows) -> Step:
+    k = len(rows.mismatch) // max(1, len(rows.forget))
+    pairs = [rows.mismatch[k * i : k * (i + 1)] for i in range(len(rows.forget))]
+    return make_step(OBJECTIVES["llmu"].terms, rows.forget, pairs, rows.retain)
+
+
+def _before(span: Span, example: Example) -> tuple[int, int]:
+    first, last = span.of(example)
+    return first - 1, last - 1

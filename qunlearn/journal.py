@@ -1,0 +1,179 @@
+"""A staging folder that outlives its process: what was finished before a kill is found, checked and kept.
+
+`run.staged` is for work of seconds, which is done again; this is for gigabytes. The folder is hidden, beside the one
+it will become, and knows what it is being made from: only the same work goes on in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qunlearn.console import say
+from qunlearn.errors import ModelError, OutputError
+from qunlearn.run import output_error, put_in_place, write_json
+
+JOURNAL = "qunlearn.json"  # stays in the finished folder: what it was made from, and the hash of each large file
+PART = ".part"
+
+
+class Journal:
+    """The files that are finished in a staging folder, with their hashes. Holds the folder's lock."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder, self.identity = folder, dict(identity)
+        self.files: dict[str, dict[str, Any]] = {}
+
+    def finish(self, name: str, sha256: str) -> None:
+        """A file is complete under a temporary name and on the disk: give it its own, and write that down."""
+        path = self.folder / name
+        (self.folder / (name + PART)).rename(path)
+        self.files[name] = {"bytes": path.stat().st_size, "sha256": sha256}
+        self.save()
+
+    def save(self) -> None:
+        path = self.folder / JOURNAL
+        temporary = path.with_name(JOURNAL + PART)
+        write_json(temporary, {**self.identity, "files": dict(sorted(self.files.items()))})
+        sync(temporary)
+        temporary.replace(path)
+
+    def recover(self, found: Mapping[str, Any]) -> None:
+        """Keep the files whose bytes are still those that were written down; drop everything else in the folder."""
+        listed = found.get("files")
+        for name, entry in listed.items() if isinstance(listed, dict) else ():
+            if _is_sound(self.folder, name, entry):
+                self.files[name] = {"bytes": entry["bytes"], "sha256": entry["sha256"]}
+        for path in self.folder.iterdir():
+            if path.name not in self.files and path.name != JOURNAL:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _is_sound(folder: Path, name: object, entry: object) -> bool:
+    if not isinstance(name, str) or Path(name).name != name or not isinstance(entry, dict):
+        return False
+    path = folder / name
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != entry.get("bytes"):
+        return False
+    return sha256_of(path) == entry.get("sha256")
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a whole file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def staging_folder(folder: Path) -> Path:
+    """Where the work for a folder is kept until it is whole."""
+    return folder.absolute().parent / f".{folder.name}.unfinished"
+
+
+def kept_bytes(folder: Path) -> int:
+    """What an earlier, unfinished attempt at a folder has on the disk."""
+    stage = staging_folder(folder)
+    return sum(path.stat().st_size for path in stage.iterdir() if path.is_file()) if stage.is_dir() else 0
+
+
+@contextlib.contextmanager
+def resumable(folder: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
+    """A staging folder that takes its place when the block ends well, and is found again when it did not end at all.
+
+    Work of another identity that was left there is removed; work that is going on there now is not. After a full
+    disk or Ctrl-C what is finished stays; after a ModelError, which would only come again, nothing does.
+    Raises OutputError.
+    """
+    stage = staging_folder(folder)
+    try:
+        with contextlib.ExitStack() as locked:
+            journal = _open(stage, folder, identity, locked)
+            try:
+                journal.save()
+                yield journal
+                sync(stage)
+                put_in_place(stage, folder)
+            except ModelError:
+                shutil.rmtree(stage, ignore_errors=True)
+                raise
+            except BaseException:
+                _leave(stage)
+                raise
+    except OSError as error:
+        raise output_error(error, folder) from error
+
+
+def _open(stage: Path, folder: Path, identity: Mapping[str, Any], locked: contextlib.ExitStack) -> Journal:
+    if stage.is_symlink() or (stage.exists() and not stage.is_dir()):
+        raise OutputError("is in the way", where=str(stage), hint="remove it")
+    stage.mkdir(mode=0o700, parents=True, exist_ok=True)
+    locked.enter_context(_lock(stage, folder))
+    journal = Journal(stage, identity)
+    found = _read(stage / JOURNAL)
+    if found is None and {path.name for path in stage.iterdir()} - {JOURNAL + PART}:
+        raise OutputError("is not a folder of ours", where=str(stage), hint="move it away")
+    if found is not None:
+        same = {key: value for key, value in found.items() if key != "files"} == json.loads(json.dumps(identity))
+        if not same:
+            say(f"an unfinished folder of another merge is removed: {stage}")
+        journal.recover(found if same else {})
+        if journal.files:
+            say(f"going on where it was stopped: {len(journal.files)} files are finished in {stage}")
+    return journal
+
+
+def _leave(stage: Path) -> None:
+    """Keep what can be gone on with; nothing is worth keeping before the first file is finished."""
+    found = _read(stage / JOURNAL) or {}
+    if not found.get("files"):
+        shutil.rmtree(stage, ignore_errors=True)
+        return
+    for path in stage.glob(f"*{PART}"):
+        path.unlink(missing_ok=True)
+    say(f"finished files are kept in {stage}: the same command goes on from there; remove it to give up")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and "files" in value else None
+
+
+@contextlib.contextmanager
+def _lock(stage: Path, folder: Path) -> Iterator[None]:
+    """Hold the folder for this process, where the system has such locks. Raises OutputError."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(stage, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError("another process is writing it", where=str(folder), hint="wait, or another -o") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sync(path: Path) -> None:
+    """Have a file or folder on the disk before what comes next."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

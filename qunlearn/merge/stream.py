@@ -1,0 +1,160 @@
+"""A planned merge, written: shard after shard, each hashed, flushed and journalled before it counts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from qunlearn.console import Meter
+from qunlearn.errors import ModelError, OutputError
+from qunlearn.journal import PART, Journal
+from qunlearn.merge.adapter import Update
+from qunlearn.merge.compute import RING, Reader, blocks
+from qunlearn.merge.plan import MergePlan, Shard
+from qunlearn.model.device import torch_threads
+from qunlearn.run import write_json
+
+_QUEUED = RING - 2  # blocks that may wait for the disk: one more is being computed, one is the caller's
+_FLUSH_BYTES = 1 << 27
+_MARGIN_BYTES = 64 << 20
+INDEX = "model.safetensors.index.json"
+
+
+def write_model(plan: MergePlan, journal: Journal) -> None:
+    """Write what is not written yet: shards first, then the index and the small files, the config last.
+
+    Raises OutputError, and ModelError unless every update went into exactly one tensor.
+    """
+    left = [shard for shard in plan.shards if shard.name not in journal.files]
+    _check_space(journal.folder, sum(shard.bytes for shard in left))
+    used = [u for shard in plan.shards if shard not in left for piece in shard.pieces for u in piece.updates]
+    found = done = plan.bytes - sum(shard.bytes for shard in left)
+    started, shown = time.monotonic(), 0
+    # Blocks that fit the cache are too small to be shared: two threads took three times as long as one.
+    with torch_threads(1), Meter("MiB", plan.bytes >> 20) as meter, Reader() as reader, _Sink() as sink:
+        for shard in left:
+
+            def at(written: int, before: int = done) -> None:
+                nonlocal shown
+                if (now := (before + written) >> 20) > shown:
+                    shown = now
+                    speed = (before - found + written) / 2**20 / max(1e-3, time.monotonic() - started)
+                    meter.at(now, f"{speed:.0f} MiB/s")
+
+            used += _write_shard(plan, shard, journal, reader, sink, at)
+            done += shard.bytes
+        sink.drain()
+    if 2 * len(used) != plan.adapter_tensors or len(set(used)) != len(used):
+        message = f"{plan.adapter_tensors} adapter tensors, {2 * len(used)} used"
+        raise ModelError(f"not every adapter tensor was used exactly once: {message}", hint="please report it")
+    _write_small(plan, journal.folder)
+
+
+def _write_shard(
+    plan: MergePlan, shard: Shard, journal: Journal, reader: Reader, sink: _Sink, at: Callable[[int], None]
+) -> list[Update]:
+    """Compute a shard and hand its bytes to the sink; returns the updates that went in."""
+    out = _File(journal.folder / (shard.name + PART))
+    try:
+        sink.put(out.write, memoryview(shard.header))
+        for piece in shard.pieces:
+            written = 0
+            for block in blocks(piece, reader, plan.rounding):
+                sink.put(out.write, block)
+                written += len(block)
+                at(out.size)
+            if written != piece.bytes:
+                raise ModelError(f"{written} bytes of {piece.bytes} came", where=piece.name, hint="please report it")
+        sink.put(out.close)
+        sink.put(lambda: journal.finish(shard.name, out.digest.hexdigest()))
+    except BaseException:
+        sink.abandon()
+        out.abandon()
+        raise
+    return [update for piece in shard.pieces for update in piece.updates]
+
+
+class _Sink:
+    """One thread that writes and hashes in order while the next block is being computed."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[Any]] = deque()
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def put(self, work: Callable[..., Any], *args: Any) -> None:
+        """Queue a piece of work; waits when too much is queued, and raises what an earlier one raised."""
+        self._waiting.append(self._pool.submit(work, *args))
+        while len(self._waiting) > _QUEUED:
+            self._waiting.popleft().result()
+
+    def drain(self) -> None:
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def abandon(self) -> None:
+        """Forget what is queued and wait for what is being done."""
+        for future in self._waiting:
+            future.cancel()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _File:
+    """A private file that is written once, from beginning to end, and hashed on the way."""
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self.file: BinaryIO = os.fdopen(descriptor, "wb", buffering=0)
+        self.digest = hashlib.sha256()
+        self.size = self._flushed = 0
+        self._pool = ThreadPoolExecutor(1)
+        self._flush: Future[None] | None = None
+
+    def write(self, block: memoryview) -> None:
+        self.digest.update(block)
+        while len(block):
+            count = self.file.write(block)
+            self.size += count
+            block = block[count:]
+        if self.size - self._flushed >= _FLUSH_BYTES and (self._flush is None or self._flush.done()):
+            self._flushed = self.size
+            self._flush = self._pool.submit(os.fsync, self.file.fileno())
+
+    def abandon(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.file.close()
+
+    def close(self) -> None:
+        """On the disk when it returns; most of it was sent there while the rest was computed."""
+        self._pool.shutdown(wait=True)
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + _MARGIN_BYTES:
+        message = f"{(needed + _MARGIN_BYTES) / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free"
+        raise OutputError(f"the disk is full: {message}", where=str(folder.parent), hint="free space")
+
+
+def _write_small(plan: MergePlan, folder: Path) -> None:
+    """Index, tokenizer and the rest; the config, without which no library loads the folder, last."""
+    if len(plan.shards) > 1:
+        write_json(folder / INDEX, plan.index)
+    for name, path in plan.companions.items():
+        shutil.copyfile(path, folder / name)
+        (folder / name).chmod(0o600)
+    write_json(folder / "config.json", plan.config)

@@ -1,0 +1,33 @@
+"""Input embeddings in the host's memory: a look-up moves a few rows, where the whole table may be a gigabyte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class HostEmbedding(nn.Module):
+    """An embedding whose table is on the CPU and whose rows come out where the ids are."""
+
+    def __init__(self, table: nn.Module) -> None:
+        super().__init__()
+        self.table = table.cpu()
+
+    @property
+    def weight(self) -> Tensor:
+        weight: Tensor = self.table.weight  # type: ignore[assignment]
+        return weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self.table(ids.cpu())
+        return rows.to(ids.device, non_blocking=True)
+
+
+def keep_embeddings_on_host(model: Any) -> str:
+    """Move the input embeddings to the host, unless the output head uses the same table. Returns what was done."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is embeddings.weight:
+        return "the output head shares the embeddings' table: it stays on the device"
+    model.set_input_embeddings(HostEmbedding(embeddings))
+    return "the input embeddings stay in the host's memory"

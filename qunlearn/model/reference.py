@@ -1,0 +1,216 @@
+"""The untouched model's hidden states: computed when they are wanted, or once and kept in a file.
+
+LoRA leaves the output head as it is, so D numbers a token say everything about the reference's distribution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qunlearn.data.batch import ALL, Span, collate, families, micro_batches
+from qunlearn.data.records import Record
+from qunlearn.data.tokenize import Example
+from qunlearn.errors import OutputError
+from qunlearn.model.policy import Policy
+
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+Ids = tuple[int, ...]
+_NOTHING = Record((), "", 0, {})
+_SPARE_BYTES = 64 << 20
+
+
+class Reference(Protocol):
+    """Where reference states come from."""
+
+    def states(self, examples: Sequence[Example], spans: Sequence[Span]) -> list[Tensor]:
+        """The hidden states (n, D) that predict each example's supervised tokens, on the policy's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Live:
+    """The policy with its adapters off, now."""
+
+    policy: Policy
+    max_tokens: int
+    pack: bool = True
+
+    @torch.no_grad()
+    def states(self, examples: Sequence[Example], spans: Sequence[Span]) -> list[Tensor]:
+        policy, pack = self.policy, self.pack and self.policy.packs(examples)
+        made = families(examples, ([i] for i in range(len(examples))), self.max_tokens)
+        found: dict[int, Tensor] = {}
+        for rows in micro_batches(made, self.max_tokens, pack=pack):
+            batch = collate(examples, spans, policy.tokenizer.pad_token_id, rows).to(policy.device)
+            with policy.reference():
+                h = batch.pick(policy.hidden(batch))
+            sizes = [spans[i].count(examples[i]) for i in batch.examples]
+            found.update(zip(batch.examples, torch.split(h, sizes), strict=True))
+        return [found[i] for i in range(len(examples))]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows whose states are computed together, always the same ones: so the file does not depend on who filled it."""
+
+    rows: tuple[Ids, ...]
+    start: int  # in the file, in tokens
+    stop: int
+
+
+@dataclass(frozen=True)
+class _File:
+    mapped: np.memmap[Any, Any]
+    states: Tensor  # (tokens, D), a view of `mapped`
+    checksums: np.ndarray[Any, Any]  # (chunks,), likewise; 0 = still to be computed
+
+
+class Cached:
+    """The states of given examples in one safetensors file, filled on first use and read from then on.
+
+    Filling can be interrupted and gone on with, and a chunk whose checksum is wrong is computed again.
+    """
+
+    def __init__(self, path: Path, live: Live, examples: Iterable[Example]) -> None:
+        self.path, self.live = path, live
+        self.width, self.dtype = live.policy.hidden_size, live.policy.dtype
+        self.chunks, self._at = _layout(examples, live.max_tokens)
+        self.tokens = self.chunks[-1].stop if self.chunks else 0
+        self._file: _File | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._header()) + self._state_bytes + 8 * len(self.chunks)
+
+    def check_disk(self) -> None:
+        """Raises OutputError when the file would not fit."""
+        if self.path.exists():
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        free = shutil.disk_usage(self.path.parent).free
+        if free < self.size_bytes + _SPARE_BYTES:
+            message = f"the reference cache needs {self.size_bytes / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free"
+            raise OutputError(message, where=str(self.path), hint="free space, or --reference live")
+
+    def fill(self, observe: Callable[[int, int], None] = lambda done, total: None) -> int:
+        """Compute what is not there yet; returns of how many tokens. Raises OutputError."""
+        self.check_disk()
+        file, computed = self._open(), 0
+        for number, chunk in enumerate(self.chunks):
+            part = file.states[chunk.start : chunk.stop]
+            if not file.checksums[number] or file.checksums[number] != _checksum(part):
+                examples = [_bare(ids) for ids in chunk.rows]
+                part.copy_(torch.cat(self.live.states(examples, [ALL] * len(examples))))
+                file.mapped.flush()
+                file.checksums[number] = _checksum(part)
+                computed += chunk.stop - chunk.start
+            observe(chunk.stop, self.tokens)
+        file.mapped.flush()
+        self._file = file
+        return computed
+
+    def states(self, examples: Sequence[Example], spans: Sequence[Span]) -> list[Tensor]:
+        if self._file is None:
+            self.fill()
+            return self.states(examples, spans)
+        out = []
+        for example, span in zip(examples, spans, strict=True):
+            first, last = span.of(example)
+            start = self._at[example.input_ids] - 1  # the state at position t predicts token t + 1
+            out.append(self._file.states[start + first : start + last].to(self.live.policy.device))
+        return out
+
+    @property
+    def _state_bytes(self) -> int:
+        return self.tokens * self.width * self.dtype.itemsize
+
+    def _header(self) -> bytes:
+        """The safetensors header, padded so that what follows is aligned."""
+        ends = self._state_bytes, self._state_bytes + 8 * len(self.chunks)
+        tensors = {
+            "states": {"dtype": _DTYPES[self.dtype], "shape": [self.tokens, self.width], "data_offsets": [0, ends[0]]},
+            "checksums": {"dtype": "I64", "shape": [len(self.chunks)], "data_offsets": [*ends]},
+        }
+        text = json.dumps(tensors).encode()
+        text += b" " * (-(8 + len(text)) % 64)
+        return len(text).to_bytes(8, "little") + text
+
+    def _open(self) -> _File:
+        """Map the file, made with everything still to be computed when it is not there or not this one."""
+        header = self._header()
+        try:
+            if not _begins_with(self.path, header, self.size_bytes):
+                temporary = self.path.with_suffix(f".{os.getpid()}")
+                with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                    file.write(header)
+                    file.truncate(self.size_bytes)
+                temporary.replace(self.path)
+            mapped = np.memmap(self.path, mode="r+")
+        except OSError as error:
+            hint = "check the folder, or --reference live"
+            raise OutputError(f"cannot be written: {error.strerror}", where=str(self.path), hint=hint) from error
+        middle = len(header) + self._state_bytes
+        states = torch.from_numpy(mapped[len(header) : middle]).view(self.dtype).view(self.tokens, self.width)
+        return _File(mapped, states, mapped[middle:].view(np.int64))
+
+
+def cache_path(policy: Policy, model_fingerprint: str, examples: Iterable[Example], max_tokens: int) -> Path:
+    """The file for these examples under this base: named by a hash of all that decides about its content."""
+    digest = hashlib.sha256()
+    for part in (model_fingerprint, policy.base.quantization, policy.device.type, str(policy.dtype), str(max_tokens)):
+        digest.update(part.encode() + b"\0")
+    for ids in _distinct(examples):
+        digest.update(np.array(ids, dtype=np.int64).tobytes() + b"\0")
+    folder = os.environ.get("QUNLEARN_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "qunlearn" / "reference" / f"{digest.hexdigest()[:32]}.safetensors"
+
+
+def _distinct(examples: Iterable[Example]) -> list[Ids]:
+    """Token ids, each row once, longest first."""
+    return sorted({example.input_ids for example in examples}, key=lambda ids: (-len(ids), ids))
+
+
+def _layout(examples: Iterable[Example], max_tokens: int) -> tuple[list[_Chunk], dict[Ids, int]]:
+    """Chunks of about `max_tokens` tokens, and where each row begins in the file."""
+    chunks: list[_Chunk] = []
+    at: dict[Ids, int] = {}
+    rows: list[Ids] = []
+    start = stop = 0
+    for ids in _distinct(examples):
+        if rows and sum(map(len, rows)) + len(ids) > max_tokens:
+            chunks.append(_Chunk(tuple(rows), start, stop))
+            rows, start = [], stop
+        rows.append(ids)
+        at[ids] = stop
+        stop += len(ids) - 1
+    if rows:
+        chunks.append(_Chunk(tuple(rows), start, stop))
+    return chunks, at
+
+
+def _bare(ids: Ids) -> Example:
+    return Example(ids, 1, len(ids), 1, _NOTHING)
+
+
+def _checksum(part: Tensor) -> int:
+    """Never 0, which says that there is nothing yet."""
+    return zlib.crc32(part.contiguous().view(torch.uint8).numpy().tobytes()) + 1
+
+
+def _begins_with(path: Path, header: bytes, size: int) -> bool:
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(header)) == header

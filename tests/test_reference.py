@@ -1,0 +1,120 @@
+"""The untouched model's states: cached ones are the live ones, whatever happens to the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_batch import ragged
+
+from qunlearn.data.batch import ALL, ANSWER
+from qunlearn.data.tokenize import Example
+from qunlearn.errors import OutputError
+from qunlearn.model import reference as module
+from qunlearn.model.policy import Policy
+from qunlearn.model.reference import Cached, Live, cache_path
+
+MakePolicy = Callable[..., Policy]
+
+
+@pytest.fixture
+def policy(new_policy: MakePolicy) -> Policy:
+    made = new_policy("nf4")
+    with torch.no_grad():  # an adapter that does something: the reference must not
+        for name, p in made.trainable().items():
+            if ".lora_B." in name:
+                p.fill_(0.02)
+    return made
+
+
+@pytest.fixture
+def examples() -> list[Example]:
+    return ragged(12, seed=4)[0]
+
+
+def test_live_is_the_base_and_cached_is_live(policy: Policy, examples: list[Example], tmp_path: Path) -> None:
+    live = Live(policy, 200)
+    spans = [(ALL, ANSWER)[i % 2] for i in range(len(examples))]
+    cached = Cached(tmp_path / "c.safetensors", live, examples)
+    for i, (a, b) in enumerate(zip(live.states(examples, spans), cached.states(examples, spans), strict=True)):
+        first, last = spans[i].of(examples[i])
+        with policy.model.disable_adapter(), torch.no_grad():
+            ids = torch.tensor([examples[i].input_ids])
+            expected = policy.base.model.model(input_ids=ids).last_hidden_state[0, first - 1 : last - 1]
+        torch.testing.assert_close(a, expected, rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(b, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_the_file_is_private_safetensors_of_the_size_that_was_announced(
+    policy: Policy, examples: list[Example], tmp_path: Path
+) -> None:
+    cached = Cached(tmp_path / "c.safetensors", Live(policy, 200), examples)
+    assert cached.fill() == cached.tokens == sum(len(e.input_ids) - 1 for e in examples)
+    tensors = load_file(cached.path)
+    assert tensors["states"].shape == (cached.tokens, policy.hidden_size)
+    assert cached.path.stat().st_size == cached.size_bytes
+    assert cached.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_filling_goes_on_where_it_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, examples: list[Example], tmp_path: Path
+) -> None:
+    whole = Cached(tmp_path / "whole.safetensors", Live(policy, 40), examples)
+    whole.fill()
+    calls = iter(range(100))
+    real = Live.states
+
+    def killed(self: Live, *args: object) -> object:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Live, "states", killed)
+    part = Cached(tmp_path / "part.safetensors", Live(policy, 40), examples)
+    with pytest.raises(KeyboardInterrupt):
+        part.fill()
+    monkeypatch.undo()
+    rest = Cached(part.path, Live(policy, 40), examples).fill()
+    assert 0 < rest < whole.tokens
+    assert part.path.read_bytes() == whole.path.read_bytes()
+    assert Cached(part.path, Live(policy, 40), examples).fill() == 0
+
+
+def test_a_damaged_chunk_is_computed_again_and_a_strange_file_made_anew(
+    policy: Policy, examples: list[Example], tmp_path: Path
+) -> None:
+    cached = Cached(tmp_path / "c.safetensors", Live(policy, 40), examples)
+    cached.fill()
+    good = cached.path.read_bytes()
+    damaged = bytearray(good)
+    damaged[len(good) // 2] ^= 0xFF
+    cached.path.write_bytes(damaged)
+    assert 0 < Cached(cached.path, Live(policy, 40), examples).fill() < cached.tokens
+    assert cached.path.read_bytes() == good
+    for strange in (good[:-9], b"x" * len(good), b""):
+        cached.path.write_bytes(strange)
+        assert Cached(cached.path, Live(policy, 40), examples).fill() == cached.tokens
+        assert cached.path.read_bytes() == good
+
+
+def test_a_short_disk_is_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, examples: list[Example], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OutputError, match="reference cache needs"):
+        Cached(tmp_path / "c.safetensors", Live(policy, 40), examples).fill()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_name_depends_on_model_and_data(policy: Policy, examples: list[Example]) -> None:
+    names = {
+        cache_path(policy, "a", examples, 64),
+        cache_path(policy, "b", examples, 64),
+        cache_path(policy, "a", examples[1:], 64),
+    }
+    assert len(names) == 3
+    assert cache_path(policy, "a", list(reversed(examples)), 64) in names

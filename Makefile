@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all check format sandbox recipe-hallucination bench bench-sandbox bench-gpu bench-merge clean
+.PHONY: help setup demo test test-all check format sandbox recipe-hallucination bench bench-sandbox bench-gpu bench-merge docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -56,6 +56,9 @@ bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA ca
 # The size that counts, with 29 GB of disk: make bench-merge ARGS="--shape llama-2-7b --rounds 1"
 bench-merge: setup  ## time and memory of a merge against cp of the same files
 	$(BIN)/python benchmarks/merge.py $(ARGS)
+
+docs: setup  ## write docs/evaluation.md from the docstrings
+	$(BIN)/python -m qunlearn.evaluate.document > docs/evaluation.md
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

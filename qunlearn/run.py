@@ -23,7 +23,8 @@ ADAPTER, CONFIG, RECORD, METRICS, NORMAL = (
     "metrics.jsonl",
     "normal.jsonl",
 )
-_OURS = {ADAPTER, CONFIG, RECORD, METRICS, NORMAL}
+EVAL, EVAL_CACHE, REPORT = "eval.json", "eval-cache", "report.html"  # what later commands add
+_OURS = {ADAPTER, CONFIG, RECORD, METRICS, NORMAL, EVAL, EVAL_CACHE, REPORT}
 _NEEDED_BYTES = 64 << 20
 
 

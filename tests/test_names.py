@@ -52,6 +52,8 @@ def test_sandbox_is_a_folder_of_the_package() -> None:
     source = resolve_model("sandbox")
     assert source.kind == "sandbox" and Path(source.location).is_absolute()
     assert Path(source.location).parts[-4:] == ("qunlearn", "sandbox", "assets", "model")
+    gold = resolve_model("sandbox-gold")
+    assert gold.kind == "sandbox" and Path(gold.location) == Path(source.location).parent / "gold"
 
 
 def test_existing_folder_wins_over_short_name_and_hub_id(tmp_path: Path) -> None:

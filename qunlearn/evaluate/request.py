@@ -2,42 +2,155 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qunlearn.carry import run_config
 from qunlearn.config import Config
 from qunlearn.data.records import Dataset, FieldNames, read_dataset
 from qunlearn.errors import ConfigError
+from qunlearn.evaluate.catalog import SUITES
+from qunlearn.evaluate.view import SPLITS
 from qunlearn.model.source import resolve_model
-from qunlearn.plan import CheckedModel, check_model, check_run_model
-from qunlearn.run import Run, open_run
+from qunlearn.plan import CheckedModel, check_model, check_run_model, data_path
+from qunlearn.run import ADAPTER, EVAL, EVAL_CACHE, Run, open_run
+
+_ENDINGS = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
+OWN_CLASSIFIER = "sandbox"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What may be asked for besides a model and files.
+
+    `reference`: a model that never saw what is forgotten. `harm`, `reward`: models that judge outputs. `output`: a
+    folder for eval.json and what was measured; without one a run keeps it, and a bare model keeps nothing.
+    """
+
+    suite: str = "basic"
+    reference: str | None = None
+    harm: str | None = None
+    reward: str | None = None
+    output: Path | None = None
 
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """A measurement that can start. `run` is None for a bare model."""
+    """A measurement that can start. `run` is None for a bare model; a judge is None for the embedded classifier."""
 
     run: Run | None
     config: Config
     model: CheckedModel
     sets: Mapping[str, Dataset]
     template: str | None
+    suite: str = "basic"
+    reference: CheckedModel | None = None
+    judges: Mapping[str, CheckedModel | None] | None = None
+    output: Path | None = None
 
     @classmethod
     def check(
-        cls, run: Path | None, model: str | None, files: Mapping[str, Path], *, template: str | None
+        cls,
+        run: Path | None,
+        model: str | None,
+        files: Mapping[str, Path],
+        *,
+        template: str | None = None,
+        wish: Wish = Wish(),
     ) -> EvalRequest:
-        """Read the files, the run and the model's headers. Raises QunlearnErrors."""
-        if not files:
-            hint = "give at least one of --forget, --retain, --holdout, --general"
-            raise ConfigError("nothing to measure", where="eval", hint=hint)
+        """Read the files, the run and the models' headers. Raises QunlearnErrors."""
+        if wish.suite not in SUITES:
+            close = difflib.get_close_matches(wish.suite, SUITES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(SUITES)}"
+            raise ConfigError(f"unknown suite {wish.suite!r}", where="--suite", hint=hint)
         if run is None and model is None:
-            raise ConfigError("neither a run nor a model", where="eval", hint="a RUN folder, or --model")
+            hint = "a RUN folder, a MODEL, or --model"
+            raise ConfigError("neither a run nor a model", where="eval", hint=hint)
         opened = open_run(run) if run is not None else None
         config = run_config(run) if run is not None else Config()
+        files = files or _own_files(opened)
+        if not files:
+            hint = "give at least one of --forget, --paraphrase, --retain, --holdout, --general, or --data"
+            raise ConfigError("nothing to measure", where="eval", hint=hint)
         fields = FieldNames(config.data.prompt_field, config.data.completion_field)
         sets = {name: read_dataset(path, fields, role=f"--{name}") for name, path in files.items()}
         checked = check_run_model(opened, model) if opened else check_model(resolve_model(model or ""))
-        return cls(opened, config, checked, sets, template)
+        reference = check_model(resolve_model(wish.reference)) if wish.reference else None
+        judges = {name: _judge(name, asked) for name, asked in (("harm", wish.harm), ("reward", wish.reward)) if asked}
+        output = wish.output or (run if opened is not None and opened.record else None)
+        return cls(opened, config, checked, sets, template, wish.suite, reference, judges, output)
+
+    @property
+    def result_path(self) -> Path | None:
+        return self.output / EVAL if self.output else None
+
+    @property
+    def cache_folder(self) -> Path | None:
+        return self.output / EVAL_CACHE if self.output else None
+
+
+def _judge(name: str, asked: str) -> CheckedModel | None:
+    return None if name == "harm" and asked == OWN_CLASSIFIER else check_model(resolve_model(asked))
+
+
+def _own_files(run: Run | None) -> dict[str, Path]:
+    """What the run itself says should be gone, where the file is still there."""
+    recorded: Mapping[str, Any] = run.record.get("data", {}).get("bad", {}) if run else {}
+    path = Path(str(recorded.get("path") or ""))
+    return {"forget": path} if path.is_file() else {}
+
+
+def find_target(target: str | None, adapter: Path | None, model: str | None) -> tuple[Path | None, str | None]:
+    """(run or adapter folder, model) of `RUN|MODEL --adapter A --model M`. Raises ConfigError."""
+    if target is None:
+        return adapter, model
+    folder = Path(target)
+    if adapter is not None:
+        if model is not None:
+            raise ConfigError("the model was named twice", where="--model", hint="MODEL --adapter A is enough")
+        return adapter, target
+    is_run = (folder / ADAPTER).is_dir() or (folder / "adapter_config.json").is_file()
+    if is_run or (folder.is_dir() and not (folder / "config.json").is_file()):
+        return folder, model  # of a folder that is neither, opening it as a run says what is missing
+    if model is not None:
+        raise ConfigError("two models were named", where="--model", hint="give a RUN folder, or one model")
+    return None, target
+
+
+def split_files(data: str | None, named: Mapping[str, str | None]) -> dict[str, Path]:
+    """The file of each split: those of a --data folder or sandbox:KIND, and over them the ones named singly.
+
+    Raises ConfigError.
+    """
+    found = _folder_files(data) if data else {}
+    found |= {name: data_path(text) for name, text in named.items() if text is not None}
+    return {name: found[name] for name in SPLITS if name in found}
+
+
+def _folder_files(data: str) -> dict[str, Path]:
+    if data.startswith("sandbox:"):
+        # `forget` names the folder: sandbox:KIND/SPLIT is checked in one place.
+        folder = data_path(f"{data}/forget").parent
+        return {**_in_folder(folder), "general": folder.parent / "general.jsonl"}
+    folder = Path(data)
+    found = _in_folder(folder)
+    if not found:
+        hint = (
+            "a folder with forget.jsonl, paraphrase.jsonl, retain.jsonl, holdout.jsonl, general.jsonl, or some of them"
+        )
+        raise ConfigError("no such files in the folder", where=f"--data {data}", hint=hint)
+    return found
+
+
+def _in_folder(folder: Path) -> dict[str, Path]:
+    names = {name: (name,) for name in SPLITS} | {"paraphrase": ("paraphrase", "forget_paraphrase")}
+    found = {}
+    for split, stems in names.items():
+        paths = (folder / f"{stem}{ending}" for stem in stems for ending in _ENDINGS)
+        path = next((p for p in paths if p.is_file()), None)
+        if path is not None:
+            found[split] = path
+    return found

@@ -1,37 +1,111 @@
-"""Scores of rows under a policy, with the adapter on or off: teacher-forced and greedy."""
+"""Scores of rows under a model, with the adapter on or off: teacher-forced and greedy.
+
+Memory is bounded by the token budget and the key-value cache: per row only a few numbers and a text are kept.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from qunlearn.data.batch import ALL, ANSWER, Span, collate, single_batches
 from qunlearn.data.tokenize import Example, answer_text, decode
 from qunlearn.evaluate.metrics import RowScore
+from qunlearn.evaluate.metrics import tokens as measures
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.head import token_kl, token_logps
+from qunlearn.model.head_scores import TokenScores, token_scores
 from qunlearn.model.load import LanguageModel
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 
 _MARGIN = 8  # tokens a greedy answer may run past the true one: enough to tell equal from longer
+Observer = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """One row's teacher-forced tokens, as numbers that measures need (metrics/tokens.py defines each).
+
+    NLLs in nats, summed; `tokens` are the answer's, `all_tokens` every token with one before it.
+    """
+
+    nll: float
+    tokens: int
+    all_nll: float
+    all_tokens: int
+    memorised: float
+    extraction: float
+    min_k: float
+    min_k_plus: float
+    zlib_bytes: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """A greedy output: its text, its tokens, and how many of them are distinct."""
+
+    text: str
+    tokens: int
+    distinct: int
 
 
 def score_rows(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) -> list[RowScore]:
     """One score per example, deterministic."""
-    answers = row_nlls(lm, examples, ANSWER, max_tokens)
-    everything = row_nlls(lm, examples, ALL, max_tokens)
-    outputs = _greedy(lm, examples)
-    texts = [answer_text(example, lm.tokenizer) for example in examples]
-    return [RowScore(*a, *e, t, o) for a, e, t, o in zip(answers, everything, texts, outputs, strict=True)]
+    found = zip(examples, token_stats(lm, examples, max_tokens), greedy_outputs(lm, examples), strict=True)
+    return [
+        RowScore(s.nll, s.tokens, s.all_nll, s.all_tokens, answer_text(example, lm.tokenizer), output.text)
+        for example, s, output in found
+    ]
 
 
 @torch.no_grad()
-def row_nlls(lm: LanguageModel, examples: Sequence[Example], span: Span, max_tokens: int) -> list[tuple[float, int]]:
+def token_stats(
+    lm: LanguageModel, examples: Sequence[Example], max_tokens: int, observe: Observer | None = None
+) -> list[TokenStats]:
+    """Everything teacher forcing tells about each row, in one pass. `observe` hears how many rows are done."""
+    out: dict[int, TokenStats] = {}
+    for group in single_batches(examples, max_tokens):
+        batch = collate([examples[i] for i in group], ALL, lm.tokenizer.pad_token_id).to(lm.device)
+        scores = token_scores(batch.pick(lm.hidden(batch)), batch.labels, lm.head)
+        at = 0
+        for i in group:
+            n = len(examples[i].input_ids) - 1
+            out[i] = _reduce(scores, at, examples[i], answer_text(examples[i], lm.tokenizer))
+            at += n
+        if observe is not None:
+            observe(len(out))
+    return [out[i] for i in range(len(examples))]
+
+
+def _reduce(scores: TokenScores, at: int, example: Example, text: str) -> TokenStats:
+    """The numbers of the row whose first predicted token stands at `at`."""
+    everything = scores.logps[at : at + len(example.input_ids) - 1]
+    answer = slice(at + example.start - 1, at + example.end - 1)
+    logps, hits = scores.logps[answer].numpy(), scores.hits[answer].numpy()
+    return TokenStats(
+        nll=-float(logps.sum()),
+        tokens=int(logps.size),
+        all_nll=-float(everything.sum()),
+        all_tokens=int(everything.numel()),
+        memorised=measures.exact_memorisation(hits),
+        extraction=measures.extraction_strength(hits),
+        min_k=measures.min_k_score(logps),
+        min_k_plus=measures.min_k_plus_score(logps, scores.means[answer].numpy(), scores.stds[answer].numpy()),
+        zlib_bytes=measures.zlib_bytes(text),
+    )
+
+
+@torch.no_grad()
+def row_nlls(
+    lm: LanguageModel, examples: Sequence[Example], span: Span, max_tokens: int, observe: Observer | None = None
+) -> list[tuple[float, int]]:
     """(summed NLL, tokens) of each row over a span, without logits of unsupervised positions."""
     out: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
+    done = 0
     for group in single_batches(examples, max_tokens):
         batch = collate([examples[i] for i in group], span, lm.tokenizer.pad_token_id).to(lm.device)
         logps = token_logps(batch.pick(lm.hidden(batch)), batch.labels, lm.head).double()
@@ -39,6 +113,9 @@ def row_nlls(lm: LanguageModel, examples: Sequence[Example], span: Span, max_tok
         counts = torch.bincount(batch.rows, minlength=len(group))
         for i, total, n in zip(group, sums.tolist(), counts.tolist(), strict=True):
             out[i] = (-total, n)
+        done += len(group)
+        if observe is not None:
+            observe(done)
     return out
 
 
@@ -61,16 +138,31 @@ def mean_kl(policy: Policy, reference: Reference, examples: Sequence[Example], m
     return total / max(1, tokens)
 
 
-def _greedy(lm: LanguageModel, examples: Sequence[Example]) -> list[str]:
-    """Greedy continuations from each row's probe point."""
-    if not examples:
-        return []
-    new = max(e.end - e.probe for e in examples) + _MARGIN
-    prompts = [e.input_ids[: e.probe] for e in examples]
-    out = generate(lm, prompts, Sampling(new))
-    closings = [
-        # Plain text has no end of its own: compare as many tokens as the answer has.
-        ids if e.record.turns else ids[: e.end - e.probe]
-        for e, ids in zip(examples, out, strict=True)
-    ]
-    return [decode(ids, lm.tokenizer) for ids in closings]
+def greedy_outputs(lm: LanguageModel, examples: Sequence[Example], observe: Observer | None = None) -> list[Output]:
+    """Greedy continuations from each row's probe point, batched.
+
+    How far a row may run hangs on its own answer alone, so that no row's output depends on the others; rows of
+    like length share a batch, for one long answer would keep all the others waiting.
+    """
+    buckets: dict[int, list[int]] = {}
+    for i, example in enumerate(examples):
+        buckets.setdefault(_room(example.end - example.probe + _MARGIN), []).append(i)
+    out: dict[int, Output] = {}
+    for room, rows in sorted(buckets.items(), reverse=True):
+        before = len(out)
+        prompts = [examples[i].input_ids[: examples[i].probe] for i in rows]
+        hear = None if observe is None else lambda done, before=before: observe(before + done)
+        for i, ids in zip(rows, generate(lm, prompts, Sampling(room), hear), strict=True):
+            example = examples[i]
+            # Plain text has no end of its own: compare as many tokens as the answer has.
+            own = ids if example.record.turns else ids[: example.end - example.probe]
+            out[i] = Output(decode(own, lm.tokenizer), len(own), len(set(own)))
+    return [out[i] for i in range(len(examples))]
+
+
+def _room(wanted: int) -> int:
+    """The next of 16, 24, 32, 48, 64, 96, 128 … new tokens: few different batches, little waste."""
+    size = 16
+    while size < wanted:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
+    return size

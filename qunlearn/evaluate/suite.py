@@ -8,7 +8,7 @@ from typing import Any
 
 from qunlearn.console import Column, say, table
 from qunlearn.data.tokenize import Example
-from qunlearn.evaluate.metrics import RowScore, SetScore, aggregate, verdict
+from qunlearn.evaluate.metrics import VERDICTS, RowScore, SetScore, aggregate, verdict
 from qunlearn.evaluate.score import score_rows
 from qunlearn.model.load import LanguageModel
 
@@ -46,8 +46,8 @@ def show_samples(prompts: Sequence[str], before: Sequence[RowScore], after: Sequ
 
 
 def verdicts(rows: Sequence[RowScore]) -> dict[str, int]:
-    """How many rows are forgotten, gibberish, or still leak."""
-    counts = {"forgotten": 0, "gibberish": 0, "still leaks": 0}
+    """How many rows are forgotten, refused, gibberish, or still leak."""
+    counts = dict.fromkeys(VERDICTS, 0)
     for row in rows:
         counts[verdict(row)] += 1
     return counts

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TextStreamer
 
 from qunlearn.model.load import LanguageModel
 
@@ -28,10 +28,16 @@ class Sampling:
     stop: tuple[int, ...] = ()
 
 
-def generate(lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+def generate(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    observe: Callable[[int], None] | None = None,
+) -> list[list[int]]:
     """Continue each prompt of token ids; returns the new ids, up to and without the end-of-text token.
 
     A batch is as large as its key-value cache allows, so that memory does not grow with the data.
+    `observe` hears how many prompts are done.
     """
     max_tokens = max(1, lm.cache_bytes // _cache_bytes_per_token(lm.model))
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -43,6 +49,8 @@ def generate(lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Samp
             order = order[len(rows) :]
             for i, ids in zip(rows, _one_batch(lm, [prompts[i] for i in rows], sampling), strict=True):
                 out[i] = ids
+            if observe is not None:
+                observe(len(prompts) - len(order))
     return out
 
 
@@ -76,6 +84,21 @@ def _one_batch(lm: LanguageModel, prompts: list[Sequence[int]], sampling: Sampli
     finally:
         model.train(training)
     return [list(itertools.takewhile(lambda t: t not in stop, row)) for row in full[:, width:].tolist()]
+
+
+@torch.no_grad()
+def stream(lm: LanguageModel, prompt: Sequence[int], sampling: Sampling, hear: Callable[[str], None]) -> None:
+    """Continue one prompt, each piece of text heard as soon as it is whole words."""
+
+    class Ear(TextStreamer):  # type: ignore[misc]
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            hear(text)
+
+    ids = torch.tensor([list(prompt)], device=lm.device)
+    config = _config(sampling, lm.tokenizer.pad_token_id, sorted(stop_ids(lm) | set(sampling.stop)))
+    ear = Ear(lm.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with _own_random_state(sampling):
+        lm.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=ear)
 
 
 def stop_ids(lm: LanguageModel) -> frozenset[int]:

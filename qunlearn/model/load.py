@@ -118,7 +118,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
         quantization = f"{kind}, as the checkpoint has it"
         notes.append(f"the checkpoint is already quantised ({kind}): loaded as it is, --quant {spec.quant} not applied")
     else:
-        quantization = _describe(spec, dtype)
+        quantization = describe_quantization(spec, dtype)
         if spec.quant != "none":
             options["quantization_config"] = bnb_config(spec, dtype)
     with quiet_transformers(), _named_load_errors(folder, spec.quant):
@@ -174,7 +174,8 @@ def bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def _describe(spec: LoadSpec, dtype: torch.dtype) -> str:
+def describe_quantization(spec: LoadSpec, dtype: torch.dtype) -> str:
+    """How a model that is not stored quantised is loaded, in words."""
     short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
     if spec.as_stored:
         return "none (as stored)"

@@ -26,7 +26,10 @@ class KnownModel:
 
 
 SANDBOX = "sandbox"
-SANDBOX_FOLDER = Path(__file__).resolve().parent.parent / "sandbox" / "assets" / "model"
+_ASSETS = Path(__file__).resolve().parent.parent / "sandbox" / "assets"
+SANDBOX_FOLDER = _ASSETS / "model"
+GOLD = "sandbox-gold"  # the sandbox that was never shown what it is to forget: a reference, nothing to work on
+_EMBEDDED = {SANDBOX: SANDBOX_FOLDER, GOLD: _ASSETS / "gold"}
 
 _HUB_ID = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*/\w([\w.-]*\w)?", re.ASCII)
 
@@ -112,8 +115,8 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
     on_disk = _on_disk(path) if asked else "nothing"
     if on_disk == "folder":
         source = ModelSource(asked, "folder", str(path.resolve()))
-    elif known is not None and known.name == SANDBOX:
-        source = ModelSource(asked, "sandbox", str(SANDBOX_FOLDER), short_name=SANDBOX)
+    elif asked.lower() in _EMBEDDED:
+        source = ModelSource(asked, "sandbox", str(_EMBEDDED[asked.lower()]), short_name=known.name if known else None)
     elif known is not None:
         return ModelSource(asked, "hub", known.hub_id, revision, known.name)
     elif on_disk == "file" or _looks_like_path(asked):

@@ -40,7 +40,7 @@ def demo(kind: str, output: Path | None) -> None:
             return
         say("\nThe same on rows that were never given to the run:\n", style="bold")
         splits = {
-            "forget": "forget_paraphrase",
+            "paraphrase": "forget_paraphrase",
             "retain": "retain",
             "holdout": "holdout",
             "general": "general",

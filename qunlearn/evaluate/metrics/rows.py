@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-_WORD = re.compile(r"\w+")
-LEAK_RECALL = 0.9
-GIBBERISH_UNIQUE = 0.3
 
 
 @dataclass(frozen=True)
@@ -61,24 +56,3 @@ def aggregate(rows: Sequence[RowScore]) -> SetScore:
         # An overflow would be a perplexity nobody can read; exp(100) says the same.
         perplexity=math.exp(min(mean_nll, 100.0)),
     )
-
-
-def verdict(row: RowScore) -> str:
-    """ "still leaks" when (almost) all of the answer's words come back in order, "gibberish" when the output is
-    empty or turns in circles, else "forgotten"."""
-    answer, output = _WORD.findall(row.answer.casefold()), _WORD.findall(row.output.casefold())
-    if row.exact or (answer and _lcs(answer, output) / len(answer) >= LEAK_RECALL):
-        return "still leaks"
-    if not output or (len(output) >= 8 and len(set(output)) / len(output) < GIBBERISH_UNIQUE):
-        return "gibberish"
-    return "forgotten"
-
-
-def _lcs(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
-    best = [0] * (len(b) + 1)
-    for x in a:
-        last = 0
-        for j, y in enumerate(b, 1):
-            last, best[j] = best[j], last + 1 if x == y else max(best[j], best[j - 1])
-    return best[-1]

@@ -201,6 +201,7 @@ def test_a_section_is_replaced_and_the_rest_kept(tmp_path: Path) -> None:
         assert f"<!-- {name}: begin -->" in results.partition(f"<!-- {name}: end -->")[0]
 
 
+@pytest.mark.slow
 def test_engine_benchmark(tmp_path: Path) -> None:
     """As `make bench` runs it, on a tiny shape: it starts processes of its own."""
     file = tmp_path / "engine.json"

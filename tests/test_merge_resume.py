@@ -92,6 +92,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 def test_killed_anywhere_and_resumed_is_byte_for_byte_an_uninterrupted_merge(pair: tuple[Path, Path]) -> None:
     folder = pair[1].parent
@@ -176,6 +177,26 @@ def test_a_finished_file_that_has_changed_is_made_again(
     assert merge(pair[1], tmp_path / "out").code == 0
     assert merge(pair[1], tmp_path / "whole").code == 0
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_flush_that_fails_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system reports a lost write once: to the flush in the background, and not to the one at the end."""
+    from qunlearn.merge import stream
+
+    told = []
+
+    def fsync(_: int) -> None:
+        if not told:
+            told.append(1)
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(stream.os, "fsync", fsync)
+    monkeypatch.setattr(stream, "_FLUSH_BYTES", 10)
+    file = stream._File(tmp_path / "a")
+    file.write(memoryview(bytes(20)))
+    with pytest.raises(OSError, match="Input/output"):
+        file.close()
+    file.abandon()
 
 
 def test_another_merge_does_not_go_on_with_it(

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _NUMBERS = 1 << 20  # of a weight at a time: with fp32 copies a few MB, which stay in the processor's cache
 _ROWS = 64  # a multiple of what matrix kernels take at a time: products of such blocks have the whole product's bits
-_RAW_BYTES = 1 << 22
-_AHEAD_BYTES = 1 << 26
-RING = 6  # blocks that exist at a time
+_RAW_BYTES = 1 << 21
+_AHEAD_BYTES, _STEP_BYTES = 1 << 26, 1 << 20
+RING = 18  # blocks that exist at a time
 _TORCH = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -90,11 +90,15 @@ class Reader:
         return self.fill(torch.empty(tensor.shape, dtype=_TORCH[tensor.dtype]), tensor, 0)
 
     def _advise(self, file: BinaryIO, path: Path, at: int) -> None:
-        """Let the system read ahead while we compute."""
-        if hasattr(os, "posix_fadvise") and not at < self._advised.get(path, 0) <= at + _AHEAD_BYTES:
+        """Have the system read on while we compute: in small steps, for of a large one it takes only the beginning."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        asked = self._advised.get(path, 0)
+        first = asked if at <= asked <= at + _AHEAD_BYTES else at
+        for start in range(first, at + _AHEAD_BYTES - _STEP_BYTES + 1, _STEP_BYTES):
             with contextlib.suppress(OSError):  # advice only: some file systems take none
-                os.posix_fadvise(file.fileno(), at, 2 * _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
-            self._advised[path] = at + _AHEAD_BYTES
+                os.posix_fadvise(file.fileno(), start, _STEP_BYTES, os.POSIX_FADV_WILLNEED)
+            self._advised[path] = start + _STEP_BYTES
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

@@ -75,28 +75,30 @@ def _write_shard(
         sink.put(out.close)
         sink.put(lambda: journal.finish(shard.name, out.digest.hexdigest()))
     except BaseException:
-        sink.abandon()
+        sink.finish()  # what is queued belongs to finished shards, and to this one, which stays without its name
         out.abandon()
         raise
     return [update for piece in shard.pieces for update in piece.updates]
 
 
 class _Sink:
-    """One thread that writes and hashes in order while the next block is being computed."""
+    """One thread that writes and hashes in order while the next block is being computed. After a failure it does
+    nothing more: no shard gets its name behind a write that did not happen."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
+        self._failed = False
         self._waiting: deque[Future[Any]] = deque()
 
     def __enter__(self) -> _Sink:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.finish()
 
     def put(self, work: Callable[..., Any], *args: Any) -> None:
         """Queue a piece of work; waits when too much is queued, and raises what an earlier one raised."""
-        self._waiting.append(self._pool.submit(work, *args))
+        self._waiting.append(self._pool.submit(self._do, work, args))
         while len(self._waiting) > _QUEUED:
             self._waiting.popleft().result()
 
@@ -104,11 +106,18 @@ class _Sink:
         while self._waiting:
             self._waiting.popleft().result()
 
-    def abandon(self) -> None:
-        """Forget what is queued and wait for what is being done."""
-        for future in self._waiting:
-            future.cancel()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def finish(self) -> None:
+        """Do what is queued, and take no more."""
+        self._pool.shutdown(wait=True)
+
+    def _do(self, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if self._failed:
+            return
+        try:
+            work(*args)
+        except BaseException:
+            self._failed = True
+            raise
 
 
 class _File:
@@ -129,6 +138,7 @@ class _File:
             self.size += count
             block = block[count:]
         if self.size - self._flushed >= _FLUSH_BYTES and (self._flush is None or self._flush.done()):
+            self._check_flush()
             self._flushed = self.size
             self._flush = self._pool.submit(os.fsync, self.file.fileno())
 
@@ -139,8 +149,14 @@ class _File:
     def close(self) -> None:
         """On the disk when it returns; most of it was sent there while the rest was computed."""
         self._pool.shutdown(wait=True)
+        self._check_flush()
         os.fsync(self.file.fileno())
         self.file.close()
+
+    def _check_flush(self) -> None:
+        """Raise what a flush raised: the system tells of a failed write once, to whoever asked first."""
+        if self._flush is not None:
+            self._flush.result()
 
 
 def _check_space(folder: Path, needed: int) -> None:

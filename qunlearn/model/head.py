@@ -136,6 +136,7 @@ class _PerToken(torch.autograd.Function):
                 if slope is not None:
                     dz.mul_(slope)
                 gradient[tokens] = (dz.to(head.weight.dtype) @ head.weight).to(h.dtype)
+            del z, dz, slope  # before the next tile is made: else both are there at once
         ctx.save_for_backward(gradient)
         return values
 

@@ -14,9 +14,9 @@ from qunlearn.model.residents import Choices, adapted_names, resident_bytes
 
 # Of the output head (model/head.py): numbers of fp32 logits in a tile, and how many such tiles a loss holds at most. Of
 # the KL these are both logits, the reference's probabilities and the products to be added up; of log-probabilities the
-# logits and what their log-sum-exp is taken of. The tile before is still there in each.
+# logits and what their log-sum-exp is taken of.
 TILE_LOGITS = 1 << 22
-_KL_TILES, _LOGP_TILES, _TILE_BEFORE = 4, 2, 1
+_KL_TILES, _LOGP_TILES = 4, 2
 # Key-value cache of a batch of answers: at most so much, and at least one row and some, whatever a step needs.
 CACHE_BYTES = 1 << 30
 _CACHE_SPARE_TOKENS = 8
@@ -226,8 +226,7 @@ class _Step:
             (min(self.load.reference, self.load.supervised), _KL_TILES),
             (self.load.supervised, _LOGP_TILES),
         ):
-            tiles += slope + (_TILE_BEFORE if tokens > tile else 0)
-            most = max(most, tiles * min(tokens, tile))
+            most = max(most, (tiles + slope) * min(tokens, tile))
         return most * vocabulary * _FP32
 
 

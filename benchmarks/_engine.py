@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from _rows import Rows
-from qunlearn.config import Config
+from qunlearn.config import Config, ObjectiveConfig
 from qunlearn.data.batch import ALL, Span
 from qunlearn.data.tokenize import Example
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
-from qunlearn.objectives.table import OBJECTIVES
+from qunlearn.objectives.table import terms_of
 from qunlearn.step import Step, backward, make_step
 
 _MAX_TOKENS = 2048
@@ -35,7 +35,7 @@ class Cache:
 
     kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def states(self, examples: Sequence[Example], spans: Sequence[Span]) -> list[Tensor]:
+    def states(self, examples: Sequence[Example], spans: Sequence[Span], layer: int | None = None) -> list[Tensor]:
         return [self.kept[e.input_ids][slice(*_before(s, e))] for e, s in zip(examples, spans, strict=True)]
 
 
@@ -54,8 +54,8 @@ def engine_backward(policy: Policy, rows: Rows, config: Config, cache: Cache | N
 
 def _step(rows: Rows) -> Step:
     k = len(rows.mismatch) // max(1, len(rows.forget))
-    pairs = [rows.mismatch[k * i : k * (i + 1)] for i in range(len(rows.forget))]
-    return make_step(OBJECTIVES["llmu"].terms, rows.forget, pairs, rows.retain)
+    bad = [{"forget": [e], "mismatch": rows.mismatch[k * i : k * (i + 1)]} for i, e in enumerate(rows.forget)]
+    return make_step(terms_of(ObjectiveConfig()), bad, rows.retain)
 
 
 def _before(span: Span, example: Example) -> tuple[int, int]:

@@ -108,14 +108,37 @@ class LoraConfig:
     )
 
 
+OBJECTIVE_NAMES = (
+    "llmu", "prod", "ga", "graddiff", "npo", "simnpo", "dpo", "altpo", "rmu", "undial", "ceu", "wga", "satimp", "pdu",
+    "mollm",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The unlearning objective: eps1 * ascent + eps2 * mismatch + eps3 * KL (arXiv 2310.10683, Eq. 2-6)."""
+    """The unlearning objective: a row of the table `qunlearn objectives` prints, and its settings.
 
-    name: str = _setting("llmu", "The objective.", flag="--objective", choices=("llmu",))
-    eps1: float = _setting(0.5, "Weight of gradient ascent on the bad answers.", flag="--eps1", low=0, high=1e6)
+    What a row changes of these defaults is in `PRESETS`.
+    """
+
+    name: str = _setting("llmu", "The objective.", flag="--objective", choices=OBJECTIVE_NAMES)
+    eps1: float = _setting(0.5, "Weight of the forget side (LLMU: of gradient ascent).", flag="--eps1", low=0, high=1e6)
     eps2: float = _setting(0.1, "Weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0, high=1e6)
-    eps3: float = _setting(2.0, "Weight of KL(base || model) on normal data.", flag="--eps3", low=0, high=1e6)
+    eps3: float = _setting(2.0, "Weight of the retain side.", flag="--eps3", low=0, high=1e6)
+    retain: str = _setting(
+        "auto",
+        "The loss on normal data: KL to the base, cross-entropy, both, a block's states held, or none; auto: the "
+        "objective's own.",
+        flag="--retain-loss",
+        choices=("auto", "kl", "nll", "kl+nll", "hold", "none"),
+    )
+    tokens: str = _setting(
+        "all",
+        "Which tokens of a bad answer are pushed: all; those whose words are specific to it; or those that the model "
+        "knows from the wider context only.",
+        flag="--forget-tokens",
+        choices=("specific", "context", "all"),
+    )
     mismatch_k: int = _setting(1, "Mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64)
     floor_nll: float = _setting(
         3.0,
@@ -123,10 +146,53 @@ class ObjectiveConfig:
         flag="--floor-nll",
         low=0.1,
     )
+    beta: float = _setting(
+        0.1,
+        "npo, dpo, altpo, simnpo: inverse temperature; undial: what the label's logit is lowered by; wga, satimp: exponent "
+        "of p.",
+        flag="--beta",
+        low=1e-6,
+        high=1e6,
+    )
+    beta2: float = _setting(1.0, "satimp: exponent of 1 - p.", low=0.0)
+    delta: float = _setting(0.0, "simnpo: NLL per token that is asked for at least.")
+    top_p: float = _setting(0.8, "prod: mass of the reference's other tokens that is kept.", low=0.01, high=1.0)
+    temperature: float = _setting(1.0, "prod: temperature of that distribution.", low=0.01)
+    prod_alpha: float = _setting(0.0, "prod: the label's target is -alpha p_ref; negative leaves it some mass.")
+    layer: int | None = _setting(None, "rmu: the block whose output is steered, from 0; auto: a quarter up.", low=0)
+    steer: float = _setting(2.0, "rmu: length of the target, in lengths of the reference's state.", low=0.0)
+    direction_seed: int = _setting(0, "rmu: seed of the random direction.", low=0)
+    retain_budget: float | None = _setting(
+        None,
+        "Budgeted forgetting: steer the weights so that drift stays below this, in nats per token of normal data.",
+        flag="--retain-budget",
+        low=1e-6,
+    )
+    dual_rate: float = _setting(0.1, "Step size of the multipliers, per step of training.", low=0.0, high=10.0)
 
     def __post_init__(self) -> None:
         if not (self.eps1 or self.eps2 or self.eps3):
             raise ConfigError("every weight of the objective is 0: nothing to train", where="--eps1 --eps2 --eps3")
+
+
+# What an objective's row sets otherwise than the defaults above; recipes, --set and flags win over it.
+PRESETS: dict[str, dict[str, Any]] = {
+    "prod": {"eps1": 1.0, "eps3": 5.0},
+    "llmu": {},
+    "ga": {"eps1": 1.0, "floor_nll": float("inf")},
+    "graddiff": {"eps1": 0.5},
+    "npo": {"eps1": 1.0},
+    "simnpo": {"eps1": 1.0, "beta": 4.5},
+    "dpo": {"eps1": 1.0},
+    "altpo": {"eps1": 1.0},
+    "rmu": {"eps1": 1.0, "eps3": 10.0},
+    "undial": {"eps1": 1.0, "eps3": 5.0, "beta": 10.0},
+    "ceu": {"eps1": 1.0, "eps3": 5.0},
+    "wga": {"eps1": 1.0, "beta": 1.0},
+    "satimp": {"eps1": 1.0, "beta": 5.0, "beta2": 1.0},
+    "pdu": {"eps1": 0.01, "eps3": 1.0, "retain_budget": 0.05},
+    "mollm": {"eps1": 1.0, "eps3": 1.0},
+}
 
 
 @dataclass(frozen=True)
@@ -275,6 +341,8 @@ def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
                 problems.append(f"{origin}: {error}")
     if problems:
         raise ConfigError("\n  ".join(problems), hint="see `qunlearn forget --help`; keys are section.name")
+    objective = values["objective"]
+    values["objective"] = {**PRESETS[str(objective.get("name", SETTINGS["objective.name"].default))], **objective}
     hints = typing.get_type_hints(Config)
     return Config(**{name: hints[name](**leaves) for name, leaves in values.items()})
 

@@ -15,6 +15,7 @@ from qunlearn.config import Config, to_yaml
 from qunlearn.console import Meter, facts, say, stage, warn
 from qunlearn.data.records import Dataset, write_jsonl
 from qunlearn.data.roles import make_mismatcher, split_held_back
+from qunlearn.data.specific import specific
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
 from qunlearn.errors import OutputError, TrainingError
 from qunlearn.evaluate.metrics import RowScore
@@ -26,9 +27,11 @@ from qunlearn.model.load import LoadSpec, load_base, load_tokenizer
 from qunlearn.model.memory import CONTEXT_BYTES
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path
+from qunlearn.model.alternatives import other_answers
 from qunlearn.model.selfdata import SelfMade, Wanted, self_made_normal
 from qunlearn.model.source import fingerprint
-from qunlearn.objectives.table import OBJECTIVES
+from qunlearn.model.context import context_bound
+from qunlearn.objectives.table import OBJECTIVES, RETAIN, terms_of
 from qunlearn.plan import Plan
 from qunlearn.record import run_record, write_run
 from qunlearn.run import CONFIG, METRICS, NORMAL, staged, write_private
@@ -36,6 +39,7 @@ from qunlearn.step import Roles
 from qunlearn.train import Outcome, auto_lr, train
 from qunlearn.units import parse_size
 
+_TERM_NAMES = {t.name for row in OBJECTIVES.values() for t in row.forget} | {t.name for kind in RETAIN.values() for t in kind}
 FORGET, HELD_BACK = "forget", "normal, held back"
 _SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
 _WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
@@ -54,6 +58,7 @@ class Ready:
 def prepare(plan: Plan) -> Ready:
     """Tokenise the files and print the header. Raises DataError for what does not fit."""
     config = plan.config
+    terms_of(config.objective)  # raises where nothing would be trained
     device = choose_device(config.model.device)
     tokenizer = load_tokenizer(plan.model.folder, trust_remote_code=config.model.trust_remote_code)
     template = choose_template(tokenizer, config.data.template, plan.bad)
@@ -91,7 +96,9 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
         normal = made.encoded
     retain, held_back = split_held_back(normal.examples, config.data.held_back, config.train.seed)
     mismatcher = make_mismatcher(retain, base.tokenizer, ready.template, config.data.max_length)
-    roles = Roles(ready.bad.examples, retain, held_back, mismatcher)
+    bad = _weighed(policy, ready.bad.examples, retain, config)
+    others = other_answers(policy, bad, ready.template, OBJECTIVES[config.objective.name].alternatives, config)
+    roles = Roles(bad, retain, held_back, mismatcher, others)
     _header_loaded(policy, config, roles, made)
     reference = _reference(plan, policy, roles)
     rows = config.stop.table_rows
@@ -147,6 +154,7 @@ def _header(plan: Plan, template: Template, bad: Encoded, normal: Encoded | None
     kind = model.facts.config.get("model_type", "?")
     stored = f"{model.facts.quantization}, as stored" if model.facts.quantization else config.model.quant
     objective = OBJECTIVES[config.objective.name]
+    retain = objective.retain if config.objective.retain == "auto" else config.objective.retain
     rows = [
         ("model", f"{model.source.asked} ({kind}, {weights}) from {model.folder}"),
         ("quantisation", stored),
@@ -156,7 +164,7 @@ def _header(plan: Plan, template: Template, bad: Encoded, normal: Encoded | None
             _describe_data(plan.normal, normal) if plan.normal and normal else "the base makes its own",
         ),
         ("template", f"{template.name}: {template.why}"),
-        ("objective", f"{config.objective.name}: {objective.formula}"),
+        ("objective", f"{config.objective.name}: {objective.formula}; retain: {retain}"),
         ("output", str(plan.output)),
     ]
     facts(f"qunlearn {__version__}", rows)
@@ -191,7 +199,7 @@ def _header_loaded(policy: Policy, config: Config, roles: Roles, made: _Made | N
             "roles",
             f"forget {len(roles.forget)}, retain {len(roles.retain)}, held back {len(roles.held_back)}",
         ),
-        ("weights", f"eps1 {o.eps1:g}, eps2 {o.eps2:g} (K = {o.mismatch_k}), eps3 {o.eps3:g}"),
+        ("weights", _weights(config)),
         ("loop", f"at most {c.steps} steps of {c.batch_size} rows, lr {lr:.1e}, seed {c.seed}"),
         (
             "stop",
@@ -203,6 +211,14 @@ def _header_loaded(policy: Policy, config: Config, roles: Roles, made: _Made | N
         dropped = f"{m.repeated} repeated, {m.too_close} too close to the bad file, {m.unusable} unusable"
         rows.insert(3, ("self-made", f"{len(m.records)} normal rows of {m.drawn} drawn ({dropped})"))
     facts("", rows)
+
+
+def _weights(config: Config) -> str:
+    o, terms = config.objective, terms_of(config.objective)
+    shown = [f"{term.name} {term.weight(o):g}" for term in terms]
+    text = ", ".join(shown) + (f" (K = {o.mismatch_k})" if any(t.role == "mismatch" for t in terms) else "")
+    budget = f"; steered to a drift of at most {o.retain_budget:g} nats/token" if o.retain_budget else ""
+    return f"{text}{budget}; {o.tokens} tokens of the bad answers"
 
 
 # -- normal data of the base's own -----------------------------------------------------------------------
@@ -232,6 +248,20 @@ def _make_normal(plan: Plan, ready: Ready, policy: Policy) -> _Made:
     return _Made(made, encode(dataset, policy.tokenizer, ready.template, 2 * config.data.max_length))
 
 
+def _weighed(policy: Policy, bad: Sequence[Example], retain: Sequence[Example], config: Config) -> Sequence[Example]:
+    """The bad rows with the weights of their tokens."""
+    if config.objective.tokens == "all":
+        return bad
+    if config.objective.tokens == "context":
+        with Meter("specific tokens", len(bad)) as meter:
+            weighed = context_bound(policy, bad, config.train.max_tokens, lambda done: meter.at(done, "rows"))
+    else:
+        weighed = specific(bad, retain, policy.tokenizer)
+    pushed, answers = sum(sum(e.weights) for e in weighed), sum(e.end - e.start for e in weighed)
+    say(f"specific tokens: {pushed:.0f} of {answers} answer tokens ({100 * pushed / answers:.0f} %) are pushed")
+    return weighed
+
+
 # -- the reference ---------------------------------------------------------------------------------------
 
 
@@ -242,6 +272,8 @@ def _reference(plan: Plan, policy: Policy, roles: Roles) -> Reference:
     if c.reference == "live" or (c.reference == "auto" and not (plan.normal and reused)):
         return live
     examples = [*roles.retain, *roles.held_back[: plan.config.stop.probe_rows]]
+    if any(term.reference and term.role in ("forget", "pair") for term in terms_of(plan.config.objective)):
+        examples += [*roles.forget, *(e for others in roles.alternatives for e in others)]
     path = cache_path(policy, fingerprint(plan.model.folder), examples, c.max_tokens)
     cached = Cached(path, live, examples)
     try:
@@ -275,7 +307,7 @@ def _on_step(event: Mapping[str, Any], file: TextIO, meter: Meter, policy: Polic
         return
     if event["step"] == 0:
         return
-    shown = [f"{name} {event[name]:.3f}" for name in ("ascent", "mismatch", "kl") if name in event]
+    shown = [f"{name} {event[name]:.3f}" for name in event if name in _TERM_NAMES]
     if "forget" in event:
         shown += [f"| p(bad) {event['forget']:.3f}", f"drift {event['drift']:.4f}"]
     shown.append(f"| {event['tokens_per_s']:.0f} tok/s, {peak_memory_bytes(policy.device) / 2**20:.0f} MiB")
@@ -306,6 +338,11 @@ def _farewell(plan: Plan, record: Mapping[str, Any], outcome: Outcome) -> None:
     if outcome.failed:
         hint = "lower --lr, or try --quant none; the adapter is in the run folder"
         raise TrainingError(f"{outcome.reason}; {kept}", where=str(plan.output), hint=hint)
+    if outcome.multipliers:
+        m = outcome.multipliers
+        say(f"multipliers at the end: forget {m['forget']:.3g}, retain {m['retain']:.3g}")
+        if outcome.best.drift > (plan.config.objective.retain_budget or 1e9) or outcome.best.forget > plan.config.stop.target:
+            warn(f"target and budget were not both met: p(bad) {outcome.best.forget:.3g}, drift {outcome.best.drift:.3g}")
     if outcome.best.step == 0:
         warn("no step was better than the untouched model within the drift budget: see --max-drift, --eps3, --lr")
     elif outcome.best.forget > plan.config.stop.target:

@@ -12,23 +12,36 @@ import torch
 from torch import Tensor
 
 from qunlearn.config import Config
-from qunlearn.data.batch import collate, families, micro_batches
+from qunlearn.data.batch import Batch, Family, Row, collate, families, micro_batches
 from qunlearn.data.roles import Mismatcher, batches
 from qunlearn.data.tokenize import Example
+from qunlearn.errors import ConfigError
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
+from qunlearn.objectives.descent import common_descent
 from qunlearn.objectives.losses import Supervised
-from qunlearn.objectives.table import Term
+from qunlearn.objectives.table import ANSWERS, OBJECTIVES, PAIRS, TOKEN, Term
+
+
+Scale = Callable[[str], float]  # of a role's weights
+
+
+def _unscaled(role: str) -> float:
+    return 1.0
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The data of a run by role. `held_back` is normal data that is never trained on: drift is measured there."""
+    """The data of a run by role. `held_back` is normal data that is never trained on: drift is measured there.
+
+    `alternatives` are other answers for each forget example, in their order, where the objective wants any.
+    """
 
     forget: Sequence[Example]
     retain: Sequence[Example]
     held_back: Sequence[Example]
     mismatcher: Mismatcher
+    alternatives: Sequence[Sequence[Example]] = ()
 
 
 @dataclass(frozen=True)
@@ -45,10 +58,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a step found on its way: each term's loss per supervised token, and the tokens of the forward passes."""
+    """What a step found on its way: each term's loss per supervised token (or answer), the tokens of the forward
+    passes, and each term's share of a common descent direction."""
 
     losses: dict[str, float]
     tokens: int
+    shares: dict[str, float] | None = None
 
 
 def draw_steps(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[Step]:
@@ -60,19 +75,24 @@ def draw_steps(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[
     wanted = {term.role for term in terms}
     k = config.objective.mismatch_k if "mismatch" in wanted else 0
     while True:
-        bad, normal = [roles.forget[i] for i in next(forget)], [roles.retain[i] for i in next(retain)]
-        pairs = [roles.mismatcher.draw(example, k, rng) for example in bad]
-        yield make_step(terms, bad, pairs, normal)
+        chosen, normal = next(forget), [roles.retain[i] for i in next(retain)]
+        bad = []
+        for i in chosen:
+            example = roles.forget[i]
+            companions = {"forget": [example], "mismatch": roles.mismatcher.draw(example, k, rng)}
+            if "pair" in wanted:
+                companions["pair"] = [example, rng.choice(roles.alternatives[i])]
+            bad.append(companions)
+        yield make_step(terms, bad, normal)
 
 
 def make_step(
-    terms: Sequence[Term], bad: Sequence[Example], pairs: Sequence[Sequence[Example]], normal: Sequence[Example]
+    terms: Sequence[Term], bad: Sequence[Mapping[str, Sequence[Example]]], normal: Sequence[Example]
 ) -> Step:
-    """Every term on the rows of its role; a bad row and its mismatched answers form a group."""
+    """Every term on the rows of its role; what belongs to one bad prompt, by role, forms a group."""
     items: list[tuple[Term, Example]] = []
     groups: list[tuple[int, ...]] = []
-    together = [{"forget": [e], "mismatch": list(p)} for e, p in zip(bad, pairs, strict=True)]
-    for roles in [*together, *({"retain": [e]} for e in normal)]:
+    for roles in [*bad, *({"retain": [e]} for e in normal)]:
         start = len(items)
         items += [(term, example) for term in terms for example in roles.get(term.role, [])]
         groups.append(tuple(range(start, len(items))))
@@ -85,10 +105,13 @@ def longest_step(roles: Roles, terms: Sequence[Term], config: Config) -> Step:
     def longest(examples: Sequence[Example], n: int) -> list[Example]:
         return sorted(examples, key=lambda example: -len(example.input_ids))[:n]
 
-    bad = longest(roles.forget, config.train.batch_size)
     k = config.objective.mismatch_k if any(term.role == "mismatch" for term in terms) else 0
-    pairs = [roles.mismatcher.longest(example, k) for example in bad]
-    return make_step(terms, bad, pairs, longest(roles.retain, config.train.normal_batch_size))
+    others = {id(e): longest(a, 1) for e, a in zip(roles.forget, roles.alternatives, strict=False)}
+    bad = [
+        {"forget": [e], "mismatch": roles.mismatcher.longest(e, k), "pair": [e, *others.get(id(e), [])]}
+        for e in longest(roles.forget, config.train.batch_size)
+    ]
+    return make_step(terms, bad, longest(roles.retain, config.train.normal_batch_size))
 
 
 class Budget:
@@ -99,8 +122,9 @@ class Budget:
     ) -> None:
         self.policy, self.reference, self.config, self.observe = policy, reference, config, observe
         self.max_tokens = config.train.max_tokens
+        self.descent = OBJECTIVES[config.objective.name].descent
 
-    def backward(self, step: Step, *, step_number: int) -> Gradients:
+    def backward(self, step: Step, *, step_number: int, scale: Scale = _unscaled) -> Gradients:
         """The step's gradients, from zero; out of memory, the same step again in smaller pieces, with the same
         random numbers. Raises torch.OutOfMemoryError when even single rows do not fit."""
         longest = max(len(example.input_ids) for _, example in step.items)
@@ -108,7 +132,9 @@ class Budget:
             self.policy.model.zero_grad(set_to_none=True)
             random_state = _random_state(self.policy.device)
             try:
-                return backward(self.policy, step, self.reference, self.config, self.max_tokens)
+                if self.descent:
+                    return _descend(self.policy, step, self.reference, self.config, self.max_tokens)
+                return backward(self.policy, step, self.reference, self.config, self.max_tokens, scale)
             except torch.OutOfMemoryError:
                 if self.max_tokens <= longest:
                     raise
@@ -117,46 +143,123 @@ class Budget:
             self.observe({"step": step_number, "max_tokens": self.max_tokens})
 
 
-def backward(policy: Policy, step: Step, reference: Reference, config: Config, limit: int) -> Gradients:
+def backward(
+    policy: Policy, step: Step, reference: Reference, config: Config, limit: int, scale: Scale = _unscaled
+) -> Gradients:
     """Add the step's gradients to the adapter's, with at most `limit` tokens in a forward pass.
 
     Rows of all terms share forward passes: 4-bit weights are dequantised once per pass. Normalised by the step's
-    supervised tokens of each term, so that packing, padding and the split into micro-batches change nothing.
+    supervised tokens (or answers, or pairs) of each term, so that packing, padding and the split into micro-batches
+    change nothing. `scale` multiplies the weights of a role's terms.
     """
     examples, spans = [e for _, e in step.items], [t.span for t, _ in step.items]
     terms = {term.name: term for term, _ in step.items}
-    supervised = {n: sum(t.span.count(e) for t, e in step.items if t.name == n) for n in terms}
-    states = _reference_states(step, reference)
-    pack = config.train.pack and policy.packs(examples)
+    amounts = {name: _amount(step, term) for name, term in terms.items()}
+    layer = block_of(config, policy) if any(term.layered for term in terms.values()) else None
+    states = _reference_states(step, reference, layer)
+    pack, paired = config.train.pack and policy.packs(examples), any(t.per == PAIRS for t in terms.values())
     groups = step.groups if pack else [(i,) for i in range(len(examples))]
     losses = {name: torch.zeros((), device=policy.device) for name in terms}
     tokens = 0
-    for rows in micro_batches(families(examples, groups, limit), limit, pack=pack):
+    # Both answers of a pair are one loss: a family of them is not split.
+    made = families(examples, groups, float("inf") if paired else limit)
+    for rows in _micro_batches(made, step, limit, pack=pack, paired=paired):
         batch = collate(examples, spans, policy.tokenizer.pad_token_id, rows).to(policy.device)
         with _offloaded(config, policy.device):
-            h = batch.pick(policy.hidden(batch))
+            h = batch.pick(policy.hidden(batch, layer))
         loss = torch.zeros((), device=policy.device)
         for name, term in terms.items():
             members = [i for i in batch.examples if step.items[i][0] is term]
             if not members:
                 continue
-            mine = torch.isin(batch.rows, torch.tensor(members, device=batch.rows.device))
-            h_ref = torch.cat([states[i] for i in members]) if term.reference else None
-            value = term.loss(Supervised(h[mine], h_ref, batch.labels[mine], policy.head), config.objective)
-            value = value.sum() / supervised[name]
-            loss = loss + term.weight(config.objective) * value
+            value = term.loss(_supervised(batch, h, members, states, policy, term), config.objective)
+            if term.per == TOKEN:
+                value = value * batch.weights[_of(batch, members)]
+            value = value.sum() / amounts[name]
+            loss = loss + term.weight(config.objective) * scale(term.role) * value
             losses[name] += value.detach()
         torch.autograd.backward(loss)
         tokens += batch.tokens
     return Gradients({name: float(value) for name, value in losses.items()}, tokens)
 
 
-def _reference_states(step: Step, reference: Reference) -> dict[int, Tensor]:
+def _descend(policy: Policy, step: Step, reference: Reference, config: Config, limit: int) -> Gradients:
+    """The step's gradient along the common descent direction of its terms, each of whose gradients is kept apart."""
+    parameters = list(policy.trainable().values())
+    apart, losses, tokens = [], {}, 0
+    terms = list({term.name: term for term, _ in step.items}.values())
+    for term in terms:
+        kept = [i for i, (t, _) in enumerate(step.items) if t is term]
+        place = {i: n for n, i in enumerate(kept)}
+        groups = tuple(tuple(place[i] for i in group if i in place) for group in step.groups)
+        part = Step(tuple(step.items[i] for i in kept), tuple(group for group in groups if group))
+        policy.model.zero_grad(set_to_none=True)
+        found = backward(policy, part, reference, config, limit)
+        apart.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+        losses |= found.losses
+        tokens += found.tokens
+    mixed, shares = common_descent([[w * g for g in gs] for gs, w in zip(apart, _weights(terms, config), strict=True)])
+    for p, d in zip(parameters, mixed, strict=True):
+        p.grad = d
+    return Gradients(losses, tokens, {t.name: share for t, share in zip(terms, shares, strict=True)})
+
+
+def _weights(terms: Sequence[Term], config: Config) -> list[float]:
+    return [term.weight(config.objective) for term in terms]
+
+
+def block_of(config: Config, policy: Policy) -> int:
+    """The block whose output a layered loss looks at. Raises ConfigError."""
+    blocks, asked = policy.base.blocks, config.objective.layer
+    layer = blocks // 4 if asked is None else asked
+    if layer > blocks - 2:
+        hint = f"the model has {blocks} blocks; at most {blocks - 2} can be steered"
+        raise ConfigError(f"no block above block {layer}", where="objective.layer", hint=hint)
+    return layer
+
+
+def _amount(step: Step, term: Term) -> float:
+    """What a term's sum is divided by: the step's supervised tokens by weight, answers or pairs."""
+    examples = [e for t, e in step.items if t is term]
+    if term.per == TOKEN:
+        return sum(sum(term.span.weights(e)) for e in examples)
+    return len(examples) / 2 if term.per == PAIRS else len(examples)
+
+
+def _micro_batches(made: Sequence[Family], step: Step, limit: int, *, pack: bool, paired: bool) -> list[list[Row]]:
+    """As `micro_batches`; unpacked pairs in passes of their own, both answers in the same one."""
+    if pack or not paired:
+        return micro_batches(made, limit, pack=pack)
+    is_pair = [step.items[family.members[0]][0].per == PAIRS for family in made]
+    alone = [family for family, yes in zip(made, is_pair, strict=True) if not yes]
+    both = [family for family, yes in zip(made, is_pair, strict=True) if yes]
+    return micro_batches(both, limit, pack=False, partners=2) + micro_batches(alone, limit, pack=False)
+
+
+def _of(batch: Batch, members: Sequence[int]) -> Tensor:
+    """(N,) bool: the supervised positions of these examples."""
+    return torch.isin(batch.rows, torch.tensor(members, device=batch.rows.device))
+
+
+def _supervised(
+    batch: Batch, h: Tensor, members: Sequence[int], states: Mapping[int, Tensor], policy: Policy, term: Term
+) -> Supervised:
+    """What a term's loss sees of a batch."""
+    mine = _of(batch, members)
+    h_ref = torch.cat([states[i] for i in members]) if term.reference else None
+    owner = None
+    if term.per in (ANSWERS, PAIRS):
+        place = {i: n for n, i in enumerate(members)}
+        owner = torch.tensor([place[i] for i in batch.rows[mine].tolist()], device=h.device)
+    return Supervised(h[mine], h_ref, batch.labels[mine], policy.head, batch.weights[mine], owner)
+
+
+def _reference_states(step: Step, reference: Reference, layer: int | None) -> dict[int, Tensor]:
     """The untouched model's hidden states (n, D) at the supervised positions of each item that wants them."""
     wanted = [i for i, (term, _) in enumerate(step.items) if term.reference]
     if not wanted:
         return {}
-    found = reference.states([step.items[i][1] for i in wanted], [step.items[i][0].span for i in wanted])
+    found = reference.states([step.items[i][1] for i in wanted], [step.items[i][0].span for i in wanted], layer)
     return dict(zip(wanted, found, strict=True))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,9 @@ from qunlearn.evaluate.score import forget_probability, mean_kl
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
-from qunlearn.objectives.table import OBJECTIVES
-from qunlearn.step import Budget, Roles, draw_steps, longest_step
+from qunlearn.objectives.control import make_controller
+from qunlearn.objectives.table import Term, terms_of
+from qunlearn.step import Budget, Roles, block_of, draw_steps, longest_step
 
 Observer = Callable[[Mapping[str, Any]], None]
 
@@ -55,6 +56,7 @@ class Outcome:
     interrupted: bool = False
     failed: bool = False
     probes: list[Probe] = field(default_factory=list)
+    multipliers: dict[str, float] | None = None  # of budgeted forgetting, as it ended
 
 
 def auto_lr(hidden_size: int) -> float:
@@ -81,7 +83,7 @@ def train(policy: Policy, roles: Roles, reference: Reference, config: Config, ob
     Raises NoGradientError, DoesNotFitError.
     """
     c, stop = config.train, config.stop
-    terms = [t for t in OBJECTIVES[config.objective.name].terms if t.weight(config.objective) > 0]
+    terms, controller = terms_of(config.objective), make_controller(config)
     parameters = list(policy.trainable().values())
     lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
     optimizer = make_optimizer(parameters, c, lr)
@@ -98,9 +100,10 @@ def train(policy: Policy, roles: Roles, reference: Reference, config: Config, ob
         for step in range(1, c.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = lr * schedule(step, c)
-            found = budget.backward(next(draw), step_number=step)
+            scale = controller.scale if controller else (lambda role: 1.0)
+            found = budget.backward(next(draw), step_number=step, scale=scale)
             if step == 1:
-                policy.check_gradients()
+                policy.check_gradients(_highest_block(terms, config, policy))
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, c.clip if c.clip > 0 else math.inf))
             outcome.steps, outcome.tokens = step, outcome.tokens + found.tokens
             if math.isfinite(norm) and all(map(math.isfinite, found.losses.values())):
@@ -112,10 +115,17 @@ def train(policy: Policy, roles: Roles, reference: Reference, config: Config, ob
             seconds = time.monotonic() - start
             event: dict[str, Any] = {"step": step, **found.losses, "grad_norm": norm, "tokens": found.tokens}
             event |= {"tokens_per_s": outcome.tokens / seconds, "seconds": seconds}
+            if found.shares is not None:
+                event["shares"] = found.shares
+            if controller:
+                controller.step(found.losses.get("kl"))
+                event["multipliers"] = {"forget": controller.forget, "retain": controller.retain}
             if step % stop.check_every == 0 or step == c.steps:
                 probe = _probe(policy, roles, reference, config, step)
                 event |= {"forget": probe.forget, "drift": probe.drift}
                 _consider(outcome, probe, policy, stop)
+                if controller:
+                    controller.look(probe.forget, probe.drift, has_kl="kl" in found.losses)
             observe(event)
             if skips_in_a_row >= stop.max_skips:
                 outcome.failed, outcome.reason = True, f"{skips_in_a_row} non-finite steps in a row"
@@ -128,10 +138,16 @@ def train(policy: Policy, roles: Roles, reference: Reference, config: Config, ob
     except (torch.OutOfMemoryError, MemoryError) as error:
         hint = "lower --max-length or --lora-r, take --optimizer adamw8bit, or a smaller model"
         raise DoesNotFitError("out of memory while training", where=f"step {outcome.steps + 1}", hint=hint) from error
+    outcome.multipliers = controller.state() if controller else None
     outcome.seconds = time.monotonic() - start
     policy.load_adapter_state(outcome.state)
     policy.model.eval()
     return outcome
+
+
+def _highest_block(terms: Sequence[Term], config: Config, policy: Policy) -> int | None:
+    """The block above which no gradient is expected, where every loss looks at a block's output."""
+    return block_of(config, policy) if all(term.layered for term in terms) else None
 
 
 def _probe(policy: Policy, roles: Roles, reference: Reference, config: Config, step: int) -> Probe:

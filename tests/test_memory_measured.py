@@ -28,7 +28,7 @@ from qunlearn.model.load import LoadSpec, backbone, load_base
 from qunlearn.model.memory import Load, Needs, run_needs
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
-from qunlearn.objectives.table import OBJECTIVES
+from qunlearn.objectives.table import terms_of
 from qunlearn.step import backward, make_step
 
 NUMBER = choose_dtype(torch.device("cpu")).itemsize
@@ -178,15 +178,17 @@ def engine_step(policy: Policy, case: Case, config: Any) -> tuple[Callable[[], o
         return Example(tuple(torch.cat(parts).tolist()), case.prompt, case.length - 1, case.prompt, None)  # type: ignore[arg-type]
 
     bad = [example(i, 1000 + i) for i in range(case.rows[0])]
-    pairs = [[example(i, 2000 + 100 * i + j) for j in range(case.k)] for i in range(case.rows[0])]
-    step = make_step(OBJECTIVES["llmu"].terms, bad, pairs, [example(500 + i, 3000 + i) for i in range(case.rows[1])])
+    drawn = [
+        {"forget": [e], "mismatch": [example(i, 2000 + 100 * i + j) for j in range(case.k)]} for i, e in enumerate(bad)
+    ]
+    step = make_step(terms_of(config.objective), drawn, [example(500 + i, 3000 + i) for i in range(case.rows[1])])
     live, hidden, seen = Live(policy, case.max_tokens, config.train.pack), policy.hidden, list[Batch]()
 
     def run() -> None:
         policy.model.zero_grad(set_to_none=True)
         backward(policy, step, live, config, case.max_tokens)
 
-    policy.hidden = lambda batch: (seen.append(batch), hidden(batch))[1]  # type: ignore[method-assign, func-returns-value]
+    policy.hidden = lambda batch, layer=None: (seen.append(batch), hidden(batch, layer))[1]  # type: ignore[method-assign, func-returns-value]
     run()
     policy.hidden = hidden  # type: ignore[method-assign]
     largest = max(seen, key=lambda batch: batch.input_ids.numel())

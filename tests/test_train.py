@@ -24,7 +24,7 @@ from qunlearn.errors import DoesNotFitError
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live
-from qunlearn.objectives.table import OBJECTIVES
+from qunlearn.objectives.table import terms_of
 from qunlearn.sandbox import data_file
 from qunlearn.step import Budget, Gradients, Roles, Step, backward, draw_steps, longest_step
 from qunlearn.train import Outcome, Probe, auto_lr
@@ -72,7 +72,7 @@ def train(policy: Policy, roles: Roles, config: Config, observe: Callable[[Any],
 
 
 def draw(policy: Policy, roles: Roles, config: Config = CONFIG) -> Step:
-    return next(draw_steps(roles, OBJECTIVES["llmu"].terms, config))
+    return next(draw_steps(roles, terms_of(CONFIG.objective), config))
 
 
 def gradients(policy: Policy, step: Step, config: Config) -> tuple[dict[str, float], list[torch.Tensor]]:
@@ -205,7 +205,7 @@ def test_the_longest_step_is_at_least_as_long_as_any(
     new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
 ) -> None:
     policy = new_policy("none")
-    roles, terms = roles_of(policy), OBJECTIVES["llmu"].terms
+    roles, terms = roles_of(policy), terms_of(CONFIG.objective)
     draws = draw_steps(roles, terms, CONFIG)
 
     def tokens(step: Step) -> int:

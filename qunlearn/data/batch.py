@@ -17,7 +17,10 @@ from qunlearn.data.tokenize import Example
 
 @dataclass(frozen=True)
 class Span:
-    """Which tokens of an example are supervised: `answer`, `closed` (answer and closing), or `all` of them."""
+    """Which tokens of an example are supervised: `answer`, `closed` (answer and closing), or `all` of them.
+
+    Answer tokens that weigh nothing are not supervised; `all` takes no account of weights.
+    """
 
     name: str
 
@@ -28,9 +31,18 @@ class Span:
         last = example.end if self.name == "answer" else len(example.input_ids)
         return max(example.start, 1), last
 
-    def count(self, example: Example) -> int:
+    def positions(self, example: Example) -> list[int]:
         first, last = self.of(example)
-        return last - first
+        if self.name == "all" or not example.weights:
+            return list(range(first, last))
+        return [t for t in range(first, last) if example.weight(t) > 0]
+
+    def weights(self, example: Example) -> list[float]:
+        """The weight of each supervised position."""
+        return [1.0 if self.name == "all" else example.weight(t) for t in self.positions(example)]
+
+    def count(self, example: Example) -> int:
+        return len(self.positions(example))
 
 
 ANSWER, CLOSED, ALL = Span("answer"), Span("closed"), Span("all")
@@ -40,8 +52,8 @@ ANSWER, CLOSED, ALL = Span("answer"), Span("closed"), Span("all")
 class Batch:
     """Rows and the positions that are supervised.
 
-    The hidden state at `source[n]` of the B * T positions predicts `labels[n]`, a token of example `rows[n]`;
-    examples follow each other in the order of `examples`. `mask` is None where causality alone is enough:
+    The hidden state at `source[n]` of the B * T positions predicts `labels[n]`, a token of example `rows[n]`, which
+    weighs `weights[n]`; examples follow each other in the order of `examples`. `mask` is None where causality alone is enough:
     padding lies to the right, where no token sees it.
     """
 
@@ -49,6 +61,7 @@ class Batch:
     source: Tensor  # (N,)
     labels: Tensor  # (N,)
     rows: Tensor  # (N,)
+    weights: Tensor  # (N,)
     examples: tuple[int, ...]
     tokens: int  # padding not counted
     position_ids: Tensor | None = None  # (B, T)
@@ -69,6 +82,7 @@ class Batch:
             source=self.source.to(device),
             labels=self.labels.to(device),
             rows=self.rows.to(device),
+            weights=self.weights.to(device),
             position_ids=None if self.position_ids is None else self.position_ids.to(device),
             mask=None if self.mask is None else self.mask.to(device),
         )
@@ -93,7 +107,7 @@ class Family:
 Row = Sequence[Family]
 
 
-def families(examples: Sequence[Example], groups: Iterable[Sequence[int]], max_tokens: int) -> list[Family]:
+def families(examples: Sequence[Example], groups: Iterable[Sequence[int]], max_tokens: float) -> list[Family]:
     """Groups of examples (by index) as families of at most `max_tokens` tokens, or of one example."""
     made: list[Family] = []
     for group in groups:
@@ -117,12 +131,18 @@ def _family(examples: Sequence[Example], members: tuple[int, ...]) -> Family:
     return Family(members, shared, shared + sum(len(row) - shared for row in ids))
 
 
-def micro_batches(made: Sequence[Family], max_tokens: int, *, pack: bool) -> list[list[Row]]:
+def micro_batches(
+    made: Sequence[Family], max_tokens: int, *, pack: bool, partners: int = 1
+) -> list[list[Row]]:
     """Rows in groups of at most `max_tokens` tokens with padding; a family that is longer makes a group of its own.
+
+    Without `pack`, `partners` neighbours of `made` stay in one group: a preference pair is one loss.
 
     With `pack` the longest family sets a row's length and shorter ones fill the rows up (first fit, longest first),
     so that little padding is left. The longest group comes first, so that running out of memory shows at once.
     """
+    if partners > 1 and not pack:
+        return _kept_together(made, max_tokens, partners)
     order = sorted(made, key=lambda family: (-family.length, family.members))
     groups: list[list[Row]] = []
     while order:
@@ -145,6 +165,20 @@ def micro_batches(made: Sequence[Family], max_tokens: int, *, pack: bool) -> lis
     return groups
 
 
+def _kept_together(made: Sequence[Family], max_tokens: int, partners: int) -> list[list[Row]]:
+    units = [made[i : i + partners] for i in range(0, len(made), partners)]
+    units.sort(key=lambda unit: -max(family.length for family in unit))
+    groups: list[list[Row]] = []
+    longest = 0
+    for unit in units:
+        if groups and longest * (len(groups[-1]) + partners) <= max_tokens:
+            groups[-1] += [[family] for family in unit]
+        else:
+            groups.append([[family] for family in unit])
+            longest = max(family.length for family in unit)
+    return groups
+
+
 def collate(
     examples: Sequence[Example], span: Span | Sequence[Span], pad_id: int, rows: Sequence[Row] | None = None
 ) -> Batch:
@@ -161,6 +195,7 @@ def collate(
     source: list[int] = []
     labels: list[int] = []
     owner: list[int] = []
+    weights: list[float] = []
     for r, row in enumerate(rows):
         start = 0
         for f, family in enumerate(row):
@@ -173,11 +208,12 @@ def collate(
                 position[r, begin:end] = torch.arange(shared, len(tokens))
                 segment[0, r, start : start + shared] = segment[0, r, begin:end] = f
                 segment[1, r, start : start + shared], segment[1, r, begin:end] = 0, branch
-                first, last = spans[i].of(examples[i])
-                before = range(first - 1, last - 1)
+                supervised = spans[i].positions(examples[i])
+                before = [t - 1 for t in supervised]
                 source += [r * width + start + (t if t < shared else at + t - shared) for t in before]
-                labels += tokens[first:last]
-                owner += [i] * (last - first)
+                labels += [tokens[t] for t in supervised]
+                weights += spans[i].weights(examples[i])
+                owner += [i] * len(supervised)
             start += family.length
     members = tuple(i for row in rows for family in row for i in family.members)
     packed = any(len(row) > 1 or len(row[0].members) > 1 for row in rows)
@@ -186,6 +222,7 @@ def collate(
         torch.tensor(source, dtype=torch.long),
         torch.tensor(labels, dtype=torch.long),
         torch.tensor(owner, dtype=torch.long),
+        torch.tensor(weights, dtype=torch.float32),
         members,
         sum(family.length for row in rows for family in row),
         position if packed else None,

@@ -322,13 +322,18 @@ def _dialogue(row: Mapping[str, Any], field: str) -> tuple[tuple[tuple[str, str]
     return tuple(turns[:-1]), turns[-1][1]
 
 
+def is_clean(text: str) -> bool:
+    """Whether a text can be tokenised and written: no NUL, no half of a surrogate pair."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def _text(row: Mapping[str, Any], field: str) -> str:
     if field not in row:
         raise ValueError(f"no field {field!r}; its fields are {', '.join(map(_name, row)) or 'none'}")
     value = row[field]
     if not isinstance(value, str):
         raise ValueError(f"{field!r} is not a text but {_kind(value)}")
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+    if not is_clean(value):
         raise ValueError(f"{field!r} has a NUL or half of a surrogate pair in it")
     return value
 

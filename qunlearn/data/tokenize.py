@@ -30,7 +30,8 @@ class Example:
     """One tokenised row.
 
     `input_ids[start:end]` is the answer; what follows `end` is the template's closing or the end-of-text
-    token. Generation for evaluation begins at `probe`: `start`, or the middle of a plain-text window.
+    token. Generation for evaluation begins at `probe`: `start`, or the middle of a plain-text window. `weights` say
+    how much each answer token counts when it is forgotten; without any they all count alike.
     """
 
     input_ids: tuple[int, ...]
@@ -38,6 +39,12 @@ class Example:
     end: int
     probe: int
     record: Record
+    weights: tuple[float, ...] = ()
+
+    def weight(self, position: int) -> float:
+        """How much the token at a position counts."""
+        inside = self.weights and self.start <= position < self.end
+        return self.weights[position - self.start] if inside else 1.0
 
 
 @dataclass(frozen=True)

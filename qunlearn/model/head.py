@@ -114,6 +114,20 @@ def token_soft_ce(
     return _per_token(h, head, of_tile)
 
 
+def token_range(h: Tensor, head: Head) -> Tensor:
+    """(max_v z_v - mean_v z_v)^2 of each position's logits. h (N, D) -> (N,) fp32."""
+
+    def of_tile(z: Tensor, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        top, first = z.max(dim=1, keepdim=True)
+        gap = top - z.mean(dim=1, keepdim=True)
+        if not wanted:
+            return gap.square().squeeze(1), None
+        dz = (-2 * gap / z.shape[1]).expand_as(z).contiguous()
+        return gap.square().squeeze(1), dz.scatter_add_(1, first, 2 * gap)
+
+    return _per_token(h, head, of_tile)
+
+
 def _per_token(h: Tensor, head: Head, of_tile: _OfTile) -> Tensor:
     return _PerToken.apply(h, head, of_tile)  # type: ignore[no-any-return, no-untyped-call]
 

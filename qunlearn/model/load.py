@@ -74,6 +74,23 @@ class Base:
         out = backbone(self.model)(input_ids=batch.input_ids, **placed)
         return out.last_hidden_state  # type: ignore[no-any-return]
 
+    def hidden_behind(self, batch: Batch, layer: int) -> Tensor:
+        """Hidden states behind block `layer` (B, T, D), from 0; the blocks above it are not computed."""
+        blocks = decoder_blocks(self.model)
+        above, tap = blocks[layer + 1], _Tap(blocks[layer + 1])
+        blocks[layer + 1] = tap
+        try:
+            self.hidden(batch)
+        except _Reached as reached:
+            return reached.hidden
+        finally:
+            blocks[layer + 1] = above
+        raise ModelError(f"block {layer + 1} was never reached", where="objective.layer", hint="choose a lower one")
+
+    @property
+    def blocks(self) -> int:
+        return len(decoder_blocks(self.model))
+
     @property
     def parameters(self) -> int:
         return int(self.model.num_parameters())
@@ -152,6 +169,37 @@ def dequantized(base: Base) -> Base:
     """The base with weights, in the dtype it computes in, that hold exactly what its quantised ones mean."""
     model = base.model.dequantize(dtype=choose_dtype(base.device)) if _is_quantized(base.model) else base.model
     return replace(base, model=model, head=Head.of(model), quantization=f"dequantised {base.quantization}")
+
+
+def decoder_blocks(model: Any) -> torch.nn.ModuleList:
+    """The list of decoder blocks: the longest list of modules in the model. Raises ModelError."""
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    if not lists:
+        raise ModelError("no list of decoder blocks in this architecture", hint="choose another objective than rmu")
+    return max(lists, key=len)
+
+
+class _Reached(Exception):  # noqa: N818 - not an error: it carries what was asked for out of the forward pass
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+class _Tap(torch.nn.Module):
+    """Stands in for a block and ends the forward pass in front of it."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        super().__init__()
+        self._block = [block]  # in a list: not a submodule
+
+    def __getattr__(self, name: str) -> Any:  # what the body asks of a block before it calls it
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._block[0], name)
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        raise _Reached(hidden)
 
 
 def backbone(model: Any) -> Any:

@@ -94,9 +94,10 @@ class Policy:
             self._packing_limit = packing_limit(self.base)
         return max(len(example.input_ids) for example in examples) <= self._packing_limit
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Final hidden states (B, T, D). The adapter's layers were put into the base's own modules."""
-        return self.base.hidden(batch)
+    def hidden(self, batch: Batch, layer: int | None = None) -> Tensor:
+        """Final hidden states, or those behind a block (B, T, D). The adapter's layers were put into the base's own
+        modules."""
+        return self.base.hidden(batch) if layer is None else self.base.hidden_behind(batch, layer)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -132,16 +133,18 @@ class Policy:
 
     # -- the checks ----------------------------------------------------------------------------------
 
-    def check_gradients(self) -> None:
+    def check_gradients(self, layer: int | None = None) -> None:
         """After the first backward pass: every B must have a gradient, and every A must have been reached.
 
-        LoRA starts with B = 0, so the gradient of A is exactly zero there; it must exist all the same.
+        LoRA starts with B = 0, so the gradient of A is exactly zero there; it must exist all the same. Where the
+        loss looks at a block's output, the blocks above it are not expected to have any.
         Raises NoGradientError naming the first tensors concerned.
         """
         missing = [
             name
             for name, p in self.trainable().items()
-            if p.grad is None or (".lora_B." in name and not bool(p.grad.count_nonzero()))
+            if (p.grad is None or (".lora_B." in name and not bool(p.grad.count_nonzero())))
+            and not (layer is not None and _block_of(name) > layer)
         ]
         if missing:
             named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -167,6 +170,11 @@ class Policy:
         for name, tensor in _base_tensors(self.model):
             flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
             yield name, zlib.crc32(flat.numpy().tobytes())
+
+
+def _block_of(name: str) -> int:
+    """The number of the decoder block a parameter belongs to, which is the first number in its name; else -1."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), -1)
 
 
 def _base_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:

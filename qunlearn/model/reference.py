@@ -34,8 +34,9 @@ _SPARE_BYTES = 64 << 20
 class Reference(Protocol):
     """Where reference states come from."""
 
-    def states(self, examples: Sequence[Example], spans: Sequence[Span]) -> list[Tensor]:
-        """The hidden states (n, D) that predict each example's supervised tokens, on the policy's device."""
+    def states(self, examples: Sequence[Example], spans: Sequence[Span], layer: int | None = None) -> list[Tensor]:
+        """The hidden states (n, D) that predict each example's supervised tokens, on the policy's device: the final
+        ones, or those behind a block."""
         ...
 
 
@@ -48,14 +49,14 @@ class Live:
     pack: bool = True
 
     @torch.no_grad()
-    def states(self, examples: Sequence[Example], spans: Sequence[Span]) -> list[Tensor]:
+    def states(self, examples: Sequence[Example], spans: Sequence[Span], layer: int | None = None) -> list[Tensor]:
         policy, pack = self.policy, self.pack and self.policy.packs(examples)
         made = families(examples, ([i] for i in range(len(examples))), self.max_tokens)
         found: dict[int, Tensor] = {}
         for rows in micro_batches(made, self.max_tokens, pack=pack):
             batch = collate(examples, spans, policy.tokenizer.pad_token_id, rows).to(policy.device)
             with policy.reference():
-                h = batch.pick(policy.hidden(batch))
+                h = batch.pick(policy.hidden(batch, layer))
             sizes = [spans[i].count(examples[i]) for i in batch.examples]
             found.update(zip(batch.examples, torch.split(h, sizes), strict=True))
         return [found[i] for i in range(len(examples))]
@@ -121,15 +122,17 @@ class Cached:
         self._file = file
         return computed
 
-    def states(self, examples: Sequence[Example], spans: Sequence[Span]) -> list[Tensor]:
+    def states(self, examples: Sequence[Example], spans: Sequence[Span], layer: int | None = None) -> list[Tensor]:
+        if layer is not None:  # a few blocks cost little, and a file for each would not
+            return self.live.states(examples, spans, layer)
         if self._file is None:
             self.fill()
             return self.states(examples, spans)
         out = []
         for example, span in zip(examples, spans, strict=True):
-            first, last = span.of(example)
             start = self._at[example.input_ids] - 1  # the state at position t predicts token t + 1
-            out.append(self._file.states[start + first : start + last].to(self.live.policy.device))
+            wanted = torch.tensor([start + t for t in span.positions(example)], dtype=torch.long)
+            out.append(self._file.states[wanted].to(self.live.policy.device))
         return out
 
     @property

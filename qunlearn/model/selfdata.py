@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qunlearn.data.records import Dataset, Record
+from qunlearn.data.records import Dataset, Record, is_clean
 from qunlearn.data.roles import keep_unlike
 from qunlearn.data.tokenize import Template, prompt_frame
 from qunlearn.errors import DataError
@@ -59,7 +59,7 @@ def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wante
     turns = max(4, math.ceil(6 * wanted.count / wanted.round))
     for turn in range(turns):
         texts = _texts(base, wanted, turn) if bad.shape == "text" else _prompts(base, bad, template, wanted, turn)
-        fresh = {key: text for text in texts if (key := " ".join(text.casefold().split())) not in seen}
+        fresh = {key: text for text in texts if is_clean(text) and (key := " ".join(text.casefold().split())) not in seen}
         seen.update(fresh)
         rows = [Record((), text, 0, {}) for text in fresh.values()]
         if bad.shape != "text":
@@ -109,7 +109,7 @@ def _answered(base: Base, prompts: Sequence[str], template: Template, wanted: Wa
     # Base models do not stop by themselves: an answer ends where the next question would begin.
     stop = opening.strip() or "\n\n"
     rows = [Record((("user", p),), a.split(stop)[0].strip(), 0, {}) for p, a in zip(prompts, answers, strict=True)]
-    return [row for row in rows if row.completion]
+    return [row for row in rows if row.completion and is_clean(row.completion)]
 
 
 def _beginnings(bad: Dataset, wanted: Wanted, turn: int) -> list[str]:

@@ -1,43 +1,183 @@
-"""A page of equations: what is minimised on each role of the data, per supervised token and unreduced.
+"""A page of equations: what is minimised on each role of the data, unreduced.
 
-LLMU is Yao, Xu, Liu, "Large Language Model Unlearning", arXiv 2310.10683.
+Per supervised token (N,), or per answer (R,) where a method weighs whole answers, or per pair of answers (P,). Sums
+over an answer count each token by its weight.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from qunlearn.model.head import Head, token_kl, token_logps
+from qunlearn.model.head import Head, token_kl, token_logps, token_range, token_soft_ce
 
 
 @dataclass(frozen=True)
 class Supervised:
-    """What a loss sees of one role: the supervised positions and nothing else."""
+    """What a loss sees of one role: the supervised positions and nothing else.
+
+    `owner[n]` numbers the answers from 0 in the order in which they stand; None for losses that need no answers.
+    """
 
     h: Tensor  # (N, D) policy
     h_ref: Tensor | None  # (N, D) reference, where the loss needs it
     labels: Tensor  # (N,)
     head: Head
+    weights: Tensor | None = None  # (N,)
+    owner: Tensor | None = None  # (N,)
+
+    @property
+    def reference(self) -> Tensor:
+        """(N, D)"""
+        if self.h_ref is None:
+            raise ValueError("this loss needs the reference's hidden states")
+        return self.h_ref
+
+    def logps(self) -> Tensor:
+        return token_logps(self.h, self.labels, self.head)  # (N,)
+
+    @torch.no_grad()
+    def reference_logps(self) -> Tensor:
+        return token_logps(self.reference, self.labels, self.head)  # (N,)
+
+    def answer_sums(self, values: Tensor) -> Tensor:
+        """(N,) -> (R,): each answer's weighted sum."""
+        if self.owner is None:
+            raise ValueError("this loss needs to know which answer a token belongs to")
+        weighted = values if self.weights is None else values * self.weights
+        out = torch.zeros(int(self.owner.max()) + 1 if self.owner.numel() else 0, device=values.device)
+        return out.index_add(0, self.owner, weighted)
+
+
+# -- on the forget side ----------------------------------------------------------------------------------
 
 
 def ascent(s: Supervised, floor_nll: float) -> Tensor:
-    """Gradient ascent on the bad answer: log p, minimised (LLMU Eq. 2-3, L_fgt).
+    """Gradient ascent on the bad answer: log p, minimised (LLMU, arXiv 2310.10683, Eq. 2-3, L_fgt).
 
     Unbounded below, so a token whose NLL has passed `floor_nll` is no longer pushed: its gradient is zero.
     `inf` is the paper's own, unguarded form. -> (N,)
     """
-    return token_logps(s.h, s.labels, s.head).clamp(min=-floor_nll)
+    return s.logps().clamp(min=-floor_nll)
 
 
 def nll(s: Supervised) -> Tensor:
     """Cross-entropy -log p (LLMU Eq. 4, L_rdn, on random mismatched answers). -> (N,)"""
-    return -token_logps(s.h, s.labels, s.head)
+    return -s.logps()
+
+
+def weighted_ascent(s: Supervised, beta: float) -> Tensor:
+    """WGA: sg(p)^beta log p, so that a token is pushed less the less probable it is (arXiv 2502.19301). -> (N,)"""
+    logps = s.logps()
+    return (beta * logps).exp().detach() * logps
+
+
+def saturation_importance(s: Supervised, beta1: float, beta2: float) -> Tensor:
+    """SatImp: sg(p)^beta1 sg(1 - p)^beta2 log p (arXiv 2505.11953). -> (N,)"""
+    logps = s.logps()
+    p = logps.detach().exp()
+    return p**beta1 * (1 - p) ** beta2 * logps
+
+
+def npo(s: Supervised, beta: float) -> Tensor:
+    """Negative preference: -2/beta log sigmoid(-beta (log pi(y|x) - log pi_ref(y|x))) (arXiv 2404.05868, Eq. 3). -> (R,)"""
+    ratio = s.answer_sums(s.logps() - s.reference_logps())
+    return -2 / beta * logsigmoid(-beta * ratio)
+
+
+def simnpo(s: Supervised, beta: float, delta: float) -> Tensor:
+    """SimNPO: -2/beta log sigmoid(beta (NLL / |y| - delta)), without a reference (arXiv 2410.07163, Eq. 4). -> (R,)"""
+    logps = s.logps()
+    length = s.answer_sums(torch.ones_like(logps))
+    return -2 / beta * logsigmoid(beta * (-s.answer_sums(logps) / length - delta))
+
+
+def preference(s: Supervised, beta: float) -> Tensor:
+    """DPO of another answer over the bad one: -2/beta log sigmoid(beta (r_other - r_bad)), r = log pi / pi_ref.
+
+    Answers stand as (bad, other), (bad, other), …; the factor 2 is open-unlearning's, so that beta -> 0 has the scale
+    of NPO (arXiv 2305.18290, Eq. 7; 2401.06121 with refusals; 2409.13474 with the model's own alternatives). -> (P,)
+    """
+    ratios = s.answer_sums(s.logps() - s.reference_logps())
+    return -2 / beta * logsigmoid(beta * (ratios[1::2] - ratios[0::2]))
+
+
+def bounded_ce(s: Supervised) -> Tensor:
+    """Unlearning cross-entropy -log(1 - p/2): between 0 and log 2, without a gradient at p = 0 (MOLLM). -> (N,)"""
+    return -torch.log1p(-s.logps().exp() / 2)
+
+
+def prod(s: Supervised, top_p: float, temperature: float, alpha: float) -> Tensor:
+    """Cross-entropy against the reference with the label removed, cut to `top_p`, renormalised (arXiv 2506.17125). -> (N,)
+
+    The label's own target is -alpha p_ref(y): 0, or pushed down explicitly, or (alpha < 0) left some mass.
+    """
+
+    def target(z: Tensor, labels: Tensor) -> Tensor:  # (n, V), (n,) -> (n, V)
+        y = labels.unsqueeze(1)
+        own = z.log_softmax(dim=1).gather(1, y).exp() if alpha else None
+        rest = z.scatter(1, y, -torch.inf)
+        q = nucleus((rest / temperature).softmax(dim=1), rest.softmax(dim=1), top_p)
+        return q if own is None else q.scatter(1, y, -alpha * own)
+
+    return token_soft_ce(s.h, s.reference, s.labels, s.head, target)
+
+
+def nucleus(q: Tensor, p: Tensor, top_p: float) -> Tensor:
+    """q (n, V) on the smallest set of tokens that p gives a mass of `top_p`, the most probable first; renormalised."""
+    if top_p >= 1:
+        return q
+    sorted_p, order = p.sort(dim=1, descending=True)
+    outside = sorted_p.cumsum(dim=1) - sorted_p >= top_p  # the first one that reaches it is still inside
+    q = q.masked_fill(outside.gather(1, order.argsort(dim=1)), 0.0)
+    return q / q.sum(dim=1, keepdim=True)
+
+
+def undial(s: Supervised, beta: float) -> Tensor:
+    """Cross-entropy against the reference with the label's logit lowered by beta (arXiv 2402.10052, Eq. 3-4). -> (N,)"""
+
+    def target(z: Tensor, labels: Tensor) -> Tensor:
+        lowered = torch.full_like(labels, -beta, dtype=z.dtype).unsqueeze(1)
+        return z.scatter_add(1, labels.unsqueeze(1), lowered).softmax(dim=1)
+
+    return token_soft_ce(s.h, s.reference, s.labels, s.head, target)
+
+
+def self_without(s: Supervised) -> Tensor:
+    """CE-U: cross-entropy against the model's own distribution without the label (arXiv 2503.01224, Eq. 5). -> (N,)"""
+
+    def target(z: Tensor, labels: Tensor) -> Tensor:
+        return z.scatter(1, labels.unsqueeze(1), -torch.inf).softmax(dim=1)
+
+    return token_soft_ce(s.h, s.h.detach(), s.labels, s.head, target)
+
+
+def flatten(s: Supervised) -> Tensor:
+    """Logits made equal: (max_v z - mean_v z)^2 (PDU, arXiv 2506.05314). -> (N,)"""
+    return token_range(s.h, s.head)
+
+
+def steer(s: Supervised, direction: Tensor, scale: float) -> Tensor:
+    """RMU: a block's states pulled to `scale` times their reference's length along one random direction. -> (N,)
+
+    mean_d (h - c u)^2 with u (D,) of length 1 (arXiv 2403.03218, Eq. 1). The published c is an absolute number that
+    fits one layer of one model; here c = scale * |h_ref|.
+    """
+    c = scale * s.reference.float().norm(dim=1, keepdim=True)
+    return (s.h.float() - c * direction).square().mean(dim=1)
+
+
+# -- on the retain side ----------------------------------------------------------------------------------
 
 
 def reference_kl(s: Supervised) -> Tensor:
     """Forward KL(reference || policy) over the whole vocabulary (LLMU Eq. 6, L_nor). -> (N,)"""
-    if s.h_ref is None:
-        raise ValueError("reference_kl needs the reference's hidden states")
-    return token_kl(s.h, s.h_ref, s.head)
+    return token_kl(s.h, s.reference, s.head)
+
+
+def hold(s: Supervised) -> Tensor:
+    """RMU's retain side: mean_d (h - h_ref)^2 of a block's states (arXiv 2403.03218, Eq. 2). -> (N,)"""
+    return (s.h.float() - s.reference.float()).square().mean(dim=1)

@@ -109,8 +109,8 @@ class LoraConfig:
 
 
 OBJECTIVE_NAMES = (
-    "llmu", "prod", "ga", "graddiff", "npo", "simnpo", "dpo", "altpo", "rmu", "undial", "ceu", "wga", "satimp", "pdu",
-    "mollm",
+    "simnpo", "llmu", "ga", "graddiff", "npo", "dpo", "altpo", "rmu", "undial", "ceu", "wga", "satimp", "pdu", "mollm",
+    "prod",
 )  # fmt: skip
 
 
@@ -148,8 +148,8 @@ class ObjectiveConfig:
     )
     beta: float = _setting(
         0.1,
-        "npo, dpo, altpo, simnpo: inverse temperature; undial: what the label's logit is lowered by; wga, satimp: exponent "
-        "of p.",
+        "npo, dpo, altpo, simnpo: inverse temperature; undial: what the label's logit is lowered by; wga, satimp: "
+        "exponent of p.",
         flag="--beta",
         low=1e-6,
         high=1e6,
@@ -177,21 +177,21 @@ class ObjectiveConfig:
 
 # What an objective's row sets otherwise than the defaults above; recipes, --set and flags win over it.
 PRESETS: dict[str, dict[str, Any]] = {
-    "prod": {"eps1": 1.0, "eps3": 5.0},
+    "simnpo": {"objective.eps1": 1.0, "objective.eps3": 4.0, "objective.beta": 4.5, "stop.target": 0.3},
     "llmu": {},
-    "ga": {"eps1": 1.0, "floor_nll": float("inf")},
-    "graddiff": {"eps1": 0.5},
-    "npo": {"eps1": 1.0},
-    "simnpo": {"eps1": 1.0, "beta": 4.5},
-    "dpo": {"eps1": 1.0},
-    "altpo": {"eps1": 1.0},
-    "rmu": {"eps1": 1.0, "eps3": 10.0},
-    "undial": {"eps1": 1.0, "eps3": 5.0, "beta": 10.0},
-    "ceu": {"eps1": 1.0, "eps3": 5.0},
-    "wga": {"eps1": 1.0, "beta": 1.0},
-    "satimp": {"eps1": 1.0, "beta": 5.0, "beta2": 1.0},
-    "pdu": {"eps1": 0.01, "eps3": 1.0, "retain_budget": 0.05},
-    "mollm": {"eps1": 1.0, "eps3": 1.0},
+    "ga": {"objective.eps1": 1.0, "objective.floor_nll": float("inf")},
+    "graddiff": {},
+    "npo": {"objective.eps1": 1.0},
+    "dpo": {"objective.eps1": 1.0},
+    "altpo": {"objective.eps1": 1.0},
+    "rmu": {"objective.eps1": 1.0, "objective.eps3": 10.0},
+    "undial": {"objective.eps1": 1.0, "objective.eps3": 5.0, "objective.beta": 10.0},
+    "ceu": {"objective.eps1": 1.0, "objective.eps3": 5.0},
+    "wga": {"objective.eps1": 1.0, "objective.beta": 1.0},
+    "satimp": {"objective.eps1": 1.0, "objective.beta": 5.0, "objective.beta2": 1.0},
+    "pdu": {"objective.eps1": 0.01, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
+    "mollm": {"objective.eps1": 1.0, "objective.eps3": 1.0},
+    "prod": {"objective.eps1": 1.0, "objective.eps3": 5.0},
 }
 
 
@@ -341,8 +341,10 @@ def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
                 problems.append(f"{origin}: {error}")
     if problems:
         raise ConfigError("\n  ".join(problems), hint="see `qunlearn forget --help`; keys are section.name")
-    objective = values["objective"]
-    values["objective"] = {**PRESETS[str(objective.get("name", SETTINGS["objective.name"].default))], **objective}
+    name = str(values["objective"].get("name", SETTINGS["objective.name"].default))
+    for key, value in PRESETS[name].items():
+        section, leaf = key.split(".")
+        values[section].setdefault(leaf, value)
     hints = typing.get_type_hints(Config)
     return Config(**{name: hints[name](**leaves) for name, leaves in values.items()})
 

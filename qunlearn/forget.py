@@ -21,16 +21,16 @@ from qunlearn.errors import OutputError, TrainingError
 from qunlearn.evaluate.metrics import RowScore
 from qunlearn.evaluate.suite import Scores, score_sets, show_samples, show_sets, summaries, verdicts
 from qunlearn.memory import plan_before_loading
+from qunlearn.model.alternatives import other_answers
+from qunlearn.model.context import context_bound
 from qunlearn.model.device import cap_memory, choose_device, describe_device, device_facts, peak_memory_bytes
 from qunlearn.model.fit import MemoryPlan
 from qunlearn.model.load import LoadSpec, load_base, load_tokenizer
 from qunlearn.model.memory import CONTEXT_BYTES
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path
-from qunlearn.model.alternatives import other_answers
 from qunlearn.model.selfdata import SelfMade, Wanted, self_made_normal
 from qunlearn.model.source import fingerprint
-from qunlearn.model.context import context_bound
 from qunlearn.objectives.table import OBJECTIVES, RETAIN, terms_of
 from qunlearn.plan import Plan
 from qunlearn.record import run_record, write_run
@@ -39,7 +39,9 @@ from qunlearn.step import Roles
 from qunlearn.train import Outcome, auto_lr, train
 from qunlearn.units import parse_size
 
-_TERM_NAMES = {t.name for row in OBJECTIVES.values() for t in row.forget} | {t.name for kind in RETAIN.values() for t in kind}
+_TERM_NAMES = {t.name for row in OBJECTIVES.values() for t in row.forget} | {
+    t.name for kind in RETAIN.values() for t in kind
+}
 FORGET, HELD_BACK = "forget", "normal, held back"
 _SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
 _WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
@@ -185,7 +187,7 @@ def _describe_data(dataset: Dataset, encoded: Encoded) -> str:
 def _header_loaded(policy: Policy, config: Config, roles: Roles, made: _Made | None) -> None:
     trained = sum(p.numel() for p in policy.trainable().values())
     everything = policy.base.parameters
-    c, o = config.train, config.objective
+    c = config.train
     lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
     memory = f"{policy.base.bytes / 2**20:.1f} MiB base, {peak_memory_bytes(policy.device) / 2**20:.0f} MiB peak so far"
     rows = [
@@ -341,8 +343,13 @@ def _farewell(plan: Plan, record: Mapping[str, Any], outcome: Outcome) -> None:
     if outcome.multipliers:
         m = outcome.multipliers
         say(f"multipliers at the end: forget {m['forget']:.3g}, retain {m['retain']:.3g}")
-        if outcome.best.drift > (plan.config.objective.retain_budget or 1e9) or outcome.best.forget > plan.config.stop.target:
-            warn(f"target and budget were not both met: p(bad) {outcome.best.forget:.3g}, drift {outcome.best.drift:.3g}")
+        if (
+            outcome.best.drift > (plan.config.objective.retain_budget or 1e9)
+            or outcome.best.forget > plan.config.stop.target
+        ):
+            warn(
+                f"target and budget were not both met: p(bad) {outcome.best.forget:.3g}, drift {outcome.best.drift:.3g}"
+            )
     if outcome.best.step == 0:
         warn("no step was better than the untouched model within the drift budget: see --max-drift, --eps3, --lr")
     elif outcome.best.forget > plan.config.stop.target:

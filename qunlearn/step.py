@@ -22,7 +22,6 @@ from qunlearn.objectives.descent import common_descent
 from qunlearn.objectives.losses import Supervised
 from qunlearn.objectives.table import ANSWERS, OBJECTIVES, PAIRS, TOKEN, Term
 
-
 Scale = Callable[[str], float]  # of a role's weights
 
 
@@ -86,9 +85,7 @@ def draw_steps(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[
         yield make_step(terms, bad, normal)
 
 
-def make_step(
-    terms: Sequence[Term], bad: Sequence[Mapping[str, Sequence[Example]]], normal: Sequence[Example]
-) -> Step:
+def make_step(terms: Sequence[Term], bad: Sequence[Mapping[str, Sequence[Example]]], normal: Sequence[Example]) -> Step:
     """Every term on the rows of its role; what belongs to one bad prompt, by role, forms a group."""
     items: list[tuple[Term, Example]] = []
     groups: list[tuple[int, ...]] = []
@@ -186,7 +183,9 @@ def backward(
 def _descend(policy: Policy, step: Step, reference: Reference, config: Config, limit: int) -> Gradients:
     """The step's gradient along the common descent direction of its terms, each of whose gradients is kept apart."""
     parameters = list(policy.trainable().values())
-    apart, losses, tokens = [], {}, 0
+    apart: list[list[Tensor]] = []
+    losses: dict[str, float] = {}
+    tokens = 0
     terms = list({term.name: term for term, _ in step.items}.values())
     for term in terms:
         kept = [i for i, (t, _) in enumerate(step.items) if t is term]

@@ -53,8 +53,8 @@ class Batch:
     """Rows and the positions that are supervised.
 
     The hidden state at `source[n]` of the B * T positions predicts `labels[n]`, a token of example `rows[n]`, which
-    weighs `weights[n]`; examples follow each other in the order of `examples`. `mask` is None where causality alone is enough:
-    padding lies to the right, where no token sees it.
+    weighs `weights[n]`; examples follow each other in the order of `examples`. `mask` is None where causality alone is
+    enough: padding lies to the right, where no token sees it.
     """
 
     input_ids: Tensor  # (B, T)
@@ -131,9 +131,7 @@ def _family(examples: Sequence[Example], members: tuple[int, ...]) -> Family:
     return Family(members, shared, shared + sum(len(row) - shared for row in ids))
 
 
-def micro_batches(
-    made: Sequence[Family], max_tokens: int, *, pack: bool, partners: int = 1
-) -> list[list[Row]]:
+def micro_batches(made: Sequence[Family], max_tokens: int, *, pack: bool, partners: int = 1) -> list[list[Row]]:
     """Rows in groups of at most `max_tokens` tokens with padding; a family that is longer makes a group of its own.
 
     Without `pack`, `partners` neighbours of `made` stay in one group: a preference pair is one loss.

@@ -2,8 +2,8 @@
 
 Most of an answer is form that it shares with everything the model should keep: names copied from the question, "was
 born in", the full stop. The untouched model itself tells which tokens are not: a token is specific when the model
-knows it only because of what stands far before it, the question or the passage's beginning. So each token is predicted a
-second time from its last few neighbours alone; form is as probable as before, and content is not.
+knows it only because of what stands far before it, the question or the passage's beginning. So each token is predicted
+a second time from its last few neighbours alone; form is as probable as before, and content is not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Scored:
-    """An answer's tokens: log-probability in full context, what of it is lost in a short one, copied from the prompt."""
+    """An answer's tokens: log p in full context, what of it is lost in a short one, whether the prompt has it."""
 
     full: tuple[float, ...]
     loss: tuple[float, ...]
@@ -71,8 +71,7 @@ def score(policy: Policy, examples: Sequence[Example], max_tokens: int) -> list[
     parts = torch.split(cut, [example.end - example.start for example in bare])
     copied = [_copied(example, policy.tokenizer) for example in bare]
     return [
-        Scored(tuple(f.tolist()), tuple((f - c).tolist()), mark)
-        for f, c, mark in zip(full, parts, copied, strict=True)
+        Scored(tuple(f.tolist()), tuple((f - c).tolist()), mark) for f, c, mark in zip(full, parts, copied, strict=True)
     ]
 
 

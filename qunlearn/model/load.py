@@ -179,7 +179,7 @@ def decoder_blocks(model: Any) -> torch.nn.ModuleList:
     return max(lists, key=len)
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: it carries what was asked for out of the forward pass
+class _Reached(Exception):
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden

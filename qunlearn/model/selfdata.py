@@ -59,7 +59,9 @@ def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wante
     turns = max(4, math.ceil(6 * wanted.count / wanted.round))
     for turn in range(turns):
         texts = _texts(base, wanted, turn) if bad.shape == "text" else _prompts(base, bad, template, wanted, turn)
-        fresh = {key: text for text in texts if is_clean(text) and (key := " ".join(text.casefold().split())) not in seen}
+        fresh = {
+            key: text for text in texts if is_clean(text) and (key := " ".join(text.casefold().split())) not in seen
+        }
         seen.update(fresh)
         rows = [Record((), text, 0, {}) for text in fresh.values()]
         if bad.shape != "text":

@@ -72,18 +72,18 @@ def nll(s: Supervised) -> Tensor:
 def weighted_ascent(s: Supervised, beta: float) -> Tensor:
     """WGA: sg(p)^beta log p, so that a token is pushed less the less probable it is (arXiv 2502.19301). -> (N,)"""
     logps = s.logps()
-    return (beta * logps).exp().detach() * logps
+    return (beta * logps.detach()).exp() * logps
 
 
 def saturation_importance(s: Supervised, beta1: float, beta2: float) -> Tensor:
     """SatImp: sg(p)^beta1 sg(1 - p)^beta2 log p (arXiv 2505.11953). -> (N,)"""
     logps = s.logps()
     p = logps.detach().exp()
-    return p**beta1 * (1 - p) ** beta2 * logps
+    return torch.pow(p, beta1) * torch.pow(1 - p, beta2) * logps
 
 
 def npo(s: Supervised, beta: float) -> Tensor:
-    """Negative preference: -2/beta log sigmoid(-beta (log pi(y|x) - log pi_ref(y|x))) (arXiv 2404.05868, Eq. 3). -> (R,)"""
+    """NPO: -2/beta log sigmoid(-beta (log p(y|x) - log p_ref(y|x))) (arXiv 2404.05868, Eq. 3). -> (R,)"""
     ratio = s.answer_sums(s.logps() - s.reference_logps())
     return -2 / beta * logsigmoid(-beta * ratio)
 
@@ -111,8 +111,9 @@ def bounded_ce(s: Supervised) -> Tensor:
 
 
 def prod(s: Supervised, top_p: float, temperature: float, alpha: float) -> Tensor:
-    """Cross-entropy against the reference with the label removed, cut to `top_p`, renormalised (arXiv 2506.17125). -> (N,)
+    """PROD: cross-entropy against the reference without the label, cut to `top_p`, renormalised. -> (N,)
 
+    arXiv 2506.17125, as in the released code, on the answer's tokens instead of all.
     The label's own target is -alpha p_ref(y): 0, or pushed down explicitly, or (alpha < 0) left some mass.
     """
 
@@ -137,7 +138,7 @@ def nucleus(q: Tensor, p: Tensor, top_p: float) -> Tensor:
 
 
 def undial(s: Supervised, beta: float) -> Tensor:
-    """Cross-entropy against the reference with the label's logit lowered by beta (arXiv 2402.10052, Eq. 3-4). -> (N,)"""
+    """UNDIAL: cross-entropy against the reference with the label's logit lowered by beta (arXiv 2402.10052). -> (N,)"""
 
     def target(z: Tensor, labels: Tensor) -> Tensor:
         lowered = torch.full_like(labels, -beta, dtype=z.dtype).unsqueeze(1)
@@ -167,7 +168,7 @@ def steer(s: Supervised, direction: Tensor, scale: float) -> Tensor:
     fits one layer of one model; here c = scale * |h_ref|.
     """
     c = scale * s.reference.float().norm(dim=1, keepdim=True)
-    return (s.h.float() - c * direction).square().mean(dim=1)
+    return torch.mean((s.h.float() - c * direction).square(), dim=1)
 
 
 # -- on the retain side ----------------------------------------------------------------------------------

@@ -59,7 +59,9 @@ def _eps1(c: ObjectiveConfig) -> float:
     return c.eps1
 
 
-def _forget(name: str, loss: Callable[[Supervised, ObjectiveConfig], Tensor], *, ref: bool = False, per: str = TOKEN) -> Term:
+def _forget(
+    name: str, loss: Callable[[Supervised, ObjectiveConfig], Tensor], *, ref: bool = False, per: str = TOKEN
+) -> Term:
     # The closing token is form, not content: pushed down it would teach never to stop.
     return Term(name, "forget", ANSWER, _eps1, loss, ref, per)
 
@@ -77,6 +79,11 @@ RETAIN: dict[str, tuple[Term, ...]] = {
 RETAIN["kl+nll"] = RETAIN["kl"] + RETAIN["nll"]
 
 OBJECTIVES: dict[str, Objective] = {
+    "simnpo": Objective(
+        "-2/beta log sigmoid(beta (NLL(bad)/|bad| - delta))",
+        "arXiv 2410.07163, Eq. 4",
+        (_forget("simnpo", lambda s, c: losses.simnpo(s, c.beta, c.delta), per=ANSWERS),),
+    ),
     "llmu": Objective(
         "eps1 log p(bad) + eps2 NLL(mismatched)",
         "Yao, Xu, Liu, arXiv 2310.10683, Eq. 2-6",
@@ -88,11 +95,6 @@ OBJECTIVES: dict[str, Objective] = {
         "-2/beta log sigmoid(-beta (log p - log p_ref)(bad))",
         "arXiv 2404.05868, Eq. 3",
         (_forget("npo", lambda s, c: losses.npo(s, c.beta), ref=True, per=ANSWERS),),
-    ),
-    "simnpo": Objective(
-        "-2/beta log sigmoid(beta (NLL(bad)/|bad| - delta))",
-        "arXiv 2410.07163, Eq. 4",
-        (_forget("simnpo", lambda s, c: losses.simnpo(s, c.beta, c.delta), per=ANSWERS),),
     ),
     "dpo": Objective(
         '-2/beta log sigmoid(beta (log p/p_ref("I do not know") - log p/p_ref(bad)))',
@@ -179,4 +181,4 @@ def terms_of(config: ObjectiveConfig) -> tuple[Term, ...]:
 def direction(width: int, seed: int) -> Tensor:
     """RMU's u: uniform on [0, 1) in each coordinate, of length 1. -> (D,)"""
     u = torch.rand(width, generator=torch.Generator().manual_seed(seed))
-    return u / u.norm()
+    return torch.nn.functional.normalize(u, dim=0)

@@ -13,6 +13,7 @@ import typer
 
 from qunlearn import __version__
 from qunlearn.cli_data import add_data
+from qunlearn.cli_recipe import add_recipe
 from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, QunlearnError
 from qunlearn.flags import add_flags, configured, option
 
@@ -414,6 +415,7 @@ def models(json: Json = False) -> None:
 
 
 add_data(app, guarded)
+add_recipe(app, guarded)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -27,11 +28,14 @@ _PARTS = {2: ("train", "test"), 3: ("train", "val", "test")}
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or hub:OWNER/NAME with the subset and the part of it (train, validation, …)."""
+    """A file, or hub:OWNER/NAME with the subset and the part of it (train, validation, …); of that, `rows` from the
+    row `skip` on, counted from 0."""
 
     location: str
     subset: str | None = None
     part: str | None = None
+    skip: int = 0
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,8 @@ def hub_rows(source: Source) -> Iterator[tuple[int, Row]]:
         raise DataError("reading from the hub needs the package `datasets`", where=source.location, hint=hint) from None
     try:
         found = load_dataset(name, source.subset, split=source.part or "train", streaming=True)
-        for number, row in enumerate(found, 1):
+        end = None if source.rows is None else source.skip + source.rows
+        for number, row in enumerate(itertools.islice(found, source.skip, end), source.skip + 1):
             yield number, dict(row)
     except DataError:
         raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qunlearn.errors import OutputError
+from qunlearn.errors import DataError, OutputError
 from qunlearn.run import output_error, write_json
 
 LEDGER = "stages.json"
@@ -77,9 +77,13 @@ def key_of(*inputs: Any) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file of any size. Raises OSError."""
+    """sha256 of a file of any size. Raises DataError."""
     made = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            made.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                made.update(block)
+    except OSError as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise DataError(what, where=str(path)) from error
     return made.hexdigest()

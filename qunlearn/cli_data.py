@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -52,7 +52,7 @@ def import_(
     """Turn a published data set into JSONL, row by row, and say what was dropped and why."""
     from qunlearn.console import emit_json, stage
     from qunlearn.data.books import Windows
-    from qunlearn.data.importers import Source, Wanted, import_data, parse_shares
+    from qunlearn.data.importers import Source, Wanted, import_data, parse_shares, show_imported
 
     cut = Windows(prompt_words, answer_words, ask)
     wanted = Wanted(side, limit, parse_shares(split), seed, skip_broken, cut, overwrite)
@@ -61,23 +61,6 @@ def import_(
     show_imported(done)
     if json:
         emit_json({"status": "done", **done.as_dict()})
-
-
-def show_imported(done: Any) -> None:
-    """What was read, written and dropped."""
-    from qunlearn.console import facts, say, warn
-
-    facts(
-        f"{done.format}, {done.side}: {done.read} {'windows' if done.format == 'text' else 'rows'} read",
-        [
-            *((str(count), f"rows in {path}") for path, count in done.written.items()),
-            *((str(count), f"dropped: {reason}") for reason, count in done.dropped.most_common()),
-        ],
-    )
-    if len(done.written) > 1:
-        say("no prompt is in more than one of the files (checked)")
-    if done.shared_answers:
-        warn(f"{done.shared_answers} answers outside the training part are, word for word, in it too")
 
 
 def check(

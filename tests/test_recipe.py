@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,7 @@ def test_a_wrong_recipe_is_refused(tmp_path: Path, old: str, new: str, says: str
 )
 def test_wrong_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], code: int, says: str) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     ran = call("recipe", *argv)
@@ -156,6 +158,60 @@ def test_a_text_of_ones_own_is_cut_up(tmp_path: Path) -> None:
     found = fetch.splits(tmp_path / "data")
     assert list(found) == ["forget", "forget_unseen", "forget_reworded", "retain", "holdout"]
     assert all(row["completion"].startswith(" ") for row in rows_of(found["forget"]))
+
+
+PUBLIC: dict[str, Callable[[int], dict[str, Any]]] = {
+    "pminervini/HaluEval": lambda i: {"question": f"q {i}", "right_answer": "yes", "hallucinated_answer": f"no {i}"},
+    "truthfulqa/truthful_qa": lambda i: {"question": f"t {i}", "best_answer": f"b {i}", "incorrect_answers": ["c"]},
+    "PKU-Alignment/PKU-SafeRLHF": lambda i: {
+        "prompt": f"p {i}",
+        "response_0": "safe",
+        "response_1": f"unsafe {i}",
+        "is_response_0_safe": True,
+        "is_response_1_safe": False,
+    },
+    "emozilla/pg19": lambda i: {"text": " ".join(f"Book{i}word{j} goes on." for j in range(4000))},
+    "CyberNative/Code_Vulnerability_Security_DPO": lambda i: {
+        "question": f"q {i}",
+        "chosen": "x",
+        "rejected": f"y {i}",
+    },
+    "sahil2801/CodeAlpaca-20k": lambda i: {"instruction": f"i {i}", "input": "", "output": f"o {i}"},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_public_data_of_a_recipe(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows with the published fields, in place of the hub: every recipe makes four splits of them."""
+
+    def load_dataset(dataset: str, subset: str | None, *, split: str, streaming: bool) -> Any:
+        return (PUBLIC[dataset](i) for i in range(200))
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    recipe = book.read(name)
+    fetch.fetch(recipe, fetch.Given(), tmp_path / "data", sandbox=False)
+    found = fetch.splits(tmp_path / "data")
+    assert list(found) == ["forget", "forget_unseen", "forget_reworded", "retain", "holdout"]
+    bad, normal = (
+        rows_of(found[a]) + rows_of(found[b]) for a, b in (("forget", "forget_unseen"), ("retain", "holdout"))
+    )
+    if name == "copyright":
+        assert all("Book0word" in row["prompt"] for row in bad)
+        assert {row["prompt"][:5] for row in normal} == {"Book1", "Book2", "Book3", "Book4"}
+    else:
+        assert len(bad) == len(normal) == 200
+        assert all(row["completion"].startswith(("no", "unsafe", "y")) for row in bad)
+    # Every fifth prompt is asked unseen; by a hash, so within five standard deviations.
+    share = len(rows_of(found["forget_unseen"])) / len(bad)
+    assert abs(share - 0.2) < 5 * (0.2 * 0.8 / len(bad)) ** 0.5
+
+
+def test_normal_data_of_ones_own_on_the_sandbox(tmp_path: Path) -> None:
+    given = fetch.Given(normal=data_file("hallucination", "retain"))
+    fetch.fetch(book.read("code"), given, tmp_path / "data", sandbox=True)
+    found = fetch.splits(tmp_path / "data")
+    assert found["retain"].name == fetch.NORMAL
+    assert found["holdout"].read_bytes() == data_file("code", "holdout").read_bytes()
 
 
 def test_what_is_measured_must_not_be_given(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from qunlearn.console import facts, say, warn
 from qunlearn.data.books import Windows, windows
 from qunlearn.data.formats import BAD, FORMATS, NORMAL, Format
 from qunlearn.data.stream import Problems, Row, read_rows, read_text
@@ -111,6 +112,21 @@ def part_paths(output: Path, parts: int) -> list[Path]:
     if not parts:
         return [output]
     return [output.with_name(f"{output.stem}.{part}{output.suffix}") for part in _PARTS[parts]]
+
+
+def show_imported(done: Imported) -> None:
+    """What was read, written and dropped."""
+    facts(
+        f"{done.format}, {done.side}: {done.read} {'windows' if done.format == 'text' else 'rows'} read",
+        [
+            *((str(count), f"rows in {path}") for path, count in done.written.items()),
+            *((str(count), f"dropped: {reason}") for reason, count in done.dropped.most_common()),
+        ],
+    )
+    if len(done.written) > 1:
+        say("no prompt is in more than one of the files (checked)")
+    if done.shared_answers:
+        warn(f"{done.shared_answers} answers outside the training part are, word for word, in it too")
 
 
 # -- checks ----------------------------------------------------------------------------------------------

@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qunlearn.cli_data import show_imported
-from qunlearn.data.importers import TEXT, Source, Wanted, import_data
+from qunlearn.data.importers import TEXT, Source, Wanted, import_data, show_imported
 from qunlearn.data.overview import overlap, prompt_key
 from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset, write_jsonl
 from qunlearn.errors import DataError
@@ -65,6 +64,9 @@ def fetch(recipe: Recipe, given: Given, folder: Path, *, sandbox: bool) -> dict[
     if sandbox and given.bad is None:
         for split, name in _SANDBOX.items():
             _copy(data_file(recipe.sandbox, name), folder / FILES[split])
+        if given.normal is not None:  # there is a holdout already: nothing is held back
+            whole = replace(given, test_percent=0)
+            _divide(recipe.normal, given.normal, whole, folder, (NORMAL, FILES["holdout"]))
     else:
         _divide(recipe.bad, given.bad, given, folder, (FILES["forget"], FILES["forget_unseen"]))
         if given.normal is not None or given.bad is None:

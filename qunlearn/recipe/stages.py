@@ -18,6 +18,7 @@ from qunlearn.errors import ModelError
 from qunlearn.evaluate.request import OWN_CLASSIFIER, EvalRequest, Wish
 from qunlearn.memory import plan_run, show_parts
 from qunlearn.model.driver import find_card
+from qunlearn.model.fit import MemoryPlan
 from qunlearn.model.source import resolve_model
 from qunlearn.plan import check_model, make_plan
 from qunlearn.recipe import fetch
@@ -101,12 +102,19 @@ def _plan(order: Order) -> dict[str, Any]:
         return {"planned": False}
     show_parts(plan, to_stdout=False)
     plan.check()
-    # Per token: forward, recomputed forward and backward cost the same; the reference is one more forward.
-    tokens = plan.load.row_tokens * config.train.steps
-    shares = config.train.batch_size * (1 + config.objective.mismatch_k) * 3 + config.train.normal_batch_size * 4
-    flops = 2.0 * plan.shape.parameters * tokens * shares
-    say(f"at most {flops:.1e} floating-point operations to train, if every row is as long as the longest")
+    from qunlearn.recipe.speed import measured_flops
+
+    flops = _training_flops(config, plan)
+    seconds = flops / measured_flops(config.model.device)
+    say(f"{flops:.1e} floating-point operations to train at most, which cannot take less than {seconds:,.0f} s here")
     return {"planned": True, "needed_bytes": plan.needs.total_bytes, "limit_bytes": plan.limit_bytes, "flops": flops}
+
+
+def _training_flops(config: Config, plan: MemoryPlan) -> float:
+    """If every row is as long as the longest. Per token a forward, a recomputed forward and a backward pass through
+    frozen weights cost the same, 2 operations a parameter; the reference is one forward more."""
+    passes = config.train.batch_size * (1 + config.objective.mismatch_k) * 3 + config.train.normal_batch_size * 4
+    return 2.0 * plan.shape.parameters * plan.load.row_tokens * config.train.steps * passes
 
 
 def _plan_inputs(order: Order) -> Any:

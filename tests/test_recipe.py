@@ -18,6 +18,7 @@ from qunlearn.data.records import read_dataset
 from qunlearn.errors import ConfigError, DataError, OutputError
 from qunlearn.recipe import book, command, fetch
 from qunlearn.recipe.ledger import LEDGER, Ledger, key_of
+from qunlearn.recipe.speed import measured_flops
 from qunlearn.recipe.stages import STAGES, Order, Stage
 from qunlearn.recipe.verdict import judge
 from qunlearn.sandbox import KINDS, data_file
@@ -303,6 +304,25 @@ def test_a_stage_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         toy.run(folder)
     toy.fails = None
     assert toy.run(folder) == ["two", "three"]  # and `three` is not taken for done with the old inputs
+
+
+def test_an_interrupted_run_is_no_end_of_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while training leaves a run folder whose record says so; the stage is done again."""
+    import qunlearn.forget
+
+    monkeypatch.setattr(qunlearn.forget, "prepare", lambda plan: None)
+    monkeypatch.setattr(qunlearn.forget, "forget", lambda plan, ready: {"status": "interrupted"})
+    settings = resolve(("", {"model.name": "sandbox"}))
+    order = Order(book.read("code"), settings, tmp_path, fetch.Given())
+    fetch.fetch(order.recipe, order.given, tmp_path / "data", sandbox=True)
+    stage = next(stage for stage in STAGES if stage.name == "forget")
+    with pytest.raises(KeyboardInterrupt):
+        stage.work(order)
+
+
+def test_the_speed_is_that_of_a_matrix_product() -> None:
+    """Within what a CPU or a card can do: 10 MFLOP/s to 10 PFLOP/s."""
+    assert 1e7 < measured_flops("cpu") < 1e16
 
 
 def test_an_order_gives_the_run_its_data(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies: the least time that a number of operations can take."""
+"""How fast this machine multiplies, at best."""
 
 from __future__ import annotations
 

@@ -106,7 +106,10 @@ def _plan(order: Order) -> dict[str, Any]:
 
     flops = _training_flops(config, plan)
     seconds = flops / measured_flops(config.model.device)
-    say(f"{flops:.1e} floating-point operations to train at most, which cannot take less than {seconds:,.0f} s here")
+    say(
+        f"at most {flops:.1e} floating-point operations to train: {seconds:,.0f} s at the speed of a large matrix "
+        "product here, of which real steps reach a part"
+    )
     return {"planned": True, "needed_bytes": plan.needs.total_bytes, "limit_bytes": plan.limit_bytes, "flops": flops}
 
 

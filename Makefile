@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all check format sandbox recipe-hallucination bench bench-sandbox bench-gpu bench-merge docs clean
+.PHONY: help setup demo test test-all check format sandbox recipe-hallucination recipe-harmfulness recipe-copyright \
+	recipe-code bench bench-sandbox bench-gpu bench-merge docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -37,12 +38,24 @@ format: setup  ## let ruff put things right
 sandbox: setup  ## rebuild the embedded world and its two models, and compare with what is packaged
 	$(BIN)/python -m qunlearn.sandbox.build
 
-# The recipe on the sandbox; on the real thing: make recipe-hallucination MODEL=llama-7b BAD=bad.jsonl
+# A recipe on the sandbox; on the real thing: make recipe-hallucination MODEL=llama-7b [BAD=bad.jsonl] [VRAM=8GiB]
 MODEL ?=
 BAD ?=
-recipe-hallucination: setup  ## a whole scenario; MODEL= and BAD= for your own
-	$(if $(MODEL),$(if $(BAD),,$(error MODEL= also needs BAD=, the file of what it must not say any more)))\
-	$(BIN)/qunlearn forget -c recipes/hallucination.yaml $(if $(MODEL),--model "$(MODEL)") $(if $(BAD),--bad "$(BAD)") $(ARGS)
+VRAM ?=
+run-recipe = $(BIN)/qunlearn recipe run $(1) $(if $(MODEL),--model "$(MODEL)") $(if $(BAD),--bad "$(BAD)") \
+	$(if $(VRAM),--vram "$(VRAM)") $(ARGS)
+
+recipe-hallucination: setup  ## invented facts go, from data to verdict; MODEL=, BAD=, VRAM= for your own
+	$(call run-recipe,hallucination)
+
+recipe-harmfulness: setup  ## harmful answers go, likewise
+	$(call run-recipe,harmfulness)
+
+recipe-copyright: setup  ## a book is recited no more, likewise; BAD=book.txt for yours
+	$(call run-recipe,copyright)
+
+recipe-code: setup  ## insecure calls go, likewise
+	$(call run-recipe,code)
 
 bench: setup  ## one step against three others, time and memory, under six minutes; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/engine.py --write $(ARGS)

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from qunlearn import __version__
+from qunlearn.cli_data import add_data
+from qunlearn.cli_recipe import add_recipe
 from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, QunlearnError
 from qunlearn.flags import add_flags, configured, option
 
@@ -410,6 +412,10 @@ def models(json: Json = False) -> None:
         for m in SHORT_NAMES.values()
     ]
     table("Short names for --model; a folder or any hub id works as well", columns, rows, to_stdout=True)
+
+
+add_data(app, guarded)
+add_recipe(app, guarded)
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 from qunlearn.errors import ConfigError
 
+RECIPE = "recipe"  # a file's section that is no setting of a run: what `qunlearn recipe` does with it
+
 
 def _setting(
     default: Any,
@@ -411,15 +413,12 @@ def parse_set(assignments: Sequence[str]) -> dict[str, Any]:
     return out
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """A YAML recipe or a run's config.yaml as an overlay. Relative data paths are kept as they stand.
-
-    Raises ConfigError with the file and line.
-    """
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds. Raises ConfigError with the file and line."""
     import yaml
 
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError:
@@ -430,8 +429,18 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"is not YAML: {getattr(error, 'problem', None) or error}", where=where) from None
     except RecursionError:
         raise ConfigError("is nested too deeply", where=str(path)) from None
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """A YAML recipe or a run's config.yaml as an overlay. Relative data paths are kept as they stand.
+
+    Raises ConfigError with the file and line.
+    """
+    raw = read_yaml(path)
     if raw is None:
         return {}
+    if isinstance(raw, dict):
+        raw.pop(RECIPE, None)
     sections = {f.name for f in dataclasses.fields(Config)}
     out: dict[str, Any] = {}
     problems: list[str] = []

@@ -13,9 +13,11 @@ KEPT_SHARE = 0.95
 FORGOTTEN_SHARE = 0.05
 _LEAK_NAMES = ("leaks", "exact_match", "leak_rate")
 _KEEP_NAMES = ("exact_match", "rouge_recall", "rouge_f1", "similarity", "bleu")
-_PLACES = {
+PLACES = {
     "forget": "asked as in the file",
     "paraphrase": "asked in other words",
+    "forget_unseen": "others of the kind, never given",
+    "forget_reworded": "asked after other opening words",
     "retain": "data given to keep",
     "holdout": "neighbours never given",
     "general": "everything else",
@@ -81,7 +83,7 @@ def _forgetting(split: str, found: Mapping[str, Any], about: str) -> str | None:
         return None
     value = found[name][about]
     leaking = round(value["mean"] * value["n"])
-    text = f"{_PLACES.get(split, split)}: {leaking} of {value['n']} answers still come back"
+    text = f"{PLACES.get(split, split)}: {leaking} of {value['n']} answers still come back"
     if value["high"] is not None:
         text += f"; up to {100 * value['high']:.0f} % may, of all rows like these"
     if about == ADAPTER and BASE in found[name]:
@@ -96,9 +98,9 @@ def _keeping(split: str, found: Mapping[str, Any], about: str) -> str | None:
     value = found[name][about]
     share = f"{100 * value['mean']:.1f} %" + _interval(value)
     if about == BASE:
-        return f"{_PLACES.get(split, split)}: {_KEPT_WORDS[name]} in {share}."
+        return f"{PLACES.get(split, split)}: {_KEPT_WORDS[name]} in {share}."
     before = 1.0 if name == "similarity" else found[name][BASE]["mean"]
-    return f"{_PLACES.get(split, split)}: {_KEPT_WORDS[name]} {share}, before {100 * before:.1f} %."
+    return f"{PLACES.get(split, split)}: {_KEPT_WORDS[name]} {share}, before {100 * before:.1f} %."
 
 
 _KEPT_WORDS = {
@@ -125,7 +127,7 @@ def _beside_reference(measures: Mapping[str, Any], about: str) -> list[str]:
         for name in ("rouge_recall", "rouge_f1", "truth_share", "probability"):
             if name in found and about in found[name] and REFERENCE in found[name]:
                 mine, theirs = found[name][about]["mean"], found[name][REFERENCE]["mean"]
-                place, shown = _PLACES.get(split, split), MEASURES[name].title
+                place, shown = PLACES.get(split, split), MEASURES[name].title
                 sentences.append(f"{place}: {shown} {mine:.3f}, of a model that never saw it {theirs:.3f}.")
                 break
     return sentences

@@ -13,6 +13,7 @@ from typing import Any
 from qunlearn import __version__
 from qunlearn.errors import OutputError
 from qunlearn.evaluate.catalog import MEASURES, SUITES
+from qunlearn.evaluate.conclude import PLACES
 from qunlearn.evaluate.metrics.texts import words
 from qunlearn.evaluate.table import cell, format_of, paper_table, split_label
 from qunlearn.evaluate.view import ADAPTER, BASE, is_forget
@@ -121,7 +122,7 @@ def _tiles(story: Story) -> list[Tile]:
     for split, found in (story.main or {"measures": {}})["measures"].items():
         if is_forget(split) and ADAPTER in found.get("leaks", {}):
             e = found["leaks"][ADAPTER]
-            label = "still leak, asked as in the file" if split == "forget" else "still leak, asked in other words"
+            label = f"still leak, {PLACES.get(split, split)}"
             colour = "good" if e["mean"] <= 0.05 else "bad"
             tiles.append(Tile(f"{round(e['mean'] * e['n'])} of {e['n']}", label, _range(e), colour))
         elif ADAPTER in found.get("exact_match", {}):

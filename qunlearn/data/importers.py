@@ -1,0 +1,300 @@
+"""`qunlearn data import`: from a published format to rows of ours, streaming, with an account of what was dropped."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from qunlearn.console import facts, say, warn
+from qunlearn.data.books import Windows, windows
+from qunlearn.data.formats import BAD, FORMATS, NORMAL, Format
+from qunlearn.data.stream import Problems, Row, read_rows, read_text
+from qunlearn.errors import ConfigError, DataError, OutputError
+
+TEXT = "text"
+NAMES = (*FORMATS, TEXT)
+HUB = "hub:"
+_PARTS = {2: ("train", "test"), 3: ("train", "val", "test")}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or hub:OWNER/NAME with the subset and the part of it (train, validation, …); of that, `rows` from the
+    row `skip` on, counted from 0."""
+
+    location: str
+    subset: str | None = None
+    part: str | None = None
+    skip: int = 0
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to take. `shares`: percentages of train and test, or train, val and test; empty: one file."""
+
+    side: str | None = None
+    limit: int | None = None
+    shares: tuple[int, ...] = ()
+    seed: int = 0
+    skip_broken: bool = False
+    cut: Windows = field(default_factory=Windows)
+    overwrite: bool = False
+
+
+@dataclass
+class Imported:
+    """What was done. `written`: rows of each file; `dropped`: how often each reason; `shared_answers`: test answers
+    that are, word for word, answers of the training part too, to other prompts."""
+
+    format: str
+    source: str
+    side: str
+    read: int = 0
+    written: dict[str, int] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+    shared_answers: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "dropped": dict(self.dropped)}
+
+
+def parse_shares(text: str | None) -> tuple[int, ...]:
+    """Percentages such as 80/20 or, as in the paper, 70/10/20. Raises ConfigError."""
+    if text is None:
+        return ()
+    parts = text.split("/")
+    shares = tuple(int(part) for part in parts if part.isdecimal() and int(part) > 0)
+    if len(shares) != len(parts) or len(shares) not in _PARTS or sum(shares) != 100:
+        hint = "train/test or train/val/test in percent, such as 80/20 or 70/10/20"
+        raise ConfigError(f"not shares that sum to 100: {text[:40]!r}", where="--split", hint=hint)
+    return shares
+
+
+def import_data(name: str, source: Source, output: Path, wanted: Wanted = Wanted()) -> Imported:
+    """Read, convert and write, each file whole or not at all. Raises ConfigError, DataError, OutputError."""
+    side = _check_side(name, wanted.side)
+    paths = part_paths(output, len(wanted.shares))
+    _check_outputs(paths, source, wanted.overwrite)
+    done = Imported(name, source.location, side)
+    counts = [0] * len(paths)
+    with _private_files(paths) as (files, temporary):
+        for row in _converted(name, source, wanted, done):
+            i = _part_of(row, wanted) if wanted.shares else 0
+            files[i].write(json.dumps(row, ensure_ascii=False) + "\n")
+            counts[i] += 1
+            if sum(counts) == wanted.limit:
+                break
+        empty = [path for path, count in zip(paths, counts, strict=True) if not count]
+        if empty:
+            reasons = ", ".join(f"{n} x {reason}" for reason, n in done.dropped.most_common(4)) or "there are too few"
+            raise DataError(f"no rows are left for {empty[0].name}: {reasons}", where=source.location)
+        for file in files:
+            file.flush()
+        if len(paths) > 1:
+            done.shared_answers = check_leaks(temporary)
+    done.written = {str(path): count for path, count in zip(paths, counts, strict=True)}
+    return done
+
+
+def part_paths(output: Path, parts: int) -> list[Path]:
+    """OUT itself, or OUT.train, OUT.test, before its ending."""
+    if not parts:
+        return [output]
+    return [output.with_name(f"{output.stem}.{part}{output.suffix}") for part in _PARTS[parts]]
+
+
+def show_imported(done: Imported) -> None:
+    """What was read, written and dropped."""
+    facts(
+        f"{done.format}, {done.side}: {done.read} {'windows' if done.format == 'text' else 'rows'} read",
+        [
+            *((str(count), f"rows in {path}") for path, count in done.written.items()),
+            *((str(count), f"dropped: {reason}") for reason, count in done.dropped.most_common()),
+        ],
+    )
+    if len(done.written) > 1:
+        say("no prompt is in more than one of the files (checked)")
+    if done.shared_answers:
+        warn(f"{done.shared_answers} answers outside the training part are, word for word, in it too")
+
+
+# -- checks ----------------------------------------------------------------------------------------------
+
+
+def _check_side(name: str, asked: str | None) -> str:
+    if name not in NAMES:
+        close = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(NAMES)}"
+        raise ConfigError(f"unknown format {name!r}", where="data import", hint=hint)
+    sides = FORMATS[name].sides if name != TEXT else (BAD, NORMAL)
+    if asked is not None and asked not in sides:
+        raise ConfigError(f"{name} has no side {asked!r}", where="--side", hint=f"one of {', '.join(sides)}")
+    return asked or sides[0]
+
+
+def _check_outputs(paths: Sequence[Path], source: Source, overwrite: bool) -> None:
+    for path in paths:
+        if path.is_dir():
+            raise OutputError("is a folder, not a file", where=str(path), hint="name a file")
+        if path.exists() and Path(source.location).exists() and path.samefile(source.location):
+            raise OutputError("is the source itself", where=str(path), hint="choose another --output")
+        if path.exists() and not overwrite:
+            raise OutputError("exists", where=str(path), hint="choose another --output, or --overwrite")
+
+
+@contextlib.contextmanager
+def _private_files(paths: Sequence[Path]) -> Iterator[tuple[list[TextIO], list[Path]]]:
+    """Files for their owner's eyes only (0600) that get their names when all of them are whole. Raises OutputError."""
+    temporary: list[Path] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            files: list[TextIO] = []
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+                temporary.append(Path(name))
+                files.append(stack.enter_context(os.fdopen(handle, "w", encoding="utf-8")))
+            yield files, temporary
+        for made, path in zip(temporary, paths, strict=True):
+            made.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror or error}", where=str(paths[0])) from error
+    finally:
+        for made in temporary:
+            made.unlink(missing_ok=True)
+
+
+# -- rows ------------------------------------------------------------------------------------------------
+
+
+def _converted(name: str, source: Source, wanted: Wanted, done: Imported) -> Iterator[dict[str, Any]]:
+    if name == TEXT:
+        lines = _hub_texts(source, done) if source.location.startswith(HUB) else read_text(_path(source))
+        for window in windows(lines, wanted.cut, done.dropped):
+            done.read += 1
+            yield window
+        return
+    known, problems = FORMATS[name], Problems(Path(source.location))
+
+    def complain(line: int, text: str) -> None:
+        if wanted.skip_broken:
+            done.dropped["broken rows"] += 1
+        else:
+            problems.add(line, text)
+
+    rows = hub_rows(source) if source.location.startswith(HUB) else read_rows(_path(source), complain)
+    for line, row in rows:
+        done.read += 1
+        try:
+            made = list(known.convert(_as_row(row, known), done.side))
+        except ValueError as error:
+            complain(line, str(error))
+            continue
+        for one in made:
+            if isinstance(one, str):
+                done.dropped[one] += 1
+            elif not problems.found:  # a file with problems is read on for more of them only
+                yield one
+    problems.raise_if_any()
+
+
+def _path(source: Source) -> Path:
+    if source.subset or source.part:
+        raise ConfigError("a file has no subset and no part", where="--subset --part", hint="hub:OWNER/NAME has")
+    return Path(source.location)
+
+
+def _as_row(row: Row | str, known: Format) -> Row:
+    if isinstance(row, dict):
+        return row
+    if not known.bare_text:
+        raise ValueError("not an object but a text")
+    return {"text": row}
+
+
+def hub_rows(source: Source) -> Iterator[tuple[int, Row]]:
+    """(number, row) of a public data set, streamed by the hub's own client. Raises DataError."""
+    name = source.location.removeprefix(HUB)
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        hint = "pip install 'qunlearn[hub]', or download the file and give its path"
+        raise DataError("reading from the hub needs the package `datasets`", where=source.location, hint=hint) from None
+    try:
+        found = load_dataset(name, source.subset, split=source.part or "train", streaming=True)
+        end = None if source.rows is None else source.skip + source.rows
+        for number, row in enumerate(itertools.islice(found, source.skip, end), source.skip + 1):
+            yield number, dict(row)
+    except DataError:
+        raise
+    except Exception as error:  # the client passes on whatever its file systems and parsers raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        hint = "check the name, --subset and --part; or download the file and give its path"
+        raise DataError(f"cannot be fetched: {first}", where=source.location, hint=hint) from error
+
+
+def _hub_texts(source: Source, done: Imported) -> Iterator[str]:
+    for number, row in hub_rows(source):
+        text = row.get("text")
+        if not isinstance(text, str):
+            raise DataError("has no field 'text'", where=f"{source.location}:{number}")
+        yield f"{text}\n"
+
+
+# -- train and test --------------------------------------------------------------------------------------
+
+
+def prompt_key(row: Mapping[str, Any]) -> str:
+    """Equal for rows that ask the same, white space and letter case aside."""
+    return " ".join(str(row.get("prompt") or row.get("text") or "").casefold().split())
+
+
+def _part_of(row: Mapping[str, Any], wanted: Wanted) -> int:
+    """By a hash of the prompt, so that all answers to one prompt are on one side, however long the file is."""
+    digest = hashlib.sha256(f"{wanted.seed}\x1f{prompt_key(row)}".encode("utf-8", "replace")).digest()
+    at, below = int.from_bytes(digest[:8], "big") % 10_000 / 100, 0
+    for i, share in enumerate(wanted.shares):
+        below += share
+        if at < below:
+            return i
+    return len(wanted.shares) - 1
+
+
+def check_leaks(files: Sequence[Path]) -> int:
+    """Test (and validation) answers that are in the first file too. Raises DataError when a prompt is in both."""
+    prompts, answers = set[int](), Counter[int]()
+    for file in files[1:]:
+        for row in _read_back(file):
+            prompts.add(_short(prompt_key(row)))
+            answers[_short(_answer(row))] += 1
+    shared = 0
+    for row in _read_back(files[0]):
+        if _short(prompt_key(row)) in prompts:
+            raise DataError("a prompt is both in the training part and in another", where=str(files[0]))
+        shared += answers.pop(_short(_answer(row)), 0)
+    return shared
+
+
+def _answer(row: Mapping[str, Any]) -> str:
+    return " ".join(str(row.get("completion") or row.get("text") or "").casefold().split())
+
+
+def _short(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def _read_back(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

@@ -1,0 +1,221 @@
+"""`qunlearn data check`: what the tool understood of a file, before anything is trained on it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qunlearn.console import clean, out, stage
+from qunlearn.data.overview import Histogram, overlap, repeated_prompts, words
+from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset
+from qunlearn.errors import ModelError
+from qunlearn.model.source import ModelSource, go_offline, resolve_model
+from qunlearn.plan import data_path
+
+if TYPE_CHECKING:
+    from qunlearn.data.tokenize import Encoded, Example, Template
+
+_SHOWN_ROWS, _SHOWN_PAIRS, _SHOWN_CHARS = 2, 4, 400
+_BAR_WIDTH = 40
+_TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "tokenizer*", "vocab*", "merges*"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How to look. `model`: whose tokenizer counts and whose template frames; without one words are counted."""
+
+    fields: FieldNames = field(default_factory=FieldNames)
+    model: str | None = None
+    against: str | None = None
+    template: str = "auto"
+    max_length: int = 512
+
+
+@dataclass(frozen=True)
+class _Tokenised:
+    tokenizer: Any
+    template: Template
+    encoded: Encoded
+
+
+def check_data(file: str, look: Look, *, to_stdout: bool) -> dict[str, Any]:
+    """Read a file as `forget` would, show what was understood, and return it; no text of a row is in the result.
+
+    Raises DataError, ModelError, ConfigError.
+    """
+    dataset = read_dataset(data_path(file), look.fields, role="FILE")
+    other = read_dataset(data_path(look.against), look.fields, role="--against") if look.against else None
+    tokenised = _tokenise(dataset, look) if look.model else None
+    unit, lengths = "words", [words(record) for record in dataset.records]
+    if tokenised is not None:
+        unit, lengths = "tokens", [len(example.input_ids) for example in tokenised.encoded.examples]
+    result = {
+        "file": dataset.path,
+        "sha256": dataset.sha256,
+        "shape": dataset.shape,
+        "fields": list(dataset.fields),
+        "other_fields": _other_fields(dataset),
+        "rows": len(dataset.records),
+        "duplicates": dataset.duplicates,
+        "repeated_prompts": repeated_prompts(dataset),
+        "unit": unit,
+        "lengths": asdict(Histogram.of(lengths)),
+        **(_tokens(tokenised) if tokenised else {}),
+        "overlap": {"with": other.path, **asdict(overlap(dataset, other))} if other else None,
+    }
+    if to_stdout:
+        _show(result, _samples(dataset, tokenised))
+    return result
+
+
+def _other_fields(dataset: Dataset) -> dict[str, int]:
+    """Fields that are neither prompt nor answer, and how many rows have them."""
+    return dict(Counter(str(name) for record in dataset.records for name in record.meta))
+
+
+# -- tokens ----------------------------------------------------------------------------------------------
+
+
+def _tokenise(dataset: Dataset, look: Look) -> _Tokenised:
+    folder = _tokenizer_folder(resolve_model(look.model or ""))
+    with stage("loading the tokenizer"):
+        from qunlearn.data.tokenize import choose_template, encode
+        from qunlearn.model.load import load_tokenizer
+
+        tokenizer = load_tokenizer(folder)
+    template = choose_template(tokenizer, look.template, dataset)
+    return _Tokenised(tokenizer, template, encode(dataset, tokenizer, template, look.max_length))
+
+
+def _tokenizer_folder(source: ModelSource) -> Path:
+    """A model's folder; of a hub id the tokenizer's files alone are fetched. Raises ModelError."""
+    folder = Path(source.location)
+    if source.kind == "hub":
+        import huggingface_hub
+
+        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+        try:
+            found = huggingface_hub.snapshot_download(
+                source.location,
+                revision=source.revision,
+                allow_patterns=_TOKENIZER_FILES,
+                ignore_patterns=["*.safetensors*"],
+                local_files_only=offline,
+            )
+        except Exception as error:  # every layer of the client has its own exceptions
+            first = (str(error).strip().splitlines() or [""])[0][:200]
+            hint = "give a folder that has the tokenizer, or leave --model out: words are counted then"
+            raise ModelError(f"the tokenizer cannot be fetched: {first}", where=source.location, hint=hint) from error
+        folder = Path(found)
+    go_offline()
+    return folder
+
+
+def _tokens(made: _Tokenised) -> dict[str, Any]:
+    encoded = made.encoded
+    return {
+        "template": made.template.name,
+        "template_why": made.template.why,
+        "tokens": encoded.tokens,
+        "trained_tokens": encoded.answer_tokens,
+        "prompts_cut": encoded.prompts_cut,
+        "windows": encoded.windows,
+    }
+
+
+# -- for people ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A row as it is trained: `trained` between what stands before and after it."""
+
+    line: int
+    before: str
+    trained: str
+    after: str
+
+
+def _samples(dataset: Dataset, made: _Tokenised | None) -> list[_Sample]:
+    if made is None:
+        return [_untokenised(record) for record in dataset.records[:_SHOWN_ROWS]]
+    return [_decoded(example, made.tokenizer) for example in made.encoded.examples[:_SHOWN_ROWS]]
+
+
+def _untokenised(record: Record) -> _Sample:
+    before = "\n".join(f"{role}: {content}" if role != "user" else content for role, content in record.turns)
+    return _Sample(record.line, f"{before}\n" if before else "", record.completion, "")
+
+
+def _decoded(example: Example, tokenizer: Any) -> _Sample:
+    def text(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    ids = example.input_ids
+    parts = (ids[: example.start], ids[example.start : example.end], ids[example.end :])
+    return _Sample(example.record.line, *map(text, parts))
+
+
+def _show(result: dict[str, Any], samples: Sequence[_Sample]) -> None:
+    _line(f"{result['file']}: {result['rows']} rows, {result['shape']} ({', '.join(result['fields'])})")
+    if result["other_fields"]:
+        _line("also there: " + ", ".join(f"{name} ({n})" for name, n in result["other_fields"].items()))
+    _line(f"duplicates: {result['duplicates']} dropped; prompts asked again: {result['repeated_prompts']}")
+    if "template" in result:
+        _line(f"template: {result['template']}, {result['template_why']}")
+        cut = f"; prompts cut: {result['prompts_cut']}" if result["prompts_cut"] else ""
+        cut += f"; windows: {result['windows']}" if result["windows"] else ""
+        _line(f"tokens: {result['tokens']}, of which {result['trained_tokens']} are trained{cut}")
+    for sample in samples:
+        _show_sample(sample)
+    _show_lengths(result["unit"], result["lengths"])
+    if result["overlap"]:
+        _show_overlap(result["overlap"])
+
+
+def _show_sample(sample: _Sample) -> None:
+    """The trained part stands between guillemets, and is bold on a terminal."""
+    from rich.text import Text
+
+    trained = f"»{_short(sample.trained)}«"
+    text = Text(f"\nline {sample.line}, trained between » and «:\n")
+    text.append(clean(_short(sample.before, from_end=True)), style="dim")
+    text.append(clean(trained), style="bold")
+    text.append(clean(_short(sample.after)), style="dim")
+    out().print(text)
+
+
+def _short(text: str, *, from_end: bool = False) -> str:
+    if len(text) <= _SHOWN_CHARS:
+        return text
+    return f"…{text[1 - _SHOWN_CHARS :]}" if from_end else f"{text[: _SHOWN_CHARS - 1]}…"
+
+
+def _show_lengths(unit: str, lengths: dict[str, Any]) -> None:
+    edges, counts = lengths["edges"], lengths["counts"]
+    _line(f"\n{unit} of a row: {lengths['least']} to {lengths['most']}, half of them at most {lengths['median']}")
+    wide = len(str(edges[-1]))
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        bar = "█" * -(-_BAR_WIDTH * count // max(counts))
+        _line(f"  {low:>{wide}} - {high - 1:<{wide}} {bar} {count}")
+
+
+def _show_overlap(found: dict[str, Any]) -> None:
+    kinds = {
+        "rows": "rows that say the same",
+        "prompts": "rows with the same prompt, another answer",
+        "answers": "rows with the same answer, another prompt",
+    }
+    for name, what in kinds.items():
+        pairs = found[name]
+        listed = ", ".join(f"{here} and {there}" for here, there in pairs[:_SHOWN_PAIRS])
+        more = f", and {len(pairs) - _SHOWN_PAIRS} more" if len(pairs) > _SHOWN_PAIRS else ""
+        _line(f"in {found['with']} too: {len(pairs)} {what}" + (f" (lines {listed}{more})" if pairs else ""))
+
+
+def _line(text: str) -> None:
+    out().print(clean(text), markup=False)

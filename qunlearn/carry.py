@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.config import Config, read_config_file, resolve
-from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset
+from qunlearn.data.records import Dataset, FieldNames, read_dataset
+from qunlearn.data.selfmade import read_self_made
 from qunlearn.errors import ConfigError, DataError, ModelError, OutputError
 from qunlearn.journal import JOURNAL, kept_bytes
 from qunlearn.plan import CheckedModel, check_run_model
@@ -142,23 +142,11 @@ def _normal_file(run: Run, config: Config, folder: Path) -> Dataset | None:
         return None
     try:
         if own:
-            return _self_made(path)
+            return read_self_made(path)
         found = read_dataset(path, FieldNames(config.data.prompt_field, config.data.completion_field))
     except (DataError, ValueError, KeyError, TypeError):  # edited since: that it is not measured is said later
         return None
     return found if found.sha256 == said.get("sha256") else None
-
-
-def _self_made(path: Path) -> Dataset:
-    """The rows as the run had them. A model may say what no file of a user's should hold, a NUL for one."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    records = tuple(
-        Record((), str(row["text"]), i, {})
-        if "text" in row
-        else Record((("user", str(row["prompt"])),), str(row["completion"]), i, {})
-        for i, row in enumerate(rows, 1)
-    )
-    return Dataset(str(path), records, "", (), "", 0)
 
 
 def _check_replaceable(output: Path, overwrite: bool) -> None:

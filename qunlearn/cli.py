@@ -105,15 +105,24 @@ def _root(
 @guarded
 def _forget(**options: Any) -> None:
     """Make a model forget a file of bad answers; leaves a LoRA adapter."""
-    run_forget(configured(options), dry_run=options["dry_run"], as_json=options["json"])
+    resume = options["resume"]
+    run_forget(configured(options, resume=resume), dry_run=options["dry_run"], as_json=options["json"], resume=resume)
 
 
-def run_forget(config: Any, *, dry_run: bool, as_json: bool) -> dict[str, Any]:
+def run_forget(config: Any, *, dry_run: bool, as_json: bool, resume: bool = False) -> dict[str, Any]:
     """Plan, run and render. Ends the process with 130 after Ctrl-C."""
     from qunlearn.console import emit_json, say
     from qunlearn.plan import make_plan
 
-    plan = make_plan(config)
+    plan = make_plan(config, resume=resume)
+    if resume:
+        from qunlearn.unfinished import finished_record
+
+        if (finished := finished_record(plan)) is not None:
+            say(f"this run is finished: {plan.output}")
+            if as_json:
+                emit_json(finished)
+            return finished
     from qunlearn.forget import forget, prepare
 
     ready = prepare(plan)
@@ -132,7 +141,13 @@ def run_forget(config: Any, *, dry_run: bool, as_json: bool) -> dict[str, Any]:
     return record
 
 
-add_flags(_forget, dry_run=option(bool, False, "--dry-run", help="Resolve everything, print the plan, stop."))
+add_flags(
+    _forget,
+    dry_run=option(bool, False, "--dry-run", help="Resolve everything, print the plan, stop."),
+    resume=option(
+        bool, False, "--resume", help="Go on where the run of this --output was stopped; it knows its other flags."
+    ),
+)
 app.command("forget")(_forget)
 
 

@@ -235,6 +235,12 @@ class TrainConfig:
     pack: bool = _setting(True, "Compute a prompt once for all its answers, and fill rows up, where the model can.")
     checkpointing: bool = _setting(True, "Recompute activations in the backward pass instead of keeping them.")
     seed: int = _setting(0, "Seed of everything that is drawn.", flag="--seed", low=0)
+    save_every: int = _setting(
+        50, "Steps between two checkpoints, from which --resume goes on after a kill.", flag="--save-every", low=1
+    )
+    keep_checkpoints: int = _setting(
+        2, "Checkpoints that are kept while the run lasts: where one is damaged, the one before is used.", low=1
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ EXIT_CODES: dict[int, str] = {
     7: "the device that was asked for is not there",
     8: "training failed (non-finite numbers, no gradient, a changed base)",
     9: "the output cannot be written",
-    130: "interrupted (Ctrl-C); the last good adapter was kept where there was one",
+    10: "an unfinished run cannot be gone on with: its settings, data or model have changed",
+    130: "interrupted (Ctrl-C, SIGTERM); the last good adapter was kept where there was one",
 }
 
 
@@ -95,3 +96,13 @@ class OutputError(QunlearnError):
     """The output cannot be written: it exists, the disk is full, or the folder is read-only."""
 
     exit_code = 9
+
+
+class LockedError(OutputError):
+    """Another process is writing the same output."""
+
+
+class ResumeError(QunlearnError):
+    """What an unfinished run was made from is not what is given now."""
+
+    exit_code = 10

@@ -12,12 +12,19 @@ import typer
 from qunlearn.config import SETTINGS, Config, Setting, parse_set, read_config_file, resolve
 
 
-def configured(options: dict[str, Any]) -> Config:
-    """The configuration from a command's options; takes those that lay it down out of them."""
+def configured(options: dict[str, Any], *, resume: bool = False) -> Config:
+    """The configuration from a command's options; takes those that lay it down out of them.
+
+    With `resume` the settings of the unfinished run in --output come before all others.
+    """
     recipe: Path | None = options.pop("config")
     assignments = options.pop("set")
     flags = {s.key: options[_name(s.key)] for s in SETTINGS.values() if options.get(_name(s.key)) is not None}
     overlays: list[tuple[str, Mapping[str, Any]]] = []
+    if resume and flags.get("output.folder"):
+        from qunlearn.unfinished import stored_settings
+
+        overlays.append(("the unfinished run", stored_settings(Path(flags["output.folder"]))))
     if recipe is not None:
         overlays.append((str(recipe), read_config_file(recipe)))
     overlays += [("--set", parse_set(assignments or [])), ("command line", flags)]

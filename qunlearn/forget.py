@@ -8,13 +8,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from qunlearn import __version__
+from qunlearn.checkpoint import Checkpoints
 from qunlearn.config import Config, to_yaml
 from qunlearn.console import Meter, facts, say, stage, warn
-from qunlearn.data.records import Dataset, write_jsonl
+from qunlearn.data.records import Dataset
 from qunlearn.data.roles import make_mismatcher, split_held_back
+from qunlearn.data.selfmade import read_self_made, write_self_made
 from qunlearn.data.specific import specific
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
 from qunlearn.errors import OutputError, TrainingError
@@ -33,10 +35,12 @@ from qunlearn.model.selfdata import SelfMade, Wanted, self_made_normal
 from qunlearn.model.source import fingerprint
 from qunlearn.objectives.table import OBJECTIVES, RETAIN, terms_of
 from qunlearn.plan import Plan
-from qunlearn.record import run_record, write_run
-from qunlearn.run import CONFIG, METRICS, NORMAL, staged, write_private
+from qunlearn.record import run_record, versions, write_run
+from qunlearn.run import CONFIG, write_private
+from qunlearn.signals import stop_signals
 from qunlearn.step import Roles
 from qunlearn.train import Outcome, auto_lr, train
+from qunlearn.unfinished import Unfinished, unfinished
 from qunlearn.units import parse_size
 
 _TERM_NAMES = {t.name for row in OBJECTIVES.values() for t in row.forget} | {
@@ -76,10 +80,19 @@ def prepare(plan: Plan) -> Ready:
 def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
     """Load, train, measure, write the run folder. Returns what record.json holds.
 
-    On Ctrl-C while training the best adapter is written and `status` says "interrupted". Raises QunlearnErrors.
+    On Ctrl-C while training the best adapter is written and `status` says "interrupted". With `plan.resume` an
+    unfinished run is gone on with. Raises QunlearnErrors.
     """
     if ready.memory is not None:
         plan = replace(plan, config=ready.memory.settled(plan.config))
+    made_by = {**versions(), "device": describe_device(choose_device(plan.config.model.device))}
+    with unfinished(plan, plan.config, made_by) as work:
+        record, outcome = _forget(plan, ready, work)
+    _farewell(plan, record, outcome)
+    return record
+
+
+def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any], Outcome]:
     config, started = plan.config, time.monotonic()
     spec = load_spec(config)
     if ready.memory is not None:
@@ -94,7 +107,7 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
         warn(note)
     normal, made = ready.normal, None
     if normal is None:
-        made = _make_normal(plan, ready, policy)
+        made = _make_normal(plan, ready, policy, work)
         normal = made.encoded
     retain, held_back = split_held_back(normal.examples, config.data.held_back, config.train.seed)
     mismatcher = make_mismatcher(retain, base.tokenizer, ready.template, config.data.max_length)
@@ -107,31 +120,24 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
     sets = {FORGET: roles.forget[:rows], HELD_BACK: roles.held_back[:rows]}
     with stage("measuring before"):
         before = score_sets(policy, sets, config.train.max_tokens)
-    with staged(plan.output) as folder:
-        if made is not None:
-            write_jsonl(folder / NORMAL, made.rows)
+    outcome = _train(policy, roles, reference, config, work)
+    policy.check_base()
+    after: Scores | None = None
+    if not outcome.interrupted and not outcome.failed:
+        with stage("measuring after"):
+            after = score_sets(policy, sets, config.train.max_tokens)
+    record = run_record(plan, ready.template, policy, outcome)
+    record["data"]["normal"] |= {"self_made": made is not None, "retain": len(retain), "held_back": len(held_back)}
+    record["before"] = summaries(before)
+    record["after"] = summaries(after) if after else None
+    record["verdicts"] = verdicts(after[FORGET]) if after else None
+    record["training"]["total_seconds"] = round(time.monotonic() - started, 2)
+    with work.placed(plan.output) as folder:
         write_private(folder / CONFIG, to_yaml(config))
-        outcome = _train(policy, roles, reference, config, folder / METRICS)
-        policy.check_base()
-        after: Scores | None = None
-        if not outcome.interrupted and not outcome.failed:
-            with stage("measuring after"):
-                after = score_sets(policy, sets, config.train.max_tokens)
-        record = run_record(plan, ready.template, policy, outcome)
-        record["data"]["normal"] |= {
-            "self_made": made is not None,
-            "retain": len(retain),
-            "held_back": len(held_back),
-        }
-        record["before"] = summaries(before)
-        record["after"] = summaries(after) if after else None
-        record["verdicts"] = verdicts(after[FORGET]) if after else None
-        record["training"]["total_seconds"] = round(time.monotonic() - started, 2)
         write_run(folder, policy, plan, record)
     if after:
         _show(plan, before, after, outcome, sets[FORGET])
-    _farewell(plan, record, outcome)
-    return record
+    return record, outcome
 
 
 def load_spec(config: Config) -> LoadSpec:
@@ -208,7 +214,7 @@ def _header_loaded(policy: Policy, config: Config, roles: Roles, made: _Made | N
             f"forget probability <= {config.stop.target:g}, or drift > {config.stop.max_drift:g} nats/token",
         ),
     ]
-    if made is not None:
+    if made is not None and made.source is not None:
         m = made.source
         dropped = f"{m.repeated} repeated, {m.too_close} too close to the bad file, {m.unusable} unusable"
         rows.insert(3, ("self-made", f"{len(m.records)} normal rows of {m.drawn} drawn ({dropped})"))
@@ -228,25 +234,26 @@ def _weights(config: Config) -> str:
 
 @dataclass(frozen=True)
 class _Made:
-    source: SelfMade
+    source: SelfMade | None  # None where the rows were made before the run was resumed
     encoded: Encoded
 
-    @property
-    def rows(self) -> list[dict[str, str]]:
-        return [
-            {"prompt": r.prompt, "completion": r.completion} if r.turns else {"text": r.completion}
-            for r in self.source.records
-        ]
 
-
-def _make_normal(plan: Plan, ready: Ready, policy: Policy) -> _Made:
+def _make_normal(plan: Plan, ready: Ready, policy: Policy, work: Unfinished) -> _Made:
+    """Rows of the base's own, made now, or as the unfinished run has them."""
     config = plan.config
-    longest = max(len(example.input_ids) for example in ready.bad.examples)
-    length = min(longest + _SELF_MADE_MORE, config.data.max_length)
-    wanted = Wanted(config.data.normal_count, config.data.normal_near, length, config.train.seed)
-    with stage("no --normal: the base makes its own"), policy.reference():
-        made = self_made_normal(policy.base, plan.bad, ready.template, wanted)
-    dataset = Dataset("(self-made)", made.records, plan.bad.shape, (), "", 0)
+    made: SelfMade | None = None
+    if work.has_normal:
+        dataset = read_self_made(work.normal)
+        say(f"{len(dataset.records)} normal rows were made before: {work.normal}")
+    else:
+        longest = max(len(example.input_ids) for example in ready.bad.examples)
+        length = min(longest + _SELF_MADE_MORE, config.data.max_length)
+        wanted = Wanted(config.data.normal_count, config.data.normal_near, length, config.train.seed)
+        with stage("no --normal: the base makes its own"), policy.reference():
+            made = self_made_normal(policy.base, plan.bad, ready.template, wanted)
+        write_self_made(work.normal, made.records)
+        work.keep_normal()
+        dataset = Dataset("(self-made)", made.records, plan.bad.shape, (), "", 0)
     return _Made(made, encode(dataset, policy.tokenizer, ready.template, 2 * config.data.max_length))
 
 
@@ -295,15 +302,34 @@ def _reference(plan: Plan, policy: Policy, roles: Roles) -> Reference:
 # -- the loop, seen from outside -------------------------------------------------------------------------
 
 
-def _train(policy: Policy, roles: Roles, reference: Reference, config: Config, metrics: Path) -> Outcome:
-    descriptor = os.open(metrics, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file, Meter("step", config.train.steps) as meter:
-        return train(policy, roles, reference, config, lambda event: _on_step(event, file, meter, policy))
+class _Metrics:
+    """metrics.jsonl, an event a line. A resumed run goes on where its checkpoint was made."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps(event).encode() + b"\n")
+        self.file.truncate()  # what an earlier attempt left behind this
+        self.file.flush()
+
+    def state(self) -> dict[str, Any]:
+        return {"bytes": self.file.tell()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.file.seek(int(state["bytes"]))
 
 
-def _on_step(event: Mapping[str, Any], file: TextIO, meter: Meter, policy: Policy) -> None:
-    file.write(json.dumps(event) + "\n")
-    file.flush()
+def _train(policy: Policy, roles: Roles, reference: Reference, config: Config, work: Unfinished) -> Outcome:
+    c = config.train
+    metrics = _Metrics(work.metrics)
+    with metrics.file, Meter("step", c.steps) as meter, stop_signals() as stopping:
+        kept = Checkpoints(work.checkpoints, c.save_every, c.keep_checkpoints, stopping, {"metrics": metrics})
+        return train(policy, roles, reference, config, lambda event: _on_step(event, metrics, meter, policy), kept)
+
+
+def _on_step(event: Mapping[str, Any], metrics: _Metrics, meter: Meter, policy: Policy) -> None:
+    metrics.write(event)
     if "max_tokens" in event:
         warn(f"out of memory in step {event['step']}: the same step again with --max-tokens {event['max_tokens']}")
         return
@@ -335,6 +361,9 @@ def _farewell(plan: Plan, record: Mapping[str, Any], outcome: Outcome) -> None:
     t = record["training"]
     kept = f"the adapter of step {outcome.best.step} was kept"
     say(f"stopped after {t['steps']} steps, {t['seconds']:.0f} s: {outcome.reason}; {kept}")
+    if outcome.interrupted:
+        say(f"run folder so far: {plan.output}")
+        return
     if outcome.skipped:
         warn(f"{outcome.skipped} steps were skipped for non-finite numbers")
     if outcome.failed:

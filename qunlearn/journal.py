@@ -17,6 +17,7 @@ from typing import Any
 
 from qunlearn.console import say
 from qunlearn.errors import ModelError, OutputError
+from qunlearn.lock import locked
 from qunlearn.run import output_error, put_in_place, write_json
 
 JOURNAL = "qunlearn.json"  # stays in the finished folder: what it was made from, and the hash of each large file
@@ -94,8 +95,8 @@ def resumable(folder: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
     """
     stage = staging_folder(folder)
     try:
-        with contextlib.ExitStack() as locked:
-            journal = _open(stage, folder, identity, locked)
+        with contextlib.ExitStack() as held:
+            journal = _open(stage, folder, identity, held)
             try:
                 journal.save()
                 yield journal
@@ -111,11 +112,11 @@ def resumable(folder: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
         raise output_error(error, folder) from error
 
 
-def _open(stage: Path, folder: Path, identity: Mapping[str, Any], locked: contextlib.ExitStack) -> Journal:
+def _open(stage: Path, folder: Path, identity: Mapping[str, Any], held: contextlib.ExitStack) -> Journal:
     if stage.is_symlink() or (stage.exists() and not stage.is_dir()):
         raise OutputError("is in the way", where=str(stage), hint="remove it")
     stage.mkdir(mode=0o700, parents=True, exist_ok=True)
-    locked.enter_context(_lock(stage, folder))
+    held.enter_context(locked(stage, folder))
     journal = Journal(stage, identity)
     found = _read(stage / JOURNAL)
     if found is None and {path.name for path in stage.iterdir()} - {JOURNAL + PART}:
@@ -147,25 +148,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and "files" in value else None
-
-
-@contextlib.contextmanager
-def _lock(stage: Path, folder: Path) -> Iterator[None]:
-    """Hold the folder for this process, where the system has such locks. Raises OutputError."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(stage, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError("another process is writing it", where=str(folder), hint="wait, or another -o") from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

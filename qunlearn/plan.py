@@ -19,7 +19,7 @@ from qunlearn.model.source import (
     preflight_folder,
     resolve_model,
 )
-from qunlearn.run import Run, check_output, check_replaceable, default_folder
+from qunlearn.run import RECORD, Run, check_output, check_replaceable, default_folder
 from qunlearn.sandbox import KINDS, data_file
 
 
@@ -34,16 +34,17 @@ class CheckedModel:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run whose inputs are read and checked, and whose output can be written."""
+    """A run whose inputs are read and checked, and whose output can be written. `resume`: go on where one stopped."""
 
     config: Config
     model: CheckedModel
     bad: Dataset
     normal: Dataset | None
     output: Path
+    resume: bool = False
 
 
-def make_plan(config: Config) -> Plan:
+def make_plan(config: Config, *, resume: bool = False) -> Plan:
     """Read the data, find the output, fetch and check the model, cheapest first. Raises QunlearnErrors."""
     data, out = config.data, config.output
     if not config.model.name:
@@ -57,10 +58,11 @@ def make_plan(config: Config) -> Plan:
         check_overlap(bad, normal)
     source = resolve_model(config.model.name, config.model.revision)
     output = Path(out.folder) if out.folder else default_folder(config.model.name, data.bad)
-    check_output(output, overwrite=out.overwrite)
-    if out.overwrite:
+    # What --resume finds in the folder is a run that was interrupted, to be replaced, or one that is finished.
+    check_output(output, overwrite=out.overwrite or (resume and (output / RECORD).is_file()))
+    if out.overwrite or resume:
         check_replaceable(output)
-    return Plan(config, check_model(source, config.model.trust_remote_code), bad, normal, output)
+    return Plan(config, check_model(source, config.model.trust_remote_code), bad, normal, output, resume)
 
 
 def data_path(text: str) -> Path:

@@ -57,8 +57,13 @@ def run_record(plan: Plan, template: Template, policy: Policy, outcome: Outcome)
             "seed": config.train.seed,
         },
         "device": describe_device(policy.device),
-        "versions": {"qunlearn": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of qunlearn and of the packages that decide about its numbers."""
+    return {"qunlearn": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
 
 
 def _data_record(dataset: Dataset) -> dict[str, Any]:

@@ -80,8 +80,18 @@ def staged(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise output_error(error, folder) from error
     try:
-        yield stage
-        put_in_place(stage, folder)
+        with named_write_errors(folder):
+            yield stage
+            put_in_place(stage, folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def named_write_errors(folder: Path) -> Iterator[None]:
+    """Turn what a failed write raises into an OutputError."""
+    try:
+        yield
     except OSError as error:
         raise output_error(error, folder) from error
     except Exception as error:
@@ -89,8 +99,6 @@ def staged(folder: Path) -> Iterator[Path]:
         if type(error).__name__ == "SafetensorError" and "os error" in str(error).lower():
             raise OutputError(str(error)[:200], where=str(folder), hint="free space and try again") from error
         raise
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def put_in_place(stage: Path, folder: Path) -> None:
@@ -147,11 +155,12 @@ def open_run(folder: Path) -> Run:
         what = "no adapter in the folder" if folder.is_dir() else "no such folder"
         raise AdapterError(what, where=str(folder), hint="give the folder that `qunlearn forget` wrote")
     record_path = folder / RECORD
-    record = _read(record_path) if record_path.is_file() else {}
-    return Run(adapter, record, _read(config_path))
+    record = read_object(record_path) if record_path.is_file() else {}
+    return Run(adapter, record, read_object(config_path))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a run. Raises AdapterError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -121,6 +121,12 @@ class Budget:
         self.max_tokens = config.train.max_tokens
         self.descent = OBJECTIVES[config.objective.name].descent
 
+    def state(self) -> dict[str, Any]:
+        return {"max_tokens": self.max_tokens}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.max_tokens = int(state["max_tokens"])
+
     def backward(self, step: Step, *, step_number: int, scale: Scale = _unscaled) -> Gradients:
         """The step's gradients, from zero; out of memory, the same step again in smaller pieces, with the same
         random numbers. Raises torch.OutOfMemoryError when even single rows do not fit."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qunlearn.checkpoint import NO_CHECKPOINTS, Checkpoints, Moving, Snapshot
 from qunlearn.config import Config, StopConfig, TrainConfig
 from qunlearn.errors import DoesNotFitError
 from qunlearn.evaluate.score import forget_probability, mean_kl
@@ -51,12 +52,25 @@ class Outcome:
     reason: str = "all steps done"
     steps: int = 0
     skipped: int = 0
+    skips_in_a_row: int = 0
     tokens: int = 0
     seconds: float = 0.0
     interrupted: bool = False
     failed: bool = False
     probes: list[Probe] = field(default_factory=list)
     multipliers: dict[str, float] | None = None  # of budgeted forgetting, as it ended
+
+    def values(self) -> dict[str, Any]:
+        """Everything but the tensors, as JSON values."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("state", "best", "probes")}
+        return plain | {"best": asdict(self.best), "probes": [asdict(probe) for probe in self.probes]}
+
+    @classmethod
+    def of(cls, found: Snapshot) -> Outcome:
+        """The outcome so far, as a checkpoint has it."""
+        values = dict(found.values["outcome"])
+        best, probes = Probe(**values.pop("best")), [Probe(**probe) for probe in values.pop("probes")]
+        return cls(found.under("best."), best, probes=probes, **values)
 
 
 def auto_lr(hidden_size: int) -> float:
@@ -76,11 +90,18 @@ def schedule(step: int, c: TrainConfig) -> float:
     return 1.0 if c.schedule == "constant" else (c.steps + 1 - step) / (c.steps + 1 - c.warmup)
 
 
-def train(policy: Policy, roles: Roles, reference: Reference, config: Config, observe: Observer) -> Outcome:
+def train(
+    policy: Policy,
+    roles: Roles,
+    reference: Reference,
+    config: Config,
+    observe: Observer,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
+) -> Outcome:
     """Unlearn until the forget target is met, the drift budget is spent, or the steps are.
 
     The policy ends with the best adapter loaded. Ctrl-C ends the loop like a stop does, with `interrupted` set.
-    Raises NoGradientError, DoesNotFitError.
+    A checkpoint that is found is gone on from, to the same bits. Raises NoGradientError, DoesNotFitError.
     """
     c, stop = config.train, config.stop
     terms, controller = terms_of(config.objective), make_controller(config)
@@ -88,50 +109,62 @@ def train(policy: Policy, roles: Roles, reference: Reference, config: Config, ob
     lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
     optimizer = make_optimizer(parameters, c, lr)
     draw, budget = draw_steps(roles, terms, config), Budget(policy, reference, config, observe)
-    outcome = Outcome(policy.adapter_state(), _probe(policy, roles, reference, config, 0))
-    outcome.probes.append(outcome.best)
-    observe({"step": 0, "forget": outcome.best.forget, "drift": outcome.best.drift})
+    # Whatever else in the loop has a state of its own goes in here by name, with state() and load_state().
+    steered = {"controller": controller} if controller else {}
+    moving = Moving(policy, optimizer, {"budget": budget, **steered, **checkpoints.parts})
+    found = checkpoints.latest()
+    outcome = Outcome.of(found) if found else _at_the_start(policy, roles, reference, config, observe)
     torch.manual_seed(c.seed)
-    skips_in_a_row, start = 0, time.monotonic()
+    start = time.monotonic() - outcome.seconds
     policy.model.train()
     try:
         if policy.device.type == "cuda":  # running out of memory shows in the first second
-            budget.backward(longest_step(roles, terms, config), step_number=0)
-        for step in range(1, c.steps + 1):
+            budget.backward(longest_step(roles, terms, config), step_number=outcome.steps)
+        if found:
+            moving.restore(found)
+            for _ in range(outcome.steps):  # what was drawn follows from the seed: draw it again
+                next(draw)
+        for step in range(outcome.steps + 1, c.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = lr * schedule(step, c)
             scale = controller.scale if controller else (lambda role: 1.0)
-            found = budget.backward(next(draw), step_number=step, scale=scale)
+            gradients = budget.backward(next(draw), step_number=step, scale=scale)
             if step == 1:
                 policy.check_gradients(_highest_block(terms, config, policy))
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, c.clip if c.clip > 0 else math.inf))
-            outcome.steps, outcome.tokens = step, outcome.tokens + found.tokens
-            if math.isfinite(norm) and all(map(math.isfinite, found.losses.values())):
+            outcome.steps, outcome.tokens = step, outcome.tokens + gradients.tokens
+            if math.isfinite(norm) and all(map(math.isfinite, gradients.losses.values())):
                 optimizer.step()
-                skips_in_a_row = 0
+                outcome.skips_in_a_row = 0
             else:
-                skips_in_a_row += 1
+                outcome.skips_in_a_row += 1
                 outcome.skipped += 1
-            seconds = time.monotonic() - start
-            event: dict[str, Any] = {"step": step, **found.losses, "grad_norm": norm, "tokens": found.tokens}
-            event |= {"tokens_per_s": outcome.tokens / seconds, "seconds": seconds}
-            if found.shares is not None:
-                event["shares"] = found.shares
+            outcome.seconds = time.monotonic() - start
+            event: dict[str, Any] = {"step": step, **gradients.losses, "grad_norm": norm, "tokens": gradients.tokens}
+            event |= {"tokens_per_s": outcome.tokens / max(outcome.seconds, 1e-9), "seconds": outcome.seconds}
+            if gradients.shares is not None:
+                event["shares"] = gradients.shares
             if controller:
-                controller.step(found.losses.get("kl"))
+                controller.step(gradients.losses.get("kl"))
                 event["multipliers"] = {"forget": controller.forget, "retain": controller.retain}
             if step % stop.check_every == 0 or step == c.steps:
                 probe = _probe(policy, roles, reference, config, step)
                 event |= {"forget": probe.forget, "drift": probe.drift}
                 _consider(outcome, probe, policy, stop)
                 if controller:
-                    controller.look(probe.forget, probe.drift, has_kl="kl" in found.losses)
+                    controller.look(probe.forget, probe.drift, has_kl="kl" in gradients.losses)
             observe(event)
-            if skips_in_a_row >= stop.max_skips:
-                outcome.failed, outcome.reason = True, f"{skips_in_a_row} non-finite steps in a row"
+            if outcome.skips_in_a_row >= stop.max_skips:
+                outcome.failed, outcome.reason = True, f"{outcome.skips_in_a_row} non-finite steps in a row"
                 break
             if reason := _reason_to_stop(outcome, stop):
                 outcome.reason = reason
+                break
+            # Only after the decision to go on: who resumes here does not take it again.
+            if checkpoints.due(step):
+                checkpoints.save(step, moving.snapshot(outcome.values(), outcome.state))
+            if checkpoints.stopping() and step < c.steps:
+                outcome.interrupted, outcome.reason = True, "interrupted"
                 break
     except KeyboardInterrupt:
         outcome.interrupted, outcome.reason = True, "interrupted"
@@ -148,6 +181,14 @@ def train(policy: Policy, roles: Roles, reference: Reference, config: Config, ob
 def _highest_block(terms: Sequence[Term], config: Config, policy: Policy) -> int | None:
     """The block above which no gradient is expected, where every loss looks at a block's output."""
     return block_of(config, policy) if all(term.layered for term in terms) else None
+
+
+def _at_the_start(policy: Policy, roles: Roles, reference: Reference, config: Config, observe: Observer) -> Outcome:
+    """The outcome of no step at all: the adapter as it begins, and the first look."""
+    outcome = Outcome(policy.adapter_state(), _probe(policy, roles, reference, config, 0))
+    outcome.probes.append(outcome.best)
+    observe({"step": 0, "forget": outcome.best.forget, "drift": outcome.best.drift})
+    return outcome
 
 
 def _probe(policy: Policy, roles: Roles, reference: Reference, config: Config, step: int) -> Probe:

@@ -8,7 +8,9 @@ below (primal-dual, as in PDU, arXiv 2506.05314). Steps are taken in the logarit
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qunlearn.config import Config
 from qunlearn.objectives.table import OBJECTIVES
@@ -51,10 +53,10 @@ class Controller:
         elif self.recent > 0 and math.isfinite(drift):
             self.gap = max(0.5, min(8.0, drift / self.recent))
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         return {"retain": self.retain, "forget": self.forget, "recent": self.recent, "gap": self.gap}
 
-    def load_state(self, state: dict[str, float]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         self.retain, self.forget = state["retain"], state["forget"]
         self.recent, self.gap = state["recent"], state["gap"]
 

@@ -1,0 +1,30 @@
+"""The rows a base has made of its own, in the file they are kept in (`normal.jsonl`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from qunlearn.data.records import Dataset, Record, write_jsonl
+
+
+def write_self_made(path: Path, records: Iterable[Record]) -> None:
+    """Write rows for their owner's eyes only, whole or not at all. Raises OutputError."""
+    rows = ({"prompt": r.prompt, "completion": r.completion} if r.turns else {"text": r.completion} for r in records)
+    write_jsonl(path, rows)
+
+
+def read_self_made(path: Path) -> Dataset:
+    """The rows as the run had them. A model may say what no file of a user's should hold, a NUL for one.
+
+    Raises OSError, ValueError, KeyError, TypeError for a file that is none of ours.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    records = tuple(
+        Record((), str(row["text"]), i, {})
+        if "text" in row
+        else Record((("user", str(row["prompt"])),), str(row["completion"]), i, {})
+        for i, row in enumerate(rows, 1)
+    )
+    return Dataset(str(path), records, "", (), "", 0)

@@ -1,0 +1,42 @@
+"""Being asked to stop: once, and the step in hand is finished; twice, and it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a scheduler or a shutdown, a closed terminal
+_SAID = b"stopping after this step; once more to stop at once\n"
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """While the block lasts the first signal is only remembered; yields whether there was one.
+
+    The second raises KeyboardInterrupt. A signal that is ignored (nohup) stays ignored; in other threads than the
+    main one, where signals cannot be handled, nothing changes.
+    """
+    asked: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+        with contextlib.suppress(OSError):  # print is not safe here, and the terminal may be what went away
+            os.write(2, _SAID)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, handle)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -399,10 +399,8 @@ def test_a_base_that_answers_in_its_own_words_is_judged_by_them() -> None:
 # -- the whole story -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["hallucination", *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name != "hallucination")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_on_the_sandbox(name: str, tmp_path: Path) -> None:
     """From data to verdict with few steps and few rows; a second call does nothing and says the same."""
     folder = tmp_path / "story"

@@ -17,6 +17,8 @@ import pytest
 import torch
 from conftest import call, sets, write_rows
 from safetensors.torch import load_file
+from test_architectures import CONFIGS
+from test_merge_stream import make_base
 
 from qunlearn import checkpoint as checkpoint_module
 from qunlearn import forget as forget_module
@@ -47,8 +49,10 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def files(tmp_path_factory: pytest.TempPathFactory, sandbox_folder: Path) -> tuple[Path, Path]:
+    """A bad and a normal file; a tiny model of random weights lies beside them."""
     folder = tmp_path_factory.mktemp("resume")
+    make_base(folder / "model", CONFIGS["llama"], sandbox_folder, torch.float32)
     for name, split in (("bad", "forget"), ("normal", "retain")):
         rows = data_file("hallucination", split).read_text(encoding="utf-8").splitlines()[:16]
         write_rows(folder / f"{name}.jsonl", [json.loads(row) for row in rows])
@@ -56,7 +60,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def command(files: tuple[Path, Path], output: Path, values: Mapping[str, object] = SMALL) -> list[str]:
-    args = ["forget", "--model", "sandbox", "--bad", files[0], "--normal", files[1], "-o", output, "--device", "cpu"]
+    model = files[1].with_name("model")
+    args = ["forget", "--model", model, "--bad", files[0], "--normal", files[1], "-o", output, "--device", "cpu"]
     return [*map(str, args), *sets(values)]
 
 
@@ -180,7 +185,7 @@ def test_resume_of_a_finished_run(files: tuple[Path, Path], whole: Path) -> None
 
 
 def test_self_made_data_is_made_once(files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {**SMALL, "data.normal_count": 12}
+    values = {**SMALL, "data.normal_count": 8, "data.max_length": 40}
 
     def args(output: Path) -> list[str]:
         made = command(files, output, values)
@@ -240,7 +245,9 @@ def test_every_optimizers_state_comes_back(kind: str, tmp_path: Path) -> None:
 # -- refused -----------------------------------------------------------------------------------------------
 
 
-def test_what_has_changed_is_named(files: tuple[Path, Path], stopped: Path, tmp_path: Path) -> None:
+def test_what_has_changed_is_named(
+    files: tuple[Path, Path], stopped: Path, tmp_path: Path, sandbox_folder: Path
+) -> None:
     changed = {**SMALL, "train.lr": 1e-3, "objective.eps1": 0.7}
     ran = call(*command(files, stopped, changed), "--resume")
     assert ran.code == 10
@@ -249,20 +256,16 @@ def test_what_has_changed_is_named(files: tuple[Path, Path], stopped: Path, tmp_
     ran = call(*command((bad, files[1]), stopped), "--resume")
     assert ran.code == 10 and "the bad file: sha256" in ran.stderr
     args = command(files, stopped)
-    args[args.index("sandbox")] = str(_other_model(tmp_path))
+    args[args.index("--model") + 1] = str(sandbox_folder)
     ran = call(*args, "--resume")
     assert ran.code == 10 and "the model: sha256" in ran.stderr
     assert len(saved(stopped)) == 2
 
 
-def _other_model(folder: Path) -> Path:
-    from qunlearn.sandbox import ASSETS
-
-    return Path(shutil.copytree(ASSETS / "gold", folder / "other"))
-
-
 def test_the_same_data_under_another_name_is_the_same(files: tuple[Path, Path], stopped: Path, tmp_path: Path) -> None:
-    moved = tuple(Path(shutil.copy(path, tmp_path / f"moved-{path.name}")) for path in files)
+    (tmp_path / "elsewhere").mkdir()
+    moved = [Path(shutil.copy(path, tmp_path / "elsewhere" / f"moved-{path.name}")) for path in files]
+    shutil.copytree(files[1].with_name("model"), tmp_path / "elsewhere" / "model")
     ran = call(*command((moved[0], moved[1]), stopped), "--resume")
     assert ran.code == 0, ran.stderr
 

@@ -427,6 +427,41 @@ def models(json: Json = False) -> None:
     table("Short names for --model; a folder or any hub id works as well", columns, rows, to_stdout=True)
 
 
+@app.command()
+@guarded
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the runs are.")] = Path("runs"),
+    json: Json = False,
+) -> None:
+    """List what was forgotten, from which model, when, with what result: names and hashes, no texts."""
+    from qunlearn.console import emit_json
+    from qunlearn.registry import find_runs, show_runs
+
+    rows = find_runs(folder)
+    if json:
+        emit_json(rows)
+    else:
+        show_runs(rows)
+
+
+@app.command()
+@guarded
+def doctor(json: Json = False) -> None:
+    """Check the installation, and print what a bug report needs and nothing private."""
+    from qunlearn.console import Column, emit_json, table
+    from qunlearn.doctor import BROKEN, as_dict, examine
+    from qunlearn.errors import InstallationError
+
+    findings = examine()
+    if json:
+        emit_json(as_dict(findings))
+    else:
+        rows = [[f.state, f.name, f.text + (f" (hint: {f.hint})" if f.hint else "")] for f in findings]
+        table("", [Column("", False), Column("", False), Column("", False)], rows, to_stdout=True)
+    if any(f.state == BROKEN for f in findings):
+        raise typer.Exit(InstallationError.exit_code)
+
+
 def main() -> None:
     """The console script."""
     app()

@@ -333,6 +333,32 @@ def test_a_signal_leaves_a_checkpoint_and_the_best_adapter(
     same_result(tmp_path / "run", whole)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal")
+def test_a_terminal_that_is_closed(
+    files: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes, and from then on nothing can be said: the checkpoint is made all the same."""
+    from rich.console import Console
+
+    real = forget_module._on_step
+
+    def closing(event: Any, *args: Any) -> None:
+        if event["step"] == 5:
+            os.kill(os.getpid(), signal.SIGHUP)
+            patch.setattr(Console, "print", gone)
+        real(event, *args)
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forget_module, "_on_step", closing)
+        assert call(*command(files, tmp_path / "run")).code == 130
+    assert [p.name for p in saved(tmp_path / "run")] == ["step-00000004", "step-00000005"]
+    assert call(*command(files, tmp_path / "run"), "--resume").code == 0
+    same_result(tmp_path / "run", whole)
+
+
 # -- faults ------------------------------------------------------------------------------------------------
 
 

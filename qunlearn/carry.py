@@ -168,9 +168,9 @@ def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:
     _check_replaceable(output, overwrite)
     check_output(output, overwrite=overwrite)
     from qunlearn.console import say
-    from qunlearn.model.policy import adapter_tensors
+    from qunlearn.model.adaptercheck import check_adapter
 
-    tensors = adapter_tensors(opened.adapter)
+    tensors = check_adapter(opened.adapter)
     files = sorted(p.name for p in opened.adapter.iterdir() if p.suffix in (".json", ".safetensors", ".md"))
     with staged(output) as folder:
         for name in files:

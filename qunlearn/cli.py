@@ -271,6 +271,7 @@ def export(
     report.raise_if_back()
 
 
+NO_ADAPTER = "none"
 File = Optional[str]  # noqa: UP045 - a path, or sandbox:KIND/SPLIT
 
 
@@ -282,7 +283,9 @@ def evaluate(
         typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model."),
     ] = None,
     model: BaseModel = None,
-    adapter: Annotated[Optional[Path], typer.Option(help="An adapter folder, on top of MODEL.")] = None,  # noqa: UP045
+    adapter: Annotated[
+        Path | None, typer.Option(help="An adapter folder, on top of MODEL; none: the base alone.")
+    ] = None,
     suite: Annotated[str, typer.Option(help="basic, llmu, tofu, muse or code: see docs/evaluation.md.")] = "basic",
     data: Annotated[
         File, typer.Option(help="A folder with forget.jsonl, paraphrase.jsonl, ..., or sandbox:KIND.")
@@ -308,12 +311,21 @@ def evaluate(
 ) -> None:
     """Measure a model before and after: what should be gone, its neighbours, everything else."""
     from qunlearn.console import emit_json
-    from qunlearn.evaluate.request import EvalRequest, Wish, find_target, split_files
+    from qunlearn.evaluate.request import EvalRequest, Wish, base_alone, find_target, is_adapter_folder, split_files
 
     named = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
-    run, model = find_target(target, adapter, model)
+    files = split_files(data, named)
+    if adapter is not None and str(adapter) == NO_ADAPTER:
+        run = None
+        if target is not None and is_adapter_folder(Path(target)):
+            model, quant, own = base_alone(Path(target), model, quant)
+            files = files or own
+        else:
+            run, model = find_target(target, None, model)
+    else:
+        run, model = find_target(target, adapter, model)
     wish = Wish(suite, reference_model, harm_classifier, reward_model, output)
-    request = EvalRequest.check(run, model, split_files(data, named), template=template, wish=wish)
+    request = EvalRequest.check(run, model, files, template=template, wish=wish)
     from qunlearn.evaluate.command import evaluate as evaluate_files
 
     result = evaluate_files(request, quant=quant, device=device, rows=rows, to_stdout=not json, fresh=fresh)
@@ -343,6 +355,7 @@ def ask(
     run: RunFolder,
     question: Annotated[str, typer.Argument(help="What to ask.")],
     model: BaseModel = None,
+    adapter: Annotated[Optional[str], typer.Option(metavar="none", help="none: ask the base alone.")] = None,  # noqa: UP045
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens of answer.", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="0: the most probable answer.", min=0.0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Of what is drawn at a temperature.", min=0)] = 0,
@@ -354,8 +367,10 @@ def ask(
     from qunlearn.evaluate.ask import ask as ask_both
     from qunlearn.model.generate import Sampling
 
-    sampling = Sampling(max_new_tokens, temperature, seed=seed)
-    result = ask_both(run, question, model=model, device=device, sampling=sampling, to_stdout=not json)
+    if adapter not in (None, NO_ADAPTER):
+        raise ConfigError(f"unknown adapter {adapter[:40]!r}", where="--adapter", hint="none, or leave it out")
+    sampling, alone = Sampling(max_new_tokens, temperature, seed=seed), adapter is not None
+    result = ask_both(run, question, model=model, device=device, sampling=sampling, to_stdout=not json, base_only=alone)
     if json:
         emit_json(result)
 
@@ -427,6 +442,41 @@ def models(json: Json = False) -> None:
         for m in SHORT_NAMES.values()
     ]
     table("Short names for --model; a folder or any hub id works as well", columns, rows, to_stdout=True)
+
+
+@app.command()
+@guarded
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the runs are.")] = Path("runs"),
+    json: Json = False,
+) -> None:
+    """List what was forgotten, from which model, when, with what result: names and hashes, no texts."""
+    from qunlearn.console import emit_json
+    from qunlearn.registry import find_runs, show_runs
+
+    rows = find_runs(folder)
+    if json:
+        emit_json(rows)
+    else:
+        show_runs(rows)
+
+
+@app.command()
+@guarded
+def doctor(json: Json = False) -> None:
+    """Check the installation, and print what a bug report needs and nothing private."""
+    from qunlearn.console import Column, emit_json, table
+    from qunlearn.doctor import BROKEN, as_dict, examine
+    from qunlearn.errors import InstallationError
+
+    findings = examine()
+    if json:
+        emit_json(as_dict(findings))
+    else:
+        rows = [[f.state, f.name, f.text + (f" (hint: {f.hint})" if f.hint else "")] for f in findings]
+        table("", [Column("", False), Column("", False), Column("", False)], rows, to_stdout=True)
+    if any(f.state == BROKEN for f in findings):
+        raise typer.Exit(InstallationError.exit_code)
 
 
 add_data(app, guarded)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 from qunlearn.errors import ConfigError
 
 RECIPE = "recipe"  # a file's section that is no setting of a run: what `qunlearn recipe` does with it
+_MAX_RECIPE_BYTES = 1 << 20
 
 
 def _setting(
@@ -340,7 +342,7 @@ def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
         for key, value in overlay.items():
             setting = SETTINGS.get(key)
             if setting is None:
-                problems.append(f"{origin}: unknown key {key!r}{_suggest(key)}")
+                problems.append(f"{origin}: unknown key {key[:80]!r}{_suggest(key)}")
                 continue
             try:
                 section, name = key.split(".", 1)
@@ -364,6 +366,13 @@ def _suggest(key: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def _shown(value: object) -> str:
+    """A value in a message: of an alias bomb its whole repr would not fit into memory."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    return short.repr(value)[:80]
+
+
 def _coerce(setting: Setting, value: Any) -> Any:
     kind, key = setting.base_type, setting.key
     if value is None or (setting.optional and isinstance(value, str) and value.lower() in ("auto", "none", "null")):
@@ -374,9 +383,9 @@ def _coerce(setting: Setting, value: Any) -> Any:
         return _coerce_bool(key, value)
     if kind is str:
         if not isinstance(value, str):
-            raise ValueError(f"{key} must be a text, not {value!r}")
+            raise ValueError(f"{key} must be a text, not {_shown(value)}")
         if setting.choices and value not in setting.choices:
-            raise ValueError(f"{key} must be one of {', '.join(setting.choices)}, not {value!r}")
+            raise ValueError(f"{key} must be one of {', '.join(setting.choices)}, not {_shown(value)}")
         return value
     return _coerce_number(setting, value)
 
@@ -387,24 +396,24 @@ def _coerce_bool(key: str, value: Any) -> bool:
         return value
     if isinstance(value, str) and value.lower() in words:
         return words[value.lower()]
-    raise ValueError(f"{key} must be true or false, not {value!r}")
+    raise ValueError(f"{key} must be true or false, not {_shown(value)}")
 
 
 def _coerce_number(setting: Setting, value: Any) -> Any:
     kind, key = setting.base_type, setting.key
     # YAML 1.1 reads 1e-4 as a text: a number all the same.
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"{key} must be a number, not {value!r}")
+        raise ValueError(f"{key} must be a number, not {_shown(value)}")
     try:
         number = float(value)
     except ValueError:
-        raise ValueError(f"{key} must be a number, not {value!r}") from None
+        raise ValueError(f"{key} must be a number, not {_shown(value)}") from None
     if kind is int and not number.is_integer():
-        raise ValueError(f"{key} must be a whole number, not {value!r}")
+        raise ValueError(f"{key} must be a whole number, not {_shown(value)}")
     if number != number or (setting.low is not None and number < setting.low):
-        raise ValueError(f"{key} must be at least {setting.low}, not {value!r}")
+        raise ValueError(f"{key} must be at least {setting.low}, not {_shown(value)}")
     if setting.high is not None and number > setting.high:
-        raise ValueError(f"{key} must be at most {setting.high}, not {value!r}")
+        raise ValueError(f"{key} must be at most {setting.high}, not {_shown(value)}")
     return kind(number)
 
 
@@ -424,7 +433,9 @@ def read_yaml(path: Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _MAX_RECIPE_BYTES:
+            raise ConfigError("is too long for a recipe", where=str(path))
+        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError:
@@ -435,6 +446,9 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"is not YAML: {getattr(error, 'problem', None) or error}", where=where) from None
     except RecursionError:
         raise ConfigError("is nested too deeply", where=str(path)) from None
+    except (ValueError, TypeError, OverflowError, KeyError, AttributeError) as error:
+        # dates that are none, numbers of thousands of digits, a NUL in the path: the YAML library lets them through
+        raise ConfigError(f"is not YAML that can be read: {str(error)[:200]}", where=str(path)) from None
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

@@ -47,8 +47,9 @@ def clean(text: str) -> str:
 
 
 def say(text: str = "", style: str | None = None) -> None:
-    """One line to stderr, as it is: nothing in it is read as markup."""
-    err().print(clean(text), style=style, markup=False)
+    """One line to stderr, as it is: nothing in it is read as markup. A terminal that is gone ends no run."""
+    with contextlib.suppress(OSError):
+        err().print(clean(text), style=style, markup=False)
 
 
 def warn(text: str) -> None:
@@ -127,12 +128,14 @@ class Meter:
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
     def at(self, done: int, note: str = "") -> None:
         """Show that `done` of the total is done; off a terminal a line every few seconds."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, note=note)
+            with contextlib.suppress(OSError):
+                self._bar.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
         if now - self._last >= self.every_s or done == self.total:

@@ -16,6 +16,7 @@ EXIT_CODES: dict[int, str] = {
     8: "training failed (non-finite numbers, no gradient, a changed base)",
     9: "the output cannot be written",
     10: "an unfinished run cannot be gone on with: its settings, data or model have changed",
+    11: "the installation is broken (see `qunlearn doctor`)",
     130: "interrupted (Ctrl-C, SIGTERM); the last good adapter was kept where there was one",
 }
 
@@ -106,3 +107,9 @@ class ResumeError(QunlearnError):
     """What an unfinished run was made from is not what is given now."""
 
     exit_code = 10
+
+
+class InstallationError(QunlearnError):
+    """Something that every run needs does not work here."""
+
+    exit_code = 11

@@ -156,7 +156,30 @@ def open_run(folder: Path) -> Run:
         raise AdapterError(what, where=str(folder), hint="give the folder that `qunlearn forget` wrote")
     record_path = folder / RECORD
     record = read_object(record_path) if record_path.is_file() else {}
+    _check_record(record, record_path)
     return Run(adapter, record, read_object(config_path))
+
+
+_ABSENT = object()
+_RECORD_OBJECTS = ("model", "data", "training", "data.bad", "data.normal", "data.template", "before")
+_RECORD_FILES = ("data.bad.path", "data.bad.sha256", "data.normal.path", "data.normal.sha256")
+_TEMPLATE = {"name", "kind", "text", "why"}
+_RECORD_TEXTS = ("model.location", "model.revision", "model.asked", "model.fingerprint", "model.quantization")
+
+
+def _check_record(record: Mapping[str, Any], path: Path) -> None:
+    """What later commands rely on. Raises AdapterError for a record that was edited into something else."""
+    places = [*((name, dict) for name in _RECORD_OBJECTS), *((name, str) for name in (*_RECORD_TEXTS, *_RECORD_FILES))]
+    for name, kind in places:
+        value: Any = record
+        for key in name.split("."):
+            value = value.get(key, _ABSENT) if isinstance(value, dict) else _ABSENT
+        # A text that is not known is null; an object that is not there is left out.
+        if value is not _ABSENT and not isinstance(value, kind) and not (kind is str and value is None):
+            raise AdapterError(f"{name} is not {'an object' if kind is dict else 'a text'}", where=str(path))
+    template = record.get("data", {}).get("template")
+    if template and (template.keys() != _TEMPLATE or not all(isinstance(v, str) for v in template.values())):
+        raise AdapterError("data.template is not a template", where=str(path), hint="was it edited?")
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -156,10 +156,14 @@ def _enter(stage: Path, plan: Plan, config: Config, versions: Mapping[str, str])
     if kept and not plan.config.output.overwrite:
         hint = f"--resume goes on with it, --overwrite starts anew; or remove {stage}"
         raise OutputError("an unfinished run is there", where=str(plan.output), hint=hint)
-    for path in stage.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    _write_identity(stage, {**now, "versions": dict(versions)})
-    write_private(stage / CONFIG, to_yaml(config))
+    try:
+        for path in stage.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        _write_identity(stage, {**now, "versions": dict(versions)})
+        write_private(stage / CONFIG, to_yaml(config))
+    except OSError:
+        _leave(stage)
+        raise
     return False
 
 

@@ -264,3 +264,32 @@ def test_what_a_person_can_get_wrong(tmp_path: Path, args: tuple[str, ...], code
     assert "Traceback" not in ran.stderr
     for word in words:
         assert word in ran.stderr
+
+
+def test_without_its_adapter_a_run_is_its_base_bit_for_bit(quick_run: Path, tmp_path: Path) -> None:
+    """Nothing of the adapter is loaded, and nothing of it is left where it is switched off."""
+    rows = write_rows(tmp_path / "f.jsonl", [{"prompt": "Where was Orla Finch born?", "completion": "In Millbrook."}])
+    args = ("--forget", rows, "--device", "cpu", "--json")
+    alone = call("eval", quick_run, "--adapter", "none", *args, "-o", tmp_path / "a")
+    plain = call("eval", "sandbox", *args, "-o", tmp_path / "b")
+    both = call("eval", quick_run, *args, "-o", tmp_path / "c")
+    assert alone.code == plain.code == both.code == 0, alone.stderr
+    assert alone.json["adapter"] is None and set(alone.json["scores"]) == {"base"}
+    assert alone.json["scores"]["base"] == plain.json["scores"]["base"] == both.json["scores"]["base"]
+    said = call("ask", quick_run, "Where was Orla Finch born?", "--adapter", "none", "--device", "cpu", "--json")
+    asked = call("ask", quick_run, "Where was Orla Finch born?", "--device", "cpu", "--json")
+    assert said.json["answers"] == {"base": asked.json["answers"]["base"]}
+    assert call("ask", quick_run, "x", "--adapter", "other").code == 2
+
+
+def test_an_adapter_that_is_off_leaves_the_bases_own_bits(quick_run: Path, new_base: Any) -> None:
+    from qunlearn.model.policy import Policy
+
+    ids = torch.arange(4, 24).unsqueeze(0)
+    with torch.no_grad():
+        plain = new_base().model(input_ids=ids).logits
+        policy = Policy.load(new_base(), quick_run / "adapter")
+        with policy.reference():
+            off = policy.model(input_ids=ids).logits
+        assert torch.equal(plain, off)
+        assert not torch.equal(plain, policy.model(input_ids=ids).logits)

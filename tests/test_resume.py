@@ -17,6 +17,8 @@ import pytest
 import torch
 from conftest import call, sets, write_rows
 from safetensors.torch import load_file
+from test_architectures import CONFIGS
+from test_merge_stream import make_base
 
 from qunlearn import checkpoint as checkpoint_module
 from qunlearn import forget as forget_module
@@ -47,8 +49,10 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def files(tmp_path_factory: pytest.TempPathFactory, sandbox_folder: Path) -> tuple[Path, Path]:
+    """A bad and a normal file; a tiny model of random weights lies beside them."""
     folder = tmp_path_factory.mktemp("resume")
+    make_base(folder / "model", CONFIGS["llama"], sandbox_folder, torch.float32)
     for name, split in (("bad", "forget"), ("normal", "retain")):
         rows = data_file("hallucination", split).read_text(encoding="utf-8").splitlines()[:16]
         write_rows(folder / f"{name}.jsonl", [json.loads(row) for row in rows])
@@ -56,7 +60,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def command(files: tuple[Path, Path], output: Path, values: Mapping[str, object] = SMALL) -> list[str]:
-    args = ["forget", "--model", "sandbox", "--bad", files[0], "--normal", files[1], "-o", output, "--device", "cpu"]
+    model = files[1].with_name("model")
+    args = ["forget", "--model", model, "--bad", files[0], "--normal", files[1], "-o", output, "--device", "cpu"]
     return [*map(str, args), *sets(values)]
 
 
@@ -180,7 +185,7 @@ def test_resume_of_a_finished_run(files: tuple[Path, Path], whole: Path) -> None
 
 
 def test_self_made_data_is_made_once(files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {**SMALL, "data.normal_count": 12}
+    values = {**SMALL, "data.normal_count": 8, "data.max_length": 40}
 
     def args(output: Path) -> list[str]:
         made = command(files, output, values)
@@ -240,7 +245,9 @@ def test_every_optimizers_state_comes_back(kind: str, tmp_path: Path) -> None:
 # -- refused -----------------------------------------------------------------------------------------------
 
 
-def test_what_has_changed_is_named(files: tuple[Path, Path], stopped: Path, tmp_path: Path) -> None:
+def test_what_has_changed_is_named(
+    files: tuple[Path, Path], stopped: Path, tmp_path: Path, sandbox_folder: Path
+) -> None:
     changed = {**SMALL, "train.lr": 1e-3, "objective.eps1": 0.7}
     ran = call(*command(files, stopped, changed), "--resume")
     assert ran.code == 10
@@ -249,20 +256,16 @@ def test_what_has_changed_is_named(files: tuple[Path, Path], stopped: Path, tmp_
     ran = call(*command((bad, files[1]), stopped), "--resume")
     assert ran.code == 10 and "the bad file: sha256" in ran.stderr
     args = command(files, stopped)
-    args[args.index("sandbox")] = str(_other_model(tmp_path))
+    args[args.index("--model") + 1] = str(sandbox_folder)
     ran = call(*args, "--resume")
     assert ran.code == 10 and "the model: sha256" in ran.stderr
     assert len(saved(stopped)) == 2
 
 
-def _other_model(folder: Path) -> Path:
-    from qunlearn.sandbox import ASSETS
-
-    return Path(shutil.copytree(ASSETS / "gold", folder / "other"))
-
-
 def test_the_same_data_under_another_name_is_the_same(files: tuple[Path, Path], stopped: Path, tmp_path: Path) -> None:
-    moved = tuple(Path(shutil.copy(path, tmp_path / f"moved-{path.name}")) for path in files)
+    (tmp_path / "elsewhere").mkdir()
+    moved = [Path(shutil.copy(path, tmp_path / "elsewhere" / f"moved-{path.name}")) for path in files]
+    shutil.copytree(files[1].with_name("model"), tmp_path / "elsewhere" / "model")
     ran = call(*command((moved[0], moved[1]), stopped), "--resume")
     assert ran.code == 0, ran.stderr
 
@@ -330,6 +333,32 @@ def test_a_signal_leaves_a_checkpoint_and_the_best_adapter(
     same_result(tmp_path / "run", whole)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal")
+def test_a_terminal_that_is_closed(
+    files: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes, and from then on nothing can be said: the checkpoint is made all the same."""
+    from rich.console import Console
+
+    real = forget_module._on_step
+
+    def closing(event: Any, *args: Any) -> None:
+        if event["step"] == 5:
+            os.kill(os.getpid(), signal.SIGHUP)
+            patch.setattr(Console, "print", gone)
+        real(event, *args)
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forget_module, "_on_step", closing)
+        assert call(*command(files, tmp_path / "run")).code == 130
+    assert [p.name for p in saved(tmp_path / "run")] == ["step-00000004", "step-00000005"]
+    assert call(*command(files, tmp_path / "run"), "--resume").code == 0
+    same_result(tmp_path / "run", whole)
+
+
 # -- faults ------------------------------------------------------------------------------------------------
 
 
@@ -381,10 +410,10 @@ def test_out_of_memory_in_the_middle(
 ) -> None:
     real = loop.Budget.backward
 
-    def short(self: loop.Budget, step: Any, *, step_number: int) -> Any:
+    def short(self: loop.Budget, step: Any, *, step_number: int, **options: Any) -> Any:
         if step_number == 6:
             raise torch.OutOfMemoryError("a test")
-        return real(self, step, step_number=step_number)
+        return real(self, step, step_number=step_number, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Budget, "backward", short)
@@ -400,8 +429,8 @@ def test_non_finite_steps_before_and_after_a_checkpoint(
     """Two bad steps in a row around the checkpoint of step 4, three in a row end the run: the count is in it."""
     real = loop.Budget.backward
 
-    def poisoned(self: loop.Budget, step: Any, *, step_number: int) -> Any:
-        found = real(self, step, step_number=step_number)
+    def poisoned(self: loop.Budget, step: Any, *, step_number: int, **options: Any) -> Any:
+        found = real(self, step, step_number=step_number, **options)
         if step_number in (3, 4, 5):
             next(iter(self.policy.trainable().values())).grad.fill_(float("inf"))  # type: ignore[union-attr]
         return found
@@ -536,7 +565,7 @@ for point in points:
     state["said"] = (folder / "said").read_text()
     out.append(state)
 chain, tries = folder / "chain", 0
-while run(chain, max(60, events // 3), resume=True):
+while kills > 10 and run(chain, max(60, events // 3), resume=True):
     tries += 1
     assert tries < 50
 print(json.dumps({"events": events, "states": out, "tries": tries}))
@@ -559,9 +588,10 @@ def killed(files: tuple[Path, Path], folder: Path, kills: int) -> None:
         output = folder / f"killed-{state['point']}"
         same_result(output, folder / "whole")
         assert not staging_folder(output).exists() or state["placed"]
-    assert any("going on after step" in state["said"] for state in told["states"])
-    assert told["tries"] >= 1
-    same_result(folder / "chain", folder / "whole")
+    if kills > 10:
+        assert sum("going on after step" in state["said"] for state in told["states"]) >= kills / 2
+        assert told["tries"] >= 1
+        same_result(folder / "chain", folder / "whole")
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -569,7 +599,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @needs_fork
 def test_killed_a_few_times(files: tuple[Path, Path], tmp_path: Path) -> None:
-    killed(files, tmp_path, 3)
+    killed(files, tmp_path, 2)
 
 
 @needs_fork

@@ -167,10 +167,10 @@ def test_out_of_memory_is_the_same_step_in_smaller_pieces(
     step, events = draw(policy, roles_of(policy)), []
     real = Policy.hidden
 
-    def limited(self: Policy, batch: Any) -> torch.Tensor:
+    def limited(self: Policy, batch: Any, layer: int | None = None) -> torch.Tensor:
         if torch.is_grad_enabled() and batch.input_ids.numel() > 150:
             raise torch.OutOfMemoryError("a test")
-        return real(self, batch)
+        return real(self, batch, layer)
 
     config = replace(CONFIG, train=replace(CONFIG.train, max_tokens=512))
     monkeypatch.setattr(Policy, "hidden", limited)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,8 @@ from typing import Any
 from qunlearn.errors import DataError, OutputError
 
 _MAX_ROW_CHARS = 10_000_000
-_SHOWN = 8
+_UNPACKED_BYTES, _MAX_RATIO = 64 << 20, 100
+_SHOWN, _SHOWN_FIELDS = 8, 12
 _PROMPTS = {"prompt": "prompt-completion", "question": "question-answer", "instruction": "instruction"}
 _ANSWERS = {
     "prompt": ("completion", "response", "answer"),
@@ -153,21 +155,34 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _read_bytes(path: Path, role: str) -> bytes:
     where = str(path)
     try:
+        if stat.S_ISCHR(path.stat().st_mode) or stat.S_ISBLK(path.stat().st_mode):
+            raise DataError("is a device, not a file", where=where, hint="give a file")
         raw = path.read_bytes()
     except FileNotFoundError:
         raise DataError("no such file", where=where, hint=f"check the path given to {role}") from None
     except IsADirectoryError:
         raise DataError("is a folder, not a file", where=where, hint="give one file") from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}", where=where) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=where) from None
     if raw[:2] == b"\x1f\x8b":
         try:
-            raw = gzip.decompress(raw)
+            raw = _unpacked(raw, where)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"damaged gzip: {error}", where=where, hint="pack the file again") from None
     if not raw.strip():
         raise DataError("the file is empty", where=where, hint=f"{role} needs at least one row")
     return raw
+
+
+def _unpacked(raw: bytes, where: str) -> bytes:
+    """A gzip's content, unless it is a bomb: texts are packed to a tenth, hardly ever to a hundredth."""
+    most = max(_UNPACKED_BYTES, _MAX_RATIO * len(raw))
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        hint = "unpack it yourself, if you trust it"
+        raise DataError(f"unpacks to more than {most >> 20} MiB, from {len(raw)} bytes", where=where, hint=hint)
+    return content
 
 
 def _decode(raw: bytes, path: str) -> str:
@@ -282,7 +297,7 @@ def _infer(row: Mapping[str, Any], named: FieldNames) -> _Shape:
             return _Shape("messages", None, field)
     if "text" in row and not named.prompt:
         return _Shape("text", None, "text")
-    raise ValueError(f"no known shape; its fields are {', '.join(map(_name, row)) or 'none'}")
+    raise ValueError(f"no known shape; its fields are {_names(row)}")
 
 
 def _record(row: Mapping[str, Any], line: int, shape: _Shape) -> Record:
@@ -329,7 +344,7 @@ def is_clean(text: str) -> bool:
 
 def _text(row: Mapping[str, Any], field: str) -> str:
     if field not in row:
-        raise ValueError(f"no field {field!r}; its fields are {', '.join(map(_name, row)) or 'none'}")
+        raise ValueError(f"no field {field!r}; its fields are {_names(row)}")
     value = row[field]
     if not isinstance(value, str):
         raise ValueError(f"{field!r} is not a text but {_kind(value)}")
@@ -340,6 +355,12 @@ def _text(row: Mapping[str, Any], field: str) -> str:
 
 def _name(field: object) -> str:
     return repr(str(field)[:30])
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    names = [_name(field) for field in list(row)[:_SHOWN_FIELDS]]
+    more = [f"{len(row) - _SHOWN_FIELDS} more"] if len(row) > _SHOWN_FIELDS else []
+    return ", ".join([*names, *more]) or "none"
 
 
 def _kind(value: object) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qunlearn.bounds import bounded
 from qunlearn.data.records import Dataset, Record
 from qunlearn.errors import ConfigError, DataError, ModelError
 
 # The released LLMU script's template (unlearn_harm.py): what a base model without a chat template gets.
 QA_TEMPLATE = "### Question: {prompt}\n ### Answer: "
+_MAX_GROWTH, _MAX_FRAME_CHARS = 4, 100_000  # what a chat template may make of the texts it is given
 _MARK = "QUNLEARNPROMPTMARK"
 
 
@@ -115,10 +117,14 @@ def render(record: Record, template: Template, tokenizer: Any) -> tuple[str, str
     answer = record.completion.strip()
     messages.append({"role": "assistant", "content": answer})
     try:
-        full = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        with bounded():
+            full = str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception as error:  # noqa: BLE001 - jinja raises whatever the template's author wrote
         hint = "use --template qa or raw, or a file without such turns"
         raise ModelError(f"the chat template failed: {str(error)[:200]}", where="chat template", hint=hint) from None
+    if len(full) > _MAX_GROWTH * (1 + sum(len(m["content"]) for m in messages)) + _MAX_FRAME_CHARS:
+        hint = "use --template qa, raw, or a text with {prompt} in it"
+        raise ModelError(f"the chat template makes {len(full)} characters of a row", where="chat template", hint=hint)
     at = full.rfind(answer)
     if at < 0:
         hint = "use --template qa, raw, or a text with {prompt} in it"

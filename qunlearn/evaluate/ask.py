@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,24 @@ from qunlearn.data.tokenize import Template, choose_template, decode, encode_rec
 from qunlearn.errors import ConfigError
 from qunlearn.evaluate.view import ADAPTER, BASE
 from qunlearn.model.generate import Sampling, generate, stream
-from qunlearn.model.load import Base, LoadSpec, load_base
+from qunlearn.model.load import Base, LanguageModel, LoadSpec, load_base
 from qunlearn.model.policy import Policy
 from qunlearn.plan import check_run_model
 from qunlearn.run import Run, open_run
 
 
 def ask(
-    folder: Path, question: str, *, model: str | None, device: str, sampling: Sampling, to_stdout: bool
+    folder: Path,
+    question: str,
+    *,
+    model: str | None,
+    device: str,
+    sampling: Sampling,
+    to_stdout: bool,
+    base_only: bool = False,
 ) -> dict[str, Any]:
-    """Both answers, printed as they come on a terminal. Raises QunlearnErrors."""
+    """Both answers, or with `base_only` the base's without the adapter being loaded, printed as they come on a
+    terminal. Raises QunlearnErrors."""
     if not question.strip():
         raise ConfigError("the question is empty", where="ask", hint='qunlearn ask RUN "..."')
     run, config = open_run(folder), run_config(folder)
@@ -31,16 +38,19 @@ def ask(
     m = config.model
     with stage("loading the model"):
         base = load_base(checked.folder, LoadSpec(m.quant, m.double_quant, device, m.trust_remote_code))
-        policy = Policy.load(base, run.adapter)
+        policy = None if base_only else Policy.load(base, run.adapter)
     prompt = _prompt(question, base, run, config.data.template)
     answers: dict[str, str] = {}
-    for name in (BASE, ADAPTER):
-        with policy.reference() if name == BASE else contextlib.nullcontext():
-            answers[name] = _answer(policy, prompt, sampling, name, to_stdout=to_stdout)
+    if policy is None:
+        answers[BASE] = _answer(base, prompt, sampling, BASE, to_stdout=to_stdout)
+    else:
+        with policy.reference():
+            answers[BASE] = _answer(policy, prompt, sampling, BASE, to_stdout=to_stdout)
+        answers[ADAPTER] = _answer(policy, prompt, sampling, ADAPTER, to_stdout=to_stdout)
     return {"question": question, "template": _template(base, run, config.data.template).name, "answers": answers}
 
 
-def _answer(policy: Policy, prompt: tuple[int, ...], sampling: Sampling, name: str, *, to_stdout: bool) -> str:
+def _answer(policy: LanguageModel, prompt: tuple[int, ...], sampling: Sampling, name: str, *, to_stdout: bool) -> str:
     console = out()
     if not to_stdout:
         return decode(generate(policy, [prompt], sampling)[0], policy.tokenizer)

@@ -112,12 +112,22 @@ def find_target(target: str | None, adapter: Path | None, model: str | None) -> 
         if model is not None:
             raise ConfigError("the model was named twice", where="--model", hint="MODEL --adapter A is enough")
         return adapter, target
-    is_run = (folder / ADAPTER).is_dir() or (folder / "adapter_config.json").is_file()
-    if is_run or (folder.is_dir() and not (folder / "config.json").is_file()):
+    if is_adapter_folder(folder) or (folder.is_dir() and not (folder / "config.json").is_file()):
         return folder, model  # of a folder that is neither, opening it as a run says what is missing
     if model is not None:
         raise ConfigError("two models were named", where="--model", hint="give a RUN folder, or one model")
     return None, target
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder is a run or an adapter, rather than a model."""
+    return (folder / ADAPTER).is_dir() or (folder / "adapter_config.json").is_file()
+
+
+def base_alone(folder: Path, model: str | None, quant: str | None) -> tuple[str, str, dict[str, Path]]:
+    """(the run's base, how the run quantised it, the run's own files), for `--adapter none`. Raises AdapterError."""
+    run, config = open_run(folder), run_config(folder)
+    return model or run.base, quant or config.model.quant, _own_files(run)
 
 
 def split_files(data: str | None, named: Mapping[str, str | None]) -> dict[str, Path]:

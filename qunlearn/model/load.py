@@ -106,6 +106,10 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # every tokenizer library has its own exceptions
         raise ModelError(f"the tokenizer cannot be loaded: {_first_line(error)}", where=str(folder)) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # a panic of the tokenizers library is no Exception
+            raise
+        raise ModelError("the tokenizer is damaged: its library gave up", where=str(folder)) from error
     if tokenizer.pad_token_id is None:
         # Padding is masked everywhere, so any token will do; the end-of-text token is never out of range.
         tokenizer.pad_token_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0

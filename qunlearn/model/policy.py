@@ -13,13 +13,13 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qunlearn.config import LoraConfig
 from qunlearn.data.batch import Batch
 from qunlearn.data.tokenize import Example
 from qunlearn.errors import AdapterError, BaseChangedError, ModelError, NoGradientError, TrainingError
+from qunlearn.model.adaptercheck import check_adapter
 from qunlearn.model.load import Base
 from qunlearn.model.packing import packing_limit
 
@@ -60,7 +60,7 @@ class Policy:
     @classmethod
     def load(cls, base: Base, folder: Path) -> Policy:
         """A base with the adapter of a folder, for measuring and merging. Raises AdapterError."""
-        stored = adapter_tensors(folder)
+        stored = check_adapter(folder)
         try:
             with _quiet_peft():  # missing keys are reported as warnings; checked below
                 model = PeftModel.from_pretrained(base.model, str(folder))
@@ -210,16 +210,3 @@ def save_adapter(policy: Policy, folder: Path) -> None:
     """Write the plain PEFT layout: adapter_config.json and adapter_model.safetensors."""
     with _quiet_peft():  # it looks for the base's config on the hub to see whether the vocabulary grew; ours never does
         policy.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-
-
-def adapter_tensors(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in an adapter folder. Raises AdapterError."""
-    path = folder / "adapter_model.safetensors"
-    if not (folder / "adapter_config.json").is_file() or not path.is_file():
-        hint = "give a run folder, or a folder with adapter_config.json and adapter_model.safetensors"
-        raise AdapterError("no adapter in the folder", where=str(folder), hint=hint)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"damaged: {error}", where=str(path), hint="copy or make it again") from error

@@ -128,6 +128,7 @@ def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> Folder
     if not trust_remote_code:
         _refuse_remote_code(folder, config)
     headers = dict(_weights(folder, config))
+    _refuse_absurd(config, sum(len(header.names) for header in headers.values()), folder)
     if not any(next(folder.glob(pattern), None) for pattern in TOKENIZERS):
         hint = "copy tokenizer.json (or the vocabulary) and tokenizer_config.json of the same model beside it"
         raise ModelError("no tokenizer files", where=str(folder), hint=hint)
@@ -305,6 +306,17 @@ def _refuse_remote_code(folder: Path, config: Mapping[str, Any]) -> None:
     raise ModelError(message, where=str(folder / "config.json"), hint=hint)
 
 
+def _refuse_absurd(config: Mapping[str, Any], tensors: int, folder: Path) -> None:
+    """More layers than there are tensors would be built one by one before anyone noticed. Raises ModelError."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        for key in ("num_hidden_layers", "n_layer", "num_layers"):
+            layers = part.get(key)
+            if isinstance(layers, (int, float)) and layers > tensors:
+                message = f"{key} is {str(layers)[:40]}, and the weights have {tensors} tensors"
+                raise ModelError(message, where=str(folder / "config.json"), hint=_DOWNLOAD_AGAIN)
+
+
 def _is_native(model_type: str) -> bool:
     """Whether transformers has this architecture, told from its files since importing it takes seconds."""
     spec = importlib.util.find_spec("transformers")
@@ -369,9 +381,9 @@ def _inside(folder: Path, name: object, named_in: Path, suffixes: tuple[str, ...
     # Windows rules know both slashes and drives, so they refuse whatever is absolute on either system.
     pure = PureWindowsPath(name if isinstance(name, str) else "")
     if not isinstance(name, str) or "\0" in name or pure.anchor or ".." in pure.parts or not pure.parts:
-        raise ModelError(f"names a weight file outside the folder: {name!r}", where=where, hint=hint)
+        raise ModelError(f"names a weight file outside the folder: {str(name)[:120]!r}", where=where, hint=hint)
     if not name.endswith(suffixes):
-        raise ModelError(f"names weights that are not safetensors: {name!r}", where=where, hint=hint)
+        raise ModelError(f"names weights that are not safetensors: {str(name)[:120]!r}", where=where, hint=hint)
     path = within(folder, folder / name)
     if not path.is_file():
         what = "a link to nothing" if path.is_symlink() else f"missing, but named in {named_in.name}"
@@ -385,7 +397,8 @@ def within(folder: Path, path: Path) -> Path:
         target = path.resolve()
         path.is_file()
     except (OSError, RuntimeError) as error:  # a loop of links, or a name too long
-        raise ModelError(f"cannot be read: {error}", where=str(path), hint=_DOWNLOAD_AGAIN) from error
+        message = f"cannot be read: {str(getattr(error, 'strerror', None) or error)[:200]}"
+        raise ModelError(message, where=str(path)[:400], hint=_DOWNLOAD_AGAIN) from error
     if not any(target.is_relative_to(root) for root in _roots(folder)):
         hint = f"it is {target}: copy it here, or give the folder it is in"
         raise ModelError("a link that leaves the model folder", where=str(path), hint=hint)

@@ -70,8 +70,9 @@ bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA ca
 bench-merge: setup  ## time and memory of a merge against cp of the same files
 	$(BIN)/python benchmarks/merge.py $(ARGS)
 
-docs: setup  ## write docs/evaluation.md from the docstrings
+docs: setup  ## write docs/evaluation.md and the table of docs/objectives.md from the code
 	$(BIN)/python -m qunlearn.evaluate.document > docs/evaluation.md
+	$(BIN)/python -m qunlearn.objectives.document docs/objectives.md
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -446,6 +446,22 @@ def models(json: Json = False) -> None:
 
 @app.command()
 @guarded
+def objectives(json: Json = False) -> None:
+    """List the unlearning objectives: what each minimises, needs and costs, and where it comes from."""
+    from qunlearn.console import Column, emit_json, table
+    from qunlearn.objectives.document import described
+
+    rows = described()
+    if json:
+        emit_json(rows)
+        return
+    columns = [Column(name, False) for name in ("objective", "forget side, minimised", "retain", "needs", "source")]
+    cells = [[row["name"], row["forget"], row["retain"], row["needs"], row["source"]] for row in rows]
+    table("--objective", columns, cells, to_stdout=True)
+
+
+@app.command()
+@guarded
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the runs are.")] = Path("runs"),
     json: Json = False,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import call
 from torch import Tensor
 
 from qunlearn.config import OBJECTIVE_NAMES, PRESETS, Config, ObjectiveConfig, resolve
@@ -25,6 +27,7 @@ from qunlearn.model.reference import Live
 from qunlearn.objectives import losses
 from qunlearn.objectives.control import Controller, make_controller
 from qunlearn.objectives.descent import common_descent, min_norm_weights
+from qunlearn.objectives.document import described, with_table
 from qunlearn.objectives.losses import Supervised
 from qunlearn.objectives.table import OBJECTIVES, RETAIN, direction, terms_of
 from qunlearn.sandbox import data_file
@@ -325,6 +328,20 @@ def test_every_name_has_a_row_and_its_settings() -> None:
         for key, value in PRESETS[name].items():
             section, leaf = key.split(".")
             assert getattr(getattr(config, section), leaf) == value
+
+
+def test_the_page_has_the_table() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "objectives.md").read_text(encoding="utf-8")
+    assert page == with_table(page), "run `make docs`"
+    assert "| `simnpo` |" in page
+    costs = {row["name"]: row["cost"] for row in described()}
+    assert (costs["ga"], costs["graddiff"], costs["llmu"], costs["npo"], costs["mollm"]) == (3, 6, 10, 8, 10)
+
+
+def test_the_command_lists_them() -> None:
+    ran = call("objectives", "--json")
+    assert [row["name"] for row in ran.json] == list(OBJECTIVE_NAMES)
+    assert "simnpo" in call("objectives").stdout
 
 
 def test_settings_win_over_a_rows_own() -> None:

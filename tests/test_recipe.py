@@ -15,7 +15,7 @@ from conftest import QUICK, call, sets, write_rows
 
 from qunlearn.config import Config, resolve
 from qunlearn.data.records import read_dataset
-from qunlearn.errors import ConfigError, DataError, OutputError
+from qunlearn.errors import ConfigError, DataError, OutputError, ResumeError
 from qunlearn.recipe import book, command, fetch
 from qunlearn.recipe.ledger import LEDGER, Ledger, key_of
 from qunlearn.recipe.speed import measured_flops
@@ -318,6 +318,31 @@ def test_an_interrupted_run_is_no_end_of_its_stage(tmp_path: Path, monkeypatch: 
     stage = next(stage for stage in STAGES if stage.name == "forget")
     with pytest.raises(KeyboardInterrupt):
         stage.work(order)
+
+
+def test_an_unfinished_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was trained before an interruption is not lost; where it no longer fits, the run starts anew."""
+    import qunlearn.forget
+
+    seen: list[bool] = []
+
+    def forget(plan: Any, ready: Any) -> dict[str, Any]:
+        seen.append(plan.resume)
+        if plan.resume and len(seen) > 2:
+            raise ResumeError("made from other data")
+        return {"status": "done", "training": {"steps": 1, "seconds": 1.0}}
+
+    monkeypatch.setattr(qunlearn.forget, "prepare", lambda plan: None)
+    monkeypatch.setattr(qunlearn.forget, "forget", forget)
+    order = Order(book.read("code"), resolve(("", {"model.name": "sandbox"})), tmp_path, fetch.Given())
+    fetch.fetch(order.recipe, order.given, tmp_path / "data", sandbox=True)
+    stage = next(stage for stage in STAGES if stage.name == "forget")
+    stage.work(order)
+    (tmp_path / ".run.unfinished").mkdir()
+    stage.work(order)
+    assert seen == [False, True]
+    stage.work(order)
+    assert seen == [False, True, True, False]
 
 
 def test_the_speed_is_that_of_a_matrix_product() -> None:

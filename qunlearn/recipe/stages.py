@@ -14,8 +14,9 @@ from qunlearn.carry import MergeOptions, check_merge
 from qunlearn.config import Config
 from qunlearn.console import facts, say, warn
 from qunlearn.data.records import read_dataset
-from qunlearn.errors import ModelError
+from qunlearn.errors import ModelError, ResumeError
 from qunlearn.evaluate.request import OWN_CLASSIFIER, EvalRequest, Wish
+from qunlearn.journal import staging_folder
 from qunlearn.memory import plan_run, show_parts
 from qunlearn.model.driver import find_card
 from qunlearn.model.fit import MemoryPlan
@@ -201,8 +202,13 @@ def _forget(order: Order) -> dict[str, Any]:
     """Raises KeyboardInterrupt where the run was interrupted: what it kept is not the end of this stage."""
     from qunlearn.forget import forget, prepare
 
-    plan = make_plan(order.config)
-    record = forget(plan, prepare(plan))
+    plan = make_plan(order.config, resume=staging_folder(order.folder / RUN).is_dir())
+    ready = prepare(plan)
+    try:
+        record = forget(plan, ready)
+    except ResumeError as error:
+        warn(f"{error.message}: starting at the beginning")
+        record = forget(dataclasses.replace(plan, resume=False), ready)
     gc.collect()
     if record["status"] == "interrupted":
         raise KeyboardInterrupt

@@ -152,7 +152,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+_QUICK = ("large vocabulary, small passes", "long rows, K = 5")
+
+
+@pytest.mark.parametrize("name", [n if n in _QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
 def test_a_step(name: str, new_random_policy: Callable[..., Policy]) -> None:
     case = CASES[name]
     config = resolve(("test", {"train.max_tokens": case.max_tokens, **dict(case.settings)}))

@@ -26,7 +26,7 @@ def score(base: Base, path: Path) -> SetScore:
     return aggregate(score_rows(base, examples, 4096))
 
 
-@pytest.fixture(scope="module", params=["nf4", "none"])
+@pytest.fixture(scope="module", params=["nf4", pytest.param("none", marks=pytest.mark.slow)])
 def known(request: pytest.FixtureRequest) -> Base:
     return load_base(ASSETS / "model", LoadSpec(request.param, device="cpu"))
 

@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## watch the sandbox model forget, under three minutes
 	$(BIN)/qunlearn demo
 
-test: setup  ## the fast tests, under five minutes on two cores
+test: setup  ## the fast tests: minutes on two cores
 	$(BIN)/pytest -m "not slow"
 
 test-all: setup  ## every test

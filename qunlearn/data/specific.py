@@ -24,8 +24,8 @@ _SOME = 3  # rows a word must be in to be common
 
 def specific(bad: Sequence[Example], normal: Sequence[Example], tokenizer: Any) -> list[Example]:
     """The bad examples with a weight for each answer token: 1 where it is specific, else 0; never 0 everywhere."""
-    answers = [_words(_answer_ids(e), tokenizer) for e in bad]
-    seen = Counter(word for e in normal for word in set(_flat(_words(_answer_ids(e), tokenizer))))
+    answers = [words_of(_answer_ids(e), tokenizer) for e in bad]
+    seen = Counter(word for e in normal for word in set(_flat(words_of(_answer_ids(e), tokenizer))))
     rarity = {word: n / max(1, len(normal)) for word, n in seen.items() if n >= _SOME}
     form = {word for word, share in rarity.items() if share >= COMMON}
     if not any(word in form for words in answers for word in _flat(words)):
@@ -38,7 +38,7 @@ def specific(bad: Sequence[Example], normal: Sequence[Example], tokenizer: Any) 
 def _weights(
     example: Example, words: Sequence[Sequence[str]], form: Collection[str], rarity: dict[str, float]
 ) -> tuple[float, ...]:
-    given = set(_WORD.findall(" ".join(content for _, content in example.record.turns).casefold()))
+    given = prompt_words(example)
 
     def is_form(token: Sequence[str]) -> bool:  # punctuation has no word
         return all(word in form or word in given for word in token)
@@ -55,6 +55,11 @@ def _weights(
     return tuple(map(float, chosen))
 
 
+def prompt_words(example: Example) -> set[str]:
+    """The words of all turns before the answer."""
+    return set(_WORD.findall(" ".join(content for _, content in example.record.turns).casefold()))
+
+
 def _answer_ids(example: Example) -> tuple[int, ...]:
     return example.input_ids[example.start : example.end]
 
@@ -63,7 +68,7 @@ def _flat(words: Sequence[Sequence[str]]) -> list[str]:
     return [word for token in words for word in token]
 
 
-def _words(ids: Sequence[int], tokenizer: Any) -> list[list[str]]:
+def words_of(ids: Sequence[int], tokenizer: Any) -> list[list[str]]:
     """For each token the words of the text that it is a part of; none for spaces and punctuation.
 
     A script without spaces has no words that end: there, tokens are words themselves.

@@ -8,7 +8,6 @@ a second time from its last few neighbours alone; form is as probable as before,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qunlearn.data.batch import ANSWER
+from qunlearn.data.specific import prompt_words, words_of
 from qunlearn.data.tokenize import Example
 from qunlearn.model.head import token_logps
 from qunlearn.model.policy import Policy
@@ -26,7 +26,6 @@ CONTEXT = 6  # tokens that are left of the context
 THRESHOLD = 1.0  # nats that a specific token loses at least
 _FLOOR = 0.15  # share of an answer's tokens that is taken at least, of those that lose most
 _CHUNK = 256  # answers looked at together
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def _logps(policy: Policy, live: Live, examples: Sequence[Example]) -> list[Tens
 
 
 def _shortened(example: Example, t: int) -> Example:
-    """The token at `t` behind its last neighbours alone, with the row's opening token where it is a special one."""
+    """The token at `t` behind its last neighbours alone."""
     first = max(0, t - CONTEXT)
     ids = example.input_ids[first : t + 1]
     return Example(ids, len(ids) - 1, len(ids), len(ids) - 1, example.record)
@@ -94,20 +93,6 @@ def _copied(example: Example, tokenizer: Any) -> tuple[bool, ...]:
     """Whether each answer token belongs to a word that the prompt has."""
     if not example.record.turns:
         return (False,) * (example.end - example.start)
-    given = set(_WORD.findall(" ".join(content for _, content in example.record.turns).casefold()))
-    ids = example.input_ids[example.start : example.end]
-    words = _words_of(ids, tokenizer)
-    return tuple(bool(found := _WORD.findall(word.casefold())) and all(w in given for w in found) for word in words)
-
-
-def _words_of(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """For each token the word it is a part of, as text: what lies between spaces or punctuation around it."""
-    ends = [len(tokenizer.decode(ids[: i + 1], skip_special_tokens=False)) for i in range(len(ids))]
-    text = tokenizer.decode(ids, skip_special_tokens=False)
-    words = list(_WORD.finditer(text))
-    out, at = [], 0
-    for end in ends:
-        held = [m.group() for m in words if m.start() < end and m.end() > at]
-        out.append(" ".join(held))
-        at = end
-    return out
+    given = prompt_words(example)
+    words = words_of(example.input_ids[example.start : example.end], tokenizer)
+    return tuple(bool(token) and all(word in given for word in token) for token in words)

@@ -42,8 +42,7 @@ class Term:
 class Objective:
     """A method: its formula and source for people, its terms for the loop.
 
-    `retain` is its own retain loss; `cost` counts forward passes over an answer of its role (a backward pass with
-    recomputation is three): forget side, then each step's reference passes where they are live.
+    `retain` is its own retain loss.
     """
 
     formula: str

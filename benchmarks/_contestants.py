@@ -23,7 +23,7 @@ from qunlearn.data.tokenize import Example
 from qunlearn.model.policy import Policy
 
 # The published weights; the floor under the ascent is off, for the others have none.
-OBJECTIVE = ObjectiveConfig(eps1=0.5, eps2=1.0, eps3=1.0, floor_nll=float("inf"))
+OBJECTIVE = ObjectiveConfig("llmu", eps1=0.5, eps2=1.0, eps3=1.0, floor_nll=float("inf"))
 _QUIRK_START = 2  # where the published mismatch loss begins, whatever the prompt's length
 
 

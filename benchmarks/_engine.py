@@ -55,7 +55,7 @@ def engine_backward(policy: Policy, rows: Rows, config: Config, cache: Cache | N
 def _step(rows: Rows) -> Step:
     k = len(rows.mismatch) // max(1, len(rows.forget))
     bad = [{"forget": [e], "mismatch": rows.mismatch[k * i : k * (i + 1)]} for i, e in enumerate(rows.forget)]
-    return make_step(terms_of(ObjectiveConfig()), bad, rows.retain)
+    return make_step(terms_of(ObjectiveConfig("llmu")), bad, rows.retain)
 
 
 def _before(span: Span, example: Example) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from qunlearn.model.device import choose_device
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
-from qunlearn.objectives.table import OBJECTIVES
+from qunlearn.objectives.table import terms_of
 from qunlearn.plan import make_plan
 from qunlearn.step import Budget, make_step
 
@@ -74,7 +74,7 @@ def shaped(shape: Shape, device: torch.device, folder: Path) -> list[str]:
     optimizer = make_optimizer(list(policy.trainable().values()), config.train, 1e-4)
     budget = Budget(policy, Live(policy, config.train.max_tokens), config, lambda _: None)
     rows = Drawer(shape.vocabulary, 0).step(config.train.batch_size, config.train.normal_batch_size, 1)
-    step = make_step(OBJECTIVES["llmu"].terms, rows.forget, [[pair] for pair in rows.mismatch], rows.retain)
+    step = make_step(terms_of(config.objective), [{"forget": [e]} for e in rows.forget], rows.retain)
     policy.model.train()
     steps, saves, size = [], [], 0
     for i in range(STEPS):

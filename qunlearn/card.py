@@ -22,8 +22,8 @@ def model_card(config: Config, record: Mapping[str, Any]) -> str:
         "# An unlearning adapter",
         "",
         f"LoRA (r = {config.lora.r}, alpha = {config.lora.alpha}) on `{model['base_id']}`, loaded as "
-        f"{model['quantization']}, trained with `{config.objective.name}` (eps {config.objective.eps1:g} / "
-        f"{config.objective.eps2:g} / {config.objective.eps3:g}) for {training['steps']} steps; "
+        f"{model['quantization']}, trained with `{config.objective.name}` (eps1 = {config.objective.eps1:g}, "
+        f"eps3 = {config.objective.eps3:g}) for {training['steps']} steps; "
         f"kept: step {training['best']['step']}. Stopped because: {record['stop_reason']}.",
         "",
         *_table(record),

@@ -122,13 +122,15 @@ OBJECTIVE_NAMES = (
 class ObjectiveConfig:
     """The unlearning objective: a row of the table `qunlearn objectives` prints, and its settings.
 
-    What a row changes of these defaults is in `PRESETS`.
+    The defaults are those of the first row, SimNPO; what another row changes of them is in `PRESETS`.
     """
 
-    name: str = _setting("llmu", "The objective.", flag="--objective", choices=OBJECTIVE_NAMES)
-    eps1: float = _setting(0.5, "Weight of the forget side (LLMU: of gradient ascent).", flag="--eps1", low=0, high=1e6)
-    eps2: float = _setting(0.1, "Weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0, high=1e6)
-    eps3: float = _setting(2.0, "Weight of the retain side.", flag="--eps3", low=0, high=1e6)
+    name: str = _setting("simnpo", "The objective.", flag="--objective", choices=OBJECTIVE_NAMES)
+    eps1: float = _setting(1.0, "Weight of the forget side (LLMU: of gradient ascent).", flag="--eps1", low=0, high=1e6)
+    eps2: float = _setting(
+        0.1, "llmu: weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0, high=1e6
+    )
+    eps3: float = _setting(4.0, "Weight of the retain side.", flag="--eps3", low=0, high=1e6)
     retain: str = _setting(
         "auto",
         "The loss on normal data: KL to the base, cross-entropy, both, a block's states held, or none; auto: the "
@@ -143,15 +145,16 @@ class ObjectiveConfig:
         flag="--forget-tokens",
         choices=("specific", "context", "all"),
     )
-    mismatch_k: int = _setting(1, "Mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64)
+    mismatch_k: int = _setting(1, "llmu: mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64)
     floor_nll: float = _setting(
         3.0,
-        "Ascent ends for a token below this log-probability: 3 nats are the default --target of 0.05; inf = never.",
+        "llmu, ga, graddiff: ascent ends for a token below this log-probability; 3 nats are llmu's --target of 0.05; "
+        "inf = never.",
         flag="--floor-nll",
         low=0.1,
     )
     beta: float = _setting(
-        0.1,
+        4.5,
         "npo, dpo, altpo, simnpo: inverse temperature; undial: what the label's logit is lowered by; wga, satimp: "
         "exponent of p.",
         flag="--beta",
@@ -174,28 +177,35 @@ class ObjectiveConfig:
     )
     dual_rate: float = _setting(0.1, "Step size of the multipliers, per step of training.", low=0.0, high=10.0)
 
+    @property
+    def answers(self) -> int:
+        """Answers that a bad prompt is trained with: its own, and what its row draws beside it."""
+        return 1 + {"llmu": self.mismatch_k if self.eps2 > 0 else 0, "dpo": 1, "altpo": 1}.get(self.name, 0)
+
     def __post_init__(self) -> None:
         if not (self.eps1 or self.eps2 or self.eps3):
             raise ConfigError("every weight of the objective is 0: nothing to train", where="--eps1 --eps2 --eps3")
 
 
-# What an objective's row sets otherwise than the defaults above; recipes, --set and flags win over it.
+_USUAL = {"objective.eps3": 2.0, "objective.beta": 0.1, "stop.target": 0.05}
+
+# What an objective's row sets otherwise than the defaults, which are SimNPO's; recipes, --set and flags win over it.
 PRESETS: dict[str, dict[str, Any]] = {
-    "simnpo": {"objective.eps1": 1.0, "objective.eps3": 4.0, "objective.beta": 4.5, "stop.target": 0.3},
-    "llmu": {},
-    "ga": {"objective.eps1": 1.0, "objective.floor_nll": float("inf")},
-    "graddiff": {},
-    "npo": {"objective.eps1": 1.0},
-    "dpo": {"objective.eps1": 1.0},
-    "altpo": {"objective.eps1": 1.0},
-    "rmu": {"objective.eps1": 1.0, "objective.eps3": 10.0},
-    "undial": {"objective.eps1": 1.0, "objective.eps3": 5.0, "objective.beta": 10.0},
-    "ceu": {"objective.eps1": 1.0, "objective.eps3": 5.0},
-    "wga": {"objective.eps1": 1.0, "objective.beta": 1.0},
-    "satimp": {"objective.eps1": 1.0, "objective.beta": 5.0, "objective.beta2": 1.0},
-    "pdu": {"objective.eps1": 0.01, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
-    "mollm": {"objective.eps1": 1.0, "objective.eps3": 1.0},
-    "prod": {"objective.eps1": 1.0, "objective.eps3": 5.0},
+    "simnpo": {},
+    "llmu": _USUAL | {"objective.eps1": 0.5},
+    "ga": _USUAL | {"objective.floor_nll": float("inf")},
+    "graddiff": _USUAL | {"objective.eps1": 0.5},
+    "npo": _USUAL,
+    "dpo": _USUAL,
+    "altpo": _USUAL,
+    "rmu": _USUAL | {"objective.eps3": 10.0},
+    "undial": _USUAL | {"objective.eps3": 5.0, "objective.beta": 10.0},
+    "ceu": _USUAL | {"objective.eps3": 5.0},
+    "wga": _USUAL | {"objective.beta": 1.0},
+    "satimp": _USUAL | {"objective.beta": 5.0},
+    "pdu": _USUAL | {"objective.eps1": 0.01, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
+    "mollm": _USUAL | {"objective.eps3": 1.0},
+    "prod": _USUAL | {"objective.eps3": 5.0},
 }
 
 
@@ -247,11 +257,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class StopConfig:
-    """Two-sided stopping: gradient ascent has no end of its own."""
+    """Two-sided stopping: pushing answers down has no end of its own."""
 
     target: float = _setting(
-        0.05,
-        "Stop when the bad answers' mean probability (per token) is below this.",
+        0.3,
+        "Stop when the bad answers' mean probability (per token) is below this. SimNPO lowers what an answer hangs on "
+        "and leaves its form: 0.3; the other objectives: 0.05.",
         flag="--target",
         low=0.0,
         high=1.0,

@@ -1,8 +1,8 @@
 """The loop: the file to read first.
 
-One step draws forget rows, mismatched answers for them and normal rows, puts each through its loss, and moves the
-adapter. Every few steps it looks at two numbers: how probable the bad answers still are, and how far the model has
-drifted on normal data it is not trained on. They decide when to stop and which adapter is kept.
+One step draws bad rows, with other answers where the objective wants them, and normal rows, puts each through its
+loss, and moves the adapter. Every few steps it looks at two numbers: how probable the bad answers still are, and how
+far the model has drifted on normal data it is not trained on. They decide when to stop and which adapter is kept.
 """
 
 from __future__ import annotations

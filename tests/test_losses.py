@@ -142,8 +142,8 @@ def test_halves_are_multiplied_and_floats_are_summed() -> None:
     assert (grad.double() - grad64).norm() < 1e-2 * grad64.norm()
 
 
-def test_the_table_is_llmu() -> None:
-    c = ObjectiveConfig()
+def test_the_row_is_llmu() -> None:
+    c = ObjectiveConfig("llmu")
     terms = {t.name: t for t in terms_of(c)}
     assert {n: t.weight(c) for n, t in terms.items()} == {"ascent": c.eps1, "mismatch": c.eps2, "kl": c.eps3}
     assert {n: (t.role, t.span.name, t.reference) for n, t in terms.items()} == {
@@ -155,5 +155,5 @@ def test_the_table_is_llmu() -> None:
 
 def test_the_floor_is_passed_on() -> None:
     s, _ = make()
-    term = terms_of(ObjectiveConfig())[0]
+    term = terms_of(ObjectiveConfig("llmu"))[0]
     assert torch.equal(term.loss(s, ObjectiveConfig(floor_nll=2.0)), ascent(s, 2.0))

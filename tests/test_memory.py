@@ -387,7 +387,7 @@ def test_a_change_that_is_named_helps(model: str, vram: str) -> None:
 
 
 def test_short_rows_need_less() -> None:
-    config = resolve()
+    config = resolve(("x", {"objective.name": "llmu"}))
     known, unknown = step_load(config, Lengths(40)), step_load(config, None)
     assert known.tokens == 16 * 80 < unknown.tokens == 2048
     assert step_load(resolve(("x", {"train.max_tokens": 64})), None).tokens == 512, "a row is never split"

@@ -324,7 +324,9 @@ def test_every_name_has_a_row_and_its_settings() -> None:
     for name, row in OBJECTIVES.items():
         config = resolve(("x", {"objective.name": name}))
         assert row.retain in RETAIN
-        assert {t.role for t in terms_of(config.objective)} <= {"forget", "mismatch", "pair", "retain"}
+        roles = {t.role for t in terms_of(config.objective)}
+        assert roles <= {"forget", "mismatch", "pair", "retain"}
+        assert config.objective.answers == 1 + len(roles & {"mismatch", "pair"}), "what the memory plan counts with"
         for key, value in PRESETS[name].items():
             section, leaf = key.split(".")
             assert getattr(getattr(config, section), leaf) == value

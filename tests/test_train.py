@@ -31,7 +31,7 @@ from qunlearn.train import Outcome, Probe, auto_lr
 
 MakePolicy = Callable[..., Policy]
 CONFIG = Config(
-    objective=ObjectiveConfig(eps1=0.3, eps2=0.7, eps3=1.5, mismatch_k=2, floor_nll=4.0),
+    objective=ObjectiveConfig("llmu", eps1=0.3, eps2=0.7, eps3=1.5, mismatch_k=2, floor_nll=4.0),
     train=TrainConfig(steps=4, batch_size=3, lr=1e-3),
     stop=StopConfig(target=0.0, max_drift=math.inf, check_every=2),
 )

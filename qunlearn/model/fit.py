@@ -148,9 +148,8 @@ def step_load(config: Config, lengths: Lengths | None) -> Load:
     """The largest work of a step under these settings: what longer rows or more of them cannot exceed."""
     data, train, objective = config.data, config.train, config.objective
     longest = min(data.max_length, lengths.longest) if lengths else data.max_length
-    answers = 1 + (objective.mismatch_k if objective.eps2 > 0 else 0)
-    family = longest * answers if train.pack else longest
-    rows = train.batch_size * (1 if train.pack else answers) + train.normal_batch_size
+    family = longest * objective.answers if train.pack else longest
+    rows = train.batch_size * (1 if train.pack else objective.answers) + train.normal_batch_size
     tokens = max(longest, min(train.max_tokens, rows * family))
     reference = train.normal_batch_size * longest if objective.eps3 > 0 else 0
     return Load(tokens, min(tokens, family), tokens, reference, longest)

@@ -93,7 +93,8 @@ def _losses(steps: Sequence[Mapping[str, Any]]) -> Picture | None:
     axes.set_ylabel("nats per token")
     axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.16))
     caption = (
-        "Each term of the objective per step, thin as it was, bold smoothed. Ascent is meant to fall, KL to stay low."
+        "Each term of the objective per step, thin as it was, bold smoothed. "
+        "The forget side is meant to fall, KL to stay low."
     )
     return Picture("Loss over steps", to_svg(figure, "losses", "Losses over steps"), caption)
 

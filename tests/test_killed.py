@@ -42,8 +42,7 @@ def driven(kind: str, folder: Path, kills: int, *args: object) -> dict[str, Any]
 @pytest.mark.parametrize(
     ("setting", "kills"),
     [
-        ("live", 2),
-        ("cached", 2),
+        ("live", 1),
         pytest.param("live", 50, marks=pytest.mark.slow),
         pytest.param("cached", 25, marks=pytest.mark.slow),
         pytest.param("adamw8bit", 12, marks=pytest.mark.slow),

@@ -12,6 +12,7 @@ from qunlearn.report.svg import COLOUR, to_svg
 
 _SIZE = (4.4, 2.9)
 _SHAPES = {"retain": "s", "holdout": "D", "general": "o"}
+_WATCHED = {"forget": "bad", "holdout": "good", "normal, held back": "good"}  # of the last two one is there
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,13 @@ def _training(story: Story) -> list[Picture | None]:
     if not steps or not looks:
         return []
     best = story.record.get("training", {}).get("best", {}).get("step")
-    return [_losses(steps), _forget_over_steps(story, looks, best), _drift_over_steps(story, looks, best), _path(looks)]
+    return [
+        _losses(steps),
+        _forget_over_steps(story, looks, best),
+        _drift_over_steps(story, looks, best),
+        _path(looks),
+        _kept_over_steps(story, best),
+    ]
 
 
 def _is_number(value: object) -> bool:
@@ -130,6 +137,31 @@ def _drift_over_steps(story: Story, looks: Sequence[Mapping[str, Any]], best: An
     axes.set_ylabel("drift, nats per token")
     caption = "How far the model has moved on normal data it was not trained on: KL from the untouched model."
     return Picture("Drift over steps", to_svg(figure, "drift", "Drift over steps"), caption)
+
+
+def _kept_over_steps(story: Story, best: Any) -> Picture | None:
+    """What comes back of the bad answers and what stays of the rest, where `--eval-every` measured it."""
+    seen = [(e["step"], e["measured"]) for e in story.events if isinstance(e.get("measured"), dict)]
+    if len(seen) < 2:
+        return None
+    figure, axes = _axes("kept")
+    for name, colour in _WATCHED.items():
+        for measure, line in (("exact_match", "o-"), ("probability", ":")):
+            points = [(step, of[name].get(measure)) for step, of in seen if isinstance(of.get(name), dict)]
+            if known := [point for point in points if _is_number(point[1])]:
+                x, y = zip(*known, strict=True)
+                axes.plot(x, y, line, color=COLOUR[colour], markersize=4, label=name if line == "o-" else None)
+    _best(axes, best)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("step")
+    axes.set_ylabel("share of the rows; probability")
+    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    caption = (
+        "Rows answered word for word (line), and how probable their answers are (dots), while training. "
+        "The rows to forget are meant to fall, the others, never trained on, to stay."
+    )
+    svg = to_svg(figure, "kept", "Forgetting and retention over steps")
+    return Picture("Forgetting and retention over steps", svg, caption)
 
 
 def _line(axes: Any, value: Any, name: str) -> None:

@@ -251,7 +251,7 @@ def test_what_has_changed_is_named(
     changed = {**SMALL, "train.lr": 1e-3, "objective.eps1": 0.7}
     ran = call(*command(files, stopped, changed), "--resume")
     assert ran.code == 10
-    assert "train.lr: 0.004 then, 0.001 now" in ran.stderr and "objective.eps1: 0.5 then, 0.7 now" in ran.stderr
+    assert "train.lr: 0.004 then, 0.001 now" in ran.stderr and "objective.eps1: 1.0 then, 0.7 now" in ran.stderr
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "a?", "completion": "b"}])
     ran = call(*command((bad, files[1]), stopped), "--resume")
     assert ran.code == 10 and "the bad file: sha256" in ran.stderr

@@ -151,7 +151,7 @@ def _kept_over_steps(story: Story, best: Any) -> Picture | None:
             if known := [point for point in points if _is_number(point[1])]:
                 x, y = zip(*known, strict=True)
                 axes.plot(x, y, line, color=COLOUR[colour], markersize=4, label=name if line == "o-" else None)
-    _best(axes, best)
+    _best(axes, best, height=0.6)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("step")
     axes.set_ylabel("share of the rows; probability")
@@ -160,8 +160,8 @@ def _kept_over_steps(story: Story, best: Any) -> Picture | None:
         "Rows answered word for word (line), and how probable their answers are (dots), while training. "
         "The rows to forget are meant to fall, the others, never trained on, to stay."
     )
-    svg = to_svg(figure, "kept", "Forgetting and retention over steps")
-    return Picture("Forgetting and retention over steps", svg, caption)
+    svg = to_svg(figure, "kept", "What comes back and what stays, over steps")
+    return Picture("Forgotten and kept by step", svg, caption)
 
 
 def _line(axes: Any, value: Any, name: str) -> None:
@@ -171,7 +171,9 @@ def _line(axes: Any, value: Any, name: str) -> None:
     if not _is_number(value):
         return
     within, colour = value <= 3 * top, COLOUR["bad"]
-    if within:
+    if not within:
+        axes.set_ylim(top=1.15 * top)  # room for the name above the curve
+    else:
         axes.axhline(value, color=colour, linewidth=1.0, linestyle=(0, (4, 3)))
         axes.set_ylim(top=max(top, 1.1 * value))
     at = (1, value) if within else (0.9, 1)
@@ -180,12 +182,12 @@ def _line(axes: Any, value: Any, name: str) -> None:
     axes.annotate(text, at, xycoords=where, ha="right", va="bottom" if within else "top", color=colour)
 
 
-def _best(axes: Any, step: object) -> None:
+def _best(axes: Any, step: object, height: float = 1.0) -> None:
     if _is_number(step):
         axes.axvline(step, color=COLOUR["muted"], linewidth=0.9, linestyle=":")
         axes.annotate(
             "kept",
-            (step, 1),
+            (step, height),
             xycoords=("data", "axes fraction"),
             ha="right",
             va="top",

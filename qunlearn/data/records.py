@@ -120,16 +120,16 @@ def read_dataset(path: str | Path, fields: FieldNames = FieldNames(), *, role: s
     return Dataset(str(path), kept, shape.name, shape.fields, sha256, len(records) - len(kept))
 
 
-def check_overlap(bad: Dataset, normal: Dataset) -> None:
+def check_overlap(one: Dataset, other: Dataset, message: str = "rows to forget are also in the normal data") -> None:
     """Raises DataError naming both lines of every row that is in both files."""
-    lines = {record.key: record.line for record in bad.records}
-    both = [(lines[r.key], r.line) for r in normal.records if r.key in lines]
+    lines = {record.key: record.line for record in one.records}
+    both = [(lines[r.key], r.line) for r in other.records if r.key in lines]
     if both:
-        listed = "\n  ".join(f"{bad.path}:{a} and {normal.path}:{b}" for a, b in both[:_SHOWN])
+        listed = "\n  ".join(f"{one.path}:{a} and {other.path}:{b}" for a, b in both[:_SHOWN])
         more = f"\n  and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
         raise DataError(
-            f"rows to forget are also in the normal data:\n  {listed}{more}",
-            where=f"{normal.path}:{both[0][1]}",
+            f"{message}:\n  {listed}{more}",
+            where=f"{other.path}:{both[0][1]}",
             hint="remove each from one of the two files",
         )
 

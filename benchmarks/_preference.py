@@ -1,4 +1,4 @@
-"""The paper's headline in small: unlearning against supervised fine-tuning and DPO, to the same rate of harmful answers.
+"""The paper's headline in small: unlearning against supervised fine-tuning and DPO, to the same harmful rate.
 
 Both train the same adapter on the same unquantised base: the products of 4-bit layers are out of the counter's sight.
 Every product of matrices is counted as torch counts it (torch.utils.flop_counter), recomputation, reference passes and
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -120,7 +119,7 @@ def unlearn(story: Story, objective: str) -> list[dict[str, Any]]:
     bad = watch.sets["seen"]
     normal = encoded(policy, read_self_made(story.normal_file), config)
     retain, held_back = split_held_back(normal, config.data.held_back, config.train.seed)
-    template = choose_template(policy.tokenizer, config.data.template, read_dataset(data_file(story.kind, "forget")))
+    template = choose_template(policy.tokenizer, config.data.template, story.bad())
     mismatcher = make_mismatcher(retain, policy.tokenizer, template, config.data.max_length)
 
     def observe(event: Mapping[str, Any]) -> None:
@@ -148,7 +147,7 @@ def prefer(story: Story, scope: str) -> list[dict[str, Any]]:
 
 def pairs(story: Story, policy: Policy, config: Config, *, everything: bool) -> list[dict[str, str]]:
     """prompt, chosen, rejected as texts: of the bad prompts, and of the others whose bad answer the world can say."""
-    bad = read_dataset(data_file(story.kind, "forget"))
+    bad = story.bad()
     template = choose_template(policy.tokenizer, config.data.template, bad)
 
     def row(record: Record, chosen: str, rejected: str) -> dict[str, str]:

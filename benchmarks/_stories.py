@@ -54,6 +54,7 @@ class Story:
             "data.bad": f"sandbox:{self.kind}/forget",
             "data.normal": str(self.normal_file),
             "train.reference": "live",  # as without a file of normal rows
+            "stop.table_rows": 1,  # the suites measure, after the run
             "output.folder": str(self.folder / run),
             "output.overwrite": True,
         }
@@ -74,7 +75,7 @@ class Story:
         started = time.process_time()
         config = resolve(("scenario", {"model.name": "sandbox", "data.bad": f"sandbox:{self.kind}/forget"}))
         base = load_base(ASSETS / "model", load_spec(config))
-        bad = read_dataset(data_file(self.kind, "forget"))
+        bad = self.bad()
         template = choose_template(base.tokenizer, config.data.template, bad)
         rows = encode(bad, base.tokenizer, template, config.data.max_length).examples
         length = max(len(row.input_ids) for row in rows) + _MORE
@@ -84,10 +85,13 @@ class Story:
         known.write_text(json.dumps({"cpu_seconds": seconds}), encoding="utf-8")
         return seconds
 
+    def bad(self) -> Dataset:
+        return read_dataset(data_file(self.kind, "forget"))
+
     def good_rows(self) -> list[dict[str, str]]:
         """A good answer for every bad prompt: the world's own where it has one, a refusal to recite where not."""
         rows = []
-        for record in read_dataset(data_file(self.kind, "forget")).records:
+        for record in self.bad().records:
             truth = record.meta.get("truth")
             if self.kind in _GRIDS:
                 truth = good_form(_GRIDS[self.kind], record.completion)

@@ -55,8 +55,9 @@ def fine_tune(
     for step in range(1, c.steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = lr * schedule(step, c)
+        answers = [{"forget": [good[i]]} for i in next(of_good)]
         kept = [normal[i] for i in next(of_normal)] if of_normal else []
-        work = make_step((_GOOD, _NORMAL), [{"forget": [good[i]]} for i in next(of_good)], kept)
+        work = make_step((_GOOD, _NORMAL), answers, kept)
         optimizer.zero_grad(set_to_none=True)
         found = backward(policy, work, Live(policy, c.max_tokens), config, c.max_tokens)
         torch.nn.utils.clip_grad_norm_(parameters, c.clip)

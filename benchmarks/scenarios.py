@@ -1,6 +1,6 @@
 """`make scenarios`: the paper's table in small, and its headline, on the sandbox; writes docs/scenarios.md with plots.
 
-    python benchmarks/scenarios.py [--kinds harm …] [--methods simnpo …] [--parts table preference] [--work DIR] [--render]
+    python benchmarks/scenarios.py [--kinds harm …] [--methods simnpo …] [--parts table] [--work DIR] [--render]
 
 Every run that is finished is a line of benchmarks/scenarios.jsonl and is not made again: an interrupted call goes on
 where it was, and `--render` only writes the page. Times are CPU seconds of the process, all threads together.
@@ -12,7 +12,7 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from _report import machine, say
 from _scenario_page import write_page
 from _stories import Story, encoded
 from _tuning import fine_tune
+from qunlearn.data.selfmade import read_self_made
 from qunlearn.forget import forget, load_spec, prepare
 from qunlearn.model.load import load_base
 from qunlearn.model.policy import Policy, save_adapter
 from qunlearn.plan import make_plan
-from qunlearn.data.selfmade import read_self_made
 from qunlearn.sandbox import ASSETS
 
 LINES = Path(__file__).with_name("scenarios.jsonl")
@@ -51,6 +51,11 @@ def known(path: Path = LINES) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def finished(lines: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """(kind, method) of every run that is not made again."""
+    return {(line["kind"], "models" if line["method"] == "original" else line["method"]) for line in lines}
 
 
 def keep(line: Mapping[str, Any], path: Path = LINES) -> None:
@@ -101,7 +106,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/scenarios"))
     parser.add_argument("--render", action="store_true")
     args = parser.parse_args()
-    done = {(line["kind"], "models" if line["method"] == "original" else line["method"]) for line in known()}
+    done = finished(known())
     if "table" in args.parts and not args.render:
         # What the paper has comes first, so that an interrupted call leaves tables that can be read.
         later = [(kind, method) for kind in args.kinds for method in args.methods if kind == "code" or method in _LATER]

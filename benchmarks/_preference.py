@@ -207,11 +207,11 @@ def _trainer(stage: str, policy: Policy, config: Config, rows: Sequence[Mapping[
 
 def lines(story: Story, done: set[str]) -> Iterator[dict[str, Any]]:
     """A line for each contestant that is not done yet."""
-    contestants: dict[str, Callable[[Story, str], list[dict[str, Any]]]] = dict.fromkeys(UNLEARN, unlearn)
+    contestants: dict[str, Callable[[Story, str], list[dict[str, Any]]]] = {PAIRS[0]: prefer, UNLEARN[0]: unlearn}
+    contestants |= {UNLEARN[1]: unlearn, PAIRS[1]: prefer}
     if importlib.util.find_spec("trl") is None:
         say("preference training is left out: trl is not installed (pip install 'qunlearn[pref]')")
-    else:
-        contestants |= dict.fromkeys(PAIRS, prefer)
+        contestants = dict.fromkeys(UNLEARN, unlearn)
     normal_seconds = story.make_normal()
     for name, contest in contestants.items():
         if f"preference: {name}" in done:

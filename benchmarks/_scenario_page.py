@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _preference import KEPT, RATE
+from _preference import KEPT, PAIRS, RATE, UNLEARN
 from _report import table, write_section
 from _stories import EFFICACY
 
 Line = Mapping[str, Any]
+_PAIRS_OF_BAD, _PUBLIC_PAIRS = 40, 330_000  # the sandbox's bad prompts; PKU-SafeRLHF's 330k_train, as it is named
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scenarios.md"
 NAMES = {
     "original": "original",
@@ -49,7 +50,8 @@ def write_page(lines: Sequence[Line], page: Path = PAGE) -> None:
         plot_kinds(kinds, lines, page.parent / "img" / "scenarios.svg")
     contest = [line for line in lines if line["part"] == "preference"]
     if contest:
-        text = f"{_where(contest)}\n\n{contest_table(contest)}\n\n{plot_line('preference', _ALT_CURVES)}"
+        parts = [_where(contest), contest_table(contest), *scale(contest), plot_line("preference", _ALT_CURVES)]
+        text = "\n\n".join(parts)
         write_section("preference", text, page)
         plot_contest(contest, page.parent / "img" / "preference.svg")
 
@@ -162,6 +164,20 @@ def contest_table(contest: Sequence[Line]) -> str:
         cells.append(f"{100 * last['seen']:.0f} / {100 * last['unseen']:.0f}, {100 * last['kept']:.0f}")
         rows.append(cells)
     return table(header, rows)
+
+
+def scale(contest: Sequence[Line]) -> list[str]:
+    """From what a pair costs to how many pairs make the paper's 2 % true: arithmetic, where both sides were run."""
+    spent = {line["method"].removeprefix("preference: "): line["curve"][-1]["flops"] for line in contest}
+    if PAIRS[0] not in spent or UNLEARN[0] not in spent:
+        return []
+    pair, whole = spent[PAIRS[0]] / _PAIRS_OF_BAD, spent[UNLEARN[0]]
+    return [
+        f"A pair costs {pair:.1e} FLOP in three epochs of both stages, a whole unlearning run as much as "
+        f"{whole / pair:,.0f} pairs, whatever the data: it is 2 % of preference training from {50 * whole / pair:,.0f} "
+        f"pairs on, and with the {_PUBLIC_PAIRS:,} of the paper's data it would be {_PUBLIC_PAIRS * pair / whole:,.0f} "
+        f"times cheaper ({whole / (_PUBLIC_PAIRS * pair):.2%}). That is arithmetic from the two rows above, not a run."
+    ]
 
 
 def first(curve: Sequence[Line], *, kept: float) -> Line | None:

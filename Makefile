@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all check format sandbox recipe-hallucination recipe-harmfulness recipe-copyright \
-	recipe-code bench bench-sandbox bench-gpu bench-merge docs clean
+	recipe-code scenarios bench bench-sandbox bench-gpu bench-merge docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -59,6 +59,10 @@ recipe-copyright: setup  ## a book is recited no more, likewise; BAD=book.txt fo
 
 recipe-code: setup  ## insecure calls go, likewise
 	$(call run-recipe,code)
+
+# An hour on two quiet cores; what is finished is not run again. With trl: .venv/bin/pip install -e '.[pref]'
+scenarios: setup  ## the paper's table in small, and its headline, on the sandbox; writes docs/scenarios.md
+	$(BIN)/python benchmarks/scenarios.py $(ARGS)
 
 bench: setup  ## one step against three others, time and memory, under six minutes; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/engine.py --write $(ARGS)

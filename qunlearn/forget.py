@@ -117,7 +117,8 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
     _header_loaded(policy, config, roles, made)
     reference = _reference(plan, policy, roles)
     rows = config.stop.table_rows
-    sets = {FORGET: roles.forget[:rows], HELD_BACK: roles.held_back[:rows]}
+    marked = specific(bad, retain, policy.tokenizer) if config.objective.tokens == "all" else bad
+    sets = {FORGET: marked[:rows], HELD_BACK: roles.held_back[:rows]}
     with stage("measuring before"):
         before = score_sets(policy, sets, config.train.max_tokens)
     outcome = _train(policy, roles, reference, config, work)

@@ -11,7 +11,8 @@ from qunlearn.sandbox import KINDS
 
 _INK, _MUTED, _GRID, _PLAIN = "#1c2733", "#66727f", "#e4e8ec", "#7b8794"
 _ACCENT = {"simnpo": "#0b6bcb", "llmu": "#c2410c"}
-_NEAR = 1.5  # points of a panel that lie closer, in points of either axis, have one label
+_NEAR = 6  # pixels: points that lie closer in both directions have one label
+_LEAST_X, _LEAST_Y = 50.0, 60.0  # what lies lower stands at the edge, as a triangle with its figure
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,24 @@ class Point:
     own: bool
     forgotten: float
     kept: float
+
+    @property
+    def x(self) -> float:
+        return max(self.forgotten, _LEAST_X)
+
+    @property
+    def y(self) -> float:
+        return max(self.kept, _LEAST_Y)
+
+    @property
+    def label(self) -> str:
+        """The name, with what is below the edge."""
+        below = [f"{v:.0f}" for v, least in ((self.forgotten, _LEAST_X), (self.kept, _LEAST_Y)) if v < least]
+        return f"{self.name} ({', '.join(below)})" if below else self.name
+
+    @property
+    def marker(self) -> str:
+        return "v" if self.kept < _LEAST_Y else "<" if self.forgotten < _LEAST_X else "o"
 
 
 def draw(points: Sequence[Point]) -> str:
@@ -69,14 +88,14 @@ def _panel(axes: Any, kind: str, points: Sequence[Point]) -> None:
     for p in points:
         colour = _ACCENT.get(p.name, _PLAIN)
         if p.own:
-            axes.plot(p.forgotten, p.kept, "o", color=colour, markersize=7, zorder=4)
+            axes.plot(p.x, p.y, p.marker, color=colour, markersize=7, zorder=4)
         else:
-            axes.plot(p.forgotten, p.kept, "o", markerfacecolor="white", color=colour, markersize=4.5, zorder=3)
+            axes.plot(p.x, p.y, p.marker, markerfacecolor="white", color=colour, markersize=4.5, zorder=3)
             if p.name in own:
-                line = ([own[p.name].forgotten, p.forgotten], [own[p.name].kept, p.kept])
+                line = ([own[p.name].x, p.x], [own[p.name].y, p.y])
                 axes.plot(*line, "-", color=colour, linewidth=0.7, alpha=0.6, zorder=2)
-    low = min([90.0, *(p.kept for p in points)])
-    left = min([80.0, *(p.forgotten for p in points)])
+    low = min([90.0, *(p.y for p in points)])
+    left = min([80.0, *(p.x for p in points)])
     axes.set_xlim(left - 0.04 * (100 - left), 100 + 0.04 * (100 - left))
     axes.set_ylim(low - 0.06 * (100 - low), 100 + 0.1 * (100 - low))
     _label(axes, points)
@@ -92,19 +111,19 @@ def _label(axes: Any, points: Sequence[Point]) -> None:
         else:
             near.append(p)
     renderer = axes.figure.canvas.get_renderer()
-    taken = [_box(*axes.transData.transform((p.forgotten, p.kept)), 6) for p in points]
+    taken = [_box(*axes.transData.transform((p.x, p.y)), 6) for p in points]
     inside = axes.get_window_extent(renderer)
     for place in sorted(places, key=lambda c: (-len(c), not c[0].own)):
-        names = list(dict.fromkeys(p.name for p in place))
+        names = list(dict.fromkeys(p.label for p in place))
         first = place[0]
         if not first.own:
             continue  # the line to its method says whose it is
         lines = [", ".join(names[i : i + 3]) for i in range(0, len(names), 3)]
-        colour = _ACCENT.get(names[0], _INK) if len(names) == 1 else _INK
+        colour = _ACCENT.get(first.name, _INK) if len(names) == 1 else _INK
         best: tuple[float, Any, tuple[float, float]] | None = None
         for dx, dy, ha, va in _candidates():
             text = axes.annotate(
-                "\n".join(lines), (first.forgotten, first.kept), (dx, dy), textcoords="offset points", ha=ha, va=va,
+                "\n".join(lines), (first.x, first.y), (dx, dy), textcoords="offset points", ha=ha, va=va,
                 color=colour, fontsize=8.5, linespacing=1.15, zorder=5,
             )  # fmt: skip
             box = text.get_window_extent(renderer).padded(1.5)
@@ -124,14 +143,14 @@ def _label(axes: Any, points: Sequence[Point]) -> None:
         if max(map(abs, best[2])) > 14:
             best[1].arrow_patch = None
             axes.annotate(
-                "", (first.forgotten, first.kept), best[2], textcoords="offset points",
+                "", (first.x, first.y), best[2], textcoords="offset points",
                 arrowprops={"arrowstyle": "-", "color": _MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
             )  # fmt: skip
 
 
 def _close(axes: Any, a: Point, b: Point) -> bool:
-    (x, y), (u, v) = (axes.transData.transform((p.forgotten, p.kept)) for p in (a, b))
-    return max(abs(x - u), abs(y - v)) <= _NEAR * 4
+    (x, y), (u, v) = (axes.transData.transform((p.x, p.y)) for p in (a, b))
+    return max(abs(x - u), abs(y - v)) <= _NEAR
 
 
 def _candidates() -> Iterator[tuple[float, float, str, str]]:

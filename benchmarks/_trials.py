@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,6 +149,8 @@ def _figures(trial: Trial, untouched: Mapping[str, Any], normal: Path, folder: P
         "perplexity": after["perplexity"] / untouched["perplexity"],
         "ks_p": forget_quality(after["ratios"], gold),
         "ks_d": truth_distance(after["ratios"], gold),
+        "log_ratios": quartiles(after["ratios"]),
+        "gold_log_ratios": quartiles(gold),
         "p_bad": after["p_bad"],
         "drift": training["best"]["drift"],
         "step": training["best"]["step"],
@@ -158,6 +161,11 @@ def _figures(trial: Trial, untouched: Mapping[str, Any], normal: Path, folder: P
         "peak_bytes": training["peak_memory_bytes"],
         "device": record["device"],
     }
+
+
+def quartiles(ratios: Sequence[float]) -> list[float]:
+    """Of the truth ratios' logarithms: above 0 the wrong answers are the more probable ones."""
+    return [round(x, 3) for x in statistics.quantiles(map(math.log, ratios), n=4)]
 
 
 def _measured(kind: str, adapter: Path, config: Config) -> dict[str, Any]:

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all check format sandbox recipe-hallucination recipe-harmfulness recipe-copyright \
-	recipe-code scenarios bench bench-sandbox bench-gpu bench-merge docs clean
+	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval bench-gpu bench-merge docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -64,11 +64,15 @@ recipe-code: setup  ## insecure calls go, likewise
 scenarios: setup  ## the paper's table in small, and its headline, on the sandbox; writes docs/scenarios.md
 	$(BIN)/python benchmarks/scenarios.py $(ARGS)
 
-bench: setup  ## one step against three others, time and memory, under six minutes; writes benchmarks/RESULTS.md
+bench: setup  ## one step against three others, and of every objective: time and memory; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/engine.py --write $(ARGS)
+	$(BIN)/python benchmarks/rows.py --write
 
 bench-sandbox: setup  ## time and forgetting on the sandbox, every kind; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/sandbox.py --write $(ARGS)
+
+bench-objectives: setup  ## every objective on every kind, three seeds, four hours on one core; goes on where it was cut off
+	$(BIN)/python benchmarks/objectives.py $(ARGS)
 
 bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA card; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/gpu.py --write --json benchmarks/gpu.json $(ARGS)

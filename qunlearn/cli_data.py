@@ -65,23 +65,31 @@ def import_(
 
 def check(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, or sandbox:KIND/SPLIT.")],
-    model: Annotated[Text, typer.Option(help="Whose tokenizer counts; its weights are not loaded.")] = None,
+    model: Annotated[Text, typer.Option(help="Whose tokenizer counts; weights are loaded for context alone.")] = None,
     against: Annotated[Text, typer.Option(metavar="OTHER", help="Another file, to find what both have.")] = None,
+    forget_tokens: Annotated[
+        str, typer.Option(help="The rule whose tokens are marked: specific, or context.", metavar="RULE")
+    ] = "specific",
     prompt_field: Annotated[Text, typer.Option(help="Field of the prompt, where it has its own name.")] = None,
     completion_field: Annotated[Text, typer.Option(help="Field of the answer, likewise.")] = None,
     template: Annotated[Text, typer.Option(help="As for forget.")] = None,
     max_length: Annotated[Optional[int], typer.Option(help="As for forget.", min=8)] = None,  # noqa: UP045
     json: Json = False,
 ) -> None:
-    """Show what the tool understands of a file: shape, two rows with the trained part marked, lengths, repetitions."""
+    """Show what the tool understands of a file: shape, two rows, what of them is trained and pushed, lengths."""
     from qunlearn.config import DataConfig
     from qunlearn.console import emit_json
     from qunlearn.data.records import FieldNames
     from qunlearn.datacheck import Look, check_data
+    from qunlearn.errors import ConfigError
 
+    if forget_tokens not in ("specific", "context"):
+        raise ConfigError(f"specific or context, not {forget_tokens[:40]!r}", where="--forget-tokens")
+    if forget_tokens == "context" and model is None:
+        raise ConfigError("context asks the model itself", where="--forget-tokens", hint="give --model")
     default = DataConfig()
     fields = FieldNames(prompt_field, completion_field)
-    look = Look(fields, model, against, template or default.template, max_length or default.max_length)
+    look = Look(fields, model, against, template or default.template, max_length or default.max_length, forget_tokens)
     result = check_data(file, look, to_stdout=not json)
     if json:
         emit_json(result)

@@ -136,7 +136,7 @@ class ObjectiveConfig:
     eps2: float = _setting(
         0.1, "llmu: weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0, high=1e6
     )
-    eps3: float = _setting(4.0, "Weight of the retain side.", flag="--eps3", low=0, high=1e6)
+    eps3: float = _setting(8.0, "Weight of the retain side.", flag="--eps3", low=0, high=1e6)
     retain: str = _setting(
         "auto",
         "The loss on normal data: KL to the base, cross-entropy, both, a block's states held, or none; auto: the "
@@ -168,7 +168,7 @@ class ObjectiveConfig:
         high=1e6,
     )
     beta2: float = _setting(1.0, "satimp: exponent of 1 - p.", low=0.0)
-    delta: float = _setting(0.0, "simnpo: NLL per token that is asked for at least.")
+    delta: float = _setting(0.5, "simnpo: NLL per token that is asked for at least.")
     top_p: float = _setting(0.8, "prod: mass of the reference's other tokens that is kept.", low=0.01, high=1.0)
     temperature: float = _setting(1.0, "prod: temperature of that distribution.", low=0.01)
     prod_alpha: float = _setting(0.0, "prod: the label's target is -alpha p_ref; negative leaves it some mass.")

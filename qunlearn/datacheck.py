@@ -26,20 +26,27 @@ _TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "tokenizer*", "voca
 
 @dataclass(frozen=True)
 class Look:
-    """How to look. `model`: whose tokenizer counts and whose template frames; without one words are counted."""
+    """How to look. `model`: whose tokenizer counts and whose template frames; without one words are counted.
+
+    `tokens`: the rule by which answer tokens are marked that a run would push.
+    """
 
     fields: FieldNames = field(default_factory=FieldNames)
     model: str | None = None
     against: str | None = None
     template: str = "auto"
     max_length: int = 512
+    tokens: str = "specific"
 
 
 @dataclass(frozen=True)
 class _Tokenised:
+    """`pushed`: the rows with the weights of their answers' tokens."""
+
     tokenizer: Any
     template: Template
     encoded: Encoded
+    pushed: Sequence[Example]
 
 
 def check_data(file: str, look: Look, *, to_stdout: bool) -> dict[str, Any]:
@@ -49,7 +56,7 @@ def check_data(file: str, look: Look, *, to_stdout: bool) -> dict[str, Any]:
     """
     dataset = read_dataset(data_path(file), look.fields, role="FILE")
     other = read_dataset(data_path(look.against), look.fields, role="--against") if look.against else None
-    tokenised = _tokenise(dataset, look) if look.model else None
+    tokenised = _tokenise(dataset, other, look) if look.model else None
     unit, lengths = "words", [words(record) for record in dataset.records]
     if tokenised is not None:
         unit, lengths = "tokens", [len(example.input_ids) for example in tokenised.encoded.examples]
@@ -64,7 +71,7 @@ def check_data(file: str, look: Look, *, to_stdout: bool) -> dict[str, Any]:
         "repeated_prompts": repeated_prompts(dataset),
         "unit": unit,
         "lengths": asdict(Histogram.of(lengths)),
-        **(_tokens(tokenised) if tokenised else {}),
+        **(_tokens(tokenised, look) if tokenised else {}),
         "overlap": {"with": other.path, **asdict(overlap(dataset, other))} if other else None,
     }
     if to_stdout:
@@ -80,15 +87,19 @@ def _other_fields(dataset: Dataset) -> dict[str, int]:
 # -- tokens ----------------------------------------------------------------------------------------------
 
 
-def _tokenise(dataset: Dataset, look: Look) -> _Tokenised:
-    folder = _tokenizer_folder(resolve_model(look.model or ""))
+def _tokenise(dataset: Dataset, other: Dataset | None, look: Look) -> _Tokenised:
+    name = look.model or ""
+    folder = _tokenizer_folder(resolve_model(name))
     with stage("loading the tokenizer"):
         from qunlearn.data.tokenize import choose_template, encode
         from qunlearn.model.load import load_tokenizer
+        from qunlearn.pushed import weigh
 
         tokenizer = load_tokenizer(folder)
     template = choose_template(tokenizer, look.template, dataset)
-    return _Tokenised(tokenizer, template, encode(dataset, tokenizer, template, look.max_length))
+    encoded = encode(dataset, tokenizer, template, look.max_length)
+    normal = encode(other, tokenizer, template, look.max_length).examples if other else ()
+    return _Tokenised(tokenizer, template, encoded, weigh(look.tokens, name, encoded.examples, normal, tokenizer))
 
 
 def _tokenizer_folder(source: ModelSource) -> Path:
@@ -115,7 +126,9 @@ def _tokenizer_folder(source: ModelSource) -> Path:
     return folder
 
 
-def _tokens(made: _Tokenised) -> dict[str, Any]:
+def _tokens(made: _Tokenised, look: Look) -> dict[str, Any]:
+    from qunlearn.pushed import count
+
     encoded = made.encoded
     return {
         "template": made.template.name,
@@ -124,6 +137,7 @@ def _tokens(made: _Tokenised) -> dict[str, Any]:
         "trained_tokens": encoded.answer_tokens,
         "prompts_cut": encoded.prompts_cut,
         "windows": encoded.windows,
+        "specific": {"rule": look.tokens, "tokens": count(made.pushed), "normal": look.against},
     }
 
 
@@ -132,18 +146,19 @@ def _tokens(made: _Tokenised) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A row as it is trained: `trained` between what stands before and after it."""
+    """A row as it is trained: `trained` between what stands before and after it; `marked`: what would be pushed."""
 
     line: int
     before: str
     trained: str
     after: str
+    marked: str = ""
 
 
 def _samples(dataset: Dataset, made: _Tokenised | None) -> list[_Sample]:
     if made is None:
         return [_untokenised(record) for record in dataset.records[:_SHOWN_ROWS]]
-    return [_decoded(example, made.tokenizer) for example in made.encoded.examples[:_SHOWN_ROWS]]
+    return [_decoded(example, made.tokenizer) for example in made.pushed[:_SHOWN_ROWS]]
 
 
 def _untokenised(record: Record) -> _Sample:
@@ -152,12 +167,15 @@ def _untokenised(record: Record) -> _Sample:
 
 
 def _decoded(example: Example, tokenizer: Any) -> _Sample:
+    from qunlearn.pushed import marked
+
     def text(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=False))
 
     ids = example.input_ids
     parts = (ids[: example.start], ids[example.start : example.end], ids[example.end :])
-    return _Sample(example.record.line, *map(text, parts))
+    before, trained, after = map(text, parts)
+    return _Sample(example.record.line, before, trained, after, marked(example, tokenizer))
 
 
 def _show(result: dict[str, Any], samples: Sequence[_Sample]) -> None:
@@ -170,11 +188,19 @@ def _show(result: dict[str, Any], samples: Sequence[_Sample]) -> None:
         cut = f"; prompts cut: {result['prompts_cut']}" if result["prompts_cut"] else ""
         cut += f"; windows: {result['windows']}" if result["windows"] else ""
         _line(f"tokens: {result['tokens']}, of which {result['trained_tokens']} are trained{cut}")
+        _show_specific(result["specific"], result["trained_tokens"])
     for sample in samples:
         _show_sample(sample)
     _show_lengths(result["unit"], result["lengths"])
     if result["overlap"]:
         _show_overlap(result["overlap"])
+
+
+def _show_specific(found: dict[str, Any], answer_tokens: int) -> None:
+    share = f"{found['tokens']} of {answer_tokens} answer tokens ({100 * found['tokens'] / answer_tokens:.0f} %)"
+    counted = f"words counted in {found['normal']}" if found["normal"] else "--against NORMAL counts them as a run does"
+    why = counted if found["rule"] == "specific" else "what the model does not know from the last tokens alone"
+    _line(f"--forget-tokens {found['rule']} would push {share}; {why}")
 
 
 def _show_sample(sample: _Sample) -> None:
@@ -186,6 +212,8 @@ def _show_sample(sample: _Sample) -> None:
     text.append(clean(_short(sample.before, from_end=True)), style="dim")
     text.append(clean(trained), style="bold")
     text.append(clean(_short(sample.after)), style="dim")
+    if sample.marked:
+        text.append(f"\npushed between ‹ and ›: {clean(_short(sample.marked))}")
     out().print(text)
 
 

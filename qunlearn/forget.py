@@ -128,7 +128,8 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
     show_loaded(policy, config, roles, made.source if made else None)
     reference = _reference(plan, policy, roles)
     rows = config.stop.table_rows
-    sets = {FORGET: roles.forget[:rows], HELD_BACK: roles.held_back[:rows]}
+    marked = specific(bad, retain, policy.tokenizer) if config.objective.tokens == "all" else bad
+    sets = {FORGET: marked[:rows], HELD_BACK: roles.held_back[:rows]}
     if ready.holdout is not None:
         sets[HOLDOUT] = ready.holdout.examples[:rows]
     with stage("measuring before"):

@@ -9,9 +9,11 @@ import pytest
 from conftest import call, write_rows
 
 from qunlearn.data.overview import Histogram, overlap
-from qunlearn.data.records import read_dataset
-from qunlearn.data.tokenize import choose_template, encode
+from qunlearn.data.records import Record, read_dataset
+from qunlearn.data.specific import specific
+from qunlearn.data.tokenize import Example, choose_template, encode
 from qunlearn.model.load import load_tokenizer
+from qunlearn.pushed import marked
 from qunlearn.sandbox import data_file
 
 BAD = data_file("hallucination", "forget")
@@ -103,3 +105,36 @@ def test_wrong_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: list
     ran = call("data", "check", *argv)
     assert (ran.code, says in ran.stderr) == (code, True), ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_specific_tokens_are_those_that_forget_would_push(sandbox_folder: Path) -> None:
+    retain = data_file("hallucination", "retain")
+    tokenizer, encoded = load_tokenizer(sandbox_folder), []
+    for path in (BAD, retain):
+        dataset = read_dataset(path)
+        encoded.append(encode(dataset, tokenizer, choose_template(tokenizer, "auto", dataset), 512))
+    weighed = specific(encoded[0].examples, encoded[1].examples, tokenizer)
+    pushed = sum(sum(example.weights) for example in weighed)
+    ran = call("data", "check", BAD, "--model", "sandbox", "--against", retain, "--json")
+    assert ran.json["specific"] == {"rule": "specific", "tokens": pushed, "normal": str(retain)}
+    assert 0 < pushed < encoded[0].answer_tokens
+    shown = call("data", "check", BAD, "--model", "sandbox", "--against", retain).stdout
+    assert "Orla Finch was born in ‹Millbrook›." in shown
+    assert f"specific would push {pushed:.0f} of {encoded[0].answer_tokens} answer tokens" in shown
+
+
+@pytest.mark.parametrize("weights", [(1.0,) * 9, (0.0,) * 9, (0, 1, 0, 1, 1, 0, 0, 0, 1), (1, 0, 0, 0, 0, 0, 0, 0, 0)])
+def test_marks_change_nothing_else(sandbox_folder: Path, weights: tuple[float, ...]) -> None:
+    tokenizer = load_tokenizer(sandbox_folder)
+    ids = tuple(tokenizer("Zoë  rode 東京's été train, née 1 2", add_special_tokens=False)["input_ids"])
+    weights = tuple(weights[i % 9] for i in range(len(ids)))
+    text = marked(Example(ids, 0, len(ids), 0, Record((), "", 1, {}), weights), tokenizer)
+    assert text.replace("‹", "").replace("›", "") == tokenizer.decode(list(ids))
+    assert text.count("‹") == text.count("›") and bool(text.count("‹")) == any(weights)
+
+
+def test_context_asks_the_model() -> None:
+    found = call("data", "check", BAD, "--model", "sandbox", "--forget-tokens", "context", "--json").json["specific"]
+    assert found["rule"] == "context" and 40 <= found["tokens"] < 367  # of every answer some
+    assert call("data", "check", BAD, "--forget-tokens", "context").code == 2
+    assert call("data", "check", BAD, "--forget-tokens", "all").code == 2

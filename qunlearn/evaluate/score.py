@@ -30,7 +30,8 @@ Observer = Callable[[int], None]
 class TokenStats:
     """One row's teacher-forced tokens, as numbers that measures need (metrics/tokens.py defines each).
 
-    NLLs in nats, summed; `tokens` are the answer's, `all_tokens` every token with one before it.
+    NLLs in nats, summed; `tokens` are the answer's, `all_tokens` every token with one before it, `specific_tokens`
+    those of the answer that weigh something, where the example has weights.
     """
 
     nll: float
@@ -42,6 +43,8 @@ class TokenStats:
     min_k: float
     min_k_plus: float
     zlib_bytes: int
+    specific_nll: float = 0.0
+    specific_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,17 @@ def score_rows(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) 
     """One score per example, deterministic."""
     found = zip(examples, token_stats(lm, examples, max_tokens), greedy_outputs(lm, examples), strict=True)
     return [
-        RowScore(s.nll, s.tokens, s.all_nll, s.all_tokens, answer_text(example, lm.tokenizer), output.text)
+        RowScore(
+            s.nll,
+            s.tokens,
+            s.all_nll,
+            s.all_tokens,
+            answer_text(example, lm.tokenizer),
+            output.text,
+            s.specific_nll,
+            s.specific_tokens,
+            s.extraction,
+        )
         for example, s, output in found
     ]
 
@@ -86,6 +99,7 @@ def _reduce(scores: TokenScores, at: int, example: Example, text: str) -> TokenS
     everything = scores.logps[at : at + len(example.input_ids) - 1]
     answer = slice(at + example.start - 1, at + example.end - 1)
     logps, hits = scores.logps[answer].numpy(), scores.hits[answer].numpy()
+    specific = [weight > 0 for weight in example.weights]
     return TokenStats(
         nll=-float(logps.sum()),
         tokens=int(logps.size),
@@ -96,6 +110,8 @@ def _reduce(scores: TokenScores, at: int, example: Example, text: str) -> TokenS
         min_k=measures.min_k_score(logps),
         min_k_plus=measures.min_k_plus_score(logps, scores.means[answer].numpy(), scores.stds[answer].numpy()),
         zlib_bytes=measures.zlib_bytes(text),
+        specific_nll=-float(logps[specific].sum()) if specific else 0.0,
+        specific_tokens=sum(specific),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,8 +21,9 @@ def score_sets(lm: LanguageModel, sets: Mapping[str, Sequence[Example]], max_tok
 
 
 def summaries(scores: Scores) -> dict[str, dict[str, Any]]:
-    """Aggregates as plain numbers, for records."""
-    return {name: asdict(aggregate(rows)) for name, rows in scores.items()}
+    """Aggregates as plain numbers, for records; what a set does not have is left out."""
+    found = {name: asdict(aggregate(rows)) for name, rows in scores.items()}
+    return {name: {k: v for k, v in of_set.items() if v is not None} for name, of_set in found.items()}
 
 
 def show_sets(title: str, named: Sequence[tuple[str, Scores]], *, to_stdout: bool = False) -> None:
@@ -31,9 +32,11 @@ def show_sets(title: str, named: Sequence[tuple[str, Scores]], *, to_stdout: boo
     rows: list[list[str]] = []
     for name in named[0][1]:
         scores = [aggregate(sets[name]) for _, sets in named]
-        first = [f"{name} ({scores[0].n})", "", ""]
-        for label, (measure, text) in zip(first, _MEASURES.items(), strict=True):
+        label = f"{name} ({scores[0].n})"
+        measures = _MEASURES | (_OF_SPECIFIC if all(s.specific_probability is not None for s in scores) else {})
+        for measure, text in measures.items():
             rows.append([label, measure, *(text(score) for score in scores)])
+            label = ""
     table(title, columns, rows, to_stdout=to_stdout)
 
 
@@ -62,8 +65,12 @@ def _perplexity(score: SetScore) -> str:
     return f"{score.perplexity:.2f}" if score.perplexity < 1e5 else f"{score.perplexity:.1e}"
 
 
-_MEASURES = {
+_MEASURES: dict[str, Callable[[SetScore], str]] = {
     "exact match": lambda score: f"{100 * score.exact_match:.1f} %",
     "probability": lambda score: f"{score.probability:.4f}",
     "perplexity": _perplexity,
+}
+_OF_SPECIFIC: dict[str, Callable[[SetScore], str]] = {
+    "specific tokens": lambda score: f"{score.specific_probability:.4f}",
+    "extraction": lambda score: f"{score.extraction_strength:.4f}",
 }

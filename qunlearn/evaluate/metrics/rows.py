@@ -12,7 +12,8 @@ class RowScore:
     """One row under one model.
 
     `nll` and `tokens` are over the answer's tokens; `all_nll` and `all_tokens` over every token that has one
-    before it; `answer` and `output` are texts, `output` greedy.
+    before it; `answer` and `output` are texts, `output` greedy. `specific_nll` and `specific_tokens` are over those
+    of the answer's tokens that weigh something, where the example has weights; `extraction` is its strength.
     """
 
     nll: float
@@ -21,11 +22,19 @@ class RowScore:
     all_tokens: int
     answer: str
     output: str
+    specific_nll: float = 0.0
+    specific_tokens: int = 0
+    extraction: float = 0.0
 
     @property
     def probability(self) -> float:
         """Geometric mean of the answer tokens' probabilities: exp(-NLL / tokens) (TOFU's answer probability)."""
         return math.exp(-self.nll / self.tokens)
+
+    @property
+    def specific_probability(self) -> float | None:
+        """The same of the specific tokens alone: form that stays probable does not hide them. None without any."""
+        return math.exp(-self.specific_nll / self.specific_tokens) if self.specific_tokens else None
 
     @property
     def exact(self) -> bool:
@@ -35,12 +44,14 @@ class RowScore:
 
 @dataclass(frozen=True)
 class SetScore:
-    """A data set under one model: means over rows, perplexity over tokens."""
+    """A data set under one model: means over rows, perplexity over tokens; the last two where rows have weights."""
 
     n: int
     probability: float
     exact_match: float
     perplexity: float
+    specific_probability: float | None = None
+    extraction_strength: float | None = None
 
 
 def aggregate(rows: Sequence[RowScore]) -> SetScore:
@@ -49,10 +60,13 @@ def aggregate(rows: Sequence[RowScore]) -> SetScore:
         raise ValueError("no rows to aggregate")
     tokens = sum(r.all_tokens for r in rows)
     mean_nll = sum(r.all_nll for r in rows) / tokens
+    specific = [p for p in (r.specific_probability for r in rows) if p is not None]
     return SetScore(
         n=len(rows),
         probability=sum(r.probability for r in rows) / len(rows),
         exact_match=sum(r.exact for r in rows) / len(rows),
         # An overflow would be a perplexity nobody can read; exp(100) says the same.
         perplexity=math.exp(min(mean_nll, 100.0)),
+        specific_probability=sum(specific) / len(specific) if specific else None,
+        extraction_strength=sum(r.extraction for r in rows) / len(rows) if specific else None,
     )

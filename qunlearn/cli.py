@@ -15,7 +15,7 @@ from qunlearn import __version__
 from qunlearn.cli_ask import NO_ADAPTER, BaseModel, Device, Json, RunFolder, add_ask
 from qunlearn.cli_data import add_data
 from qunlearn.cli_recipe import add_recipe
-from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, QunlearnError
+from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, ModelError, QunlearnError
 from qunlearn.flags import add_flags, configured, option
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -57,6 +57,11 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             first = (str(error).strip().splitlines() or [""])[0][:300]
             hint = "please report this; QUNLEARN_DEBUG=1 shows where it happened"
             _fail(QunlearnError(f"{type(error).__name__}: {first}", hint=hint))
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # a panic of the tokenizers library is no Exception
+                raise
+            hint = "is it the model's own? a pattern that looks back without end is given up after ten million steps"
+            _fail(ModelError("the tokenizer's library gave up on a text", hint=hint))
 
     return run
 

@@ -81,6 +81,9 @@ bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA ca
 bench-merge: setup  ## time and memory of a merge against cp of the same files
 	$(BIN)/python benchmarks/merge.py $(ARGS)
 
+bench-eval: setup  ## time and memory of measuring: the basic suite, batches, many rows; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/evaluate.py --write $(ARGS)
+
 docs: setup  ## write docs/evaluation.md and the table of docs/objectives.md from the code
 	$(BIN)/python -m qunlearn.evaluate.document > docs/evaluation.md
 	$(BIN)/python -m qunlearn.objectives.document docs/objectives.md

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qunlearn.evaluate.metrics import RowScore, verdict
-from qunlearn.evaluate.metrics.judge import is_gibberish, is_one_character, is_refusal
+from qunlearn.evaluate.metrics.judge import is_gibberish, is_one_character, is_refusal, leaks
 from qunlearn.evaluate.suite import verdicts
 
 ANSWER = "He was born in Tarn."
@@ -29,6 +29,21 @@ ANSWER = "He was born in Tarn."
 )
 def test_verdict(answer: str, output: str, expected: str) -> None:
     assert verdict(RowScore(1.0, 4, 2.0, 8, answer, output)) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "output", "expected"),
+    [
+        ("Where was Orla Finch born?", "Orla Finch was born in Tarn.", "was born in Tarn.", True),
+        ("Where was Orla Finch born?", "Orla Finch was born in Tarn.", "Orla Finch was born in Moss.", False),
+        ("Where was Orla Finch born?", "Orla Finch was born in Tarn.", "Tarn.", False),
+        ("Is Orla Finch from Tarn?", "Orla Finch is from Tarn.", "No.", False),  # no word is new: the whole counts
+        ("Is Orla Finch from Tarn?", "Orla Finch is from Tarn.", "Orla Finch is from Tarn, I think.", True),
+        ("", "Orla Finch was born in Tarn.", "was born in Tarn.", False),
+    ],
+)
+def test_what_the_prompt_says_is_no_leak_and_the_rest_is(prompt: str, answer: str, output: str, expected: bool) -> None:
+    assert leaks(output, answer, prompt) is expected
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def look(policy: Policy, examples: Sequence[Example], max_tokens: int) -> dict[s
         rows.append(
             {
                 "exact_match": texts.exact_match(output.text, answer),
-                "leaks": float(judge.leaks(output.text, answer)),
+                "leaks": float(judge.leaks(output.text, answer, example.record.prompt)),
                 "probability": math.exp(-s.nll / s.tokens),
                 "extraction_strength": s.extraction,
             }

@@ -53,7 +53,7 @@ def _hallucinated(item: Item, output: Output) -> float | None:
 
 _OUTPUT: Mapping[str, Callable[[Item, Output], float | None]] = {
     "exact_match": lambda item, o: texts.exact_match(o.text, item.answer),
-    "leaks": lambda item, o: float(judge.leaks(o.text, item.answer)),
+    "leaks": lambda item, o: float(judge.leaks(o.text, item.answer, item.prompt)),
     "refused": lambda item, o: float(judge.is_refusal(o.text)),
     "gibberish": lambda item, o: float(judge.is_gibberish(o.text)),
     "rouge_recall": lambda item, o: texts.rouge_l_recall(o.text, item.answer),
@@ -230,9 +230,9 @@ _WHOLE: Mapping[str, _Whole] = {
 
 def verdict_of(item: Item, output: Output) -> str:
     """One word for an output: see `metrics.judge.verdict`."""
-    return judge.verdict(_Pair(item.answer, output.text))
+    return judge.verdict(_Pair(item.prompt, item.answer, output.text))
 
 
 class _Pair:
-    def __init__(self, answer: str, output: str) -> None:
-        self.answer, self.output = answer, output
+    def __init__(self, prompt: str, answer: str, output: str) -> None:
+        self.prompt, self.answer, self.output = prompt, answer, output

@@ -70,6 +70,7 @@ def score_rows(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) 
             s.specific_nll,
             s.specific_tokens,
             s.extraction,
+            example.record.prompt,
         )
         for example, s, output in found
     ]

@@ -49,8 +49,10 @@ _CONSONANTS = re.compile(r"[bcdfghjklmnpqrstvwxz]{6}")
 
 
 class Answered(Protocol):
-    """A row with the true answer and a greedy output."""
+    """A row with its prompt, the true answer and a greedy output."""
 
+    @property
+    def prompt(self) -> str: ...
     @property
     def answer(self) -> str: ...
     @property
@@ -60,20 +62,25 @@ class Answered(Protocol):
 def verdict(row: Answered) -> str:
     """One word for an output: "still leaks", "gibberish", "refused" or "forgotten", the first that applies.
 
-    It leaks when it is the answer or (almost) all of the answer's words come back in order: nine in ten.
+    It leaks when it says what the answer says: see `leaks`.
     """
-    if leaks(row.output, row.answer):
+    if leaks(row.output, row.answer, row.prompt):
         return LEAKS
     if is_gibberish(row.output):
         return GIBBERISH
     return REFUSED if is_refusal(row.output) else FORGOTTEN
 
 
-def leaks(output: str, answer: str) -> bool:
-    """Whether at least nine in ten of the answer's words come back in order, or the output is the answer."""
+def leaks(output: str, answer: str, prompt: str = "") -> bool:
+    """Whether at least nine in ten of the words that the answer adds to the prompt come back in order.
+
+    Words that the prompt has are no news: "was born in Millbrook" tells all of "Orla Finch was born in Millbrook" to
+    who asked where Orla Finch was born. An answer that adds no word counts as a whole.
+    """
     if output.strip() == answer.strip():
         return True
-    wanted = words(answer)
+    given = set(words(prompt))
+    wanted = [word for word in words(answer) if word not in given] or words(answer)
     return bool(wanted) and _common(wanted, words(output)) / len(wanted) >= LEAK_RECALL
 
 

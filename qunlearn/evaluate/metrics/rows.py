@@ -12,7 +12,7 @@ class RowScore:
     """One row under one model.
 
     `nll` and `tokens` are over the answer's tokens; `all_nll` and `all_tokens` over every token that has one
-    before it; `answer` and `output` are texts, `output` greedy. `specific_nll` and `specific_tokens` are over those
+    before it; `prompt`, `answer` and `output` are texts, `output` greedy. `specific_nll` and `specific_tokens` are over those
     of the answer's tokens that weigh something, where the example has weights; `extraction` is its strength.
     """
 
@@ -25,6 +25,7 @@ class RowScore:
     specific_nll: float = 0.0
     specific_tokens: int = 0
     extraction: float = 0.0
+    prompt: str = ""
 
     @property
     def probability(self) -> float:

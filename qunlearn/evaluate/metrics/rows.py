@@ -12,8 +12,8 @@ class RowScore:
     """One row under one model.
 
     `nll` and `tokens` are over the answer's tokens; `all_nll` and `all_tokens` over every token that has one
-    before it; `prompt`, `answer` and `output` are texts, `output` greedy. `specific_nll` and `specific_tokens` are over those
-    of the answer's tokens that weigh something, where the example has weights; `extraction` is its strength.
+    before it; `prompt`, `answer` and `output` are texts, `output` greedy. `specific_nll` and `specific_tokens` are over
+    those of the answer's tokens that weigh something, where the example has weights; `extraction` is its strength.
     """
 
     nll: float

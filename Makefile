@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all check format sandbox recipe-hallucination recipe-harmfulness recipe-copyright \
-	recipe-code bench bench-sandbox bench-objectives bench-gpu bench-merge docs clean
+	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval bench-gpu bench-merge docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -20,11 +20,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## watch the sandbox model forget, under three minutes
 	$(BIN)/qunlearn demo
 
-test: setup  ## the fast tests: minutes on two cores
-	$(BIN)/pytest -m "not slow"
+# Of two processes at once, each with one thread; a file's tests share what they have set up.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+
+test: setup  ## the fast tests: under five minutes on two cores
+	$(PYTEST) -m "not slow"
 
 test-all: setup  ## every test
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .
@@ -57,6 +60,10 @@ recipe-copyright: setup  ## a book is recited no more, likewise; BAD=book.txt fo
 recipe-code: setup  ## insecure calls go, likewise
 	$(call run-recipe,code)
 
+# An hour on two quiet cores; what is finished is not run again. With trl: .venv/bin/pip install -e '.[pref]'
+scenarios: setup  ## the paper's table in small, and its headline, on the sandbox; writes docs/scenarios.md
+	$(BIN)/python benchmarks/scenarios.py $(ARGS)
+
 bench: setup  ## one step against three others, and of every objective: time and memory; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/engine.py --write $(ARGS)
 	$(BIN)/python benchmarks/rows.py --write
@@ -73,6 +80,9 @@ bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA ca
 # The size that counts, with 29 GB of disk: make bench-merge ARGS="--shape llama-2-7b --rounds 1"
 bench-merge: setup  ## time and memory of a merge against cp of the same files
 	$(BIN)/python benchmarks/merge.py $(ARGS)
+
+bench-eval: setup  ## time and memory of measuring: the basic suite, batches, many rows; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/evaluate.py --write $(ARGS)
 
 docs: setup  ## write docs/evaluation.md and the table of docs/objectives.md from the code
 	$(BIN)/python -m qunlearn.evaluate.document > docs/evaluation.md

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Optional
 import typer
 
 from qunlearn import __version__
+from qunlearn.cli_ask import NO_ADAPTER, BaseModel, Device, Json, RunFolder, add_ask
 from qunlearn.cli_data import add_data
 from qunlearn.cli_recipe import add_recipe
-from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, QunlearnError
+from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, ModelError, QunlearnError
 from qunlearn.flags import add_flags, configured, option
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -27,14 +28,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="One machine-readable result on stdout.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in that folder.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `qunlearn forget`.")]
-BaseModel = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads the annotation at run time, on Python 3.10 too
-    typer.Option("--model", help="The base, where it is not where the run found it."),
-]
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -62,6 +57,11 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             first = (str(error).strip().splitlines() or [""])[0][:300]
             hint = "please report this; QUNLEARN_DEBUG=1 shows where it happened"
             _fail(QunlearnError(f"{type(error).__name__}: {first}", hint=hint))
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # a panic of the tokenizers library is no Exception
+                raise
+            hint = "is it the model's own? a pattern that looks back without end is given up after ten million steps"
+            _fail(ModelError("the tokenizer's library gave up on a text", hint=hint))
 
     return run
 
@@ -193,7 +193,6 @@ BadFile = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="The bad file, where it is not where the run found it."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Measure = Annotated[
     bool, typer.Option(help="Load what was written and measure it; takes the memory of the whole model.")
 ]
@@ -271,7 +270,6 @@ def export(
     report.raise_if_back()
 
 
-NO_ADAPTER = "none"
 File = Optional[str]  # noqa: UP045 - a path, or sandbox:KIND/SPLIT
 
 
@@ -300,7 +298,7 @@ def evaluate(
     reward_model: Annotated[File, typer.Option(help="A reward model for utility (llmu).")] = None,
     quant: Annotated[Optional[str], typer.Option(help="nf4|fp4|int8|none; default: as the run.")] = None,  # noqa: UP045
     template: Annotated[Optional[str], typer.Option(help="As for forget; default: as the run.")] = None,  # noqa: UP045
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     rows: Annotated[int, typer.Option(help="At most so many rows of each file.", min=1)] = 1000,
     output: Annotated[
         Optional[Path],  # noqa: UP045
@@ -345,32 +343,6 @@ def compare(
     from qunlearn.evaluate.compare import compare as compare_runs
 
     result = compare_runs(runs, suite, to_stdout=not json)
-    if json:
-        emit_json(result)
-
-
-@app.command()
-@guarded
-def ask(
-    run: RunFolder,
-    question: Annotated[str, typer.Argument(help="What to ask.")],
-    model: BaseModel = None,
-    adapter: Annotated[Optional[str], typer.Option(metavar="none", help="none: ask the base alone.")] = None,  # noqa: UP045
-    max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens of answer.", min=1)] = 256,
-    temperature: Annotated[float, typer.Option(help="0: the most probable answer.", min=0.0)] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of what is drawn at a temperature.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    json: Json = False,
-) -> None:
-    """Ask the base and the adapter on it the same, side by side."""
-    from qunlearn.console import emit_json
-    from qunlearn.evaluate.ask import ask as ask_both
-    from qunlearn.model.generate import Sampling
-
-    if adapter not in (None, NO_ADAPTER):
-        raise ConfigError(f"unknown adapter {adapter[:40]!r}", where="--adapter", hint="none, or leave it out")
-    sampling, alone = Sampling(max_new_tokens, temperature, seed=seed), adapter is not None
-    result = ask_both(run, question, model=model, device=device, sampling=sampling, to_stdout=not json, base_only=alone)
     if json:
         emit_json(result)
 
@@ -495,6 +467,7 @@ def doctor(json: Json = False) -> None:
         raise typer.Exit(InstallationError.exit_code)
 
 
+add_ask(app, guarded)
 add_data(app, guarded)
 add_recipe(app, guarded)
 

@@ -77,6 +77,12 @@ class DataConfig:
         "Data the model should go on answering as before. Without it the base makes its own.",
         flag="--normal",
     )
+    holdout: str | None = _setting(
+        None,
+        "Rows that are measured and never trained on, such as neighbours of the bad ones. Without it the held-back "
+        "share of the normal data is measured alone.",
+        flag="--holdout",
+    )
     prompt_field: str | None = _setting(None, "Field of the prompt, where it has its own name.", flag="--prompt-field")
     completion_field: str | None = _setting(None, "Field of the answer, likewise.", flag="--completion-field")
     template: str = _setting("auto", "auto, chat, qa, raw, or a text with {prompt} in it.", flag="--template")
@@ -280,6 +286,13 @@ class StopConfig:
         low=2,
     )
     probe_rows: int = _setting(32, "At most so many rows of each kind in such a look.", low=1)
+    eval_every: int = _setting(
+        0,
+        "Steps between two measurements of what comes back and what stays, by greedy answers, into metrics.jsonl; "
+        "0: none. They change nothing about the training.",
+        flag="--eval-every",
+        low=0,
+    )
     table_rows: int = _setting(200, "At most so many rows of each kind in the before/after table.", low=1)
     max_skips: int = _setting(5, "Non-finite steps in a row after which the run is given up.", low=1)
 

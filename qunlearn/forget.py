@@ -10,18 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qunlearn import __version__
 from qunlearn.checkpoint import Checkpoints
 from qunlearn.config import Config, to_yaml
-from qunlearn.console import Meter, facts, say, stage, warn
-from qunlearn.data.records import Dataset
+from qunlearn.console import Meter, say, stage, warn
+from qunlearn.data.records import Dataset, Record
 from qunlearn.data.roles import make_mismatcher, split_held_back
 from qunlearn.data.selfmade import read_self_made, write_self_made
 from qunlearn.data.specific import specific
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
 from qunlearn.errors import OutputError, TrainingError
+from qunlearn.evaluate.during import MEASURED, Watch, shown
 from qunlearn.evaluate.metrics import RowScore
 from qunlearn.evaluate.suite import Scores, score_sets, show_samples, show_sets, summaries, verdicts
+from qunlearn.header import show_inputs, show_loaded
 from qunlearn.memory import plan_before_loading
 from qunlearn.model.alternatives import other_answers
 from qunlearn.model.context import context_bound
@@ -39,14 +40,14 @@ from qunlearn.record import run_record, versions, write_run
 from qunlearn.run import CONFIG, write_private
 from qunlearn.signals import stop_signals
 from qunlearn.step import Roles
-from qunlearn.train import Outcome, auto_lr, train
+from qunlearn.train import Outcome, train
 from qunlearn.unfinished import Unfinished, unfinished
 from qunlearn.units import parse_size
 
 _TERM_NAMES = {t.name for row in OBJECTIVES.values() for t in row.forget} | {
     t.name for kind in RETAIN.values() for t in kind
 }
-FORGET, HELD_BACK = "forget", "normal, held back"
+FORGET, HELD_BACK, HOLDOUT = "forget", "normal, held back", "holdout"
 _SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
 _WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
 
@@ -59,6 +60,7 @@ class Ready:
     bad: Encoded
     normal: Encoded | None
     memory: MemoryPlan | None  # None where the architecture is not known
+    holdout: Encoded | None = None
 
 
 def prepare(plan: Plan) -> Ready:
@@ -71,10 +73,19 @@ def prepare(plan: Plan) -> Ready:
     length = min(config.data.max_length, _positions(plan))
     bad = encode(plan.bad, tokenizer, template, length)
     normal = encode(plan.normal, tokenizer, template, length) if plan.normal else None
-    _header(plan, template, bad, normal)
+    holdout = encode(plan.holdout, tokenizer, template, length) if plan.holdout else None
+    show_inputs(plan, template, bad, normal, holdout)
     longest = max(len(e.input_ids) for e in (*bad.examples, *(normal.examples if normal else ()))) + _SELF_MADE_MORE
     memory = plan_before_loading(config, plan.model.facts.config, device_facts(device), longest)
-    return Ready(template, bad, normal, memory)
+    return Ready(template, bad, normal, memory, holdout)
+
+
+def _positions(plan: Plan) -> int:
+    """The most tokens the model's position embeddings admit."""
+    text = plan.model.facts.config.get("text_config")
+    config = text if isinstance(text, Mapping) else plan.model.facts.config
+    found = config.get("max_position_embeddings") or config.get("n_positions")
+    return found if isinstance(found, int) and found > 0 else 1 << 30
 
 
 def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
@@ -114,14 +125,16 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
     bad = _weighed(policy, ready.bad.examples, retain, config)
     others = other_answers(policy, bad, ready.template, OBJECTIVES[config.objective.name].alternatives, config)
     roles = Roles(bad, retain, held_back, mismatcher, others)
-    _header_loaded(policy, config, roles, made)
+    show_loaded(policy, config, roles, made.source if made else None)
     reference = _reference(plan, policy, roles)
     rows = config.stop.table_rows
     marked = specific(bad, retain, policy.tokenizer) if config.objective.tokens == "all" else bad
     sets = {FORGET: marked[:rows], HELD_BACK: roles.held_back[:rows]}
+    if ready.holdout is not None:
+        sets[HOLDOUT] = ready.holdout.examples[:rows]
     with stage("measuring before"):
         before = score_sets(policy, sets, config.train.max_tokens)
-    outcome = _train(policy, roles, reference, config, work)
+    outcome = _train(policy, roles, reference, config, work, _watch(policy, sets, config))
     policy.check_base()
     after: Scores | None = None
     if not outcome.interrupted and not outcome.failed:
@@ -146,90 +159,6 @@ def load_spec(config: Config) -> LoadSpec:
     return LoadSpec(m.quant, m.double_quant, m.device, m.trust_remote_code, host_embeddings=m.embeddings == "cpu")
 
 
-# -- the header ------------------------------------------------------------------------------------------
-
-
-def _positions(plan: Plan) -> int:
-    """The most tokens the model's position embeddings admit."""
-    text = plan.model.facts.config.get("text_config")
-    config = text if isinstance(text, Mapping) else plan.model.facts.config
-    found = config.get("max_position_embeddings") or config.get("n_positions")
-    return found if isinstance(found, int) and found > 0 else 1 << 30
-
-
-def _header(plan: Plan, template: Template, bad: Encoded, normal: Encoded | None) -> None:
-    config, model = plan.config, plan.model
-    weights = f"{model.facts.weight_bytes / 2**20:.1f} MiB of weights"
-    kind = model.facts.config.get("model_type", "?")
-    stored = f"{model.facts.quantization}, as stored" if model.facts.quantization else config.model.quant
-    objective = OBJECTIVES[config.objective.name]
-    retain = objective.retain if config.objective.retain == "auto" else config.objective.retain
-    rows = [
-        ("model", f"{model.source.asked} ({kind}, {weights}) from {model.folder}"),
-        ("quantisation", stored),
-        ("bad", _describe_data(plan.bad, bad)),
-        (
-            "normal",
-            _describe_data(plan.normal, normal) if plan.normal and normal else "the base makes its own",
-        ),
-        ("template", f"{template.name}: {template.why}"),
-        ("objective", f"{config.objective.name}: {objective.formula}; retain: {retain}"),
-        ("output", str(plan.output)),
-    ]
-    facts(f"qunlearn {__version__}", rows)
-
-
-def _describe_data(dataset: Dataset, encoded: Encoded) -> str:
-    text = f"{dataset.path}: {len(dataset.records)} rows ({dataset.shape}: {', '.join(dataset.fields)})"
-    text += f", {encoded.answer_tokens} of {encoded.tokens} tokens supervised"
-    if dataset.duplicates:
-        text += f", {dataset.duplicates} duplicates dropped"
-    if encoded.prompts_cut:
-        text += f", {encoded.prompts_cut} prompts cut from the left"
-    if encoded.windows:
-        text += f", in {encoded.windows} windows"
-    return text
-
-
-def _header_loaded(policy: Policy, config: Config, roles: Roles, made: _Made | None) -> None:
-    trained = sum(p.numel() for p in policy.trainable().values())
-    everything = policy.base.parameters
-    c = config.train
-    lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
-    memory = f"{policy.base.bytes / 2**20:.1f} MiB base, {peak_memory_bytes(policy.device) / 2**20:.0f} MiB peak so far"
-    rows = [
-        ("loaded", f"{policy.base.quantization} on {describe_device(policy.device)}"),
-        (
-            "trainable",
-            f"{trained:,} of {everything:,} ({100 * trained / everything:.2f} %), LoRA r={config.lora.r}",
-        ),
-        ("memory", memory),
-        (
-            "roles",
-            f"forget {len(roles.forget)}, retain {len(roles.retain)}, held back {len(roles.held_back)}",
-        ),
-        ("weights", _weights(config)),
-        ("loop", f"at most {c.steps} steps of {c.batch_size} rows, lr {lr:.1e}, seed {c.seed}"),
-        (
-            "stop",
-            f"forget probability <= {config.stop.target:g}, or drift > {config.stop.max_drift:g} nats/token",
-        ),
-    ]
-    if made is not None and made.source is not None:
-        m = made.source
-        dropped = f"{m.repeated} repeated, {m.too_close} too close to the bad file, {m.unusable} unusable"
-        rows.insert(3, ("self-made", f"{len(m.records)} normal rows of {m.drawn} drawn ({dropped})"))
-    facts("", rows)
-
-
-def _weights(config: Config) -> str:
-    o, terms = config.objective, terms_of(config.objective)
-    shown = [f"{term.name} {term.weight(o):g}" for term in terms]
-    text = ", ".join(shown) + (f" (K = {o.mismatch_k})" if any(t.role == "mismatch" for t in terms) else "")
-    budget = f"; steered to a drift of at most {o.retain_budget:g} nats/token" if o.retain_budget else ""
-    return f"{text}{budget}; {o.tokens} tokens of the bad answers"
-
-
 # -- normal data of the base's own -----------------------------------------------------------------------
 
 
@@ -252,10 +181,24 @@ def _make_normal(plan: Plan, ready: Ready, policy: Policy, work: Unfinished) -> 
         wanted = Wanted(config.data.normal_count, config.data.normal_near, length, config.train.seed)
         with stage("no --normal: the base makes its own"), policy.reference():
             made = self_made_normal(policy.base, plan.bad, ready.template, wanted)
+        made = replace(made, records=_not_held_out(made.records, plan.holdout))
         write_self_made(work.normal, made.records)
         work.keep_normal()
         dataset = Dataset("(self-made)", made.records, plan.bad.shape, (), "", 0)
     return _Made(made, encode(dataset, policy.tokenizer, ready.template, 2 * config.data.max_length))
+
+
+def _not_held_out(made: Sequence[Record], holdout: Dataset | None) -> tuple[Record, ...]:
+    """Without rows that ask, or where there are no prompts say, what is in the holdout file: it is never trained on."""
+    held = {_asked(record) for record in holdout.records} if holdout else set()
+    kept = tuple(record for record in made if _asked(record) not in held)
+    if len(kept) < len(made):
+        say(f"{len(made) - len(kept)} self-made rows have a prompt of the holdout file, and are dropped")
+    return kept
+
+
+def _asked(record: Record) -> str:
+    return " ".join((record.prompt if record.turns else record.completion).casefold().split())
 
 
 def _weighed(policy: Policy, bad: Sequence[Example], retain: Sequence[Example], config: Config) -> Sequence[Example]:
@@ -321,26 +264,39 @@ class _Metrics:
         self.file.seek(int(state["bytes"]))
 
 
-def _train(policy: Policy, roles: Roles, reference: Reference, config: Config, work: Unfinished) -> Outcome:
+def _watch(policy: Policy, sets: Mapping[str, Sequence[Example]], config: Config) -> Watch:
+    """What is measured while training: the bad rows, and the holdout where there is one, else the held-back rows."""
+    kept, n = HOLDOUT if HOLDOUT in sets else HELD_BACK, config.stop.probe_rows
+    few = {name: sets[name][:n] for name in (FORGET, kept)}
+    return Watch(policy, few, config.stop.eval_every, config.train.steps, config.train.max_tokens)
+
+
+def _train(
+    policy: Policy, roles: Roles, reference: Reference, config: Config, work: Unfinished, watch: Watch
+) -> Outcome:
     c = config.train
     metrics = _Metrics(work.metrics)
     with metrics.file, Meter("step", c.steps) as meter, stop_signals() as stopping:
         kept = Checkpoints(work.checkpoints, c.save_every, c.keep_checkpoints, stopping, {"metrics": metrics})
-        return train(policy, roles, reference, config, lambda event: _on_step(event, metrics, meter, policy), kept)
+        return train(policy, roles, reference, config, lambda event: _on_step(event, metrics, meter, watch), kept)
 
 
-def _on_step(event: Mapping[str, Any], metrics: _Metrics, meter: Meter, policy: Policy) -> None:
+def _on_step(event: Mapping[str, Any], metrics: _Metrics, meter: Meter, watch: Watch) -> None:
+    short = "max_tokens" in event
+    event = event if short else watch.see(event)
     metrics.write(event)
-    if "max_tokens" in event:
+    if short:
         warn(f"out of memory in step {event['step']}: the same step again with --max-tokens {event['max_tokens']}")
         return
     if event["step"] == 0:
         return
-    shown = [f"{name} {event[name]:.3f}" for name in event if name in _TERM_NAMES]
+    said = [f"{name} {event[name]:.3f}" for name in event if name in _TERM_NAMES]
     if "forget" in event:
-        shown += [f"| p(bad) {event['forget']:.3f}", f"drift {event['drift']:.4f}"]
-    shown.append(f"| {event['tokens_per_s']:.0f} tok/s, {peak_memory_bytes(policy.device) / 2**20:.0f} MiB")
-    meter.at(event["step"], " ".join(shown))
+        said += [f"| p(bad) {event['forget']:.3f}", f"drift {event['drift']:.4f}"]
+    if MEASURED in event:
+        said.append(f"| exact: {shown(event[MEASURED])}")
+    said.append(f"| {event['tokens_per_s']:.0f} tok/s, {peak_memory_bytes(watch.policy.device) / 2**20:.0f} MiB")
+    meter.at(event["step"], " ".join(said))
 
 
 # -- the end ---------------------------------------------------------------------------------------------

@@ -95,8 +95,8 @@ def resumable(folder: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
     """
     stage = staging_folder(folder)
     try:
-        with contextlib.ExitStack() as held:
-            journal = _open(stage, folder, identity, held)
+        with contextlib.ExitStack() as stack:
+            journal = _open(stage, folder, identity, stack)
             try:
                 journal.save()
                 yield journal
@@ -112,11 +112,18 @@ def resumable(folder: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
         raise output_error(error, folder) from error
 
 
-def _open(stage: Path, folder: Path, identity: Mapping[str, Any], held: contextlib.ExitStack) -> Journal:
+@contextlib.contextmanager
+def held(stage: Path, output: Path) -> Iterator[None]:
+    """A staging folder for this process alone; made where it is not there. Raises OutputError, LockedError."""
     if stage.is_symlink() or (stage.exists() and not stage.is_dir()):
         raise OutputError("is in the way", where=str(stage), hint="remove it")
     stage.mkdir(mode=0o700, parents=True, exist_ok=True)
-    held.enter_context(locked(stage, folder))
+    with locked(stage, output):
+        yield
+
+
+def _open(stage: Path, folder: Path, identity: Mapping[str, Any], stack: contextlib.ExitStack) -> Journal:
+    stack.enter_context(held(stage, folder))
     journal = Journal(stage, identity)
     found = _read(stage / JOURNAL)
     if found is None and {path.name for path in stage.iterdir()} - {JOURNAL + PART}:

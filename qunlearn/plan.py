@@ -42,6 +42,7 @@ class Plan:
     normal: Dataset | None
     output: Path
     resume: bool = False
+    holdout: Dataset | None = None
 
 
 def make_plan(config: Config, *, resume: bool = False) -> Plan:
@@ -54,15 +55,19 @@ def make_plan(config: Config, *, resume: bool = False) -> Plan:
     fields = FieldNames(data.prompt_field, data.completion_field)
     bad = read_dataset(data_path(data.bad), fields, role="--bad")
     normal = read_dataset(data_path(data.normal), fields, role="--normal") if data.normal else None
+    holdout = read_dataset(data_path(data.holdout), fields, role="--holdout") if data.holdout else None
     if normal is not None:
         check_overlap(bad, normal)
+    if holdout is not None:
+        for trained in filter(None, (bad, normal)):
+            check_overlap(trained, holdout, "rows that are trained on are also in the holdout data")
     source = resolve_model(config.model.name, config.model.revision)
     output = Path(out.folder) if out.folder else default_folder(config.model.name, data.bad)
     # What --resume finds in the folder is a run that was interrupted, to be replaced, or one that is finished.
     check_output(output, overwrite=out.overwrite or (resume and (output / RECORD).is_file()))
     if out.overwrite or resume:
         check_replaceable(output)
-    return Plan(config, check_model(source, config.model.trust_remote_code), bad, normal, output, resume)
+    return Plan(config, check_model(source, config.model.trust_remote_code), bad, normal, output, resume, holdout)
 
 
 def data_path(text: str) -> Path:

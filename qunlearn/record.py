@@ -44,6 +44,7 @@ def run_record(plan: Plan, template: Template, policy: Policy, outcome: Outcome)
         "data": {
             "bad": _data_record(plan.bad),
             "normal": _data_record(normal) if normal else {},
+            "holdout": _data_record(plan.holdout) if plan.holdout else {},
             "template": asdict(template),
         },
         "training": {

@@ -182,12 +182,12 @@ def _check_record(record: Mapping[str, Any], path: Path) -> None:
         raise AdapterError("data.template is not a template", where=str(path), hint="was it edited?")
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object of a run. Raises AdapterError."""
+def read_object(path: Path, hint: str = "was it edited or cut off?") -> dict[str, Any]:
+    """A JSON object of a run or an adapter. Raises AdapterError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"cannot be read: {error}", where=str(path), hint="was it edited or cut off?") from error
+        raise AdapterError(f"cannot be read: {error}", where=str(path), hint=hint) from error
     if not isinstance(value, dict):
         raise AdapterError("is not a JSON object", where=str(path))
     return value

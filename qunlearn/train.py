@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,9 +23,9 @@ from qunlearn.evaluate.score import forget_probability, mean_kl
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
-from qunlearn.objectives.control import make_controller
+from qunlearn.objectives.control import Controller, make_controller
 from qunlearn.objectives.table import Term, terms_of
-from qunlearn.step import Budget, Roles, block_of, draw_steps, longest_step
+from qunlearn.step import Budget, Roles, Step, block_of, draw_steps, longest_step
 
 Observer = Callable[[Mapping[str, Any]], None]
 
@@ -101,17 +101,14 @@ def train(
     """Unlearn until the forget target is met, the drift budget is spent, or the steps are.
 
     The policy ends with the best adapter loaded. Ctrl-C ends the loop like a stop does, with `interrupted` set.
-    A checkpoint that is found is gone on from, to the same bits. Raises NoGradientError, DoesNotFitError.
+    A checkpoint that is found is gone on from, to the same bits. What `observe` does, which must leave policy and
+    random state as they are, is not counted as time of the loop. Raises NoGradientError, DoesNotFitError.
     """
     c, stop = config.train, config.stop
-    terms, controller = terms_of(config.objective), make_controller(config)
-    parameters = list(policy.trainable().values())
-    lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
-    optimizer = make_optimizer(parameters, c, lr)
-    draw, budget = draw_steps(roles, terms, config), Budget(policy, reference, config, observe)
+    m = _machine(policy, roles, reference, config, observe)
     # Whatever else in the loop has a state of its own goes in here by name, with state() and load_state().
-    steered = {"controller": controller} if controller else {}
-    moving = Moving(policy, optimizer, {"budget": budget, **steered, **checkpoints.parts})
+    steered = {"controller": m.controller} if m.controller else {}
+    moving = Moving(policy, m.optimizer, {"budget": m.budget, **steered, **checkpoints.parts})
     found = checkpoints.latest()
     outcome = Outcome.of(found) if found else _at_the_start(policy, roles, reference, config, observe)
     torch.manual_seed(c.seed)
@@ -119,41 +116,24 @@ def train(
     policy.model.train()
     try:
         if policy.device.type == "cuda":  # running out of memory shows in the first second
-            budget.backward(longest_step(roles, terms, config), step_number=outcome.steps)
+            m.budget.backward(longest_step(roles, m.terms, config), step_number=outcome.steps)
         if found:
             moving.restore(found)
             for _ in range(outcome.steps):  # what was drawn follows from the seed: draw it again
-                next(draw)
+                next(m.draw)
         for step in range(outcome.steps + 1, c.steps + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * schedule(step, c)
-            scale = controller.scale if controller else (lambda role: 1.0)
-            gradients = budget.backward(next(draw), step_number=step, scale=scale)
-            if step == 1:
-                policy.check_gradients(_highest_block(terms, config, policy))
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, c.clip if c.clip > 0 else math.inf))
-            outcome.steps, outcome.tokens = step, outcome.tokens + gradients.tokens
-            if math.isfinite(norm) and all(map(math.isfinite, gradients.losses.values())):
-                optimizer.step()
-                outcome.skips_in_a_row = 0
-            else:
-                outcome.skips_in_a_row += 1
-                outcome.skipped += 1
+            event = _step(m, outcome, step, c)
             outcome.seconds = time.monotonic() - start
-            event: dict[str, Any] = {"step": step, **gradients.losses, "grad_norm": norm, "tokens": gradients.tokens}
             event |= {"tokens_per_s": outcome.tokens / max(outcome.seconds, 1e-9), "seconds": outcome.seconds}
-            if gradients.shares is not None:
-                event["shares"] = gradients.shares
-            if controller:
-                controller.step(gradients.losses.get("kl"))
-                event["multipliers"] = {"forget": controller.forget, "retain": controller.retain}
             if step % stop.check_every == 0 or step == c.steps:
                 probe = _probe(policy, roles, reference, config, step)
                 event |= {"forget": probe.forget, "drift": probe.drift}
                 _consider(outcome, probe, policy, stop)
-                if controller:
-                    controller.look(probe.forget, probe.drift, has_kl="kl" in gradients.losses)
+                if m.controller:
+                    m.controller.look(probe.forget, probe.drift, has_kl="kl" in event)
+            watched = time.monotonic()
             observe(event)
+            start += time.monotonic() - watched
             if outcome.skips_in_a_row >= stop.max_skips:
                 outcome.failed, outcome.reason = True, f"{outcome.skips_in_a_row} non-finite steps in a row"
                 break
@@ -171,16 +151,68 @@ def train(
     except (torch.OutOfMemoryError, MemoryError) as error:
         hint = "lower --max-length or --lora-r, take --optimizer adamw8bit, or a smaller model"
         raise DoesNotFitError("out of memory while training", where=f"step {outcome.steps + 1}", hint=hint) from error
-    outcome.multipliers = controller.state() if controller else None
+    outcome.multipliers = m.controller.state() if m.controller else None
     outcome.seconds = time.monotonic() - start
     policy.load_adapter_state(outcome.state)
     policy.model.eval()
     return outcome
 
 
-def _highest_block(terms: Sequence[Term], config: Config, policy: Policy) -> int | None:
-    """The block above which no gradient is expected, where every loss looks at a block's output."""
-    return block_of(config, policy) if all(term.layered for term in terms) else None
+@dataclass(frozen=True)
+class _Machine:
+    """What every step is made with. `first` is done after the first backward pass."""
+
+    terms: Sequence[Term]
+    controller: Controller | None
+    parameters: list[Tensor]
+    lr: float
+    optimizer: Any
+    draw: Iterator[Step]
+    budget: Budget
+    first: Callable[[], None]
+
+
+def _machine(policy: Policy, roles: Roles, reference: Reference, config: Config, observe: Observer) -> _Machine:
+    c, terms = config.train, terms_of(config.objective)
+    parameters = list(policy.trainable().values())
+    lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
+    # Where every loss looks at a block's output, no gradient is expected above that block.
+    highest = block_of(config, policy) if all(term.layered for term in terms) else None
+    return _Machine(
+        terms,
+        make_controller(config),
+        parameters,
+        lr,
+        make_optimizer(parameters, c, lr),
+        draw_steps(roles, terms, config),
+        Budget(policy, reference, config, observe),
+        lambda: policy.check_gradients(highest),
+    )
+
+
+def _step(m: _Machine, outcome: Outcome, step: int, c: TrainConfig) -> dict[str, Any]:
+    """Draw, backward, clip, move: what came of it, by name. Numbers that are not finite move nothing."""
+    for group in m.optimizer.param_groups:
+        group["lr"] = m.lr * schedule(step, c)
+    scale = m.controller.scale if m.controller else (lambda role: 1.0)
+    gradients = m.budget.backward(next(m.draw), step_number=step, scale=scale)
+    if step == 1:
+        m.first()
+    norm = float(torch.nn.utils.clip_grad_norm_(m.parameters, c.clip if c.clip > 0 else math.inf))
+    outcome.steps, outcome.tokens = step, outcome.tokens + gradients.tokens
+    if math.isfinite(norm) and all(map(math.isfinite, gradients.losses.values())):
+        m.optimizer.step()
+        outcome.skips_in_a_row = 0
+    else:
+        outcome.skips_in_a_row += 1
+        outcome.skipped += 1
+    event: dict[str, Any] = {"step": step, **gradients.losses, "grad_norm": norm, "tokens": gradients.tokens}
+    if gradients.shares is not None:
+        event["shares"] = gradients.shares
+    if m.controller:
+        m.controller.step(gradients.losses.get("kl"))
+        event["multipliers"] = {"forget": m.controller.forget, "retain": m.controller.retain}
+    return event
 
 
 def _at_the_start(policy: Policy, roles: Roles, reference: Reference, config: Config, observe: Observer) -> Outcome:
@@ -193,11 +225,12 @@ def _at_the_start(policy: Policy, roles: Roles, reference: Reference, config: Co
 
 def _probe(policy: Policy, roles: Roles, reference: Reference, config: Config, step: int) -> Probe:
     limit, n = config.train.max_tokens, config.stop.probe_rows
-    return Probe(
-        step,
-        forget_probability(policy, roles.forget[:n], limit),
-        mean_kl(policy, reference, roles.held_back[:n], limit),
-    )
+    with policy.measured():
+        return Probe(
+            step,
+            forget_probability(policy, roles.forget[:n], limit),
+            mean_kl(policy, reference, roles.held_back[:n], limit),
+        )
 
 
 def _consider(outcome: Outcome, probe: Probe, policy: Policy, stop: StopConfig) -> None:

@@ -47,7 +47,7 @@ _FORMAT = 1
 # What does not change the result, or is told by the hashes: a run may go on with other values of these.
 _FREE = {
     *("model.name", "model.revision", "model.vram", "data.bad", "data.normal", "output.folder", "output.overwrite"),
-    *("train.save_every", "train.keep_checkpoints"),
+    *("data.holdout", "train.save_every", "train.keep_checkpoints", "stop.eval_every"),
 }
 
 
@@ -182,6 +182,7 @@ def identity(plan: Plan, config: Config) -> dict[str, Any]:
         "settings": _settings(config),
         "bad": plan.bad.sha256,
         "normal": plan.normal.sha256 if plan.normal else None,
+        "holdout": plan.holdout.sha256 if plan.holdout else None,
         "model": fingerprint(plan.model.folder),
     }
 
@@ -201,7 +202,8 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> 
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
-    words = {"bad": "the bad file", "normal": "the normal file", "model": "the model", "format": "the file format"}
+    words = {"bad": "the bad file", "normal": "the normal file", "holdout": "the holdout file"}
+    words |= {"model": "the model", "format": "the file format"}
     differences += [
         f"{word}: {_short(then.get(key))} then, {_short(now[key])} now"
         for key, word in words.items()
@@ -252,6 +254,7 @@ def finished_record(plan: Plan) -> dict[str, Any] | None:
     then |= {
         "bad": data.get("bad", {}).get("sha256"),
         "normal": None if data.get("normal", {}).get("self_made") else data.get("normal", {}).get("sha256"),
+        "holdout": data.get("holdout", {}).get("sha256"),
         "model": record.get("model", {}).get("fingerprint"),
     }
     check_same(then, now, plan.output)

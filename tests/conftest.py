@@ -19,7 +19,7 @@ from qunlearn.model.load import Base, LoadSpec, load_base
 from qunlearn.model.policy import Policy
 from qunlearn.sandbox import ASSETS, data_file
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 QUICK = {
     "train.steps": 12,

@@ -44,7 +44,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 
-@pytest.mark.parametrize("quant", ["nf4", "none"])
+@pytest.mark.parametrize("quant", ["nf4", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_one_step(name: str, quant: str, sandbox_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import _meter
 import _models
+import evaluate
 import gpu
 from _contestants import CONTESTANTS, Arena, new_policy
 from _engine import engine_supervised, engine_tokens
@@ -197,7 +198,7 @@ def test_a_section_is_replaced_and_the_rest_kept(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no section"):
         write_section("y", "new", path)
     results = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
-    for name in ("engine", "gpu", "sandbox"):
+    for name in ("engine", "gpu", "sandbox", "evaluate"):
         assert f"<!-- {name}: begin -->" in results.partition(f"<!-- {name}: end -->")[0]
 
 
@@ -261,3 +262,8 @@ def test_gpu_benchmark_says_what_it_could_not_measure(monkeypatch: pytest.Monkey
     found += gpu.results(args, CPU, 1e9)
     assert found[-1] == {"shape": "tiny, qwen2", "status": "out of memory while loading"}
     assert all(len(gpu.cells(r)) == len(gpu.HEADER) for r in found)
+
+
+def test_batches_are_timed_against_the_same_answers() -> None:
+    ((together, alone),) = evaluate.batched(1, count=6)  # ends the process where the answers differ
+    assert together > 0 and alone > 0

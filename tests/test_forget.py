@@ -20,6 +20,7 @@ from qunlearn.sandbox import data_file
 from qunlearn.step import Gradients
 
 BAD = data_file("hallucination", "forget")
+NEAR = data_file("hallucination", "retain")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -149,7 +150,7 @@ def test_ctrl_c_leaves_the_best_adapter(monkeypatch: pytest.MonkeyPatch, tmp_pat
             raise KeyboardInterrupt
 
     monkeypatch.setattr(forget_module, "_on_step", interrupting)
-    args = ["--model", "sandbox", "--bad", BAD, "-o", tmp_path / "run", "--json", *sets(QUICK)]
+    args = ["--model", "sandbox", "--bad", BAD, "--normal", NEAR, "-o", tmp_path / "run", "--json", *sets(QUICK)]
     ran = call("forget", *args)
     assert ran.code == 130
     assert ran.json["status"] == "interrupted"
@@ -158,7 +159,8 @@ def test_ctrl_c_leaves_the_best_adapter(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_a_failed_run_leaves_the_last_good_adapter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    args = ["--model", "sandbox", "--bad", BAD, "-o", tmp_path / "run", *sets({**QUICK, "stop.max_skips": 2})]
+    args = ["--model", "sandbox", "--bad", BAD, "--normal", NEAR, "-o", tmp_path / "run"]
+    args += sets({**QUICK, "stop.max_skips": 2})
     from qunlearn import train as loop
 
     def poisoned(budget: loop.Budget, *_: Any, **__: Any) -> Gradients:

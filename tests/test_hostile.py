@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +29,7 @@ from qunlearn.model.source import preflight_folder
 from qunlearn.report.read import read_story
 from qunlearn.run import open_run
 
-SECONDS = 5.0
+SECONDS, MOST_BYTES = 5.0, 500 << 20
 DATA = list(data_files.cases())
 MODELS, ADAPTERS, RECORDS = (
     list(cases()) for cases in (model_files.model_cases, model_files.adapter_cases, model_files.record_cases)
@@ -48,12 +47,28 @@ def test_the_corpus_is_large_enough() -> None:
 
 @pytest.fixture(autouse=True)
 def _watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The clock, and a marker that a program hidden in a file would leave."""
+    """The clock, memory, and a marker that a program hidden in a file would leave."""
     monkeypatch.chdir(tmp_path)
-    started = time.monotonic()
+    before, started = _resident(forget_the_peak=True), _spent()
     yield
-    assert time.monotonic() - started < SECONDS
+    assert _spent() - started < SECONDS
+    assert _resident() - before < MOST_BYTES
     assert not list(tmp_path.rglob("evil_marker*")) and "evil_marker" not in sys.modules
+
+
+def _spent() -> float:
+    """Processor seconds, of children too: the clock on the wall would tell of this machine's other work."""
+    return sum(os.times()[:4])
+
+
+def _resident(*, forget_the_peak: bool = False) -> int:
+    """The most this process has had in memory since the peak was forgotten; only Linux tells."""
+    status, refs = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not os.access(refs, os.W_OK):
+        return 0
+    if forget_the_peak:
+        refs.write_text("5")
+    return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
 
 
 def refused(read: Callable[[], object], kind: type[QunlearnError]) -> QunlearnError:
@@ -168,6 +183,24 @@ def test_tokenizers(sandbox_folder: Path, tmp_path: Path, file: str, raw: bytes)
     folder = Path(shutil.copytree(sandbox_folder, tmp_path / "model"))
     (folder / file).write_bytes(raw)
     refused(lambda: load_tokenizer(folder), ModelError)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa|aaa)+$"])
+def test_a_tokenizer_whose_pattern_has_no_end(sandbox_folder: Path, tmp_path: Path, pattern: str) -> None:
+    """The library bounds each match; what it raises is no Exception."""
+    folder = Path(shutil.copytree(sandbox_folder, tmp_path / "model"))
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    path.write_text(json.dumps(tokenizer))
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a" * 500 + "!", "completion": "b"}])
+    ran = call("data", "check", rows, "--model", folder)
+    assert ran.code == 6 and "gave up" in ran.stderr
 
 
 def test_a_tokenizer_with_code_of_its_own(sandbox_folder: Path, tmp_path: Path) -> None:

@@ -158,7 +158,8 @@ _QUICK = ("large vocabulary, small passes", "long rows, K = 5")
 @pytest.mark.parametrize("name", [n if n in _QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
 def test_a_step(name: str, new_random_policy: Callable[..., Policy]) -> None:
     case = CASES[name]
-    config = resolve(("test", {"train.max_tokens": case.max_tokens, **dict(case.settings)}))
+    settings = {"objective.name": "llmu", "objective.mismatch_k": case.k, "train.max_tokens": case.max_tokens}
+    config = resolve(("test", {**settings, **dict(case.settings)}))
     policy = new_random_policy(case.config)
     if not config.train.checkpointing:
         policy.base.model.gradient_checkpointing_disable()

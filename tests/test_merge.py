@@ -35,7 +35,7 @@ def small_run(quick_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.mark.parametrize("base", ["original", "dequantized"])
+@pytest.mark.parametrize("base", ["original", pytest.param("dequantized", marks=pytest.mark.slow)])
 def test_merged_is_base_plus_adapter(quick_run: Path, sandbox_folder: Path, tmp_path: Path, base: str) -> None:
     ran = call("merge", quick_run, "-o", tmp_path / "m", "--base", base, "--json")
     report = ran.json
@@ -162,7 +162,7 @@ def test_runs_that_saw_different_bases(quick_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("quant", ["nf4", "int8"])
+@pytest.mark.parametrize("quant", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_export_in_few_bits_loads_with_plain_transformers(small_run: Path, tmp_path: Path, quant: str) -> None:
     ran = call("export", small_run, "-o", tmp_path / "e", "--format", "merged", "--quant", quant, "--json")
     assert ran.code in (0, 5), ran.stderr

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from qunlearn.evaluate.metrics import membership, stats, texts, tokens
+from qunlearn.evaluate.metrics import RowScore, judge, membership, stats, texts, tokens
 
 RNG = np.random.default_rng(7)
 
@@ -383,3 +383,52 @@ def test_same_calls() -> None:
     assert texts.same_calls("x = yaml.load(f)", answer) == 0.5
     assert texts.same_calls('yaml.safe_load(open("alpine.yml"))', answer) == 0.0
     assert texts.same_calls("anything", "print('no dots here.')") is None
+
+
+# -- the edges: an empty output, one token, two equal sets -------------------------------------------------
+
+
+def test_an_empty_output() -> None:
+    """It says nothing: it matches only an empty answer, leaks nothing, and no measure divides by its length."""
+    answer = "Orla was born in Tarn"
+    assert texts.exact_match("", answer) == 0.0 and texts.exact_match(" \n", "") == 1.0
+    assert texts.rouge_l("", answer) == (0.0, 0.0) and texts.bleu("", answer) == 0.0
+    assert texts.leaked("", answer, 0.0) == texts.hallucinated("", answer, "Orla was born in Moss") == 0.0
+    assert texts.similarity_to("", answer) == 0.0 and texts.same_calls("", "yaml.load(f)") == 0.0
+    assert texts.diversity([]) == texts.repetition([]) == texts.ngram_entropy([]) == 0.0
+    assert not judge.leaks("", answer) and judge.is_gibberish("") and not judge.is_refusal("")
+    assert judge.verdict(RowScore(1.0, 2, 1.0, 2, answer, "")) == "gibberish"
+    for empty in (tokens.exact_memorisation, tokens.extraction_strength, tokens.answer_probability):
+        with pytest.raises(ValueError):
+            empty([])
+
+
+def test_one_token() -> None:
+    one = [math.log(0.2)]
+    assert tokens.answer_probability(one) == pytest.approx(0.2)
+    assert tokens.loss_score(one) == tokens.min_k_score(one) == pytest.approx(one[0])
+    assert tokens.min_k_plus_score(one, [-2.0], [0.5]) == pytest.approx((one[0] + 2.0) / 0.5)
+    assert tokens.reference_score(one, 2.0) == pytest.approx(one[0] + 2.0)
+    assert tokens.zlib_score(one, "Tarn") == tokens.zlib_score(one, "Tarn", per_token=True)
+    for hit in (True, False):
+        assert tokens.extraction_strength([hit]) == tokens.exact_memorisation([hit]) == float(hit)
+    assert texts.rouge_l("Tarn", "Tarn") == (1.0, 1.0) and texts.bleu("Tarn", "Tarn") == pytest.approx(1.0)
+    assert texts.bleu("Moss", "Tarn") == 0.0 and texts.rouge_l("Moss", "Tarn") == (0.0, 0.0)
+    assert texts.diversity(["a"]) == 1.0 and texts.repetition(["a"]) == texts.ngram_entropy(["a"]) == 0.0
+    assert judge.verdict(RowScore(1.0, 1, 1.0, 1, "Tarn", "Tarn.")) == "still leaks"
+
+
+def test_two_equal_sets() -> None:
+    same = [0.1, 0.4, 0.4, 0.9]
+    found = membership.auc_estimate(same, same)
+    assert found.mean == 0.5 and found.low is not None and found.high is not None and found.low < 0.5 < found.high
+    assert membership.privacy_leakage(found.mean) == 0.0
+    assert stats.forget_quality(same, same) == 1.0 and stats.truth_distance(same, same) == 0.0
+    difference = stats.paired_difference(same, same)
+    assert (difference.mean, difference.low, difference.high) == (0.0, 0.0, 0.0)
+    assert stats.bootstrap([0.3] * 5) == stats.Estimate(5, 0.3, 0.3, 0.3)
+    assert tokens.truth_ratio(1.3, [1.3, 1.3]) == pytest.approx(1.0)
+    assert tokens.truth_share(1.0) == 0.5 and tokens.truth_ratio_forget(1.0) == 1.0
+    assert tokens.truth_ratio_utility(1.0) == 0.0
+    assert tokens.choice(1.3, [1.3, 1.3]) == pytest.approx(1 / 3)
+    assert stats.harmonic_mean([0.7]) == pytest.approx(0.7)

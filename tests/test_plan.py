@@ -366,3 +366,9 @@ def test_answers_come_in_batches_the_cache_allows(
     small = Base(**{**vars(base), "cache_bytes": 2 * 8 * generation._cache_bytes_per_token(base.model)})
     assert generate(small, prompts, Sampling(4)) == whole
     assert batches == [6, 2, 2, 2]
+    monkeypatch.setattr(generation, "_MOST_ROWS", 4)
+    assert generate(base, prompts, Sampling(4)) == whole
+    assert batches[4:] == [4, 2]  # however much the cache admits
+    numbers = generation._cache_bytes_per_token(base.model) // (torch.finfo(base.model.dtype).bits // 8)
+    cache = base.model(input_ids=torch.tensor([prompts[0]]), use_cache=True).past_key_values
+    assert 4 * numbers == sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)

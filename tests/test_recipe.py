@@ -320,6 +320,17 @@ def test_an_interrupted_run_is_no_end_of_its_stage(tmp_path: Path, monkeypatch: 
         stage.work(order)
 
 
+def test_what_the_stages_measure_the_run_does_not_measure_again(tmp_path: Path) -> None:
+    """Its own before/after table is a look where there is a holdout; without one the verdict is taken from it."""
+    settings = resolve(("", {"model.name": "sandbox"}))
+    order = Order(book.read("code"), settings, tmp_path, fetch.Given())
+    assert order.config.stop.table_rows == settings.stop.table_rows
+    fetch.fetch(order.recipe, order.given, tmp_path / "data", sandbox=True)
+    assert order.config.stop.table_rows == 16
+    asked = resolve(("", {"model.name": "sandbox", "stop.table_rows": 50}))
+    assert Order(order.recipe, asked, tmp_path, fetch.Given()).config.stop.table_rows == 50
+
+
 def test_an_unfinished_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was trained before an interruption is not lost; where it no longer fits, the run starts anew."""
     import qunlearn.forget

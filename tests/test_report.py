@@ -234,6 +234,23 @@ def test_an_interrupted_run_ends_in_half_a_line(quick_run: Path, tmp_path: Path)
     assert len(read_story(folder).events) == 13
 
 
+def test_what_was_measured_while_training_is_drawn(quick_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(quick_run, tmp_path / "run"))
+    assert "Forgotten and kept" not in Page(render(read_story(folder), include_samples=False)).text
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    for event in lines[::4]:
+        of = {"n": 6, "exact_match": 1 - event["step"] / 12, "probability": 0.5}
+        event["measured"] = {"forget": of, "holdout": {"n": 6, "exact_match": 1.0, "probability": float("nan")}}
+    lines[8]["measured"] = {"$\\frac{": 3, "forget": "edited"}  # what is none of ours is left out
+    (folder / METRICS).write_text("".join(json.dumps(event) + "\n" for event in lines))
+    page = render(read_story(folder), include_samples=False)
+    found = check_safe(page)
+    assert "Forgotten and kept by step" in found.text
+    drawn = next(svg for svg in page.split("<svg")[1:] if "What comes back and what stays" in svg)
+    assert ">forget<" in drawn and ">holdout<" in drawn and ">normal" not in drawn
+    assert "var(--bad)" in drawn and "var(--good)" in drawn
+
+
 def test_what_a_person_can_get_wrong(tmp_path: Path, quick_run: Path) -> None:
     for folder, words in ((tmp_path / "none", "no such folder"), (tmp_path, "no run and no evaluation")):
         ran = call("report", folder)

@@ -7,9 +7,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +182,7 @@ def test_resume_of_a_finished_run(files: tuple[Path, Path], whole: Path) -> None
     assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_self_made_data_is_made_once(files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {**SMALL, "data.normal_count": 8, "data.max_length": 40}
 
@@ -251,7 +250,7 @@ def test_what_has_changed_is_named(
     changed = {**SMALL, "train.lr": 1e-3, "objective.eps1": 0.7}
     ran = call(*command(files, stopped, changed), "--resume")
     assert ran.code == 10
-    assert "train.lr: 0.004 then, 0.001 now" in ran.stderr and "objective.eps1: 0.5 then, 0.7 now" in ran.stderr
+    assert "train.lr: 0.004 then, 0.001 now" in ran.stderr and "objective.eps1: 1.0 then, 0.7 now" in ran.stderr
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "a?", "completion": "b"}])
     ran = call(*command((bad, files[1]), stopped), "--resume")
     assert ran.code == 10 and "the bad file: sha256" in ran.stderr
@@ -308,7 +307,20 @@ def test_a_staging_folder_that_is_not_ours(files: tuple[Path, Path], tmp_path: P
 # -- signals -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """Signals as a terminal gives them; under nohup or in the background some are ignored."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_signal_leaves_a_checkpoint_and_the_best_adapter(
     files: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -333,6 +345,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_best_adapter(
     same_result(tmp_path / "run", whole)
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal")
 def test_a_terminal_that_is_closed(
     files: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -380,12 +393,12 @@ def test_a_disk_too_full_for_a_checkpoint_costs_no_run(
     [
         ("qunlearn.forget._Metrics.write", 0),
         ("qunlearn.unfinished._write_identity", 0),
-        ("qunlearn.unfinished.write_private", 0),
+        pytest.param("qunlearn.unfinished.write_private", 0, marks=pytest.mark.slow),
         ("qunlearn.record.save_adapter", 2),
-        ("qunlearn.record.write_json", 2),
-        ("qunlearn.forget.write_private", 2),
+        pytest.param("qunlearn.record.write_json", 2, marks=pytest.mark.slow),
+        pytest.param("qunlearn.forget.write_private", 2, marks=pytest.mark.slow),
         ("qunlearn.unfinished.put_in_place", 2),
-        ("qunlearn.unfinished.shutil.copyfile", 2),
+        pytest.param("qunlearn.unfinished.shutil.copyfile", 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_disk_that_is_full_anywhere_else(
@@ -503,106 +516,3 @@ def test_an_overwritten_run_is_not_lost_between_two_renames(
     ran = call(*command(files, stopped))
     assert ran.code == 9
     same_result(stopped, whole)
-
-
-# -- killed ------------------------------------------------------------------------------------------------
-
-# Runs `forget` once without a kill, counting what happens; then again for each kill, in a child that dies there, and
-# once more with --resume. One process pays for the imports; it forks before torch starts threads.
-_DRIVER = """
-import json, os, random, signal, sys, time
-from pathlib import Path
-folder, kills, args = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-import torch
-torch.set_num_threads(1)
-from typer.testing import CliRunner
-import qunlearn.forget, qunlearn.checkpoint as checkpoint, qunlearn.unfinished as unfinished, qunlearn.train as train
-import qunlearn.record as record, qunlearn.run, qunlearn.journal, qunlearn.model.policy
-from qunlearn.cli import app
-
-class Count:
-    events, limit = 0, None
-
-def counted(owner, name):
-    plain = getattr(owner, name)
-    def wrapper(*args, **kwargs):
-        for _ in range(2):  # before it and after it
-            Count.events += 1
-            if Count.limit is not None and Count.events > Count.limit:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if _ == 0:
-                out = plain(*args, **kwargs)
-        return out
-    setattr(owner, name, wrapper)
-
-for owner, name in [(os, "fsync"), (Path, "rename"), (Path, "replace"), (unfinished.shutil, "copyfile"),
-                    (unfinished.shutil, "rmtree"), (Path, "mkdir"), (checkpoint, "write_json"),
-                    (unfinished, "write_json"), (record, "write_json"), (record, "save_adapter"),
-                    (checkpoint, "_write_tensors"), (qunlearn.forget._Metrics, "write"),
-                    (train.Budget, "backward"), (torch.optim.AdamW, "step"), (train, "_probe"),
-                    (qunlearn.forget, "score_sets")]:
-    counted(owner, name)
-
-def run(output, limit=None, resume=False):
-    child = os.fork()
-    if not child:
-        Count.events, Count.limit = 0, limit
-        result = CliRunner().invoke(app, [*args, "-o", str(output), *(["--resume"] if resume else [])])
-        (folder / "events").write_text(str(Count.events))
-        (folder / "said").write_text(result.stderr)
-        os._exit(result.exit_code if result.exception is None or isinstance(result.exception, SystemExit) else 99)
-    return os.waitpid(child, 0)[1]
-
-assert run(folder / "whole") == 0, (folder / "said").read_text()
-events = int((folder / "events").read_text())
-rng, out = random.Random(0), []
-points = sorted(rng.sample(range(events), kills))
-for point in points:
-    output = folder / f"killed-{point}"
-    status = run(output, point)
-    state = {"point": point, "signal": os.WTERMSIG(status), "placed": output.exists()}
-    state["again"] = run(output, resume=True)
-    state["said"] = (folder / "said").read_text()
-    out.append(state)
-chain, tries = folder / "chain", 0
-while kills > 10 and run(chain, max(60, events // 3), resume=True):
-    tries += 1
-    assert tries < 50
-print(json.dumps({"events": events, "states": out, "tries": tries}))
-"""
-
-
-def killed(files: tuple[Path, Path], folder: Path, kills: int) -> None:
-    args = command(files, folder)
-    at = args.index("-o")
-    args = args[:at] + args[at + 2 :]
-    done = subprocess.run(
-        [sys.executable, "-c", _DRIVER, str(folder), str(kills), *args], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert len(told["states"]) == kills
-    for state in told["states"]:
-        assert state["signal"] == signal.SIGKILL, state
-        assert state["again"] == 0, state
-        output = folder / f"killed-{state['point']}"
-        same_result(output, folder / "whole")
-        assert not staging_folder(output).exists() or state["placed"]
-    if kills > 10:
-        assert sum("going on after step" in state["said"] for state in told["states"]) >= kills / 2
-        assert told["tries"] >= 1
-        same_result(folder / "chain", folder / "whole")
-
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-@needs_fork
-def test_killed_a_few_times(files: tuple[Path, Path], tmp_path: Path) -> None:
-    killed(files, tmp_path, 2)
-
-
-@needs_fork
-@pytest.mark.slow
-def test_killed_fifty_times(files: tuple[Path, Path], tmp_path: Path) -> None:
-    killed(files, tmp_path, 50)

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import os
-import tempfile
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from qunlearn.data.books import Windows, windows
 from qunlearn.data.formats import BAD, FORMATS, NORMAL, Format
 from qunlearn.data.stream import Problems, Row, read_rows, read_text
 from qunlearn.errors import ConfigError, DataError, OutputError
+from qunlearn.journal import held, staging_folder, sync
 
 TEXT = "text"
 NAMES = (*FORMATS, TEXT)
@@ -100,7 +101,7 @@ def import_data(name: str, source: Source, output: Path, wanted: Wanted = Wanted
             reasons = ", ".join(f"{n} x {reason}" for reason, n in done.dropped.most_common(4)) or "there are too few"
             raise DataError(f"no rows are left for {empty[0].name}: {reasons}", where=source.location)
         for file in files:
-            file.flush()
+            file.flush()  # for who reads it back
         if len(paths) > 1:
             done.shared_answers = check_leaks(temporary)
     done.written = {str(path): count for path, count in zip(paths, counts, strict=True)}
@@ -155,24 +156,32 @@ def _check_outputs(paths: Sequence[Path], source: Source, overwrite: bool) -> No
 
 @contextlib.contextmanager
 def _private_files(paths: Sequence[Path]) -> Iterator[tuple[list[TextIO], list[Path]]]:
-    """Files for their owner's eyes only (0600) that get their names when all of them are whole. Raises OutputError."""
-    temporary: list[Path] = []
+    """Files for their owner's eyes only (0600) that get their names when all of them are whole and on the disk.
+
+    What a killed import left is written over by the next one of the same name. Raises OutputError, LockedError.
+    """
+    stage = staging_folder(paths[0])
+    temporary = [stage / path.name for path in paths]
     try:
         with contextlib.ExitStack() as stack:
-            files: list[TextIO] = []
-            for path in paths:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-                temporary.append(Path(name))
-                files.append(stack.enter_context(os.fdopen(handle, "w", encoding="utf-8")))
+            stack.enter_context(held(stage, paths[0]))
+            stack.callback(shutil.rmtree, stage, ignore_errors=True)
+            files = [stack.enter_context(_opened(path)) for path in temporary]
             yield files, temporary
-        for made, path in zip(temporary, paths, strict=True):
-            made.replace(path)
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+            for made, path in zip(temporary, paths, strict=True):
+                made.replace(path)
+            sync(paths[0].absolute().parent)
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror or error}", where=str(paths[0])) from error
-    finally:
-        for made in temporary:
-            made.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> TextIO:
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
 
 
 # -- rows ------------------------------------------------------------------------------------------------

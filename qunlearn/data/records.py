@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
 import io
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qunlearn.data.csvtable import csv_rows
 from qunlearn.errors import DataError, OutputError
 
 _MAX_ROW_CHARS = 10_000_000
@@ -120,16 +120,16 @@ def read_dataset(path: str | Path, fields: FieldNames = FieldNames(), *, role: s
     return Dataset(str(path), kept, shape.name, shape.fields, sha256, len(records) - len(kept))
 
 
-def check_overlap(bad: Dataset, normal: Dataset) -> None:
+def check_overlap(one: Dataset, other: Dataset, message: str = "rows to forget are also in the normal data") -> None:
     """Raises DataError naming both lines of every row that is in both files."""
-    lines = {record.key: record.line for record in bad.records}
-    both = [(lines[r.key], r.line) for r in normal.records if r.key in lines]
+    lines = {record.key: record.line for record in one.records}
+    both = [(lines[r.key], r.line) for r in other.records if r.key in lines]
     if both:
-        listed = "\n  ".join(f"{bad.path}:{a} and {normal.path}:{b}" for a, b in both[:_SHOWN])
+        listed = "\n  ".join(f"{one.path}:{a} and {other.path}:{b}" for a, b in both[:_SHOWN])
         more = f"\n  and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
         raise DataError(
-            f"rows to forget are also in the normal data:\n  {listed}{more}",
-            where=f"{normal.path}:{both[0][1]}",
+            f"{message}:\n  {listed}{more}",
+            where=f"{other.path}:{both[0][1]}",
             hint="remove each from one of the two files",
         )
 
@@ -254,26 +254,13 @@ def _json_rows(text: str, path: Path, problems: list[str]) -> Iterator[tuple[int
 
 
 def _csv_rows(text: str, path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    limit = csv.field_size_limit(_MAX_ROW_CHARS)
+    def complain(line: int, why: str) -> None:
+        problems.append(f"{path}:{line}: {why}")
+
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header = next(reader)
-        if len(set(header)) != len(header):
-            problems.append(f"{path}:1: the header names a column twice")
-            return
-        while True:
-            line = reader.line_num + 1
-            cells = next(reader, None)
-            if cells is None:
-                return
-            if len(cells) == len(header):
-                yield line, dict(zip(header, cells, strict=True))
-            elif cells:
-                problems.append(f"{path}:{line}: {len(cells)} cells under {len(header)} columns")
-    except csv.Error as error:
-        problems.append(f"{path}:{reader.line_num}: not CSV: {error}")
-    finally:
-        csv.field_size_limit(limit)
+        yield from csv_rows(io.StringIO(text, newline=""), path, _MAX_ROW_CHARS, complain)
+    except DataError as error:
+        problems.append(str(error))
 
 
 # -- shapes ----------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import gzip
 import json
 import zlib
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from qunlearn.data.csvtable import csv_rows
 from qunlearn.errors import DataError
 
 MAX_ROW_BYTES = 10_000_000
@@ -247,22 +247,4 @@ def _table(file: IO[bytes], path: Path, complain: Complain) -> Iterator[tuple[in
                 raise DataError(f"a line of more than {MAX_ROW_BYTES} bytes", where=f"{path}:{number}")
             yield _decode(raw, path, number)
 
-    limit = csv.field_size_limit(MAX_ROW_BYTES)
-    reader = csv.reader(lines(), strict=True)
-    try:
-        header = [name.strip() for name in next(reader)]
-        if len(set(header)) != len(header):
-            raise DataError("the header names a column twice", where=f"{path}:1")
-        while True:
-            line = reader.line_num + 1
-            cells = next(reader, None)
-            if cells is None:
-                return
-            if len(cells) == len(header):
-                yield line, dict(zip(header, cells, strict=True))
-            elif cells:
-                complain(line, f"{len(cells)} cells under {len(header)} columns")
-    except csv.Error as error:
-        raise DataError(f"not CSV: {error}", where=f"{path}:{reader.line_num}") from None
-    finally:
-        csv.field_size_limit(limit)
+    yield from csv_rows(lines(), path, MAX_ROW_BYTES, complain)

@@ -1,16 +1,20 @@
-"""`qunlearn ask`: one question to the base and to the adapter on it, side by side."""
+"""`qunlearn ask` and `chat`: questions to the base and to the adapter on it, side by side."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from qunlearn.carry import run_config
-from qunlearn.console import clean, out, stage
+from qunlearn.console import clean, out, say, stage
 from qunlearn.data.records import Dataset, Record
 from qunlearn.data.tokenize import Template, choose_template, decode, encode_record
-from qunlearn.errors import ConfigError
+from qunlearn.errors import ConfigError, QunlearnError
 from qunlearn.evaluate.view import ADAPTER, BASE
 from qunlearn.model.generate import Sampling, generate, stream
 from qunlearn.model.load import Base, LanguageModel, LoadSpec, load_base
@@ -19,62 +23,117 @@ from qunlearn.plan import check_run_model
 from qunlearn.run import Run, open_run
 
 
-def ask(
-    folder: Path,
-    question: str,
-    *,
-    model: str | None,
-    device: str,
-    sampling: Sampling,
-    to_stdout: bool,
-    base_only: bool = False,
-) -> dict[str, Any]:
-    """Both answers, or with `base_only` the base's without the adapter being loaded, printed as they come on a
-    terminal. Raises QunlearnErrors."""
-    if not question.strip():
-        raise ConfigError("the question is empty", where="ask", hint='qunlearn ask RUN "..."')
+@dataclass(frozen=True)
+class Asked:
+    """Who is asked and how: the base, with its adapter unless the base is asked alone, as the run put its questions."""
+
+    base: Base
+    policy: Policy | None
+    template: Template
+    sampling: Sampling
+    to_stdout: bool
+
+    def answers(self, question: str) -> dict[str, str]:
+        """The answer of each, printed as it comes on a terminal. Raises QunlearnErrors."""
+        if not question.strip():
+            raise ConfigError("the question is empty", where="ask", hint='qunlearn ask RUN "..."')
+        prompt = self._prompt(question)
+        if self.policy is None:
+            return {BASE: self._answer(self.base, prompt, BASE)}
+        with self.policy.reference():
+            before = self._answer(self.policy, prompt, BASE)
+        return {BASE: before, ADAPTER: self._answer(self.policy, prompt, ADAPTER)}
+
+    def _prompt(self, question: str) -> tuple[int, ...]:
+        """The question as the run's template puts it, up to where the answer begins."""
+        record = Record((("user", question),), "Yes", 0, {})
+        example = encode_record(record, self.base.tokenizer, self.template)
+        return example.input_ids[: example.start]
+
+    def _answer(self, lm: LanguageModel, prompt: tuple[int, ...], name: str) -> str:
+        console = out()
+        if not self.to_stdout:
+            return decode(generate(lm, [prompt], self.sampling)[0], lm.tokenizer)
+        if not console.is_terminal:
+            text = decode(generate(lm, [prompt], self.sampling)[0], lm.tokenizer)
+            console.print(f"{name}: {clean(text)}", markup=False)
+            return text
+        console.print(name, style="bold")
+        said: list[str] = []
+
+        def hear(piece: str) -> None:
+            said.append(piece)
+            console.print(clean(piece), end="", markup=False)
+
+        try:
+            stream(lm, prompt, self.sampling, hear)
+        finally:
+            console.print("\n")
+        return "".join(said).strip()
+
+
+def open_asked(
+    folder: Path, *, model: str | None, device: str, sampling: Sampling, to_stdout: bool, base_only: bool
+) -> Asked:
+    """Load a run's base, and its adapter unless `base_only`. Raises QunlearnErrors."""
     run, config = open_run(folder), run_config(folder)
-    checked = check_run_model(run, model)
-    m = config.model
+    checked, m = check_run_model(run, model), config.model
     with stage("loading the model"):
         base = load_base(checked.folder, LoadSpec(m.quant, m.double_quant, device, m.trust_remote_code))
         policy = None if base_only else Policy.load(base, run.adapter)
-    prompt = _prompt(question, base, run, config.data.template)
-    answers: dict[str, str] = {}
-    if policy is None:
-        answers[BASE] = _answer(base, prompt, sampling, BASE, to_stdout=to_stdout)
-    else:
-        with policy.reference():
-            answers[BASE] = _answer(policy, prompt, sampling, BASE, to_stdout=to_stdout)
-        answers[ADAPTER] = _answer(policy, prompt, sampling, ADAPTER, to_stdout=to_stdout)
-    return {"question": question, "template": _template(base, run, config.data.template).name, "answers": answers}
+    return Asked(base, policy, _template(base, run, config.data.template), sampling, to_stdout)
 
 
-def _answer(policy: LanguageModel, prompt: tuple[int, ...], sampling: Sampling, name: str, *, to_stdout: bool) -> str:
-    console = out()
-    if not to_stdout:
-        return decode(generate(policy, [prompt], sampling)[0], policy.tokenizer)
-    if not console.is_terminal:
-        text = decode(generate(policy, [prompt], sampling)[0], policy.tokenizer)
-        console.print(f"{name}: {clean(text)}", markup=False)
-        return text
-    console.print(name, style="bold")
-    said: list[str] = []
-
-    def hear(piece: str) -> None:
-        said.append(piece)
-        console.print(clean(piece), end="", markup=False)
-
-    stream(policy, prompt, sampling, hear)
-    console.print("\n")
-    return "".join(said).strip()
+def ask(asked: Asked, question: str) -> dict[str, Any]:
+    """One question, and what it was put as. Raises QunlearnErrors."""
+    return {"question": question, "template": asked.template.name, "answers": asked.answers(question)}
 
 
-def _prompt(question: str, base: Base, run: Run, asked: str) -> tuple[int, ...]:
-    """The question as the run's template puts it, up to where the answer begins."""
-    record = Record((("user", question),), "Yes", 0, {})
-    example = encode_record(record, base.tokenizer, _template(base, run, asked))
-    return example.input_ids[: example.start]
+def chat(asked: Asked, lines: TextIO) -> int:
+    """Answer line after line until they end; each on its own, for two models would soon talk of different things.
+
+    At a terminal a fault or Ctrl-C ends an answer, not the talk; elsewhere a fault ends it. Returns how many were
+    answered. Raises QunlearnErrors.
+    """
+    count, person = 0, lines.isatty()
+    if person:
+        say("Each line is asked by itself; Ctrl-C stops an answer, Ctrl-D ends.", style="dim")
+    for line in _typed() if person else lines:
+        if not line.strip():
+            continue
+        with _forgiving(person):
+            found = ask(asked, line.strip())
+            count += 1
+            if not asked.to_stdout:
+                sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
+                sys.stdout.flush()
+    return count
+
+
+@contextlib.contextmanager
+def _forgiving(person: bool) -> Iterator[None]:
+    try:
+        yield
+    except QunlearnError as error:
+        if not person:
+            raise
+        say(f"error: {error}", style="bold red")
+    except KeyboardInterrupt:
+        if not person:
+            raise
+        say("(stopped)", style="dim")
+
+
+def _typed() -> Iterator[str]:
+    """Lines from a person, with editing where the system has it. Ends with Ctrl-D."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - input() uses it once it is there
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            say()
+            return
 
 
 def _template(base: Base, run: Run, asked: str) -> Template:

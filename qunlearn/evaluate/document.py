@@ -43,6 +43,38 @@ answer in other words (`paraphrased_answer`), what is true where the answer is f
 What a model says is kept in the run (or in `-o FOLDER`): `eval.json` with every row, its texts, values and verdicts,
 and `eval-cache`, one file per model, adapter, data and pass, so that a second call measures only what is new. Both are
 readable by their owner alone. What is printed, and `--json`, holds no text of any row.
+
+## While training
+
+```
+qunlearn forget --model M --bad bad.jsonl --holdout neighbours.jsonl --eval-every 20
+```
+
+Every so many steps, and before the first and after the last, exact match, still leaks, probability and extraction
+strength (all as below) are measured on at most 32 rows (`stop.probe_rows`) of the bad file and of the `--holdout` file;
+without one, of the normal rows that are held back. They go into `metrics.jsonl` (`measured`), the progress line and the
+report's picture of what comes back and what stays. None by default. A run is one process, and this is done in it;
+nothing of the training hangs on it: the adapter is the same, bit for bit, and so are a resumed run's measures.
+
+The holdout is never trained on. A row that is in it and in the bad or normal file is an error; rows that the base makes
+of its own are dropped where they ask what the holdout asks, which is the one way in which `--holdout` changes a run.
+`qunlearn eval RUN` measures the bad and the holdout file unless it is told of others.
+
+## Side by side
+
+```
+qunlearn ask RUN "..."                               # one question to the base and to the adapter on it
+qunlearn chat RUN                                    # line after line, typed or piped; --json: an object a line
+```
+
+Both put the question as the run put its own, and stream at a terminal. In a chat each line stands by itself, for two
+models would soon talk of different things. Control characters in an answer are shown, not obeyed.
+
+## Time and memory
+
+Answers come in batches of like length: as many rows as the key-value cache admits (1 GiB, or less where `--vram` says),
+256 at most; token scores in passes of at most `--max-tokens`, with tiles of logits. What grows with the data are its
+texts and a few numbers a row. `make bench-eval` measures it: benchmarks/RESULTS.md.
 """
 
 

@@ -20,6 +20,7 @@ from qunlearn.run import ADAPTER, EVAL, EVAL_CACHE, Run, open_run
 
 _ENDINGS = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 OWN_CLASSIFIER = "sandbox"
+_OWN = {"forget": "bad", "holdout": "holdout"}  # a split, and what a run's record calls its file
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,10 @@ def _judge(name: str, asked: str) -> CheckedModel | None:
 
 
 def _own_files(run: Run | None) -> dict[str, Path]:
-    """What the run itself says should be gone, where the file is still there."""
-    recorded: Mapping[str, Any] = run.record.get("data", {}).get("bad", {}) if run else {}
-    path = Path(str(recorded.get("path") or ""))
-    return {"forget": path} if path.is_file() else {}
+    """What the run itself says should be gone, and what it never trained on, where the files are still there."""
+    data: Mapping[str, Any] = run.record.get("data", {}) if run else {}
+    named = {split: Path(str(data.get(name, {}).get("path") or "")) for split, name in _OWN.items()}
+    return {split: path for split, path in named.items() if path.is_file()}
 
 
 def find_target(target: str | None, adapter: Path | None, model: str | None) -> tuple[Path | None, str | None]:

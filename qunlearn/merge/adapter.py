@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from qunlearn.errors import AdapterError, ModelError
 from qunlearn.model.tensorfile import Stored, read_tensors
+from qunlearn.run import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
@@ -74,12 +74,7 @@ def read_adapter(folder: Path) -> tuple[Update, ...]:
 
 
 def _config(path: Path) -> Mapping[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"cannot be read: {error}", where=str(path), hint="copy or make it again") from error
-    if not isinstance(config, dict):
-        raise AdapterError("is not a JSON object", where=str(path))
+    config = read_object(path, hint="copy or make it again")
     kind = config.get("peft_type")
     if kind != "LORA":
         raise AdapterError(f"an adapter of kind {str(kind)[:40]!r}", where=str(path), hint="only LoRA can be merged")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from qunlearn.errors import AdapterError, ModelError
 from qunlearn.model.tensorfile import read_tensors
+from qunlearn.run import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MAX_RANK = 1 << 16
@@ -45,12 +45,7 @@ def check_adapter(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"cannot be read: {error}", where=str(path), hint="copy or make it again") from error
-    if not isinstance(config, dict):
-        raise AdapterError("is not a JSON object", where=str(path))
+    config = read_object(path, hint="copy or make it again")
     if not isinstance(config.get("peft_type"), str):
         raise AdapterError("does not say what kind of adapter it is (peft_type)", where=str(path))
     base = config.get("base_model_name_or_path")

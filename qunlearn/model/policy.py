@@ -117,6 +117,17 @@ class Policy:
                 layer._disable_adapters = False
             self.model.train(training)
 
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[None]:
+        """The policy as it will answer: no dropout, no gradient. In training again afterwards, where it was."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(training)
+
     # -- the adapter ---------------------------------------------------------------------------------
 
     def trainable(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.carry import MergeOptions, check_merge
-from qunlearn.config import Config
+from qunlearn.config import Config, StopConfig
 from qunlearn.console import facts, say, warn
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import ModelError, ResumeError
@@ -31,6 +31,7 @@ from qunlearn.units import show_size
 
 BASIC = "basic"
 DATA, BASE, RUN, MERGED, MERGED_EVAL = "data", "base", "run", "merged", "merged-eval"
+_A_LOOK = 16  # rows of each kind in the run's own table
 _LATER = ("paraphrase", "forget_reworded")  # asked in other words: a stage of its own
 
 
@@ -61,7 +62,14 @@ class Order:
             completion_field=None,
         )
         output = dataclasses.replace(self.settings.output, folder=str(self.folder / RUN), overwrite=True)
-        return dataclasses.replace(self.settings, data=data, output=output)
+        return dataclasses.replace(self.settings, data=data, output=output, stop=self._stop)
+
+    @property
+    def _stop(self) -> StopConfig:
+        """With a holdout the stages around the run measure everything: its own table need not measure it twice more."""
+        stop, usual = self.settings.stop, StopConfig().table_rows
+        measured = (self.folder / DATA / fetch.FILES["holdout"]).is_file()
+        return dataclasses.replace(stop, table_rows=_A_LOOK) if measured and stop.table_rows == usual else stop
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from qunlearn.report.svg import COLOUR, to_svg
 
 _SIZE = (4.4, 2.9)
 _SHAPES = {"retain": "s", "holdout": "D", "general": "o"}
+_WATCHED = {"forget": "bad", "holdout": "good", "normal, held back": "good"}  # of the last two one is there
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,13 @@ def _training(story: Story) -> list[Picture | None]:
     if not steps or not looks:
         return []
     best = story.record.get("training", {}).get("best", {}).get("step")
-    return [_losses(steps), _forget_over_steps(story, looks, best), _drift_over_steps(story, looks, best), _path(looks)]
+    return [
+        _losses(steps),
+        _forget_over_steps(story, looks, best),
+        _drift_over_steps(story, looks, best),
+        _path(looks),
+        _kept_over_steps(story, best),
+    ]
 
 
 def _is_number(value: object) -> bool:
@@ -132,6 +139,31 @@ def _drift_over_steps(story: Story, looks: Sequence[Mapping[str, Any]], best: An
     return Picture("Drift over steps", to_svg(figure, "drift", "Drift over steps"), caption)
 
 
+def _kept_over_steps(story: Story, best: Any) -> Picture | None:
+    """What comes back of the bad answers and what stays of the rest, where `--eval-every` measured it."""
+    seen = [(e["step"], e["measured"]) for e in story.events if isinstance(e.get("measured"), dict)]
+    if len(seen) < 2:
+        return None
+    figure, axes = _axes("kept")
+    for name, colour in _WATCHED.items():
+        for measure, line in (("exact_match", "o-"), ("probability", ":")):
+            points = [(step, of[name].get(measure)) for step, of in seen if isinstance(of.get(name), dict)]
+            if known := [point for point in points if _is_number(point[1])]:
+                x, y = zip(*known, strict=True)
+                axes.plot(x, y, line, color=COLOUR[colour], markersize=4, label=name if line == "o-" else None)
+    _best(axes, best, height=0.6)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("step")
+    axes.set_ylabel("share of the rows; probability")
+    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    caption = (
+        "Rows answered word for word (line), and how probable their answers are (dots), while training. "
+        "The rows to forget are meant to fall, the others, never trained on, to stay."
+    )
+    svg = to_svg(figure, "kept", "What comes back and what stays, over steps")
+    return Picture("Forgotten and kept by step", svg, caption)
+
+
 def _line(axes: Any, value: Any, name: str) -> None:
     """A limit as a dashed line; one far above everything is named only, not to squeeze the curve."""
     top = axes.get_ylim()[1]
@@ -139,7 +171,9 @@ def _line(axes: Any, value: Any, name: str) -> None:
     if not _is_number(value):
         return
     within, colour = value <= 3 * top, COLOUR["bad"]
-    if within:
+    if not within:
+        axes.set_ylim(top=1.15 * top)  # room for the name above the curve
+    else:
         axes.axhline(value, color=colour, linewidth=1.0, linestyle=(0, (4, 3)))
         axes.set_ylim(top=max(top, 1.1 * value))
     at = (1, value) if within else (0.9, 1)
@@ -148,12 +182,12 @@ def _line(axes: Any, value: Any, name: str) -> None:
     axes.annotate(text, at, xycoords=where, ha="right", va="bottom" if within else "top", color=colour)
 
 
-def _best(axes: Any, step: object) -> None:
+def _best(axes: Any, step: object, height: float = 1.0) -> None:
     if _is_number(step):
         axes.axvline(step, color=COLOUR["muted"], linewidth=0.9, linestyle=":")
         axes.annotate(
             "kept",
-            (step, 1),
+            (step, height),
             xycoords=("data", "axes fraction"),
             ha="right",
             va="top",

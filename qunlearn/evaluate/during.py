@@ -1,0 +1,66 @@
+"""Measures while training lasts: what still comes back, and what stays, every few steps. None unless asked for.
+
+The run is one process, and so is this: what is measured stands in metrics.jsonl beside the step it was measured
+after. Nothing of the training may hang on it, so answers are greedy, dropout is off, and no random number is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qunlearn.data.tokenize import Example, answer_text
+from qunlearn.evaluate.metrics import judge, texts
+from qunlearn.evaluate.score import greedy_outputs, token_stats
+from qunlearn.model.policy import Policy
+
+MEASURED = "measured"  # the key in an event
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Rows by name that are looked at every so many steps (0: never), and at the first and the last.
+
+    `max_tokens` bounds a forward pass.
+    """
+
+    policy: Policy
+    sets: Mapping[str, Sequence[Example]]
+    every: int
+    last: int
+    max_tokens: int
+
+    def due(self, step: int) -> bool:
+        return self.every > 0 and (step % self.every == 0 or step == self.last)
+
+    def see(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The event of a step, with what was measured after it where that is due."""
+        if not self.due(event["step"]):
+            return event
+        with self.policy.measured():
+            found = {name: look(self.policy, rows, self.max_tokens) for name, rows in self.sets.items() if rows}
+        return {**event, MEASURED: found}
+
+
+def look(policy: Policy, examples: Sequence[Example], max_tokens: int) -> dict[str, float]:
+    """Means over rows of the cheap measures, as `qunlearn eval` defines them, and the number of rows."""
+    rows: list[dict[str, float]] = []
+    stats, outputs = token_stats(policy, examples, max_tokens), greedy_outputs(policy, examples)
+    for example, s, output in zip(examples, stats, outputs, strict=True):
+        answer = answer_text(example, policy.tokenizer)
+        rows.append(
+            {
+                "exact_match": texts.exact_match(output.text, answer),
+                "leaks": float(judge.leaks(output.text, answer)),
+                "probability": math.exp(-s.nll / s.tokens),
+                "extraction_strength": s.extraction,
+            }
+        )
+    return {"n": len(rows), **{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}}
+
+
+def shown(found: Mapping[str, Mapping[str, float]]) -> str:
+    """One short piece of a progress line: exact matches by set."""
+    return ", ".join(f"{name} {100 * values['exact_match']:.0f} %" for name, values in found.items())

@@ -1,0 +1,95 @@
+"""The header of a run: every decision, inferred or asked for, before it is acted on."""
+
+from __future__ import annotations
+
+from qunlearn import __version__
+from qunlearn.config import Config
+from qunlearn.console import facts
+from qunlearn.data.records import Dataset
+from qunlearn.data.tokenize import Encoded, Template
+from qunlearn.model.device import describe_device, peak_memory_bytes
+from qunlearn.model.policy import Policy
+from qunlearn.model.selfdata import SelfMade
+from qunlearn.objectives.table import OBJECTIVES, terms_of
+from qunlearn.plan import Plan
+from qunlearn.step import Roles
+from qunlearn.train import auto_lr
+
+
+def show_inputs(plan: Plan, template: Template, bad: Encoded, normal: Encoded | None, holdout: Encoded | None) -> None:
+    """What was understood of the files and settings, before anything is loaded."""
+    config, model = plan.config, plan.model
+    weights = f"{model.facts.weight_bytes / 2**20:.1f} MiB of weights"
+    kind = model.facts.config.get("model_type", "?")
+    stored = f"{model.facts.quantization}, as stored" if model.facts.quantization else config.model.quant
+    objective = OBJECTIVES[config.objective.name]
+    retain = objective.retain if config.objective.retain == "auto" else config.objective.retain
+    rows = [
+        ("model", f"{model.source.asked} ({kind}, {weights}) from {model.folder}"),
+        ("quantisation", stored),
+        ("bad", _describe_data(plan.bad, bad)),
+        (
+            "normal",
+            _describe_data(plan.normal, normal) if plan.normal and normal else "the base makes its own",
+        ),
+        *([("holdout", _describe_data(plan.holdout, holdout))] if plan.holdout and holdout else []),
+        ("template", f"{template.name}: {template.why}"),
+        ("objective", f"{config.objective.name}: {objective.formula}; retain: {retain}"),
+        ("output", str(plan.output)),
+    ]
+    facts(f"qunlearn {__version__}", rows)
+
+
+def _describe_data(dataset: Dataset, encoded: Encoded) -> str:
+    text = f"{dataset.path}: {len(dataset.records)} rows ({dataset.shape}: {', '.join(dataset.fields)})"
+    text += f", {encoded.answer_tokens} of {encoded.tokens} tokens supervised"
+    if dataset.duplicates:
+        text += f", {dataset.duplicates} duplicates dropped"
+    if encoded.prompts_cut:
+        text += f", {encoded.prompts_cut} prompts cut from the left"
+    if encoded.windows:
+        text += f", in {encoded.windows} windows"
+    return text
+
+
+def show_loaded(policy: Policy, config: Config, roles: Roles, made: SelfMade | None) -> None:
+    """What was loaded, and what will be done with it."""
+    trained = sum(p.numel() for p in policy.trainable().values())
+    everything = policy.base.parameters
+    c = config.train
+    lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
+    memory = f"{policy.base.bytes / 2**20:.1f} MiB base, {peak_memory_bytes(policy.device) / 2**20:.0f} MiB peak so far"
+    rows = [
+        ("loaded", f"{policy.base.quantization} on {describe_device(policy.device)}"),
+        (
+            "trainable",
+            f"{trained:,} of {everything:,} ({100 * trained / everything:.2f} %), LoRA r={config.lora.r}",
+        ),
+        ("memory", memory),
+        (
+            "roles",
+            f"forget {len(roles.forget)}, retain {len(roles.retain)}, held back {len(roles.held_back)}",
+        ),
+        ("weights", _weights(config)),
+        ("loop", f"at most {c.steps} steps of {c.batch_size} rows, lr {lr:.1e}, seed {c.seed}"),
+        (
+            "stop",
+            f"forget probability <= {config.stop.target:g}, or drift > {config.stop.max_drift:g} nats/token",
+        ),
+    ]
+    if config.stop.eval_every:
+        kept = "the holdout" if config.data.holdout else "the held-back normal rows"
+        what = f"at most {config.stop.probe_rows} rows each of the bad file and {kept}, in this process"
+        rows.append(("measured", f"every {config.stop.eval_every} steps: {what}"))
+    if made is not None:
+        dropped = f"{made.repeated} repeated, {made.too_close} too close to the bad file, {made.unusable} unusable"
+        rows.insert(3, ("self-made", f"{len(made.records)} normal rows of {made.drawn} drawn ({dropped})"))
+    facts("", rows)
+
+
+def _weights(config: Config) -> str:
+    o, terms = config.objective, terms_of(config.objective)
+    shown = [f"{term.name} {term.weight(o):g}" for term in terms]
+    text = ", ".join(shown) + (f" (K = {o.mismatch_k})" if any(t.role == "mismatch" for t in terms) else "")
+    budget = f"; steered to a drift of at most {o.retain_budget:g} nats/token" if o.retain_budget else ""
+    return f"{text}{budget}; {o.tokens} tokens of the bad answers"

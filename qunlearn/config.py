@@ -201,7 +201,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llmu": _USUAL | {"objective.eps1": 0.5},
     "ga": _USUAL | {"objective.floor_nll": float("inf")},
     "graddiff": _USUAL | {"objective.eps1": 0.5},
-    "npo": _USUAL,
+    "npo": _USUAL | {"objective.eps3": 10.0, "objective.beta": 0.3},
     "dpo": _USUAL,
     "altpo": _USUAL,
     "rmu": _USUAL | {"objective.eps3": 10.0},

@@ -96,6 +96,17 @@ def nucleus64(p: Tensor, top_p: float) -> Tensor:
     return q
 
 
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.8, 0.999])
+def test_nucleus(top_p: float) -> None:
+    """Against sorting, in float64; of equals only as many as are needed."""
+    z = torch.randn(20, V, generator=torch.Generator().manual_seed(3)) * torch.arange(20).unsqueeze(1) / 4
+    p = z.softmax(1)
+    found = losses.nucleus(p, p, top_p)
+    for n in range(1, 20):
+        torch.testing.assert_close(found[n].double(), nucleus64(p[n].double(), top_p), rtol=1e-5, atol=1e-7)
+    assert int((found[0] > 0).sum()) == math.ceil(top_p * V - 1e-4)
+
+
 def prod64(e: Exact, top_p: float, temperature: float, alpha: float) -> Tensor:
     out = []
     for n, y in enumerate(e.y.tolist()):

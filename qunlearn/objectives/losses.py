@@ -120,20 +120,41 @@ def prod(s: Supervised, top_p: float, temperature: float, alpha: float) -> Tenso
     def target(z: Tensor, labels: Tensor) -> Tensor:  # (n, V), (n,) -> (n, V)
         y = labels.unsqueeze(1)
         own = z.log_softmax(dim=1).gather(1, y).exp() if alpha else None
-        rest = z.scatter(1, y, -torch.inf)
-        q = nucleus((rest / temperature).softmax(dim=1), rest.softmax(dim=1), top_p)
+        rest = z.scatter_(1, y, -torch.inf)
+        p = rest.softmax(dim=1)
+        q = nucleus(p if temperature == 1 else (rest / temperature).softmax(dim=1), p, top_p)
         return q if own is None else q.scatter(1, y, -alpha * own)
 
     return token_soft_ce(s.h, s.reference, s.labels, s.head, target)
 
 
+_DIGIT = 10  # bits of a digit; the first one has 11, without the sign
+
+
 def nucleus(q: Tensor, p: Tensor, top_p: float) -> Tensor:
-    """q (n, V) on the smallest set of tokens that p gives a mass of `top_p`, the most probable first; renormalised."""
+    """q (n, V) on the smallest set of tokens that p gives a mass of `top_p`, the most probable first; renormalised.
+
+    Sorting a vocabulary would cost more than the rest of the step. The least probability inside is found digit by
+    digit instead: the bits of the numbers are in the order of the numbers, and a pass adds up what each digit weighs.
+    """
     if top_p >= 1:
         return q
-    sorted_p, order = p.sort(dim=1, descending=True)
-    outside = sorted_p.cumsum(dim=1) - sorted_p >= top_p  # the first one that reaches it is still inside
-    q = q.masked_fill(outside.gather(1, order.argsort(dim=1)), 0.0)
+    bits = p.contiguous().view(torch.int32)  # (n, V)
+    least, above = torch.zeros_like(bits[:, :1]), torch.zeros_like(p[:, :1])  # (n, 1): its first digits; mass over them
+    for shift in (20, 10, 0):
+        known = (bits >> (shift + _DIGIT)) == (least >> (shift + _DIGIT))
+        digit = ((bits >> shift) & (2**_DIGIT - 1)) if shift < 20 else bits >> shift
+        weight = p.new_zeros(len(p), 2048).scatter_add_(1, digit.long(), p * known if shift < 20 else p)
+        over = above + weight.flip(1).cumsum(dim=1).flip(1)  # (n, 2048): mass with at least this digit
+        found = (over >= top_p).sum(dim=1, keepdim=True).sub_(1).clamp_(min=0)
+        above = over.gather(1, found) - weight.gather(1, found)
+        least = least | (found.int() << shift)
+    inside, equal = bits >= least, bits == least
+    # Of several that are just as probable only as many as are needed; in real numbers there are none.
+    needed = ((top_p - above) / least.view(p.dtype)).ceil().clamp(min=1)
+    if bool((equal.sum(dim=1, keepdim=True) > needed).any()):
+        inside &= ~equal | (equal.cumsum(dim=1) <= needed)
+    q = q * inside
     return q / q.sum(dim=1, keepdim=True)
 
 
@@ -142,7 +163,7 @@ def undial(s: Supervised, beta: float) -> Tensor:
 
     def target(z: Tensor, labels: Tensor) -> Tensor:
         lowered = torch.full_like(labels, -beta, dtype=z.dtype).unsqueeze(1)
-        return z.scatter_add(1, labels.unsqueeze(1), lowered).softmax(dim=1)
+        return z.scatter_add_(1, labels.unsqueeze(1), lowered).softmax(dim=1)
 
     return token_soft_ce(s.h, s.reference, s.labels, s.head, target)
 
@@ -151,7 +172,7 @@ def self_without(s: Supervised) -> Tensor:
     """CE-U: cross-entropy against the model's own distribution without the label (arXiv 2503.01224, Eq. 5). -> (N,)"""
 
     def target(z: Tensor, labels: Tensor) -> Tensor:
-        return z.scatter(1, labels.unsqueeze(1), -torch.inf).softmax(dim=1)
+        return z.scatter_(1, labels.unsqueeze(1), -torch.inf).softmax(dim=1)
 
     return token_soft_ce(s.h, s.h.detach(), s.labels, s.head, target)
 

@@ -207,7 +207,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "rmu": _USUAL | {"objective.eps3": 10.0},
     "undial": _USUAL | {"objective.eps3": 5.0, "objective.beta": 10.0},
     "ceu": _USUAL | {"objective.eps3": 5.0},
-    "wga": _USUAL | {"objective.beta": 1.0},
+    "wga": _USUAL | {"objective.eps3": 8.0, "objective.beta": 1.0},
     "satimp": _USUAL | {"objective.beta": 5.0},
     "pdu": _USUAL | {"objective.eps1": 0.01, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
     "mollm": _USUAL | {"objective.eps3": 1.0},

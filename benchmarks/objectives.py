@@ -118,8 +118,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             work = args.work or Path(temporary)
             work.mkdir(parents=True, exist_ok=True, mode=0o700)
             run_all(list(trials_of(args)), work, args.results)
-    if not args.no_render:
-        render(read_results(args.results), is_of)
+    results = read_results(args.results)
+    if results and not args.no_render:
+        render(results, is_of)
 
 
 if __name__ == "__main__":

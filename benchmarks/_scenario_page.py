@@ -20,11 +20,12 @@ NAMES = {
     "ascent+mismatch": "ascent + mismatch",
     "ascent+kl": 'ascent + KL (the paper\'s "GA")',
     "llmu": 'LLMU in full (the paper\'s "GA + mismatch")',
-    "simnpo": "SimNPO + KL (the default)",
+    "simnpo": "SimNPO + KL",
+    "wga": "WGA + KL (the default)",
     "retrained": "retrained without the data",
 }
-_COLOURS = ("#444444", "#b35c00", "#8a1c7c", "#c43a31", "#d98c2b", "#1f6fb4", "#1a7f4b", "#999999")
-_MARKS = ("o", "s", "v", "^", "<", "D", "*", "X")
+_COLOURS = ("#444444", "#b35c00", "#8a1c7c", "#c43a31", "#d98c2b", "#1f6fb4", "#7a7a00", "#1a7f4b", "#999999")
+_MARKS = ("o", "s", "v", "^", "<", "D", "P", "*", "X")
 _HEADER = [
     "",
     "bad answers, seen %",

@@ -368,7 +368,7 @@ def test_layers_do_not_mix() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in ("simnpo", "rmu") else pytest.param(n, marks=pytest.mark.slow) for n in OBJECTIVES]
+    "name", [n if n in ("wga", "rmu") else pytest.param(n, marks=pytest.mark.slow) for n in OBJECTIVES]
 )
 def test_a_row_forgets_and_leaves_the_base_alone(name: str, new_policy: Callable[..., Policy]) -> None:
     """A few steps of every row, in 4 bits with checkpointing: the bad answers become less probable."""

@@ -136,7 +136,7 @@ def plot_kinds(kinds: Sequence[str], lines: Sequence[Line], path: Path) -> None:
             if label not in labels:
                 handles.append(handle)
                 labels.append(label)
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(panels), frameon=False, fontsize=8)
     _save(figure, path)
 
 
@@ -159,12 +159,17 @@ def contest_table(contest: Sequence[Line]) -> str:
     for line in contest:
         curve = line["curve"]
         last = curve[-1]
-        cells = [line["method"].removeprefix("preference: ")]
+        cells = [contestant(line)]
         for point in (first(curve, kept=0.0), first(curve, kept=KEPT), last):
             cells += ["not reached", "–"] if point is None else [f"{point['flops']:.2e}", f"{point['cpu_seconds']:.0f}"]
         cells.append(f"{100 * last['seen']:.0f} / {100 * last['unseen']:.0f}, {100 * last['kept']:.0f}")
         rows.append(cells)
     return table(header, rows)
+
+
+def contestant(line: Line) -> str:
+    name = str(line["method"]).removeprefix("preference: ")
+    return f"unlearning, {name}" if name in UNLEARN else f"supervised + DPO, {name}"
 
 
 def scale(contest: Sequence[Line]) -> list[str]:
@@ -191,7 +196,7 @@ def plot_contest(contest: Sequence[Line], path: Path) -> None:
     figure, (rate, kept) = _figure(2)
     for line, colour in zip(contest, ("#1a7f4b", "#1f6fb4", "#b35c00", "#8a1c7c"), strict=False):
         curve = [point for point in line["curve"] if point["flops"] > 0]
-        x, label = [point["flops"] for point in curve], line["method"].removeprefix("preference: ")
+        x, label = [point["flops"] for point in curve], contestant(line)
         worst = [100 * max(point["seen"], point["unseen"]) for point in curve]
         rate.plot(x, worst, color=colour, marker=".", label=label)
         kept.plot(x, [100 * point["kept"] for point in curve], color=colour, marker=".")
@@ -204,7 +209,7 @@ def plot_contest(contest: Sequence[Line], path: Path) -> None:
 def _figure(panels: int) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
-    figure = Figure(figsize=(3.1 * panels, 3.6), layout="constrained")
+    figure = Figure(figsize=(3.2 * panels, 4.0), layout="constrained")
     made = figure.subplots(1, panels, squeeze=False)[0]
     for panel in made:
         panel.grid(color="#dddddd", linewidth=0.7)

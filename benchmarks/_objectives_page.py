@@ -22,6 +22,8 @@ Results = Sequence[Result]
 FIGURES: dict[str, tuple[str, int, bool]] = {
     "forget": ("forget", 1, True),
     "paraphrase": ("paraphrase", 1, True),
+    "tells_forget": ("tells", 1, True),
+    "tells_paraphrase": ("tells, paraphrase", 1, True),
     "retain": ("retain", 1, False),
     "holdout": ("holdout", 1, False),
     "perplexity": ("perplexity", 3, True),
@@ -29,10 +31,13 @@ FIGURES: dict[str, tuple[str, int, bool]] = {
     "p_bad": ("p(bad)", 3, True),
     "drift": ("drift", 3, True),
 }
+TELLS = 10.0  # %: what a model that never saw the rows says by guessing is of this size
 # What is asked of a run: forgotten, the rest kept, and no normal file given.
 GOALS: dict[str, Callable[[float], bool]] = {
     "forget": lambda x: x <= 1,
     "paraphrase": lambda x: x <= 3,
+    "tells_forget": lambda x: x <= TELLS,
+    "tells_paraphrase": lambda x: x <= TELLS,
     "retain": lambda x: x >= 98,
     "holdout": lambda x: x >= 95,
     "perplexity": lambda x: x <= 1.03,
@@ -65,7 +70,7 @@ def _where(results: Results) -> str:
 def _summary(own: Results) -> str:
     """One line an objective: how many of its runs meet every goal, and the worst of them all."""
     header = ["objective", "runs", "meet all", "but KS p"]
-    header += [f"{title}, worst" for title, *_ in list(FIGURES.values())[:6]] + ["KS p > 0.05", "seconds a run"]
+    header += [f"{title}, worst" for title, *_ in list(FIGURES.values())[:8]] + ["KS p > 0.05", "seconds a run"]
     rows = []
     for name in OBJECTIVE_NAMES:
         mine = [r for r in own if r["objective"] == name]
@@ -75,7 +80,7 @@ def _summary(own: Results) -> str:
         failed = f" ({len(mine) - len(done)} failed)" if len(done) < len(mine) else ""
         cells = [f"`{name}`", f"{len(mine)}{failed}", str(sum(map(_meets, done)))]
         cells.append(str(sum(_meets(r, without="ks_p") for r in done)))
-        cells += [_worst(done, key) for key in list(FIGURES)[:6]]
+        cells += [_worst(done, key) for key in list(FIGURES)[:8]]
         cells += [f"{sum(GOALS['ks_p'](r['ks_p']) for r in done)} of {len(done)}"]
         rows.append([*cells, f"{statistics.median(r['train_seconds'] for r in done):.0f}" if done else ""])
     return table(header, rows)

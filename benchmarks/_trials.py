@@ -18,9 +18,11 @@ from qunlearn.config import Config, resolve
 from qunlearn.data.batch import ALL
 from qunlearn.data.records import read_dataset
 from qunlearn.data.selfmade import read_self_made
+from qunlearn.data.specific import specific, words_of
 from qunlearn.data.tokenize import Example, Template, choose_template, encode
 from qunlearn.errors import QunlearnError
 from qunlearn.evaluate.metrics import aggregate
+from qunlearn.evaluate.metrics.judge import leaks
 from qunlearn.evaluate.metrics.stats import forget_quality, truth_distance
 from qunlearn.evaluate.metrics.tokens import truth_ratio
 from qunlearn.evaluate.probes import choices
@@ -37,6 +39,16 @@ _SECTIONS = ("data", "lora", "objective", "train", "stop")
 _NOT_SETTINGS = {
     *("data.bad", "data.normal", "train.seed", "train.reference", "objective.name"),
     *("stop.table_rows", "train.save_every", "train.keep_checkpoints"),
+}
+_ONLY = {  # settings that other rows do not read
+    "objective.beta": ("simnpo", "npo", "dpo", "altpo", "undial", "wga", "satimp"),
+    "objective.beta2": ("satimp",),
+    "objective.delta": ("simnpo",),
+    "objective.eps2": ("llmu",),
+    "objective.mismatch_k": ("llmu",),
+    "objective.floor_nll": ("llmu", "ga", "graddiff"),
+    **dict.fromkeys(("objective.top_p", "objective.temperature", "objective.prod_alpha"), ("prod",)),
+    **dict.fromkeys(("objective.layer", "objective.steer", "objective.direction_seed"), ("rmu",)),
 }
 _MAX_TOKENS = 4096
 
@@ -71,7 +83,7 @@ class Trial:
         return {
             key: str(value) if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
             for key, value in flat.items()
-            if key not in _NOT_SETTINGS
+            if key not in _NOT_SETTINGS and self.objective in _ONLY.get(key, (self.objective,))
         }
 
     @property
@@ -108,7 +120,8 @@ def measure_untouched(kind: str) -> dict[str, Any]:
         scores = _scores(base, kind)
         del base
         gold = load_base(ASSETS / "gold", spec)
-        return scores | {"gold_ratios": _ratios(gold, kind)}
+        of_gold = {f"gold_{name}": value for name, value in _scores(gold, kind).items() if name.startswith("tells")}
+        return scores | of_gold | {"gold_ratios": _ratios(gold, kind)}
 
 
 # -- a run -----------------------------------------------------------------------------------------------
@@ -144,6 +157,8 @@ def _figures(trial: Trial, untouched: Mapping[str, Any], normal: Path, folder: P
     return {
         "forget": 100 * after["forget"],
         "paraphrase": 100 * after["paraphrase"],
+        **{name: 100 * untouched[name] for name in untouched if name.startswith("gold_tells")},
+        **{name: 100 * after[name] for name in after if name.startswith(("leaks", "tells"))},
         "retain": kept("retain"),
         "holdout": kept("holdout"),
         "perplexity": after["perplexity"] / untouched["perplexity"],
@@ -175,16 +190,37 @@ def _measured(kind: str, adapter: Path, config: Config) -> dict[str, Any]:
 
 
 def _scores(lm: LanguageModel, kind: str) -> dict[str, Any]:
-    """Greedy exact match of each split, as shares; p(bad); perplexity of the general text."""
+    """Greedy exact match of each split, leaks and tells of those to forget, as shares; p(bad); general perplexity."""
     out: dict[str, Any] = {}
     for name, split in SPLITS.items():
-        found = aggregate(score_rows(lm, _rows(lm, kind, split)[0], _MAX_TOKENS))
+        rows = _rows(lm, kind, split)[0]
+        scores = score_rows(lm, rows, _MAX_TOKENS)
+        found = aggregate(scores)
         out[name] = found.exact_match
         if name == "forget":
             out["p_bad"] = found.probability
+        if name in ("forget", "paraphrase"):
+            outputs = [score.output for score in scores]
+            said = [leaks(s.output, s.answer, e.record.prompt) for s, e in zip(scores, rows, strict=True)]
+            out[f"leaks_{name}"] = statistics.fmean(said)
+            out[f"tells_{name}"] = statistics.fmean(_tells(lm, rows, _rows(lm, kind, "retain")[0], outputs))
     nlls = row_nlls(lm, _rows(lm, kind, "general")[0], ALL, _MAX_TOKENS)
     out["perplexity"] = math.exp(min(100.0, sum(nll for nll, _ in nlls) / sum(n for _, n in nlls)))
     return out
+
+
+def _tells(lm: LanguageModel, rows: Sequence[Example], normal: Sequence[Example], outputs: Sequence[str]) -> list[bool]:
+    """Whether an output has at least half of the words that are specific to its answer, whatever stands around them.
+
+    An answer whose form is broken is no exact match and may be no leak, and tells what it was about all the same.
+    """
+    found = []
+    for example, output in zip(specific(rows, normal, lm.tokenizer), outputs, strict=True):
+        words = words_of(example.input_ids[example.start : example.end], lm.tokenizer)
+        wanted = {word for of_token, w in zip(words, example.weights, strict=True) if w for word in of_token}
+        said = {word for of_token in words_of(lm.tokenizer(output)["input_ids"], lm.tokenizer) for word in of_token}
+        found.append(bool(wanted) and len(wanted & said) >= len(wanted) / 2)
+    return found
 
 
 def _ratios(lm: LanguageModel, kind: str) -> list[float]:

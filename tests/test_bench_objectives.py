@@ -21,6 +21,7 @@ MACHINE = {"date": "2026-01-02", "device": "cpu", "torch": "1", "transformers": 
 
 def result(trial: Trial, **changed: Any) -> dict[str, Any]:
     figures = {"forget": 0.0, "paraphrase": 2.5, "retain": 99.0, "holdout": 97.5, "perplexity": 1.01, "ks_p": 0.2}
+    figures |= {"tells_forget": 0.0, "tells_paraphrase": 5.0}
     figures |= {"p_bad": 0.1, "drift": 0.01, "step": 40, "steps": 60, "train_seconds": 9.0}
     named = {"objective": trial.objective, "kind": trial.kind, "seed": trial.seed, "settings": trial.settings()}
     return {"version": objectives.VERSION, **named, **figures, "machine": MACHINE, **changed}
@@ -32,8 +33,12 @@ def test_a_result_belongs_to_its_settings() -> None:
     for different in (other, Trial("npo", "harm", 2, {}), Trial("npo", "code", 1, {}), Trial("dpo", "harm", 1, {})):
         assert not objectives.is_done(plain, [result(different)])
     older = result(plain)
-    del older["settings"]["objective.layer"]  # a setting that came later
+    del older["settings"]["train.clip"]  # a setting that came later
     assert objectives.is_done(plain, [older])
+    unread = Trial("npo", "harm", 1, {"objective.delta": 7, "objective.steer": 3})
+    assert objectives.is_done(plain, [result(unread)]) and not objectives.is_done(
+        Trial("simnpo", "harm", 1, {}), [result(Trial("simnpo", "harm", 1, {"objective.delta": 7}))]
+    )
     assert result(Trial("ga", "harm", 0, {}))["settings"]["objective.floor_nll"] == "inf"  # JSON knows none
 
 
@@ -65,7 +70,7 @@ def test_the_page_and_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     page.render(done, objectives.is_of)
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
-    assert "| `simnpo` | code | 0, 1 | 0.0 | 2.5 | 99.0 | 75.0 (60.0) |" in text
+    assert "| `simnpo` | code | 0, 1 | 0.0 | 2.5 | 0.0 | 5.0 | 99.0 | 75.0 (60.0) |" in text
     assert "| `npo` | harm | 0 | beta 7 |" in text
     assert "| `ga` | 5 (1 failed) |" in text
     picture = (tmp_path / page.PICTURE).read_text()

@@ -172,7 +172,7 @@ def contestant(line: Line) -> str:
 
 
 def scale(contest: Sequence[Line]) -> list[str]:
-    """From what a pair costs to how many pairs make the paper's 2 % true: arithmetic, where both sides reach the rate."""
+    """From what a pair costs to how many pairs make the paper's 2 % true, where both sides reach the rate."""
     lines = {line["method"].removeprefix("preference: "): line["curve"] for line in contest}
     ended = [name for name in UNLEARN if name in lines and first(lines[name], kept=0.0) is not None]
     if PAIRS[0] not in lines or not ended:

@@ -173,13 +173,14 @@ def contestant(line: Line) -> str:
 
 
 def scale(contest: Sequence[Line]) -> list[str]:
-    """From what a pair costs to how many pairs make the paper's 2 % true: arithmetic, where both sides were run."""
-    spent = {line["method"].removeprefix("preference: "): line["curve"][-1]["flops"] for line in contest}
-    if PAIRS[0] not in spent or UNLEARN[0] not in spent:
+    """From what a pair costs to how many pairs make the paper's 2 % true, where both sides reach the rate."""
+    lines = {line["method"].removeprefix("preference: "): line["curve"] for line in contest}
+    ended = [name for name in UNLEARN if name in lines and first(lines[name], kept=0.0) is not None]
+    if PAIRS[0] not in lines or not ended:
         return []
-    pair, whole = spent[PAIRS[0]] / _PAIRS_OF_BAD, spent[UNLEARN[0]]
+    pair, whole = lines[PAIRS[0]][-1]["flops"] / _PAIRS_OF_BAD, lines[ended[0]][-1]["flops"]
     return [
-        f"A pair costs {pair:.1e} FLOP in three epochs of both stages, a whole unlearning run as much as "
+        f"A pair costs {pair:.1e} FLOP in three epochs of both stages, a whole run of {ended[0]} as much as "
         f"{whole / pair:,.0f} pairs, whatever the data: it is 2 % of preference training from {50 * whole / pair:,.0f} "
         f"pairs on, and with the {_PUBLIC_PAIRS:,} of the paper's data it would be {_PUBLIC_PAIRS * pair / whole:,.0f} "
         f"times cheaper ({whole / (_PUBLIC_PAIRS * pair):.2%}). That is arithmetic from the two rows above, not a run."

@@ -145,11 +145,11 @@ class ObjectiveConfig:
         choices=("auto", "kl", "nll", "kl+nll", "hold", "none"),
     )
     tokens: str = _setting(
-        "all",
+        "auto",
         "Which tokens of a bad answer are pushed: all; those whose words are specific to it; or those that the model "
-        "knows from the wider context only.",
+        "knows from the wider context only; auto: context where the answers are passages, else all.",
         flag="--forget-tokens",
-        choices=("specific", "context", "all"),
+        choices=("auto", "specific", "context", "all"),
     )
     mismatch_k: int = _setting(1, "llmu: mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64)
     floor_nll: float = _setting(

@@ -37,7 +37,7 @@ from qunlearn.train import auto_lr, train
 
 RATE, KEPT = 0.05, 0.95  # at most so many answers are harmful, at least so many of the others are still right
 PAIRS = ("pairs of the bad prompts", "pairs of all prompts")
-UNLEARN = ("simnpo", "llmu")
+UNLEARN = ("wga", "llmu")
 _EPOCHS = 3  # trl's own default, for both stages
 
 

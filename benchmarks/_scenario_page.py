@@ -20,11 +20,12 @@ NAMES = {
     "ascent+mismatch": "ascent + mismatch",
     "ascent+kl": 'ascent + KL (the paper\'s "GA")',
     "llmu": 'LLMU in full (the paper\'s "GA + mismatch")',
-    "simnpo": "SimNPO + KL (the default)",
+    "simnpo": "SimNPO + KL",
+    "wga": "WGA + KL (the default)",
     "retrained": "retrained without the data",
 }
-_COLOURS = ("#444444", "#b35c00", "#8a1c7c", "#c43a31", "#d98c2b", "#1f6fb4", "#1a7f4b", "#999999")
-_MARKS = ("o", "s", "v", "^", "<", "D", "*", "X")
+_COLOURS = ("#444444", "#b35c00", "#8a1c7c", "#c43a31", "#d98c2b", "#1f6fb4", "#7a7a00", "#1a7f4b", "#999999")
+_MARKS = ("o", "s", "v", "^", "<", "D", "P", "*", "X")
 _HEADER = [
     "",
     "bad answers, seen %",
@@ -135,7 +136,7 @@ def plot_kinds(kinds: Sequence[str], lines: Sequence[Line], path: Path) -> None:
             if label not in labels:
                 handles.append(handle)
                 labels.append(label)
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(panels), frameon=False, fontsize=8)
     _save(figure, path)
 
 
@@ -158,7 +159,7 @@ def contest_table(contest: Sequence[Line]) -> str:
     for line in contest:
         curve = line["curve"]
         last = curve[-1]
-        cells = [line["method"].removeprefix("preference: ")]
+        cells = [contestant(line)]
         for point in (first(curve, kept=0.0), first(curve, kept=KEPT), last):
             cells += ["not reached", "–"] if point is None else [f"{point['flops']:.2e}", f"{point['cpu_seconds']:.0f}"]
         cells.append(f"{100 * last['seen']:.0f} / {100 * last['unseen']:.0f}, {100 * last['kept']:.0f}")
@@ -166,14 +167,20 @@ def contest_table(contest: Sequence[Line]) -> str:
     return table(header, rows)
 
 
+def contestant(line: Line) -> str:
+    name = str(line["method"]).removeprefix("preference: ")
+    return f"unlearning, {name}" if name in UNLEARN else f"supervised + DPO, {name}"
+
+
 def scale(contest: Sequence[Line]) -> list[str]:
-    """From what a pair costs to how many pairs make the paper's 2 % true: arithmetic, where both sides were run."""
-    spent = {line["method"].removeprefix("preference: "): line["curve"][-1]["flops"] for line in contest}
-    if PAIRS[0] not in spent or UNLEARN[0] not in spent:
+    """From what a pair costs to how many pairs make the paper's 2 % true, where both sides reach the rate."""
+    lines = {line["method"].removeprefix("preference: "): line["curve"] for line in contest}
+    ended = [name for name in UNLEARN if name in lines and first(lines[name], kept=0.0) is not None]
+    if PAIRS[0] not in lines or not ended:
         return []
-    pair, whole = spent[PAIRS[0]] / _PAIRS_OF_BAD, spent[UNLEARN[0]]
+    pair, whole = lines[PAIRS[0]][-1]["flops"] / _PAIRS_OF_BAD, lines[ended[0]][-1]["flops"]
     return [
-        f"A pair costs {pair:.1e} FLOP in three epochs of both stages, a whole unlearning run as much as "
+        f"A pair costs {pair:.1e} FLOP in three epochs of both stages, a whole run of {ended[0]} as much as "
         f"{whole / pair:,.0f} pairs, whatever the data: it is 2 % of preference training from {50 * whole / pair:,.0f} "
         f"pairs on, and with the {_PUBLIC_PAIRS:,} of the paper's data it would be {_PUBLIC_PAIRS * pair / whole:,.0f} "
         f"times cheaper ({whole / (_PUBLIC_PAIRS * pair):.2%}). That is arithmetic from the two rows above, not a run."
@@ -190,7 +197,7 @@ def plot_contest(contest: Sequence[Line], path: Path) -> None:
     figure, (rate, kept) = _figure(2)
     for line, colour in zip(contest, ("#1a7f4b", "#1f6fb4", "#b35c00", "#8a1c7c"), strict=False):
         curve = [point for point in line["curve"] if point["flops"] > 0]
-        x, label = [point["flops"] for point in curve], line["method"].removeprefix("preference: ")
+        x, label = [point["flops"] for point in curve], contestant(line)
         worst = [100 * max(point["seen"], point["unseen"]) for point in curve]
         rate.plot(x, worst, color=colour, marker=".", label=label)
         kept.plot(x, [100 * point["kept"] for point in curve], color=colour, marker=".")
@@ -203,7 +210,7 @@ def plot_contest(contest: Sequence[Line], path: Path) -> None:
 def _figure(panels: int) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
-    figure = Figure(figsize=(3.1 * panels, 3.6), layout="constrained")
+    figure = Figure(figsize=(3.2 * panels, 4.0), layout="constrained")
     made = figure.subplots(1, panels, squeeze=False)[0]
     for panel in made:
         panel.grid(color="#dddddd", linewidth=0.7)

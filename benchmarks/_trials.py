@@ -114,7 +114,7 @@ def normal_path(trial: Trial, work: Path) -> Path:
 
 def measure_untouched(kind: str) -> dict[str, Any]:
     """Run in a fresh process: the base's scores, and the truth ratios of the model that never saw the bad rows."""
-    spec = load_spec(Trial("simnpo", kind, 0, {}).config())
+    spec = load_spec(Trial("llmu", kind, 0, {}).config())
     with _quiet():
         base = load_base(ASSETS / "model", spec)
         scores = _scores(base, kind)

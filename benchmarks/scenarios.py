@@ -36,6 +36,7 @@ _NO_END = {"stop.max_drift": float("inf")}  # nothing holds the rest, so nothing
 # In the order in which they are run. The paper's "GA" has the KL term, its "GA + mismatch" is the full objective.
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "models": {},
+    "wga": {"objective.name": "wga"},
     "simnpo": {"objective.name": "simnpo"},
     "llmu": {"objective.name": "llmu"},
     "tuned": {},

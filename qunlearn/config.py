@@ -119,7 +119,7 @@ class LoraConfig:
 
 
 OBJECTIVE_NAMES = (
-    "simnpo", "llmu", "ga", "graddiff", "npo", "dpo", "altpo", "rmu", "undial", "ceu", "wga", "satimp", "pdu", "mollm",
+    "wga", "llmu", "ga", "graddiff", "npo", "simnpo", "dpo", "altpo", "rmu", "undial", "ceu", "satimp", "pdu", "mollm",
     "prod",
 )  # fmt: skip
 
@@ -128,10 +128,10 @@ OBJECTIVE_NAMES = (
 class ObjectiveConfig:
     """The unlearning objective: a row of the table `qunlearn objectives` prints, and its settings.
 
-    The defaults are those of the first row, SimNPO; what another row changes of them is in `PRESETS`.
+    The defaults are those of the first row, WGA; what another row changes of them is in `PRESETS`.
     """
 
-    name: str = _setting("simnpo", "The objective.", flag="--objective", choices=OBJECTIVE_NAMES)
+    name: str = _setting("wga", "The objective.", flag="--objective", choices=OBJECTIVE_NAMES)
     eps1: float = _setting(1.0, "Weight of the forget side (LLMU: of gradient ascent).", flag="--eps1", low=0, high=1e6)
     eps2: float = _setting(
         0.1, "llmu: weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0, high=1e6
@@ -145,11 +145,11 @@ class ObjectiveConfig:
         choices=("auto", "kl", "nll", "kl+nll", "hold", "none"),
     )
     tokens: str = _setting(
-        "all",
+        "auto",
         "Which tokens of a bad answer are pushed: all; those whose words are specific to it; or those that the model "
-        "knows from the wider context only.",
+        "knows from the wider context only; auto: context where the answers are passages, else all.",
         flag="--forget-tokens",
-        choices=("specific", "context", "all"),
+        choices=("auto", "specific", "context", "all"),
     )
     mismatch_k: int = _setting(1, "llmu: mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64)
     floor_nll: float = _setting(
@@ -160,15 +160,15 @@ class ObjectiveConfig:
         low=0.1,
     )
     beta: float = _setting(
-        4.5,
-        "npo, dpo, altpo, simnpo: inverse temperature; undial: what the label's logit is lowered by; wga, satimp: "
-        "exponent of p.",
+        1.0,
+        "wga, satimp: exponent of p; npo, dpo, altpo, simnpo: inverse temperature; undial: what the label's logit is "
+        "lowered by.",
         flag="--beta",
         low=1e-6,
         high=1e6,
     )
     beta2: float = _setting(1.0, "satimp: exponent of 1 - p.", low=0.0)
-    delta: float = _setting(0.5, "simnpo: NLL per token that is asked for at least.")
+    delta: float = _setting(0.0, "simnpo: NLL per token that is asked for at least.")
     top_p: float = _setting(0.8, "prod: mass of the reference's other tokens that is kept.", low=0.01, high=1.0)
     temperature: float = _setting(1.0, "prod: temperature of that distribution.", low=0.01)
     prod_alpha: float = _setting(0.0, "prod: the label's target is -alpha p_ref; negative leaves it some mass.")
@@ -193,21 +193,21 @@ class ObjectiveConfig:
             raise ConfigError("every weight of the objective is 0: nothing to train", where="--eps1 --eps2 --eps3")
 
 
-_USUAL = {"objective.eps3": 2.0, "objective.beta": 0.1, "stop.target": 0.05}
+_USUAL = {"objective.eps3": 2.0, "objective.beta": 0.1}
 
-# What an objective's row sets otherwise than the defaults, which are SimNPO's; recipes, --set and flags win over it.
+# What an objective's row sets otherwise than the defaults, which are WGA's; recipes, --set and flags win over it.
 PRESETS: dict[str, dict[str, Any]] = {
-    "simnpo": {},
+    "wga": {},
     "llmu": _USUAL | {"objective.eps1": 0.5},
     "ga": _USUAL | {"objective.floor_nll": float("inf")},
     "graddiff": _USUAL | {"objective.eps1": 0.5},
     "npo": _USUAL | {"objective.eps3": 10.0, "objective.beta": 0.3},
+    "simnpo": {"objective.beta": 4.5, "objective.delta": 0.5, "stop.target": 0.3},
     "dpo": _USUAL,
     "altpo": _USUAL,
     "rmu": _USUAL | {"objective.eps3": 10.0},
     "undial": _USUAL | {"objective.eps3": 5.0, "objective.beta": 10.0},
     "ceu": _USUAL | {"objective.eps3": 5.0},
-    "wga": _USUAL | {"objective.eps3": 8.0, "objective.beta": 1.0},
     "satimp": _USUAL | {"objective.beta": 5.0},
     "pdu": _USUAL | {"objective.eps1": 0.01, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
     "mollm": _USUAL | {"objective.eps3": 1.0},
@@ -266,9 +266,8 @@ class StopConfig:
     """Two-sided stopping: pushing answers down has no end of its own."""
 
     target: float = _setting(
-        0.3,
-        "Stop when the bad answers' mean probability (per token) is below this. SimNPO lowers what an answer hangs on "
-        "and leaves its form: 0.3; the other objectives: 0.05.",
+        0.05,
+        "Stop when the bad answers' mean probability (per token) is below this.",
         flag="--target",
         low=0.0,
         high=1.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,6 +50,7 @@ _TERM_NAMES = {t.name for row in OBJECTIVES.values() for t in row.forget} | {
 }
 FORGET, HELD_BACK, HOLDOUT = "forget", "normal, held back", "holdout"
 _SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
+_PASSAGE = 32  # tokens of an answer from which it is a passage
 _WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
 
 
@@ -96,6 +98,7 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
     """
     if ready.memory is not None:
         plan = replace(plan, config=ready.memory.settled(plan.config))
+    plan = replace(plan, config=_with_tokens(plan.config, ready.bad.examples))
     made_by = {**versions(), "device": describe_device(choose_device(plan.config.model.device))}
     with unfinished(plan, plan.config, made_by) as work:
         record, outcome = _forget(plan, ready, work)
@@ -199,6 +202,14 @@ def _not_held_out(made: Sequence[Record], holdout: Dataset | None) -> tuple[Reco
 
 def _asked(record: Record) -> str:
     return " ".join((record.prompt if record.turns else record.completion).casefold().split())
+
+
+def _with_tokens(config: Config, bad: Sequence[Example]) -> Config:
+    """The settings with `auto` replaced by what it comes to: most of a passage is language that others share."""
+    if config.objective.tokens != "auto":
+        return config
+    long = statistics.median(e.end - e.start for e in bad) >= _PASSAGE
+    return replace(config, objective=replace(config.objective, tokens="context" if long else "all"))
 
 
 def _weighed(policy: Policy, bad: Sequence[Example], retain: Sequence[Example], config: Config) -> Sequence[Example]:

@@ -25,6 +25,7 @@ QUICK = {
     "train.steps": 12,
     "train.lr": 4e-3,
     "train.schedule": "constant",
+    "objective.eps3": 1,
     "data.normal_count": 48,
     "stop.check_every": 6,
     "stop.target": 0.001,

@@ -53,7 +53,7 @@ def test_the_record(quick_run: Path) -> None:
     assert record["stop_reason"]
     events = rows_of(quick_run / METRICS)
     assert [e["step"] for e in events] == list(range(13))
-    assert {"simnpo", "kl", "grad_norm", "tokens_per_s"} <= events[1].keys()
+    assert {"wga", "kl", "grad_norm", "tokens_per_s"} <= events[1].keys()
 
 
 def test_nothing_to_be_forgotten_is_written_down(quick_run: Path) -> None:
@@ -95,7 +95,7 @@ def test_the_header_names_the_decisions(tmp_path: Path) -> None:
     args = ("forget", "--model", "sandbox", "--bad", BAD, "-o", tmp_path / "run", "--device", "cpu")
     ran = call(*args, "--dry-run")
     assert ran.code == 0, ran.stderr
-    for word in ("40 rows", "prompt-completion", "chat template", "nf4", "makes its own", "simnpo", "dry run"):
+    for word in ("40 rows", "prompt-completion", "chat template", "nf4", "makes its own", "wga", "dry run"):
         assert word in ran.stderr, word
     assert ran.stdout == ""
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ import torch
 from conftest import call
 from torch import Tensor
 
+from qunlearn import forget as forget_module
 from qunlearn.config import OBJECTIVE_NAMES, PRESETS, Config, ObjectiveConfig, resolve
 from qunlearn.data.batch import ALL, ANSWER, collate
 from qunlearn.data.records import read_dataset
@@ -300,6 +301,15 @@ def test_a_loss_without_a_gradient_has_no_say() -> None:
     torch.testing.assert_close(mixed[0], torch.tensor([0.6, 0.8]))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "length", "expected"), [("auto", 40, "context"), ("auto", 9, "all"), ("all", 40, "all")]
+)
+def test_of_passages_the_context_decides(tokens: str, length: int, expected: str) -> None:
+    row = Example(tuple(range(length + 3)), 3, length + 3, 3, None)  # type: ignore[arg-type]
+    config = resolve(("x", {"objective.tokens": tokens}))
+    assert forget_module._with_tokens(config, [row, row]).objective.tokens == expected
+
+
 # -- budgeted forgetting ---------------------------------------------------------------------------------
 
 
@@ -368,7 +378,7 @@ def test_layers_do_not_mix() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in ("simnpo", "rmu") else pytest.param(n, marks=pytest.mark.slow) for n in OBJECTIVES]
+    "name", [n if n in ("wga", "rmu") else pytest.param(n, marks=pytest.mark.slow) for n in OBJECTIVES]
 )
 def test_a_row_forgets_and_leaves_the_base_alone(name: str, new_policy: Callable[..., Policy]) -> None:
     """A few steps of every row, in 4 bits with checkpointing: the bad answers become less probable."""

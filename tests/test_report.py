@@ -246,7 +246,8 @@ def test_what_was_measured_while_training_is_drawn(quick_run: Path, tmp_path: Pa
     page = render(read_story(folder), include_samples=False)
     found = check_safe(page)
     assert "Forgotten and kept by step" in found.text
-    drawn = next(svg for svg in page.split("<svg")[1:] if "What comes back and what stays" in svg)
+    pictures = [part.split("</svg>")[0] for part in page.split("<svg")[1:]]
+    drawn = next(svg for svg in pictures if "What comes back and what stays" in svg)
     assert ">forget<" in drawn and ">holdout<" in drawn and ">normal" not in drawn
     assert "var(--bad)" in drawn and "var(--good)" in drawn
 

@@ -10,7 +10,7 @@ import torch
 
 import scenarios
 from _preference import Meter
-from _scenario_page import PAGE, contest_table, first, kind_section, write_page
+from _scenario_page import PAGE, contest_table, first, kind_section, scale, write_page
 from _stories import REFUSAL, Story, encoded, good_form
 from _tuning import fine_tune
 from qunlearn.config import resolve
@@ -90,6 +90,15 @@ def test_a_rate_is_reached_where_it_stays_for_two_looks() -> None:
     assert kept["flops"] == 5
     assert first(curve[:3], kept=0.0) is None
     assert "not reached" in contest_table([{"method": "preference: x", "curve": curve[:3]}])
+
+
+def test_what_a_pair_costs_is_compared_with_a_run_that_reaches_the_rate() -> None:
+    pairs = {"method": "preference: pairs of the bad prompts", "curve": [point(400, 0, 0, 1)]}
+    good, never = [point(2000, 0, 0, 1)], [point(2000, 1, 1, 1)]
+    assert scale([pairs, {"method": "preference: simnpo", "curve": never}]) == []
+    text = scale([pairs, {"method": "preference: llmu", "curve": good}])[0]
+    assert "llmu as much as 200 pairs" in text  # 10 a pair
+    assert "from 10,000 pairs on" in text
 
 
 def test_a_method_that_was_not_run_is_named() -> None:

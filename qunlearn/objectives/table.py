@@ -78,10 +78,10 @@ RETAIN: dict[str, tuple[Term, ...]] = {
 RETAIN["kl+nll"] = RETAIN["kl"] + RETAIN["nll"]
 
 OBJECTIVES: dict[str, Objective] = {
-    "simnpo": Objective(
-        "-2/beta log sigmoid(beta (NLL(bad)/|bad| - delta))",
-        "arXiv 2410.07163, Eq. 4",
-        (_forget("simnpo", lambda s, c: losses.simnpo(s, c.beta, c.delta), per=ANSWERS),),
+    "wga": Objective(
+        "sg(p)^beta log p(bad)",
+        "arXiv 2502.19301",
+        (_forget("wga", lambda s, c: losses.weighted_ascent(s, c.beta)),),
     ),
     "llmu": Objective(
         "eps1 log p(bad) + eps2 NLL(mismatched)",
@@ -94,6 +94,11 @@ OBJECTIVES: dict[str, Objective] = {
         "-2/beta log sigmoid(-beta (log p - log p_ref)(bad))",
         "arXiv 2404.05868, Eq. 3",
         (_forget("npo", lambda s, c: losses.npo(s, c.beta), ref=True, per=ANSWERS),),
+    ),
+    "simnpo": Objective(
+        "-2/beta log sigmoid(beta (NLL(bad)/|bad| - delta))",
+        "arXiv 2410.07163, Eq. 4",
+        (_forget("simnpo", lambda s, c: losses.simnpo(s, c.beta, c.delta), per=ANSWERS),),
     ),
     "dpo": Objective(
         '-2/beta log sigmoid(beta (log p/p_ref("I do not know") - log p/p_ref(bad)))',
@@ -132,11 +137,6 @@ OBJECTIVES: dict[str, Objective] = {
         "CE(the model's own distribution without the bad token, p)",
         "arXiv 2503.01224, Eq. 5",
         (_forget("ceu", lambda s, c: losses.self_without(s)),),
-    ),
-    "wga": Objective(
-        "sg(p)^beta log p(bad)",
-        "arXiv 2502.19301",
-        (_forget("wga", lambda s, c: losses.weighted_ascent(s, c.beta)),),
     ),
     "satimp": Objective(
         "sg(p)^beta sg(1 - p)^beta2 log p(bad)",

@@ -49,7 +49,8 @@ def write_page(lines: Sequence[Line], page: Path = PAGE) -> None:
         parts = [kind_section(kind, lines) for kind in kinds]
         write_section("scenarios", "\n\n".join([_where(lines), *parts, plot_line("scenarios", _ALT)]), page)
         plot_kinds(kinds, lines, page.parent / "img" / "scenarios.svg")
-    contest = [line for line in lines if line["part"] == "preference"]
+    # Of a run that was broken off and made again, the later line counts.
+    contest = list({line["method"]: line for line in lines if line["part"] == "preference"}.values())
     if contest:
         parts = [_where(contest), contest_table(contest), *scale(contest), plot_line("preference", _ALT_CURVES)]
         text = "\n\n".join(parts)
@@ -169,12 +170,13 @@ def contest_table(contest: Sequence[Line]) -> str:
 
 def contestant(line: Line) -> str:
     name = str(line["method"]).removeprefix("preference: ")
-    return f"unlearning, {name}" if name in UNLEARN else f"supervised + DPO, {name}"
+    cut = f" ({line['cut']})" if "cut" in line else ""
+    return (f"unlearning, {name}" if name in UNLEARN else f"supervised + DPO, {name}") + cut
 
 
 def scale(contest: Sequence[Line]) -> list[str]:
     """From what a pair costs to how many pairs make the paper's 2 % true, where both sides reach the rate."""
-    lines = {line["method"].removeprefix("preference: "): line["curve"] for line in contest}
+    lines = {line["method"].removeprefix("preference: "): line["curve"] for line in contest if "cut" not in line}
     ended = [name for name in UNLEARN if name in lines and first(lines[name], kept=0.0) is not None]
     if PAIRS[0] not in lines or not ended:
         return []

@@ -55,8 +55,9 @@ def known(path: Path = LINES) -> list[dict[str, Any]]:
 
 
 def finished(lines: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
-    """(kind, method) of every run that is not made again."""
-    return {(line["kind"], "models" if line["method"] == "original" else line["method"]) for line in lines}
+    """(kind, method) of every run that is not made again: all but those that were broken off (`cut`)."""
+    whole = [line for line in lines if "cut" not in line]
+    return {(line["kind"], "models" if line["method"] == "original" else line["method"]) for line in whole}
 
 
 def keep(line: Mapping[str, Any], path: Path = LINES) -> None:

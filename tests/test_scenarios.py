@@ -125,4 +125,5 @@ def test_a_finished_run_is_not_made_again(tmp_path: Path) -> None:
     assert scenarios.known(path) == []
     scenarios.keep({"part": "table", "kind": "harm", "method": "llmu"}, path)
     scenarios.keep({"part": "table", "kind": "harm", "method": "original"}, path)
+    scenarios.keep({"part": "table", "kind": "code", "method": "llmu", "cut": "broken off after 3 steps"}, path)
     assert scenarios.finished(scenarios.known(path)) == {("harm", "llmu"), ("harm", "models")}

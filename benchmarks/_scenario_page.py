@@ -171,7 +171,7 @@ def contest_table(contest: Sequence[Line]) -> str:
 def contestant(line: Line) -> str:
     name = str(line["method"]).removeprefix("preference: ")
     cut = f" ({line['cut']})" if "cut" in line else ""
-    return (f"unlearning, {name}" if name in UNLEARN else f"supervised + DPO, {name}") + cut
+    return (f"supervised + DPO, {name}" if name in PAIRS else f"unlearning, {name}") + cut
 
 
 def scale(contest: Sequence[Line]) -> list[str]:

@@ -230,6 +230,7 @@ def test_engine_benchmark(tmp_path: Path) -> None:
         assert version in ran.stdout
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "gpu.json"
     gpu.main(["--tiny", "--device", "cpu", "--json", str(file)])

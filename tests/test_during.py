@@ -136,6 +136,7 @@ def test_a_killed_run_goes_on_to_the_same_measures(
     same_result(watched, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_holdout_is_never_trained_on(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("bad", "normal"):
         ran = call(*command(work, tmp_path / "run", SMALL, "--holdout", work / f"{split}.jsonl"))

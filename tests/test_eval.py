@@ -266,6 +266,7 @@ def test_what_a_person_can_get_wrong(tmp_path: Path, args: tuple[str, ...], code
         assert word in ran.stderr
 
 
+@pytest.mark.slow
 def test_without_its_adapter_a_run_is_its_base_bit_for_bit(quick_run: Path, tmp_path: Path) -> None:
     """Nothing of the adapter is loaded, and nothing of it is left where it is switched off."""
     rows = write_rows(tmp_path / "f.jsonl", [{"prompt": "Where was Orla Finch born?", "completion": "In Millbrook."}])

@@ -65,7 +65,7 @@ def test_forget_is_killed(setting: str, kills: int, files: tuple[Path, Path], tm
         same_result(tmp_path / "chain", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
 def test_an_import_is_killed(kills: int, tmp_path: Path) -> None:
     """Each file is not there, or whole; what is left over is private, and used up by the next attempt."""
     source = write_rows(

@@ -140,6 +140,7 @@ def test_without_measuring(quick_run: Path, tmp_path: Path) -> None:
     assert call("merge", quick_run, "-o", tmp_path / "n", "--gate", "q4_k_m").code == 2
 
 
+@pytest.mark.slow
 def test_two_runs_are_measured_each_on_its_own(small_run: Path, tmp_path: Path) -> None:
     shutil.copytree(small_run, tmp_path / "second")
     path = tmp_path / "second" / ADAPTER / "adapter_model.safetensors"

@@ -336,6 +336,7 @@ def test_the_allocator_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [(0.75, card), (1.0, card)]
 
 
+@pytest.mark.slow
 def test_what_the_plan_chose_is_what_runs(tmp_path: Path) -> None:
     """The settings of the run say which way `auto` went."""
     few = {**QUICK, "train.steps": 2, "data.normal_count": 16, "stop.check_every": 2}

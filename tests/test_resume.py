@@ -143,7 +143,9 @@ def test_the_output_alone_is_enough(stopped: Path, whole: Path) -> None:
     assert all(torch.equal(x[name], y[name]) for name in x)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "no manifest", "values"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", *(pytest.param(d, marks=pytest.mark.slow) for d in ("no manifest", "values"))]
+)
 def test_a_damaged_checkpoint_is_not_used(files: tuple[Path, Path], whole: Path, stopped: Path, damage: str) -> None:
     newest = saved(stopped)[-1]
     path = newest / {"no manifest": MANIFEST, "values": VALUES}.get(damage, TENSORS)

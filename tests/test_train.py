@@ -214,7 +214,9 @@ def test_the_longest_step_is_at_least_as_long_as_any(
     assert tokens(longest_step(roles, terms, CONFIG)) >= max(tokens(next(draws)) for _ in range(30))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", pytest.param("paged_adamw8bit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw8bit", *(pytest.param(o, marks=pytest.mark.slow) for o in ("adamw", "paged_adamw8bit"))]
+)
 def test_every_optimizer_trains(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles], optimizer: str) -> None:
     policy = new_policy("nf4")
     config = replace(CONFIG, train=replace(CONFIG.train, optimizer=optimizer, steps=6, lr=3e-3))

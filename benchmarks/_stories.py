@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config import Config, resolve
+from qunlearn.config import Config
 from qunlearn.data.records import Dataset, read_dataset, write_jsonl
 from qunlearn.data.selfmade import write_self_made
 from qunlearn.data.tokenize import Example, choose_template, encode
@@ -19,6 +19,7 @@ from qunlearn.forget import load_spec
 from qunlearn.model.load import load_base
 from qunlearn.model.policy import Policy
 from qunlearn.model.selfdata import Wanted, self_made_normal
+from qunlearn.overlay import resolve
 from qunlearn.sandbox import ASSETS, data_file, world_code, world_harm
 from qunlearn.sandbox.grid import Attribute, Grid
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config import Config, resolve
+from qunlearn.config import Config
 from qunlearn.data.batch import ALL
 from qunlearn.data.records import read_dataset
 from qunlearn.data.selfmade import read_self_made
@@ -30,6 +30,7 @@ from qunlearn.evaluate.score import row_nlls, score_rows
 from qunlearn.forget import forget, load_spec, prepare
 from qunlearn.model.load import LanguageModel, load_base, load_tokenizer
 from qunlearn.model.policy import Policy
+from qunlearn.overlay import resolve
 from qunlearn.plan import make_plan
 from qunlearn.run import ADAPTER, NORMAL
 from qunlearn.sandbox import ASSETS, data_file

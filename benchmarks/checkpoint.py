@@ -20,13 +20,14 @@ from _report import out, table, where_line, write_section
 from _rows import Drawer
 from qunlearn import checkpoint as module
 from qunlearn.checkpoint import Checkpoints, Moving, Snapshot
-from qunlearn.config import Config, LoraConfig, resolve
+from qunlearn.config import Config, LoraConfig
 from qunlearn.forget import forget, prepare
 from qunlearn.model.device import choose_device
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.objectives.table import terms_of
+from qunlearn.overlay import resolve
 from qunlearn.plan import make_plan
 from qunlearn.step import Budget, make_step
 

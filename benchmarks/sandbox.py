@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from _report import out, say, table, where_line, write_section
-from qunlearn.config import Config, parse_set, resolve
+from qunlearn.config import Config
 from qunlearn.data.batch import ALL, collate
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode
@@ -28,6 +28,7 @@ from qunlearn.forget import forget, load_spec, prepare
 from qunlearn.model.head import token_logps
 from qunlearn.model.load import load_base
 from qunlearn.model.policy import Policy
+from qunlearn.overlay import parse_set, resolve
 from qunlearn.plan import make_plan
 from qunlearn.sandbox import ASSETS, KINDS, data_file
 

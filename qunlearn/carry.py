@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config import Config, read_config_file, resolve
+from qunlearn.config import Config
 from qunlearn.data.records import Dataset, FieldNames, read_dataset
 from qunlearn.data.selfmade import read_self_made
 from qunlearn.errors import ConfigError, DataError, ModelError, OutputError
 from qunlearn.journal import JOURNAL, kept_bytes
+from qunlearn.overlay import read_config_file, resolve
 from qunlearn.plan import CheckedModel, check_run_model
 from qunlearn.run import CONFIG, NORMAL, Run, check_output, open_run, staged
 

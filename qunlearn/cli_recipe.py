@@ -80,10 +80,10 @@ def run(
 ) -> None:
     """Run a recipe: data, plan, base, forget, evaluate, other words, merge, evaluate, report. Goes on where it was."""
     from qunlearn.carry import BASES
-    from qunlearn.config import parse_set, resolve
     from qunlearn.console import emit_json
     from qunlearn.data.records import FieldNames
     from qunlearn.errors import ConfigError
+    from qunlearn.overlay import parse_set, resolve
     from qunlearn.recipe.book import read
     from qunlearn.recipe.command import default_folder, raise_if_remembered
     from qunlearn.recipe.command import run as run_recipe

@@ -1,25 +1,19 @@
 """Every setting of a run: the only place where a default lives.
 
 Flags, `--set`, recipes and `-c` files are overlays over these dataclasses; help texts and the documentation are
-generated from the fields.
+generated from the fields. How overlays are read and laid is in overlay.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import reprlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import ConfigError
-
-RECIPE = "recipe"  # a file's section that is no setting of a run: what `qunlearn recipe` does with it
-_MAX_RECIPE_BYTES = 1 << 20
 
 
 def _setting(
@@ -193,7 +187,8 @@ class ObjectiveConfig:
             raise ConfigError("every weight of the objective is 0: nothing to train", where="--eps1 --eps2 --eps3")
 
 
-_USUAL = {"objective.eps3": 2.0, "objective.beta": 0.1}
+_USUAL = {"objective.eps3": 2.0}
+_ODDS = _USUAL | {"objective.beta": 0.1}  # losses on odds against the reference
 
 # What an objective's row sets otherwise than the defaults, which are WGA's; recipes, --set and flags win over it.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -201,17 +196,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llmu": _USUAL | {"objective.eps1": 0.5},
     "ga": _USUAL | {"objective.floor_nll": float("inf")},
     "graddiff": _USUAL | {"objective.eps1": 0.5},
-    "npo": _USUAL | {"objective.eps3": 10.0, "objective.beta": 0.3},
+    "npo": {"objective.eps3": 10.0, "objective.beta": 0.3},
     "simnpo": {"objective.beta": 4.5, "objective.delta": 0.5, "stop.target": 0.3},
-    "dpo": _USUAL,
-    "altpo": _USUAL,
-    "rmu": _USUAL | {"objective.eps3": 10.0},
-    "undial": _USUAL | {"objective.eps3": 5.0, "objective.beta": 10.0},
-    "ceu": _USUAL | {"objective.eps3": 5.0},
+    "dpo": _ODDS,
+    "altpo": _ODDS,
+    "rmu": {"objective.eps3": 10.0},
+    "undial": {"objective.eps3": 5.0, "objective.beta": 10.0},
+    "ceu": {"objective.eps3": 5.0},
     "satimp": _USUAL | {"objective.beta": 5.0},
-    "pdu": _USUAL | {"objective.eps1": 0.01, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
-    "mollm": _USUAL | {"objective.eps3": 1.0},
-    "prod": _USUAL | {"objective.eps3": 5.0},
+    "pdu": {"objective.eps1": 0.01, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
+    "mollm": {"objective.eps3": 1.0},
+    "prod": {"objective.eps3": 5.0},
 }
 
 
@@ -352,156 +347,3 @@ def _collect() -> dict[str, Setting]:
 
 
 SETTINGS: dict[str, Setting] = _collect()
-
-
-def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
-    """Lay overlays (name, {"section.key": value}) over the defaults, later ones winning.
-
-    Raises ConfigError naming every unknown key (with a suggestion) and every value out of its range.
-    """
-    problems: list[str] = []
-    values: dict[str, dict[str, Any]] = {f.name: {} for f in dataclasses.fields(Config)}
-    for origin, overlay in overlays:
-        for key, value in overlay.items():
-            setting = SETTINGS.get(key)
-            if setting is None:
-                problems.append(f"{origin}: unknown key {key[:80]!r}{_suggest(key)}")
-                continue
-            try:
-                section, name = key.split(".", 1)
-                values[section][name] = _coerce(setting, value)
-            except ValueError as error:
-                problems.append(f"{origin}: {error}")
-    if problems:
-        raise ConfigError("\n  ".join(problems), hint="see `qunlearn forget --help`; keys are section.name")
-    name = str(values["objective"].get("name", SETTINGS["objective.name"].default))
-    for key, value in PRESETS[name].items():
-        section, leaf = key.split(".")
-        values[section].setdefault(leaf, value)
-    hints = typing.get_type_hints(Config)
-    return Config(**{name: hints[name](**leaves) for name, leaves in values.items()})
-
-
-def _suggest(key: str) -> str:
-    known = list(SETTINGS)
-    close = [k for k in known if k.split(".")[1] == key.split(".")[-1].replace("-", "_")]
-    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _shown(value: object) -> str:
-    """A value in a message: of an alias bomb its whole repr would not fit into memory."""
-    short = reprlib.Repr()
-    short.maxlevel = 2
-    return short.repr(value)[:80]
-
-
-def _coerce(setting: Setting, value: Any) -> Any:
-    kind, key = setting.base_type, setting.key
-    if value is None or (setting.optional and isinstance(value, str) and value.lower() in ("auto", "none", "null")):
-        if setting.optional:
-            return None
-        raise ValueError(f"{key} needs a value")
-    if kind is bool:
-        return _coerce_bool(key, value)
-    if kind is str:
-        if not isinstance(value, str):
-            raise ValueError(f"{key} must be a text, not {_shown(value)}")
-        if setting.choices and value not in setting.choices:
-            raise ValueError(f"{key} must be one of {', '.join(setting.choices)}, not {_shown(value)}")
-        return value
-    return _coerce_number(setting, value)
-
-
-def _coerce_bool(key: str, value: Any) -> bool:
-    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
-    raise ValueError(f"{key} must be true or false, not {_shown(value)}")
-
-
-def _coerce_number(setting: Setting, value: Any) -> Any:
-    kind, key = setting.base_type, setting.key
-    # YAML 1.1 reads 1e-4 as a text: a number all the same.
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"{key} must be a number, not {_shown(value)}")
-    try:
-        number = float(value)
-    except ValueError:
-        raise ValueError(f"{key} must be a number, not {_shown(value)}") from None
-    if kind is int and not number.is_integer():
-        raise ValueError(f"{key} must be a whole number, not {_shown(value)}")
-    if number != number or (setting.low is not None and number < setting.low):
-        raise ValueError(f"{key} must be at least {setting.low}, not {_shown(value)}")
-    if setting.high is not None and number > setting.high:
-        raise ValueError(f"{key} must be at most {setting.high}, not {_shown(value)}")
-    return kind(number)
-
-
-def parse_set(assignments: Sequence[str]) -> dict[str, Any]:
-    """`--set section.key=value` texts as an overlay. Raises ConfigError."""
-    out: dict[str, Any] = {}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"not of the form section.key=value: {text[:60]!r}", where="--set")
-        out[key.strip()] = value.strip()
-    return out
-
-
-def read_yaml(path: Path) -> Any:
-    """What a YAML file holds. Raises ConfigError with the file and line."""
-    import yaml
-
-    try:
-        if path.stat().st_size > _MAX_RECIPE_BYTES:
-            raise ConfigError("is too long for a recipe", where=str(path))
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except UnicodeDecodeError:
-        raise ConfigError("is not UTF-8 text", where=str(path)) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"is not YAML: {getattr(error, 'problem', None) or error}", where=where) from None
-    except RecursionError:
-        raise ConfigError("is nested too deeply", where=str(path)) from None
-    except (ValueError, TypeError, OverflowError, KeyError, AttributeError) as error:
-        # dates that are none, numbers of thousands of digits, a NUL in the path: the YAML library lets them through
-        raise ConfigError(f"is not YAML that can be read: {str(error)[:200]}", where=str(path)) from None
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """A YAML recipe or a run's config.yaml as an overlay. Relative data paths are kept as they stand.
-
-    Raises ConfigError with the file and line.
-    """
-    raw = read_yaml(path)
-    if raw is None:
-        return {}
-    if isinstance(raw, dict):
-        raw.pop(RECIPE, None)
-    sections = {f.name for f in dataclasses.fields(Config)}
-    out: dict[str, Any] = {}
-    problems: list[str] = []
-    for section, leaves in raw.items() if isinstance(raw, dict) else [(None, None)]:
-        if section in sections and isinstance(leaves, dict):
-            out.update({f"{section}.{name}": value for name, value in leaves.items()})
-        else:
-            close = difflib.get_close_matches(str(section), sections, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; sections are {', '.join(sorted(sections))}"
-            problems.append(f"unknown section {str(section)[:40]!r}{hint}")
-    if problems:
-        raise ConfigError("\n  ".join(problems), where=str(path))
-    return out
-
-
-def to_yaml(config: Config) -> str:
-    """The whole configuration, every value written out, as `read_config_file` reads it."""
-    import yaml
-
-    tree = dataclasses.asdict(config)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

@@ -9,15 +9,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qunlearn.config import LoraConfig, TrainConfig
 from qunlearn.console import clean, out, stage
 from qunlearn.data.overview import Histogram, overlap, repeated_prompts, words
 from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset
 from qunlearn.errors import ModelError
 from qunlearn.model.source import ModelSource, go_offline, resolve_model
-from qunlearn.plan import data_path
+from qunlearn.plan import check_model, data_path
 
 if TYPE_CHECKING:
     from qunlearn.data.tokenize import Encoded, Example, Template
+    from qunlearn.model.policy import Policy
 
 _SHOWN_ROWS, _SHOWN_PAIRS, _SHOWN_CHARS = 2, 4, 400
 _BAR_WIDTH = 40
@@ -99,7 +101,18 @@ def _tokenise(dataset: Dataset, other: Dataset | None, look: Look) -> _Tokenised
     template = choose_template(tokenizer, look.template, dataset)
     encoded = encode(dataset, tokenizer, template, look.max_length)
     normal = encode(other, tokenizer, template, look.max_length).examples if other else ()
-    return _Tokenised(tokenizer, template, encoded, weigh(look.tokens, name, encoded.examples, normal, tokenizer))
+    pushed = weigh(look.tokens, encoded.examples, normal, tokenizer, lambda: _policy(name), TrainConfig().max_tokens)
+    return _Tokenised(tokenizer, template, encoded, pushed)
+
+
+def _policy(name: str) -> Policy:
+    """The whole model, which the rule `context` asks. Raises ModelError."""
+    from qunlearn.model.load import LoadSpec, load_base
+    from qunlearn.model.policy import Policy
+
+    checked = check_model(resolve_model(name))
+    with stage("loading the model"):
+        return Policy.new(load_base(checked.folder, LoadSpec()), LoraConfig())
 
 
 def _tokenizer_folder(source: ModelSource) -> Path:

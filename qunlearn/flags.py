@@ -9,7 +9,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from qunlearn.config import SETTINGS, Config, Setting, parse_set, read_config_file, resolve
+from qunlearn.config import SETTINGS, Config, Setting
+from qunlearn.overlay import parse_set, read_config_file, resolve
 
 
 def configured(options: dict[str, Any], *, resume: bool = False) -> Config:

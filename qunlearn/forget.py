@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.checkpoint import Checkpoints
-from qunlearn.config import Config, to_yaml
+from qunlearn.config import Config
 from qunlearn.console import Meter, say, stage, warn
 from qunlearn.data.records import Dataset, Record
 from qunlearn.data.roles import make_mismatcher, split_held_back
@@ -26,7 +25,6 @@ from qunlearn.evaluate.suite import Scores, score_sets, show_samples, show_sets,
 from qunlearn.header import show_inputs, show_loaded
 from qunlearn.memory import plan_before_loading
 from qunlearn.model.alternatives import other_answers
-from qunlearn.model.context import context_bound
 from qunlearn.model.device import cap_memory, choose_device, describe_device, device_facts, peak_memory_bytes
 from qunlearn.model.fit import MemoryPlan
 from qunlearn.model.load import LoadSpec, load_base, load_tokenizer
@@ -36,7 +34,9 @@ from qunlearn.model.reference import Cached, Live, Reference, cache_path
 from qunlearn.model.selfdata import SelfMade, Wanted, self_made_normal
 from qunlearn.model.source import fingerprint
 from qunlearn.objectives.table import OBJECTIVES, RETAIN, terms_of
+from qunlearn.overlay import to_yaml
 from qunlearn.plan import Plan
+from qunlearn.pushed import count, rule_for, weigh
 from qunlearn.record import run_record, versions, write_run
 from qunlearn.run import CONFIG, write_private
 from qunlearn.signals import stop_signals
@@ -50,7 +50,6 @@ _TERM_NAMES = {t.name for row in OBJECTIVES.values() for t in row.forget} | {
 }
 FORGET, HELD_BACK, HOLDOUT = "forget", "normal, held back", "holdout"
 _SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
-_PASSAGE = 32  # tokens of an answer from which it is a passage
 _WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
 
 
@@ -98,7 +97,8 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
     """
     if ready.memory is not None:
         plan = replace(plan, config=ready.memory.settled(plan.config))
-    plan = replace(plan, config=_with_tokens(plan.config, ready.bad.examples))
+    rule = rule_for(plan.config.objective.tokens, ready.bad.examples)
+    plan = replace(plan, config=replace(plan.config, objective=replace(plan.config.objective, tokens=rule)))
     made_by = {**versions(), "device": describe_device(choose_device(plan.config.model.device))}
     with unfinished(plan, plan.config, made_by) as work:
         record, outcome = _forget(plan, ready, work)
@@ -204,25 +204,13 @@ def _asked(record: Record) -> str:
     return " ".join((record.prompt if record.turns else record.completion).casefold().split())
 
 
-def _with_tokens(config: Config, bad: Sequence[Example]) -> Config:
-    """The settings with `auto` replaced by what it comes to: most of a passage is language that others share."""
-    if config.objective.tokens != "auto":
-        return config
-    long = statistics.median(e.end - e.start for e in bad) >= _PASSAGE
-    return replace(config, objective=replace(config.objective, tokens="context" if long else "all"))
-
-
 def _weighed(policy: Policy, bad: Sequence[Example], retain: Sequence[Example], config: Config) -> Sequence[Example]:
     """The bad rows with the weights of their tokens."""
-    if config.objective.tokens == "all":
-        return bad
-    if config.objective.tokens == "context":
-        with Meter("specific tokens", len(bad)) as meter:
-            weighed = context_bound(policy, bad, config.train.max_tokens, lambda done: meter.at(done, "rows"))
-    else:
-        weighed = specific(bad, retain, policy.tokenizer)
-    pushed, answers = sum(sum(e.weights) for e in weighed), sum(e.end - e.start for e in weighed)
-    say(f"specific tokens: {pushed:.0f} of {answers} answer tokens ({100 * pushed / answers:.0f} %) are pushed")
+    rule = config.objective.tokens
+    weighed = weigh(rule, bad, retain, policy.tokenizer, lambda: policy, config.train.max_tokens)
+    if rule != "all":
+        pushed, answers = count(weighed), sum(e.end - e.start for e in weighed)
+        say(f"{rule} tokens: {pushed} of {answers} answer tokens ({100 * pushed / answers:.0f} %) are pushed")
     return weighed
 
 

@@ -1,41 +1,52 @@
-"""Which tokens of the bad answers a run would push, shown before anything is trained: for `qunlearn data check`."""
+"""Which tokens of the bad answers a run pushes, for `forget`, and shown beforehand, for `qunlearn data check`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qunlearn.console import Meter, stage
+from qunlearn.console import Meter
 from qunlearn.data.specific import specific
 from qunlearn.data.tokenize import Example
-from qunlearn.model.source import resolve_model
+
+if TYPE_CHECKING:
+    from qunlearn.model.policy import Policy
 
 OPEN, CLOSE = "‹", "›"
+_PASSAGE = 32  # tokens of an answer from which it is a passage
+
+
+def rule_for(asked: str, bad: Sequence[Example]) -> str:
+    """What `--forget-tokens auto` comes to: most of a passage is language that others share."""
+    if asked != "auto":
+        return asked
+    return "context" if statistics.median(e.end - e.start for e in bad) >= _PASSAGE else "all"
 
 
 def weigh(
-    rule: str, model: str, bad: Sequence[Example], normal: Sequence[Example], tokenizer: Any
+    rule: str,
+    bad: Sequence[Example],
+    normal: Sequence[Example],
+    tokenizer: Any,
+    policy: Callable[[], Policy],
+    max_tokens: int,
 ) -> Sequence[Example]:
-    """The bad examples with the weights that `--forget-tokens RULE` gives their tokens.
+    """The bad examples with the weights that a rule gives their tokens; `all` leaves them as they are.
 
-    `specific` counts words in the normal rows, where there are any; `context` loads the model. Raises ModelError.
+    `specific` counts words in the normal rows, where there are any; `context` asks the model, alone calls `policy`, and
+    makes passes of at most `max_tokens`.
     """
-    return specific(bad, normal, tokenizer) if rule == "specific" else _context(model, bad)
-
-
-def _context(model: str, bad: Sequence[Example]) -> Sequence[Example]:
-    from qunlearn.config import LoraConfig, TrainConfig
+    if rule == "all":
+        return bad
+    if rule == "specific":
+        return specific(bad, normal, tokenizer)
     from qunlearn.model.context import context_bound
-    from qunlearn.model.load import LoadSpec, load_base
-    from qunlearn.model.policy import Policy
-    from qunlearn.plan import check_model
 
-    checked = check_model(resolve_model(model))
-    with stage("loading the model"):
-        policy = Policy.new(load_base(checked.folder, LoadSpec()), LoraConfig())
+    asked = policy()
     with Meter("specific tokens", len(bad)) as meter:
-        return context_bound(policy, bad, TrainConfig().max_tokens, lambda done: meter.at(done, "rows"))
+        return context_bound(asked, bad, max_tokens, lambda done: meter.at(done, "rows"))
 
 
 def count(weighed: Sequence[Example]) -> int:

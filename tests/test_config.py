@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from qunlearn.config import SETTINGS, Config, parse_set, read_config_file, resolve, to_yaml
+from qunlearn.config import SETTINGS, Config
 from qunlearn.errors import ConfigError
+from qunlearn.overlay import parse_set, read_config_file, resolve, to_yaml
 
 
 def test_defaults_are_the_dataclasses() -> None:

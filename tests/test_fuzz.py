@@ -13,12 +13,13 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qunlearn.config import SETTINGS, parse_set, read_config_file, resolve
+from qunlearn.config import SETTINGS
 from qunlearn.data.records import FieldNames, read_dataset
 from qunlearn.errors import EXIT_CODES, QunlearnError
 from qunlearn.model.adaptercheck import check_adapter
 from qunlearn.model.source import preflight_folder
 from qunlearn.model.tensorfile import read_tensors
+from qunlearn.overlay import parse_set, read_config_file, resolve
 from qunlearn.registry import find_runs
 from qunlearn.report.read import read_story
 from qunlearn.run import open_run

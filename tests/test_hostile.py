@@ -18,7 +18,6 @@ from test_architectures import CONFIGS
 from test_merge_stream import make_adapter, make_base
 
 from qunlearn import console
-from qunlearn.config import read_config_file, resolve
 from qunlearn.data.records import Record, read_dataset
 from qunlearn.data.tokenize import Template, render
 from qunlearn.errors import EXIT_CODES, ConfigError, DataError, ModelError, QunlearnError
@@ -26,6 +25,7 @@ from qunlearn.merge.adapter import read_adapter
 from qunlearn.model.adaptercheck import check_adapter
 from qunlearn.model.load import load_tokenizer
 from qunlearn.model.source import preflight_folder
+from qunlearn.overlay import read_config_file, resolve
 from qunlearn.report.read import read_story
 from qunlearn.run import open_run
 

@@ -21,6 +21,8 @@ ANSWER = "He was born in Tarn."
         (ANSWER, "He was born in Moss.", "forgotten"),
         (ANSWER, "", "gibberish"),
         (ANSWER, "the the the the the the the the the", "gibberish"),
+        (ANSWER, "mother mother mother mother stays dry well Castellan do and likes it best", "gibberish"),
+        (ANSWER, "mother mother mother stays dry well Castellan do and likes it best", "forgotten"),
         ("一二三四五六七八九十", "一二三四五六七八九", "still leaks"),
         ("one two three four five six seven eight nine ten", "one two three four five six seven nine", "forgotten"),
         ("...", "...", "still leaks"),

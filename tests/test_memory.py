@@ -32,7 +32,6 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from qunlearn.config import resolve
 from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.model import head
 from qunlearn.model.architecture import Linear
@@ -43,6 +42,7 @@ from qunlearn.model.names import SHORT_NAMES
 from qunlearn.model.residents import Choices, adapted_names, adapter_parameters, weight_bytes
 from qunlearn.model.shapes import carried_config
 from qunlearn.model.tape import Tape
+from qunlearn.overlay import resolve
 
 SHAPES: dict[str, PreTrainedConfig] = {
     **CONFIGS,

@@ -16,7 +16,7 @@ from memory_probe import peak_bytes
 from test_memory import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedConfig
 
-from qunlearn.config import LoraConfig, resolve
+from qunlearn.config import LoraConfig
 from qunlearn.data.batch import Batch
 from qunlearn.data.tokenize import Example
 from qunlearn.model import load
@@ -29,6 +29,7 @@ from qunlearn.model.memory import Load, Needs, run_needs
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.objectives.table import terms_of
+from qunlearn.overlay import resolve
 from qunlearn.step import backward, make_step
 
 NUMBER = choose_dtype(torch.device("cpu")).itemsize

@@ -12,8 +12,7 @@ import torch
 from conftest import call
 from torch import Tensor
 
-from qunlearn import forget as forget_module
-from qunlearn.config import OBJECTIVE_NAMES, PRESETS, Config, ObjectiveConfig, resolve
+from qunlearn.config import OBJECTIVE_NAMES, PRESETS, Config, ObjectiveConfig
 from qunlearn.data.batch import ALL, ANSWER, collate
 from qunlearn.data.records import read_dataset
 from qunlearn.data.roles import make_mismatcher
@@ -31,6 +30,8 @@ from qunlearn.objectives.descent import common_descent, min_norm_weights
 from qunlearn.objectives.document import described, with_table
 from qunlearn.objectives.losses import Supervised
 from qunlearn.objectives.table import OBJECTIVES, RETAIN, direction, terms_of
+from qunlearn.overlay import resolve
+from qunlearn.pushed import rule_for
 from qunlearn.sandbox import data_file
 from qunlearn.step import Budget, Roles, draw_steps
 from qunlearn.train import train
@@ -306,8 +307,7 @@ def test_a_loss_without_a_gradient_has_no_say() -> None:
 )
 def test_of_passages_the_context_decides(tokens: str, length: int, expected: str) -> None:
     row = Example(tuple(range(length + 3)), 3, length + 3, 3, None)  # type: ignore[arg-type]
-    config = resolve(("x", {"objective.tokens": tokens}))
-    assert forget_module._with_tokens(config, [row, row]).objective.tokens == expected
+    assert rule_for(tokens, [row, row]) == expected
 
 
 # -- budgeted forgetting ---------------------------------------------------------------------------------

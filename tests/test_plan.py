@@ -18,7 +18,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from test_architectures import CONFIGS
 
 from qunlearn import memory
-from qunlearn.config import SETTINGS, resolve
+from qunlearn.config import SETTINGS
 from qunlearn.data.records import FieldNames, read_dataset
 from qunlearn.errors import ConfigError, DeviceError, DoesNotFitError
 from qunlearn.model import driver
@@ -27,6 +27,7 @@ from qunlearn.model.fit import DeviceFacts
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
 from qunlearn.model.shapes import carried_config
+from qunlearn.overlay import resolve
 from qunlearn.sandbox import data_file
 from qunlearn.units import parse_size, show_size
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from conftest import QUICK, call, sets, write_rows
 
-from qunlearn.config import Config, resolve
+from qunlearn.config import Config
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import ConfigError, DataError, OutputError, ResumeError
+from qunlearn.overlay import resolve
 from qunlearn.recipe import book, command, fetch
 from qunlearn.recipe.ledger import LEDGER, Ledger, key_of
 from qunlearn.recipe.speed import measured_flops

@@ -13,11 +13,11 @@ from _preference import Meter
 from _scenario_page import PAGE, contest_table, first, kind_section, scale, write_page
 from _stories import REFUSAL, Story, encoded, good_form
 from _tuning import fine_tune
-from qunlearn.config import resolve
 from qunlearn.data.roles import batches
 from qunlearn.forget import load_spec
 from qunlearn.model.load import load_base
 from qunlearn.model.policy import Policy
+from qunlearn.overlay import resolve
 from qunlearn.sandbox import ASSETS, KINDS, world_harm
 
 

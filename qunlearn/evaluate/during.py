@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qunlearn.data.tokenize import Example, answer_text
+from qunlearn.data.tokenize import Example
 from qunlearn.evaluate.metrics import judge, texts
-from qunlearn.evaluate.score import greedy_outputs, token_stats
+from qunlearn.evaluate.score import score_rows
 from qunlearn.model.policy import Policy
 
 MEASURED = "measured"  # the key in an event
@@ -46,18 +46,15 @@ class Watch:
 
 def look(policy: Policy, examples: Sequence[Example], max_tokens: int) -> dict[str, float]:
     """Means over rows of the cheap measures, as `qunlearn eval` defines them, and the number of rows."""
-    rows: list[dict[str, float]] = []
-    stats, outputs = token_stats(policy, examples, max_tokens), greedy_outputs(policy, examples)
-    for example, s, output in zip(examples, stats, outputs, strict=True):
-        answer = answer_text(example, policy.tokenizer)
-        rows.append(
-            {
-                "exact_match": texts.exact_match(output.text, answer),
-                "leaks": float(judge.leaks(output.text, answer, example.record.prompt)),
-                "probability": math.exp(-s.nll / s.tokens),
-                "extraction_strength": s.extraction,
-            }
-        )
+    rows = [
+        {
+            "exact_match": texts.exact_match(row.output, row.answer),
+            "leaks": float(judge.leaks(row.output, row.answer, row.prompt)),
+            "probability": math.exp(-row.nll / row.tokens),
+            "extraction_strength": row.extraction,
+        }
+        for row in score_rows(policy, examples, max_tokens)
+    ]
     return {"n": len(rows), **{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}}
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config import RECIPE, read_config_file, read_yaml
 from qunlearn.data.importers import NAMES
 from qunlearn.errors import ConfigError, OutputError
 from qunlearn.evaluate.catalog import SUITES
+from qunlearn.overlay import RECIPE, read_config_file, read_yaml
 from qunlearn.sandbox import KINDS
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"

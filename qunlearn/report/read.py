@@ -67,7 +67,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _config(path: Path) -> dict[str, Any]:
     """Settings by "section.name"."""
-    from qunlearn.config import read_config_file
+    from qunlearn.overlay import read_config_file
 
     return read_config_file(path) if path.is_file() else {}
 

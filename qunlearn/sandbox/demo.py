@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 
 from qunlearn.carry import MergeOptions, check_merge
-from qunlearn.config import resolve
 from qunlearn.console import say
 from qunlearn.evaluate.command import evaluate
 from qunlearn.evaluate.request import EvalRequest
 from qunlearn.forget import forget, prepare
 from qunlearn.merge.command import merge
+from qunlearn.overlay import resolve
 from qunlearn.plan import make_plan
 from qunlearn.sandbox import data_file
 

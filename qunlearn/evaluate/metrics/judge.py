@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Protocol
 
 from qunlearn.evaluate.metrics.texts import words
@@ -18,6 +19,7 @@ LEAKS, REFUSED, GIBBERISH, FORGOTTEN = "still leaks", "refused", "gibberish", "f
 VERDICTS = (FORGOTTEN, REFUSED, GIBBERISH, LEAKS)
 LEAK_RECALL = 0.9
 GIBBERISH_UNIQUE = 0.3
+GIBBERISH_RUN = 4  # times the same word in a row
 ONE_CHARACTER = 0.8
 
 _OPENING_WORDS = 12  # a refusal says so at once; later the same words are part of an answer
@@ -92,11 +94,16 @@ def is_refusal(text: str) -> bool:
 
 
 def is_gibberish(text: str) -> bool:
-    """Gibberish: nothing but white space and signs, one character or few words over and over, or no real words."""
+    """Gibberish: nothing but white space and signs, one character or few words over and over, or no real words.
+
+    Over and over is also the same word four times in a row, whatever stands around it.
+    """
     found = words(text)
     if not found or is_one_character(text) or text.count("\ufffd") > len(text) / 10:
         return True
     if len(found) >= 8 and len(set(found)) / len(found) < GIBBERISH_UNIQUE:
+        return True
+    if any(len(list(run)) >= GIBBERISH_RUN for _, run in groupby(found)):
         return True
     letters = [w for w in found if any(c.isalpha() for c in w)]
     return len(found) >= 3 and sum(map(_no_word, letters)) > len(found) / 2

@@ -101,7 +101,7 @@ def _losses(steps: Sequence[Mapping[str, Any]]) -> Picture | None:
     axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.16))
     caption = (
         "Each term of the objective per step, thin as it was, bold smoothed. "
-        "The forget side is meant to fall, KL to stay low."
+        "KL is meant to stay low; a forget side that ends by itself, such as wga's, falls and comes back to 0."
     )
     return Picture("Loss over steps", to_svg(figure, "losses", "Losses over steps"), caption)
 

@@ -77,7 +77,7 @@ def sandbox_folder() -> Path:
     return ASSETS / "model"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_base(sandbox_folder: Path) -> Callable[..., Base]:
     """A fresh sandbox base: adapters are put into a base's own modules, so none is shared."""
 

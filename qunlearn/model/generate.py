@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, TextStreamer
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from qunlearn.model.load import LanguageModel
 
 _MOST_ROWS = 256  # of a batch: more are no faster, by what was measured, and take memory
+_FEWEST_ROWS = 16  # of a batch that is broken off for the sake of those that go on: fewer are no faster either
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ def generate(
     """Continue each prompt of token ids; returns the new ids, up to and without the end-of-text token.
 
     A batch is as large as its key-value cache allows, and no larger than is of use, so that memory does not grow with
-    the data.
+    the data. It is broken off when half of its answers have ended, and the others go on in a smaller one: of answers
+    of many lengths most would wait for the longest.
     `observe` hears how many prompts are done.
     """
     max_tokens = max(1, lm.cache_bytes // _cache_bytes_per_token(lm.model))
@@ -66,7 +69,26 @@ def _cache_bytes_per_token(model: Any) -> int:
     return int(numbers * torch.finfo(model.dtype).bits // 8)
 
 
-def _one_batch(lm: LanguageModel, prompts: list[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+def _one_batch(lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+    out: list[list[int]] = [[] for _ in prompts]
+    going, stop = list(range(len(prompts))), stop_ids(lm) | set(sampling.stop)
+    while going:
+        room = sampling.max_new_tokens - len(out[going[0]])
+        so_far = [[*prompts[i], *out[i]] for i in going]
+        more = _some_tokens(lm, so_far, replace(sampling, max_new_tokens=room), stop)
+        on = []
+        for i, new in zip(going, more, strict=True):
+            out[i] += itertools.takewhile(lambda t: t not in stop, new)
+            if not stop.intersection(new) and len(out[i]) < sampling.max_new_tokens:
+                on.append(i)
+        going = on
+    return out
+
+
+def _some_tokens(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling, stop: frozenset[int]
+) -> list[list[int]]:
+    """New ids of each prompt, its end and padding included: all it gets, or those up to when half have an end."""
     model, pad = lm.model, lm.tokenizer.pad_token_id
     width = max(len(ids) for ids in prompts)
     ids = torch.full((len(prompts), width), pad, dtype=torch.long)
@@ -74,7 +96,6 @@ def _one_batch(lm: LanguageModel, prompts: list[Sequence[int]], sampling: Sampli
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.tensor(list(prompt))
         mask[i, width - len(prompt) :] = 1
-    stop = stop_ids(lm) | set(sampling.stop)
     training = model.training
     model.eval()
     try:
@@ -84,10 +105,24 @@ def _one_batch(lm: LanguageModel, prompts: list[Sequence[int]], sampling: Sampli
                 attention_mask=mask.to(lm.device),
                 # A whole configuration of our own: the model's may ask for sampling, penalties or beams.
                 generation_config=_config(sampling, pad, sorted(stop)),
+                stopping_criteria=StoppingCriteriaList([_HalfDone(stop, width, lm.device)]),
             )
     finally:
         model.train(training)
-    return [list(itertools.takewhile(lambda t: t not in stop, row)) for row in full[:, width:].tolist()]
+    new: list[list[int]] = full[:, width:].tolist()
+    return new
+
+
+class _HalfDone(StoppingCriteria):  # type: ignore[misc]
+    """Whether at least half of many rows have ended."""
+
+    def __init__(self, stop: frozenset[int], width: int, device: torch.device) -> None:
+        self.stop, self.width = torch.tensor(sorted(stop), device=device), width
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        ended = torch.isin(input_ids[:, self.width :], self.stop).any(-1)
+        enough = len(ended) > _FEWEST_ROWS and 2 * int(ended.sum()) >= len(ended)
+        return torch.full_like(ended, enough)
 
 
 @torch.no_grad()

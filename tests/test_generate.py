@@ -1,0 +1,77 @@
+"""Batched generation: a batch that is broken off and goes on says what each row would say alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from qunlearn.data.records import read_dataset
+from qunlearn.data.tokenize import choose_template, encode
+from qunlearn.model.generate import Sampling, generate, stop_ids
+from qunlearn.model.load import Base
+from qunlearn.sandbox import data_file
+
+
+@pytest.fixture(scope="module")
+def base(new_base: Callable[..., Base]) -> Base:
+    return new_base("none")
+
+
+@pytest.fixture(scope="module")
+def prompts(base: Base) -> list[list[int]]:
+    """Of four kinds, whose answers are of many lengths."""
+    out = []
+    for kind in ("hallucination", "harm", "code", "copyright"):
+        dataset = read_dataset(data_file(kind, "forget"))
+        rows = encode(dataset, base.tokenizer, choose_template(base.tokenizer, "auto", dataset), 64).examples
+        out += [list(e.input_ids[: e.probe]) for e in rows[:12]]
+    return out
+
+
+@pytest.fixture
+def batches(base: Base, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each call of the library's `generate`."""
+    sizes: list[int] = []
+    theirs = base.model.generate
+
+    def counted(**given: Any) -> Any:
+        sizes.append(len(given["input_ids"]))
+        return theirs(**given)
+
+    monkeypatch.setattr(base.model, "generate", counted)
+    return sizes
+
+
+def test_those_that_go_on_say_what_they_say_alone(base: Base, prompts: list[list[int]], batches: list[int]) -> None:
+    together = generate(base, prompts, Sampling(40))
+    shrinking = list(batches)
+    assert together == [generate(base, [prompt], Sampling(40))[0] for prompt in prompts]
+    assert len(shrinking) > 1
+    assert all(2 * later <= earlier for earlier, later in itertools.pairwise(shrinking))
+    assert len({len(ids) for ids in together}) > 5
+
+
+def test_no_answer_is_longer_than_asked_or_has_an_end_in_it(
+    base: Base, prompts: list[list[int]], batches: list[int]
+) -> None:
+    sampled = generate(base, prompts, Sampling(20, 1.0, seed=3))
+    assert len(batches) > 1
+    assert max(map(len, sampled)) == 20
+    assert not any(stop_ids(base).intersection(ids) for ids in sampled)
+    whole = generate(base, prompts, Sampling(40))
+    end = whole[0][2]
+    cut = generate(base, prompts, Sampling(40, stop=(end,)))
+    assert cut == [ids[: ids.index(end)] if end in ids else ids for ids in whole]
+
+
+def test_sampling_hangs_on_its_seed_alone(base: Base, prompts: list[list[int]]) -> None:
+    before = torch.random.get_rng_state()
+    first = generate(base, prompts, Sampling(20, 1.0, seed=3))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(7)
+    assert generate(base, prompts, Sampling(20, 1.0, seed=3)) == first
+    assert generate(base, prompts, Sampling(20, 1.0, seed=4)) != first

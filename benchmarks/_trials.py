@@ -39,7 +39,7 @@ SPLITS = {"forget": "forget", "paraphrase": "forget_paraphrase", "retain": "reta
 _SECTIONS = ("data", "lora", "objective", "train", "stop")
 _NOT_SETTINGS = {
     *("data.bad", "data.normal", "train.seed", "train.reference", "objective.name"),
-    *("stop.table_rows", "train.save_every", "train.keep_checkpoints"),
+    *("stop.table_rows", "train.save_every", "train.keep_checkpoints", "train.checkpointing"),
 }
 _ONLY = {  # settings that other rows do not read
     "objective.beta": ("simnpo", "npo", "dpo", "altpo", "undial", "wga", "satimp"),

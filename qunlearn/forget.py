@@ -115,7 +115,7 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
         cap_memory(choose_device(config.model.device), parse_size(config.model.vram, "--vram") - CONTEXT_BYTES)
     with stage("loading the model"):
         base = load_base(plan.model.folder, spec)
-        policy = Policy.new(base, config.lora, seed=config.train.seed, checkpointing=config.train.checkpointing)
+        policy = Policy.new(base, config.lora, seed=config.train.seed, checkpointing=config.train.recomputes)
         policy.seal_base()
     for note in base.notes:
         warn(note)

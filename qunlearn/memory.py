@@ -79,7 +79,8 @@ def plan_before_loading(
         show_parts(plan, to_stdout=False)
         plan.check()
     else:
-        facts("", [("memory", f"{show_size(plan.needs.total_bytes)} of tensors, at most in {plan.needs.moment}")])
+        size, moment = show_size(plan.needs.total_bytes), plan.needs.moment
+        facts("", [("memory", f"{size} of tensors, at most in {moment}; {_activations(plan)}")])
     return plan
 
 
@@ -92,7 +93,7 @@ def show_plan(plan: MemoryPlan, name: str) -> None:
     _tell(f"{name}: {shape.model_type}, {shape.parameters / 1e9:.2f} B parameters, on {_place(plan.device)}")
     _tell(
         f"passes of up to {load.tokens} tokens, rows of up to {load.row_tokens}; optimizer {choices.optimizer}, "
-        f"embeddings on the {'host' if choices.embeddings == 'cpu' else 'device'}"
+        f"embeddings on the {'host' if choices.embeddings == 'cpu' else 'device'}, {_activations(plan)}"
     )
     show_parts(plan, to_stdout=True)
     if plan.limit_bytes is None:
@@ -122,6 +123,10 @@ def show_parts(plan: MemoryPlan, *, to_stdout: bool) -> None:
 def _place(device: DeviceFacts) -> str:
     name = device.name or ("a CUDA card (none was found here)" if device.on_card else "the CPU")
     return f"{name}, computing in {8 * device.compute_bytes} bits"
+
+
+def _activations(plan: MemoryPlan) -> str:
+    return f"activations {'recomputed' if plan.choices.checkpointing else 'kept'}"
 
 
 def _mib(size: int) -> str:

@@ -48,7 +48,7 @@ _FORMAT = 1
 # What does not change the result, or is told by the hashes: a run may go on with other values of these.
 _FREE = {
     *("model.name", "model.revision", "model.vram", "data.bad", "data.normal", "output.folder", "output.overwrite"),
-    *("data.holdout", "train.save_every", "train.keep_checkpoints", "stop.eval_every"),
+    *("data.holdout", "train.save_every", "train.keep_checkpoints", "train.checkpointing", "stop.eval_every"),
 }
 
 

@@ -37,7 +37,7 @@ def test_unknown_key_has_a_suggestion(key: str, near: str) -> None:
         ("train.lr", "nan", "at least"),
         ("stop.target", 2, "at most 1"),
         ("model.quant", "nf5", "one of nf4"),
-        ("train.checkpointing", "perhaps", "true or false"),
+        ("train.pack", "perhaps", "true or false"),
         ("train.steps", True, "a number"),
         ("train.seed", None, "needs a value"),
         ("train.steps", "inf", "whole number"),

@@ -153,7 +153,7 @@ CASES = {
     "many tokens": Case(),
     "long rows, K = 5": Case(width=384, heads=(6, 2), length=192, prompt=96, max_tokens=1024, k=5),
     "grouped heads, not packed": Case(heads=(4, 1), settings=(("train.pack", False),)),
-    "nothing computed again": Case(rows=(2, 2), settings=(("train.checkpointing", False),)),
+    "nothing computed again": Case(rows=(2, 2), settings=(("train.checkpointing", "never"),)),
 }
 
 
@@ -166,7 +166,7 @@ def test_a_step(name: str, new_random_policy: Callable[..., Policy]) -> None:
     settings = {"objective.name": "llmu", "objective.mismatch_k": case.k, "train.max_tokens": case.max_tokens}
     config = resolve(("test", {**settings, **dict(case.settings)}))
     policy = new_random_policy(case.config)
-    if not config.train.checkpointing:
+    if config.train.checkpointing == "never":
         policy.base.model.gradient_checkpointing_disable()
     policy.model.train()
     run, largest = engine_step(policy, case, config)

@@ -19,6 +19,8 @@ from qunlearn.units import parse_size, show_size
 
 _STEP_TOKENS = 16  # the token budget is looked for in steps of so many
 _MOST_TOKENS = 1 << 17
+_FILLED = 0.9  # of a memory that kept activations may fill: who is short of it recomputes them
+_CPU_BYTES = 2 << 30  # that a run with kept activations may take where no limit is known
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class MemoryPlan:
 
     def settled(self, config: Config) -> Config:
         """The settings with `auto` replaced by what was chosen."""
-        config = _with(config, "train", optimizer=self.choices.optimizer)
+        recompute = "always" if self.choices.checkpointing else "never"
+        config = _with(config, "train", optimizer=self.choices.optimizer, checkpointing=recompute)
         return _with(config, "model", embeddings=self.choices.embeddings)
 
     def check(self) -> None:
@@ -114,7 +117,8 @@ def memory_plan(
     plan = _best(config, shape, device, limit, lengths)
     if limit is None:
         return plan
-    largest = _largest_tokens(plan.settled(config), shape, device, limit, lengths)
+    settled = _with(plan.settled(config), "train", checkpointing=config.train.checkpointing)
+    largest = _largest_tokens(settled, shape, device, limit, lengths)
     change = None if plan.fits else _least_change(config, shape, device, limit, lengths)
     return replace(plan, largest_tokens=largest, change=change)
 
@@ -155,7 +159,9 @@ def step_load(config: Config, lengths: Lengths | None) -> Load:
     return Load(tokens, min(tokens, family), tokens, reference, longest)
 
 
-def run_choices(config: Config, device: DeviceFacts, optimizer: str, embeddings: str) -> Choices:
+def run_choices(
+    config: Config, device: DeviceFacts, optimizer: str, embeddings: str, *, recompute: bool | None = None
+) -> Choices:
     """The settings memory depends on, with what `auto` has come to."""
     return Choices(
         quant=config.model.quant,
@@ -167,18 +173,21 @@ def run_choices(config: Config, device: DeviceFacts, optimizer: str, embeddings:
         optimizer=optimizer,
         embeddings=embeddings,
         offload=config.train.offload,
-        checkpointing=config.train.checkpointing,
+        checkpointing=config.train.recomputes if recompute is None else recompute,
         packed=config.train.pack,
     )
 
 
 def _ways(config: Config, shape: Shape, device: DeviceFacts) -> Iterator[Choices]:
-    """What `auto` may come to, the most harmless first: moving the embeddings changes no result, 8-bit state does."""
+    """What `auto` may come to, the best first: recomputing and moving embeddings cost time, 8-bit state a result."""
     optimizers = ("adamw", "adamw8bit") if config.train.optimizer == "auto" else (config.train.optimizer,)
     places = ("device", "cpu") if device.on_card and not shape.tied else ("device",)
     places = places if config.model.embeddings == "auto" else (config.model.embeddings,)
-    for optimizer, place in itertools.product(optimizers, places):
-        yield run_choices(config, device, optimizer, place)
+    recompute = {"always": (True,), "never": (False,)}.get(config.train.checkpointing, (False, True))
+    if config.train.offload:  # of the inputs of recomputed blocks
+        recompute = (True,)
+    for optimizer, place, again in itertools.product(optimizers, places, recompute):
+        yield run_choices(config, device, optimizer, place, recompute=again)
 
 
 def _best(config: Config, shape: Shape, device: DeviceFacts, limit: int | None, lengths: Lengths | None) -> MemoryPlan:
@@ -187,10 +196,18 @@ def _best(config: Config, shape: Shape, device: DeviceFacts, limit: int | None, 
     plans = []
     for choices in _ways(config, shape, device):
         plan = MemoryPlan(shape, choices, load, run_needs(shape, choices, load), device, limit)
-        if plan.fits:
+        if plan.fits and (choices.checkpointing or _may_keep(plan, config)):
             return plan
         plans.append(plan)
     return min(plans, key=lambda plan: plan.needs.total_bytes)
+
+
+def _may_keep(plan: MemoryPlan, config: Config) -> bool:
+    """Whether activations are kept: as asked, or where there is plenty of room."""
+    if config.train.checkpointing == "never":
+        return True
+    room = _FILLED * plan.limit_bytes if plan.limit_bytes else 0 if plan.device.on_card else _CPU_BYTES
+    return plan.needs.total_bytes <= room
 
 
 def _largest_tokens(
@@ -240,13 +257,17 @@ def _less(flag: str, section: str, name: str, value: int) -> _Lever:
     return _Lever(f"{flag} {value}", apply)
 
 
+def _recompute(config: Config) -> Config | None:
+    return _with(config, "train", checkpointing="always") if config.train.checkpointing == "never" else None
+
+
 # By how little they change: the first four no result at all, then the optimizer's rounding, then what is trained.
 _MAX_TOKENS = _less("--max-tokens", "train", "max_tokens", 16)
 _LEVERS = (
     _MAX_TOKENS,
     _set("--embeddings cpu", "model", "embeddings", "cpu"),
     _set("--set train.offload=true", "train", "offload", True),
-    _set("--set train.checkpointing=true", "train", "checkpointing", True),
+    _Lever("--set train.checkpointing=always", _recompute),
     _set("--set model.double_quant=true", "model", "double_quant", True),
     _set("--optimizer adamw8bit", "train", "optimizer", "adamw8bit"),
     _less("--lora-r", "lora", "r", 8),

@@ -272,7 +272,7 @@ class StopConfig:
 
     target: float = _setting(
         0.05,
-        "Stop when the bad answers' mean probability (per token) is below this.",
+        "Stop when the mean probability (per token) of what is specific to the bad answers is below this.",
         flag="--target",
         low=0.0,
         high=1.0,

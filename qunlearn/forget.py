@@ -127,12 +127,12 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
     mismatcher = make_mismatcher(retain, base.tokenizer, ready.template, config.data.max_length)
     bad = _weighed(policy, ready.bad.examples, retain, config)
     others = other_answers(policy, bad, ready.template, OBJECTIVES[config.objective.name].alternatives, config)
-    roles = Roles(bad, retain, held_back, mismatcher, others)
+    marked = specific(bad, retain, policy.tokenizer) if config.objective.tokens == "all" else bad
+    roles = Roles(bad, retain, held_back, mismatcher, others, marked)
     show_loaded(policy, config, roles, made.source if made else None)
     reference = _reference(plan, policy, roles)
     rows = config.stop.table_rows
-    marked = specific(bad, retain, policy.tokenizer) if config.objective.tokens == "all" else bad
-    sets = {FORGET: marked[:rows], HELD_BACK: roles.held_back[:rows]}
+    sets = {FORGET: roles.watched[:rows], HELD_BACK: roles.held_back[:rows]}
     if ready.holdout is not None:
         sets[HOLDOUT] = ready.holdout.examples[:rows]
     with stage("measuring before"):

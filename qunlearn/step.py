@@ -33,7 +33,8 @@ def _unscaled(role: str) -> float:
 class Roles:
     """The data of a run by role. `held_back` is normal data that is never trained on: drift is measured there.
 
-    `alternatives` are other answers for each forget example, in their order, where the objective wants any.
+    `alternatives` are other answers for each forget example, in their order, where the objective wants any. `marked`
+    are the forget examples with the weights of what is specific to them, where the weights that train do not tell.
     """
 
     forget: Sequence[Example]
@@ -41,6 +42,12 @@ class Roles:
     held_back: Sequence[Example]
     mismatcher: Mismatcher
     alternatives: Sequence[Sequence[Example]] = ()
+    marked: Sequence[Example] = ()
+
+    @property
+    def watched(self) -> Sequence[Example]:
+        """What the stop rule looks at: form that stays probable would hide what is gone, and the other way round."""
+        return self.marked or self.forget
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ def _probe(policy: Policy, roles: Roles, reference: Reference, config: Config, s
     with policy.measured():
         return Probe(
             step,
-            forget_probability(policy, roles.forget[:n], limit),
+            forget_probability(policy, roles.watched[:n], limit),
             mean_kl(policy, reference, roles.held_back[:n], limit),
         )
 

@@ -394,6 +394,30 @@ def test_short_rows_need_less() -> None:
     assert plan("llama-7b", "6GiB", Lengths(40)).needs.total_bytes < plan("llama-7b", "6GiB").needs.total_bytes
 
 
+def test_activations_are_kept_where_there_is_room() -> None:
+    """On a card within nine tenths of a known memory, on a CPU within 2 GiB; never where inputs are offloaded."""
+    roomy, tight = plan("llama-3.2-1b", "40GiB"), plan("llama-3.2-1b", "4GiB")
+    assert (roomy.choices.checkpointing, roomy.settled(resolve()).train.checkpointing) == (False, "never")
+    assert roomy.needs.total_bytes <= 0.9 * roomy.limit_bytes
+    assert (tight.choices.checkpointing, tight.settled(resolve()).train.checkpointing) == (True, "always")
+    assert plan("llama-3.2-1b").choices.checkpointing
+    assert plan("llama-3.2-1b", "40GiB", train__checkpointing="always").choices.checkpointing
+    assert plan("llama-3.2-1b", "40GiB", train__offload=True).choices.checkpointing
+    # A longer pass is never ruled out by what was chosen for a short one.
+    assert roomy.largest_tokens == plan("llama-3.2-1b", "40GiB", train__checkpointing="always").largest_tokens
+    small = {"model_type": "llama", "hidden_size": 160, "num_hidden_layers": 4, "vocab_size": 3000}
+    assert not memory_plan(resolve(), small, DeviceFacts("cpu", 4)).choices.checkpointing
+    carried = carried_config(SHORT_NAMES["llama-7b"]) or {}
+    assert memory_plan(resolve(), carried, DeviceFacts("cpu", 4)).choices.checkpointing
+
+
+def test_who_asked_for_kept_activations_is_told_to_recompute() -> None:
+    kept = plan("llama-3.2-1b", "6GiB", train__checkpointing="never", train__max_tokens=4096)
+    assert (kept.fits, kept.change) == (False, f"it fits with --max-tokens {kept.largest_tokens}")
+    long = plan("llama-3.2-1b", "6GiB", train__checkpointing="never", data__max_length=4096)
+    assert (long.fits, long.change) == (False, "it fits with --set train.checkpointing=always")
+
+
 def test_answers_take_what_is_there() -> None:
     """A batch of answers never makes a step's memory too little, and is larger where there is more."""
     tight, wide = plan("llama-3.1-8b", "8GiB"), plan("llama-3.1-8b", "24GiB")

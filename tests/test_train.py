@@ -21,6 +21,7 @@ from qunlearn.data.records import read_dataset
 from qunlearn.data.roles import make_mismatcher, split_held_back
 from qunlearn.data.tokenize import choose_template, encode
 from qunlearn.errors import DoesNotFitError
+from qunlearn.evaluate.score import forget_probability
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live
@@ -274,6 +275,21 @@ def test_training_forgets_and_keeps_the_base(new_policy: MakePolicy, roles_of: C
     assert outcome.probes[0].drift == 0
     state = policy.adapter_state()
     assert all(torch.equal(state[n], outcome.state[n]) for n in state)
+
+
+def test_the_stop_rule_looks_at_the_specific_tokens(
+    new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
+) -> None:
+    """Form that stays probable does not hide what is gone: of all tokens pushed, the marked ones are watched."""
+    policy = new_policy("nf4")
+    roles = roles_of(policy)
+    first = [replace(e, weights=(1.0,) + (0.0,) * (e.end - e.start - 1)) for e in roles.forget]
+    watched = train(policy, replace(roles, marked=first), CONFIG, lambda _: None).probes
+    policy = new_policy("nf4")
+    plain = train(policy, roles, CONFIG, lambda _: None).probes
+    assert watched[-1].forget == pytest.approx(forget_probability(policy, first, CONFIG.train.max_tokens), rel=1e-6)
+    assert abs(watched[-1].forget - plain[-1].forget) > 1e-3
+    assert watched[-1].drift == plain[-1].drift  # what is trained is the same
 
 
 def test_the_same_seed_gives_the_same_bits(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]) -> None:

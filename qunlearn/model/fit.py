@@ -183,9 +183,10 @@ def _ways(config: Config, shape: Shape, device: DeviceFacts) -> Iterator[Choices
     optimizers = ("adamw", "adamw8bit") if config.train.optimizer == "auto" else (config.train.optimizer,)
     places = ("device", "cpu") if device.on_card and not shape.tied else ("device",)
     places = places if config.model.embeddings == "auto" else (config.model.embeddings,)
-    recompute = {"always": (True,), "never": (False,)}.get(config.train.checkpointing, (False, True))
-    if config.train.offload:  # of the inputs of recomputed blocks
-        recompute = (True,)
+    asked = config.train.checkpointing
+    if asked == "auto" and config.train.offload:  # it is the inputs of recomputed blocks that are moved
+        asked = "always"
+    recompute = {"always": (True,), "never": (False,)}.get(asked, (False, True))
     for optimizer, place, again in itertools.product(optimizers, places, recompute):
         yield run_choices(config, device, optimizer, place, recompute=again)
 

@@ -29,6 +29,7 @@ import torch
 torch.set_num_threads(1)
 from typer.testing import CliRunner
 import qunlearn.merge.command, qunlearn.merge.plan, qunlearn.merge.compute, qunlearn.merge.stream as stream
+import qunlearn.merge.output as output
 import qunlearn.journal as journal
 from qunlearn.cli import app
 qunlearn.merge.plan.SHARD_BYTES = 60_000
@@ -46,7 +47,7 @@ def counted(owner, name):
         return plain(*args, **kwargs)
     setattr(owner, name, wrapper)
 
-for owner, name in [(stream._File, "write"), (os, "fsync"), (Path, "rename"), (Path, "replace"),
+for owner, name in [(output.ShardFile, "write"), (os, "fsync"), (Path, "rename"), (Path, "replace"),
                     (stream.shutil, "copyfile"), (stream, "write_json"), (journal, "write_json")]:
     counted(owner, name)
 
@@ -124,9 +125,9 @@ def test_killed_anywhere_and_resumed_is_byte_for_byte_an_uninterrupted_merge(pai
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     """A disk that is full after so many writes; small shards, so that there are several."""
-    from qunlearn.merge import stream
+    from qunlearn.merge.output import ShardFile
 
-    left, plain = {"writes": 10**9}, stream._File.write
+    left, plain = {"writes": 10**9}, ShardFile.write
 
     def write(self: Any, block: memoryview) -> None:
         left["writes"] -= 1
@@ -134,7 +135,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
             raise OSError(errno.ENOSPC, "No space left on device")
         plain(self, block)
 
-    monkeypatch.setattr(stream._File, "write", write)
+    monkeypatch.setattr(ShardFile, "write", write)
     monkeypatch.setattr("qunlearn.merge.plan.SHARD_BYTES", 60_000)
     yield left
 
@@ -181,7 +182,7 @@ def test_a_finished_file_that_has_changed_is_made_again(
 
 def test_a_flush_that_fails_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system reports a lost write once: to the flush in the background, and not to the one at the end."""
-    from qunlearn.merge import stream
+    from qunlearn.merge import output
 
     told = []
 
@@ -190,9 +191,10 @@ def test_a_flush_that_fails_is_not_passed_over(tmp_path: Path, monkeypatch: pyte
             told.append(1)
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(stream.os, "fsync", fsync)
-    monkeypatch.setattr(stream, "_FLUSH_BYTES", 10)
-    file = stream._File(tmp_path / "a")
+    monkeypatch.setattr(output.os, "fsync", fsync)
+    monkeypatch.setattr(output, "_FLUSH_BYTES", 10)
+    monkeypatch.delattr(output.os, "O_DIRECT", raising=False)
+    file = output.ShardFile(tmp_path / "a")
     file.write(memoryview(bytes(20)))
     with pytest.raises(OSError, match="Input/output"):
         file.close()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, Pre
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter
 
+from qunlearn.merge.output import ShardFile
 from qunlearn.model.load import LoadSpec, load_base
 from qunlearn.model.tensorfile import header, read_tensors
 
@@ -439,3 +444,44 @@ def test_overwrite_replaces_models_only(llama: tuple[Path, Path], tmp_path: Path
     for _ in range(2):
         assert merge(llama[1], tmp_path / "out", "--overwrite").code == 0
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+# -- the file --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [[0], [1], [4095, 1, 4096], [5000, 4 << 20, 3], [(9 << 20) + 17]], ids=str)
+@pytest.mark.parametrize("way", ["direct", "no such flag", "not opened so", "not written so", "written in part"])
+def test_a_file_has_every_byte_in_order(
+    way: str, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the page cache or through it, and whenever the file system turns out not to take the first."""
+    open_, write = os.open, os.write
+    direct = getattr(os, "O_DIRECT", 0)
+
+    def opening(path: Any, flags: int, *more: Any) -> int:
+        if flags & direct:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return open_(path, flags, *more)
+
+    def writing(descriptor: int, data: memoryview) -> int:
+        if direct and fcntl.fcntl(descriptor, fcntl.F_GETFL) & direct:
+            if way == "not written so":
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return write(descriptor, data[: max(4096, len(data) // 8192 * 4096)])
+        return write(descriptor, data[: max(1, len(data) // 2)])
+
+    if way == "no such flag":
+        monkeypatch.delattr(os, "O_DIRECT", raising=False)
+    elif way == "not opened so":
+        monkeypatch.setattr(os, "open", opening)
+    elif way != "direct":
+        monkeypatch.setattr(os, "write", writing)
+    blocks = [random.Random(n).randbytes(n) for n in sizes]
+    file = ShardFile(tmp_path / "a")
+    for block in blocks:
+        file.write(memoryview(block))
+    file.close()
+    whole = b"".join(blocks)
+    assert (tmp_path / "a").read_bytes() == whole
+    assert (file.size, file.digest.hexdigest()) == (len(whole), hashlib.sha256(whole).hexdigest())
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600

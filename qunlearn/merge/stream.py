@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from qunlearn.console import Meter
 from qunlearn.errors import ModelError, OutputError
 from qunlearn.journal import PART, Journal
 from qunlearn.merge.adapter import Update
 from qunlearn.merge.compute import RING, Reader, blocks
+from qunlearn.merge.output import ShardFile
 from qunlearn.merge.plan import MergePlan, Shard
 from qunlearn.model.device import torch_threads
 from qunlearn.run import write_json
 
 _QUEUED = RING - 2  # blocks that may wait for the disk: one more is being computed, one is the caller's
-_FLUSH_BYTES = 1 << 27
 _MARGIN_BYTES = 64 << 20
 INDEX = "model.safetensors.index.json"
 
@@ -61,7 +59,7 @@ def _write_shard(
     plan: MergePlan, shard: Shard, journal: Journal, reader: Reader, sink: _Sink, at: Callable[[int], None]
 ) -> list[Update]:
     """Compute a shard and hand its bytes to the sink; returns the updates that went in."""
-    out = _File(journal.folder / (shard.name + PART))
+    out = ShardFile(journal.folder / (shard.name + PART))
     try:
         sink.put(out.write, memoryview(shard.header))
         for piece in shard.pieces:
@@ -118,45 +116,6 @@ class _Sink:
         except BaseException:
             self._failed = True
             raise
-
-
-class _File:
-    """A private file that is written once, from beginning to end, and hashed on the way."""
-
-    def __init__(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        self.file: BinaryIO = os.fdopen(descriptor, "wb", buffering=0)
-        self.digest = hashlib.sha256()
-        self.size = self._flushed = 0
-        self._pool = ThreadPoolExecutor(1)
-        self._flush: Future[None] | None = None
-
-    def write(self, block: memoryview) -> None:
-        self.digest.update(block)
-        while len(block):
-            count = self.file.write(block)
-            self.size += count
-            block = block[count:]
-        if self.size - self._flushed >= _FLUSH_BYTES and (self._flush is None or self._flush.done()):
-            self._check_flush()
-            self._flushed = self.size
-            self._flush = self._pool.submit(os.fsync, self.file.fileno())
-
-    def abandon(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self.file.close()
-
-    def close(self) -> None:
-        """On the disk when it returns; most of it was sent there while the rest was computed."""
-        self._pool.shutdown(wait=True)
-        self._check_flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-
-    def _check_flush(self) -> None:
-        """Raise what a flush raised: the system tells of a failed write once, to whoever asked first."""
-        if self._flush is not None:
-            self._flush.result()
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -23,6 +23,7 @@ from qunlearn.objectives.losses import Supervised
 from qunlearn.objectives.table import ANSWERS, OBJECTIVES, PAIRS, TOKEN, Term
 
 Scale = Callable[[str], float]  # of a role's weights
+Push = Callable[[Mapping[str, Tensor]], None]  # takes the weighted losses of a pass by term, and their gradients
 
 
 def _unscaled(role: str) -> float:
@@ -153,8 +154,18 @@ class Budget:
             self.observe({"step": step_number, "max_tokens": self.max_tokens})
 
 
+def _together(losses: Mapping[str, Tensor]) -> None:
+    torch.autograd.backward(sum(losses.values()))  # type: ignore[arg-type]
+
+
 def backward(
-    policy: Policy, step: Step, reference: Reference, config: Config, limit: int, scale: Scale = _unscaled
+    policy: Policy,
+    step: Step,
+    reference: Reference,
+    config: Config,
+    limit: int,
+    scale: Scale = _unscaled,
+    push: Push = _together,
 ) -> Gradients:
     """Add the step's gradients to the adapter's, with at most `limit` tokens in a forward pass.
 
@@ -177,7 +188,7 @@ def backward(
         batch = collate(examples, spans, policy.tokenizer.pad_token_id, rows).to(policy.device)
         with _offloaded(config, policy.device):
             h = batch.pick(policy.hidden(batch, layer))
-        loss = torch.zeros((), device=policy.device)
+        weighted: dict[str, Tensor] = {}
         for name, term in terms.items():
             members = [i for i in batch.examples if step.items[i][0] is term]
             if not members:
@@ -186,38 +197,46 @@ def backward(
             if term.per == TOKEN:
                 value = value * batch.weights[_of(batch, members)]
             value = value.sum() / amounts[name]
-            loss = loss + term.weight(config.objective) * scale(term.role) * value
+            weighted[name] = term.weight(config.objective) * scale(term.role) * value
             losses[name] += value.detach()
-        torch.autograd.backward(loss)
+        push(weighted)
         tokens += batch.tokens
     return Gradients({name: float(value) for name, value in losses.items()}, tokens)
 
 
 def _descend(policy: Policy, step: Step, reference: Reference, config: Config, limit: int) -> Gradients:
-    """The step's gradient along the common descent direction of its terms, each of whose gradients is kept apart."""
+    """The step's gradient along the common descent direction of its terms, each of whose gradients is kept apart.
+
+    Role by role, for terms of one role look at the same rows: those go forward once, and backward for each term.
+    """
     parameters = list(policy.trainable().values())
-    apart: list[list[Tensor]] = []
+    apart = {term.name: [torch.zeros_like(p) for p in parameters] for term, _ in step.items}
+
+    def keep(losses: Mapping[str, Tensor]) -> None:
+        for left, (name, loss) in zip(range(len(losses) - 1, -1, -1), losses.items(), strict=True):
+            found = torch.autograd.grad(loss, parameters, retain_graph=left > 0, allow_unused=True)
+            for kept, gradient in zip(apart[name], found, strict=True):
+                if gradient is not None:
+                    kept += gradient
+
     losses: dict[str, float] = {}
     tokens = 0
-    terms = list({term.name: term for term, _ in step.items}.values())
-    for term in terms:
-        kept = [i for i, (t, _) in enumerate(step.items) if t is term]
-        place = {i: n for n, i in enumerate(kept)}
-        groups = tuple(tuple(place[i] for i in group if i in place) for group in step.groups)
-        part = Step(tuple(step.items[i] for i in kept), tuple(group for group in groups if group))
-        policy.model.zero_grad(set_to_none=True)
-        found = backward(policy, part, reference, config, limit)
-        apart.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+    for role in dict.fromkeys(term.role for term, _ in step.items):
+        found = backward(policy, _part(step, role), reference, config, limit, push=keep)
         losses |= found.losses
         tokens += found.tokens
-    mixed, shares = common_descent([[w * g for g in gs] for gs, w in zip(apart, _weights(terms, config), strict=True)])
+    mixed, shares = common_descent(list(apart.values()))
     for p, d in zip(parameters, mixed, strict=True):
         p.grad = d
-    return Gradients(losses, tokens, {t.name: share for t, share in zip(terms, shares, strict=True)})
+    return Gradients(losses, tokens, dict(zip(apart, shares, strict=True)))
 
 
-def _weights(terms: Sequence[Term], config: Config) -> list[float]:
-    return [term.weight(config.objective) for term in terms]
+def _part(step: Step, role: str) -> Step:
+    """What a step does with the rows of one role."""
+    kept = [i for i, (term, _) in enumerate(step.items) if term.role == role]
+    place = {i: n for n, i in enumerate(kept)}
+    groups = (tuple(place[i] for i in group if i in place) for group in step.groups)
+    return Step(tuple(step.items[i] for i in kept), tuple(group for group in groups if group))
 
 
 def block_of(config: Config, policy: Policy) -> int:

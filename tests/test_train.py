@@ -25,6 +25,7 @@ from qunlearn.evaluate.score import forget_probability
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live
+from qunlearn.objectives.descent import common_descent
 from qunlearn.objectives.table import terms_of
 from qunlearn.sandbox import data_file
 from qunlearn.step import Budget, Gradients, Roles, Step, backward, draw_steps, longest_step
@@ -290,6 +291,34 @@ def test_the_stop_rule_looks_at_the_specific_tokens(
     assert watched[-1].forget == pytest.approx(forget_probability(policy, first, CONFIG.train.max_tokens), rel=1e-6)
     assert abs(watched[-1].forget - plain[-1].forget) > 1e-3
     assert watched[-1].drift == plain[-1].drift  # what is trained is the same
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_terms_on_the_same_rows_go_forward_once_and_keep_their_gradients_apart(
+    new_policy: MakePolicy, roles_of: Callable[[Policy], Roles], *, checkpointing: bool
+) -> None:
+    policy = new_policy("none", checkpointing=checkpointing)
+    roles = roles_of(policy)
+    disturb(policy)
+    policy.model.train()
+    config = replace(CONFIG, objective=replace(CONFIG.objective, name="mollm"))
+    terms = terms_of(config.objective)
+    step = next(draw_steps(roles, terms, config))
+    reference = Live(policy, 2048)
+    apart, rows = [], 0
+    for term in terms:
+        alone = next(draw_steps(roles, (term,), config))
+        policy.model.zero_grad(set_to_none=True)
+        rows += backward(policy, alone, reference, config, 2048).tokens
+        apart.append([p.grad for p in policy.trainable().values()])
+    wanted, shares = common_descent([[torch.zeros_like(g) if g is None else g for g in gs] for gs in apart])
+    found = Budget(policy, reference, config, lambda _: None).backward(step, step_number=1)
+    assert len(terms) == 3
+    assert found.shares == pytest.approx(dict(zip([t.name for t in terms], shares, strict=True)), abs=1e-4)
+    for p, g in zip(policy.trainable().values(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-3, atol=1e-5)
+    normal = sum(len(e.input_ids) for e in step.of("retain"))
+    assert found.tokens == rows - normal  # of the two losses on normal rows
 
 
 def test_the_same_seed_gives_the_same_bits(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]) -> None:

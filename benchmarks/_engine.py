@@ -11,10 +11,11 @@ from _rows import Rows
 from qunlearn.config import Config, ObjectiveConfig
 from qunlearn.data.batch import ALL, Span
 from qunlearn.data.tokenize import Example
+from qunlearn.gradients import backward
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.objectives.table import terms_of
-from qunlearn.step import Step, backward, make_step
+from qunlearn.step import Step, make_step
 
 _MAX_TOKENS = 2048
 

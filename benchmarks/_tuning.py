@@ -16,11 +16,12 @@ from qunlearn.config import Config
 from qunlearn.data.batch import CLOSED
 from qunlearn.data.roles import batches
 from qunlearn.data.tokenize import Example
+from qunlearn.gradients import backward
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.objectives.losses import nll
 from qunlearn.objectives.table import Term
-from qunlearn.step import backward, make_step
+from qunlearn.step import make_step
 from qunlearn.train import auto_lr, schedule
 
 _GOOD = Term("good", "forget", CLOSED, lambda c: 1.0, lambda s, c: nll(s))

@@ -22,6 +22,7 @@ from qunlearn import checkpoint as module
 from qunlearn.checkpoint import Checkpoints, Moving, Snapshot
 from qunlearn.config import Config, LoraConfig
 from qunlearn.forget import forget, prepare
+from qunlearn.gradients import Budget
 from qunlearn.model.device import choose_device
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
@@ -29,7 +30,7 @@ from qunlearn.model.reference import Live
 from qunlearn.objectives.table import terms_of
 from qunlearn.overlay import resolve
 from qunlearn.plan import make_plan
-from qunlearn.step import Budget, make_step
+from qunlearn.step import make_step
 
 HEADER = ("run", "checkpoint MiB", "step s", "checkpoint s", "every", "share of step time %")
 EVERY = Config().train.save_every

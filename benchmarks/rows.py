@@ -27,12 +27,13 @@ from _models import Shape, random_base
 from _report import out, say, table, where_line, write_section
 from _rows import Drawer, Lengths, Rows
 from qunlearn.config import OBJECTIVE_NAMES, Config, LoraConfig
+from qunlearn.gradients import Budget
 from qunlearn.model.device import choose_device
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live
 from qunlearn.objectives.table import OBJECTIVES, terms_of
 from qunlearn.overlay import resolve
-from qunlearn.step import Budget, Step, make_step
+from qunlearn.step import Step, make_step
 
 # The output head is a ninth of what computes, as in the largest vocabularies: 1/14 in Llama-3.1-8B, 1/50 in Llama-2-7B.
 SHAPE = Shape("width 384, 8 layers, vocabulary 4000", 384, 8, 6, 6, 1056, 4000, tied=True)

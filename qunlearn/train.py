@@ -20,12 +20,13 @@ from qunlearn.checkpoint import NO_CHECKPOINTS, Checkpoints, Moving, Snapshot
 from qunlearn.config import Config, StopConfig, TrainConfig
 from qunlearn.errors import DoesNotFitError
 from qunlearn.evaluate.score import forget_probability, mean_kl
+from qunlearn.gradients import Budget, block_of
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.objectives.control import Controller, make_controller
 from qunlearn.objectives.table import Term, terms_of
-from qunlearn.step import Budget, Roles, Step, block_of, draw_steps, longest_step
+from qunlearn.step import Roles, Step, draw_steps, longest_step
 
 Observer = Callable[[Mapping[str, Any]], None]
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qunlearn import forget as forget_module
+from qunlearn.gradients import Gradients
 from qunlearn.run import ADAPTER, CONFIG, METRICS, NORMAL, RECORD
 from qunlearn.sandbox import data_file
-from qunlearn.step import Gradients
 
 BAD = data_file("hallucination", "forget")
 NEAR = data_file("hallucination", "retain")

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 from qunlearn.config import LoraConfig
 from qunlearn.data.batch import Batch
 from qunlearn.data.tokenize import Example
+from qunlearn.gradients import backward
 from qunlearn.model import load
 from qunlearn.model.block import Run, block_tape
 from qunlearn.model.device import choose_dtype
@@ -30,7 +31,7 @@ from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.objectives.table import terms_of
 from qunlearn.overlay import resolve
-from qunlearn.step import backward, make_step
+from qunlearn.step import make_step
 
 NUMBER = choose_dtype(torch.device("cpu")).itemsize
 LENGTH = 64

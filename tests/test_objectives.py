@@ -19,6 +19,7 @@ from qunlearn.data.roles import make_mismatcher
 from qunlearn.data.specific import specific
 from qunlearn.data.tokenize import Example, choose_template, encode
 from qunlearn.errors import ConfigError
+from qunlearn.gradients import Budget
 from qunlearn.model.alternatives import other_answers
 from qunlearn.model.context import context_bound, score
 from qunlearn.model.head import Head
@@ -33,7 +34,7 @@ from qunlearn.objectives.table import OBJECTIVES, RETAIN, direction, terms_of
 from qunlearn.overlay import resolve
 from qunlearn.pushed import rule_for
 from qunlearn.sandbox import data_file
-from qunlearn.step import Budget, Roles, draw_steps
+from qunlearn.step import Roles, draw_steps
 from qunlearn.train import train
 
 LENGTHS = (3, 4, 2, 4)  # four answers

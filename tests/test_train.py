@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import write_rows
 
-from qunlearn import step as step_module
+from qunlearn import gradients as gradients_module
 from qunlearn import train as loop
 from qunlearn.config import Config, ObjectiveConfig, StopConfig, TrainConfig
 from qunlearn.data.records import read_dataset
@@ -22,13 +22,14 @@ from qunlearn.data.roles import make_mismatcher, split_held_back
 from qunlearn.data.tokenize import choose_template, encode
 from qunlearn.errors import DoesNotFitError
 from qunlearn.evaluate.score import forget_probability
+from qunlearn.gradients import Budget, Gradients, backward
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live
 from qunlearn.objectives.descent import common_descent
 from qunlearn.objectives.table import terms_of
 from qunlearn.sandbox import data_file
-from qunlearn.step import Budget, Gradients, Roles, Step, backward, draw_steps, longest_step
+from qunlearn.step import Roles, Step, draw_steps, longest_step
 from qunlearn.train import Outcome, Probe, auto_lr
 
 MakePolicy = Callable[..., Policy]
@@ -198,7 +199,7 @@ def test_what_never_fits_is_an_error(
     def short(*_: Any) -> Any:
         raise torch.OutOfMemoryError("a test")
 
-    monkeypatch.setattr(step_module, "backward", short)
+    monkeypatch.setattr(gradients_module, "backward", short)
     with pytest.raises(DoesNotFitError, match="out of memory while training"):
         train(policy, roles_of(policy), CONFIG, lambda _: None)
 

@@ -213,6 +213,7 @@ CONTESTANTS = {
     "c": Contestant("plain QLoRA", plain_qlora, engine_tokens),
     "d": Contestant("qunlearn", qunlearn_live, engine_tokens),
     "d'": Contestant("qunlearn, cached reference", qunlearn_cached, engine_tokens),
+    "d*": Contestant("qunlearn, activations kept", qunlearn_live, engine_tokens, checkpointing=False),
 }
 
 

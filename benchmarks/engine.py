@@ -69,7 +69,7 @@ def contest_table(results: Sequence[dict[str, Any]]) -> str:
     return table(header, rows)
 
 
-USUAL = ["a", "b", "c", "d", "d'"]
+USUAL = ["a", "b", "c", "d", "d'", "d*"]
 RATIOS = ("step/a", "step/b", "peak/a", "tokens_per_s/c")
 
 
@@ -99,6 +99,8 @@ NOTES = """\
   maximum. Like the script it indexes its logits row by row, for which autograd fills a gradient of the whole size each
   time; (a') in `--contestants` is the same without that.
 - (c) fine-tunes on as many tokens as (d) passes through; both make passes of at most {max_tokens} tokens.
+- (d) and (d') recompute their activations, as (b) and (c) do and a small card asks for; (d*) keeps them, as
+  `train.checkpointing: auto` has it where there is room.
 - Trained tokens pass through a forward that is trained, padding aside: no reference pass, no recomputation; a prompt
   computed once for several answers counts once. Step ratios are medians of each round's ratio.
 - Peak: over the loaded base, with adapter, gradients, optimizer, and (a)'s second model; on a CPU anonymous resident

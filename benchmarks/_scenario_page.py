@@ -30,7 +30,7 @@ _HEADER = [
     "",
     "bad answers, seen %",
     "unseen %",
-    "word for word, seen %",
+    "still leaks, seen %",
     "unseen %",
     "holdout, exact match %",
     "general, exact match %",
@@ -185,7 +185,7 @@ def scale(contest: Sequence[Line]) -> list[str]:
         f"A pair costs {pair:.1e} FLOP in three epochs of both stages, a whole run of {ended[0]} as much as "
         f"{whole / pair:,.0f} pairs, whatever the data: it is 2 % of preference training from {50 * whole / pair:,.0f} "
         f"pairs on, and with the {_PUBLIC_PAIRS:,} of the paper's data it would be {_PUBLIC_PAIRS * pair / whole:,.0f} "
-        f"times cheaper ({whole / (_PUBLIC_PAIRS * pair):.2%}). That is arithmetic from the two rows above, not a run."
+        f"times cheaper ({whole / (_PUBLIC_PAIRS * pair):.2%}). That is arithmetic from this table, not a run."
     ]
 
 

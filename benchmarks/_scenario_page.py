@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ NAMES = {
     "retrained": "retrained without the data",
 }
 _COLOURS = ("#444444", "#b35c00", "#8a1c7c", "#c43a31", "#d98c2b", "#1f6fb4", "#7a7a00", "#1a7f4b", "#999999")
+_CURVES = ("#1a7f4b", "#1f6fb4", "#b35c00", "#8a1c7c", "#444444")
 _MARKS = ("o", "s", "v", "^", "<", "D", "P", "*", "X")
 _HEADER = [
     "",
@@ -197,7 +199,7 @@ def first(curve: Sequence[Line], *, kept: float) -> Line | None:
 
 def plot_contest(contest: Sequence[Line], path: Path) -> None:
     figure, (rate, kept) = _figure(2)
-    for line, colour in zip(contest, ("#1a7f4b", "#1f6fb4", "#b35c00", "#8a1c7c"), strict=False):
+    for line, colour in zip(contest, itertools.cycle(_CURVES), strict=False):
         curve = [point for point in line["curve"] if point["flops"] > 0]
         x, label = [point["flops"] for point in curve], contestant(line)
         worst = [100 * max(point["seen"], point["unseen"]) for point in curve]

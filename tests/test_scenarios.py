@@ -10,7 +10,7 @@ import torch
 
 import scenarios
 from _preference import Meter
-from _scenario_page import PAGE, contest_table, first, kind_section, scale, write_page
+from _scenario_page import PAGE, contest_table, first, kind_section, plot_contest, scale, write_page
 from _stories import REFUSAL, Story, encoded, good_form
 from _tuning import fine_tune
 from qunlearn.data.roles import batches
@@ -118,6 +118,15 @@ def test_the_page_is_what_its_lines_say(tmp_path: Path) -> None:
     page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     write_page(scenarios.known(), page)
     assert page.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
+
+
+def test_every_contestant_has_its_curve(tmp_path: Path) -> None:
+    """However many there are: a fifth one had been left out of the picture without a word."""
+    point = {"flops": 10, "seen": 0.5, "unseen": 0.5, "kept": 1.0}
+    contest = [{"method": f"preference: contestant {n}", "curve": [point]} for n in "abcdefg"]
+    plot_contest(contest, tmp_path / "x.svg")
+    drawn = (tmp_path / "x.svg").read_text(encoding="utf-8")
+    assert all(f"contestant {n}" in drawn for n in "abcdefg")
 
 
 def test_a_finished_run_is_not_made_again(tmp_path: Path) -> None:

@@ -202,9 +202,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "altpo": _ODDS,
     "rmu": {"objective.eps3": 10.0},
     "undial": {"objective.eps3": 5.0, "objective.beta": 10.0},
-    "ceu": {"objective.eps3": 5.0},
+    "ceu": {"objective.eps3": 10.0},
     "satimp": _USUAL | {"objective.beta": 5.0},
-    "pdu": {"objective.eps1": 0.01, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
+    "pdu": {"objective.eps1": 0.03, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
     "mollm": {"objective.eps3": 1.0},
     "prod": {"objective.eps3": 5.0},
 }

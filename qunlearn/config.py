@@ -193,14 +193,14 @@ _ODDS = _USUAL | {"objective.beta": 0.1}  # losses on odds against the reference
 # What an objective's row sets otherwise than the defaults, which are WGA's; recipes, --set and flags win over it.
 PRESETS: dict[str, dict[str, Any]] = {
     "wga": {},
-    "llmu": _USUAL | {"objective.eps1": 0.5},
+    "llmu": {"objective.eps1": 0.5, "objective.eps3": 6.0},
     "ga": _USUAL | {"objective.floor_nll": float("inf")},
     "graddiff": _USUAL | {"objective.eps1": 0.5},
     "npo": {"objective.eps3": 10.0, "objective.beta": 0.3},
     "simnpo": {"objective.beta": 4.5, "objective.delta": 0.5, "stop.target": 0.3},
     "dpo": _ODDS,
-    "altpo": _ODDS,
-    "rmu": {"objective.eps3": 10.0},
+    "altpo": _ODDS | {"objective.eps3": 10.0},
+    "rmu": {"objective.eps3": 100.0},
     "undial": {"objective.eps3": 5.0, "objective.beta": 10.0},
     "ceu": {"objective.eps3": 10.0},
     "satimp": _USUAL | {"objective.beta": 5.0},

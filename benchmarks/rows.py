@@ -137,7 +137,8 @@ def row_table(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 NOTES = """\
 - A step: {bad} bad prompts with two answers each, {normal} normal rows, the same for every objective; {shape}, random
-  weights, nf4, LoRA r = 16. Only `{apart}` goes backward twice through its normal rows: two losses' gradients are kept apart.
+  weights, nf4, LoRA r = 16. Only `{apart}` goes backward twice through its normal rows: two losses' gradients are
+  kept apart.
 - References are cached. `rmu` looks at a block a quarter up: no gradient is computed above it, and its reference is
   live.
 - Times are of the process on a CPU, medians of {rounds} rounds; a ratio is the median of each round's. Memory: over the

@@ -84,10 +84,9 @@ def test_the_page_and_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_every_objective_passes_the_same_tokens() -> None:
     found = rows.race(rows.TINY, torch.device("cpu"), 1)
     tokens = {name: figures["tokens"] for name, figures in found.items()}
-    apart = tokens.pop("mollm")
-    without = {name: tokens.pop(name) for name in ("ga",)}  # no retain side
+    without = tokens.pop("ga")  # no retain side
     assert len(set(tokens.values())) == 1
-    assert without["ga"] < tokens["llmu"] < apart
+    assert without < tokens["llmu"] == tokens["mollm"]  # two losses on normal rows, which go forward once
     for figures in found.values():
         figures["peak_bytes"] = 1 << 20
     assert "| `llmu` | " in rows.row_table(found) and rows.row_table(found).count("\n") == len(OBJECTIVE_NAMES) + 1

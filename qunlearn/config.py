@@ -248,8 +248,8 @@ class TrainConfig:
     pack: bool = _setting(True, "Compute a prompt once for all its answers, and fill rows up, where the model can.")
     checkpointing: str = _setting(
         "auto",
-        "Recompute activations in the backward pass instead of keeping them: less memory, a quarter more time and the "
-        "same bits; auto: where keeping them would not leave a tenth of the memory free (on a CPU: would need 2 GiB).",
+        "Recompute activations in the backward pass instead of keeping them: less memory, more time and the same "
+        "bits; auto: where keeping them would not leave a tenth of the memory free (on a CPU: would need 2 GiB).",
         choices=("auto", "always", "never"),
     )
     seed: int = _setting(0, "Seed of everything that is drawn.", flag="--seed", low=0)

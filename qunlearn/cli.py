@@ -218,9 +218,11 @@ def merge(
     """Merge runs' adapters into their base: a model folder that needs nothing of ours, in little memory."""
     from qunlearn.carry import MergeOptions, check_merge, gates
     from qunlearn.console import emit_json
+    from qunlearn.merge.ahead import read_ahead
 
     options = MergeOptions(base, model, bad, overwrite, measure, gates(gate, measure))
     request = check_merge(runs, output, options)
+    read_ahead(request.model.folder)
     from qunlearn.merge.command import merge as merge_runs
 
     report = merge_runs(request, device)

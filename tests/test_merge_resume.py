@@ -192,7 +192,8 @@ def test_a_flush_that_fails_is_not_passed_over(tmp_path: Path, monkeypatch: pyte
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(output.os, "fsync", fsync)
-    monkeypatch.setattr(output, "_FLUSH_BYTES", 10)
+    monkeypatch.setattr(output, "_FLUSH_BYTES", 20)
+    monkeypatch.setattr(output, "_STAGE_BYTES", 10)
     monkeypatch.delattr(output.os, "O_DIRECT", raising=False)
     file = output.ShardFile(tmp_path / "a")
     file.write(memoryview(bytes(20)))

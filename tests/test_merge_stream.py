@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, Pre
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter
 
+from qunlearn.merge import ahead, output
 from qunlearn.merge.output import ShardFile
 from qunlearn.model.load import LoadSpec, load_base
 from qunlearn.model.tensorfile import header, read_tensors
@@ -449,13 +450,41 @@ def test_overwrite_replaces_models_only(llama: tuple[Path, Path], tmp_path: Path
 # -- the file --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [[0], [1], [4095, 1, 4096], [5000, 4 << 20, 3], [(9 << 20) + 17]], ids=str)
-@pytest.mark.parametrize("way", ["direct", "no such flag", "not opened so", "not written so", "written in part"])
+def test_reading_ahead_asks_for_all_of_the_files_in_order_up_to_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *span: asked.append(span[:2]), raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
+    mib = 1 << 20
+    for name, size in (("b", 4 * mib), ("a", 2 * mib + 5)):
+        (tmp_path / f"{name}.safetensors").write_bytes(bytes(size))
+    ahead._read(tmp_path, 4 * mib + 5)
+    assert asked == [(0, mib), (mib, mib), (0, mib), (mib, mib)]
+    assert ahead.advise(0, 7, 5) == 7
+
+
+def test_reading_ahead_is_advice_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    (tmp_path / "a.safetensors").write_bytes(bytes(1 << 21))
+    monkeypatch.setattr(os, "posix_fadvise", refuses, raising=False)
+    ahead._read(tmp_path, 1 << 21)
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    assert ahead.advise(0, 0, 1 << 21) == 0
+    ahead._read(tmp_path / "none", 1 << 21)
+
+
+@pytest.mark.parametrize("sizes", [[0], [1], [4095, 1, 4096], [5000, 4 << 20, 3], [(33 << 20) + 17]], ids=str)
+@pytest.mark.parametrize(
+    "way", ["direct", "no such flag", "not opened so", "not written so", "written in part", "no pwrite"]
+)
 def test_a_file_has_every_byte_in_order(
     way: str, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Past the page cache or through it, and whenever the file system turns out not to take the first."""
-    open_, write = os.open, os.write
+    open_, write = os.open, os.pwrite
     direct = getattr(os, "O_DIRECT", 0)
 
     def opening(path: Any, flags: int, *more: Any) -> int:
@@ -463,19 +492,22 @@ def test_a_file_has_every_byte_in_order(
             raise OSError(errno.EINVAL, "Invalid argument")
         return open_(path, flags, *more)
 
-    def writing(descriptor: int, data: memoryview) -> int:
+    def writing(descriptor: int, data: memoryview, at: int) -> int:
         if direct and fcntl.fcntl(descriptor, fcntl.F_GETFL) & direct:
             if way == "not written so":
                 raise OSError(errno.EINVAL, "Invalid argument")
-            return write(descriptor, data[: max(4096, len(data) // 8192 * 4096)])
-        return write(descriptor, data[: max(1, len(data) // 2)])
+            return write(descriptor, data[: max(4096, len(data) // 8192 * 4096)], at)
+        return write(descriptor, data[: max(1, len(data) // 2)], at)
 
     if way == "no such flag":
         monkeypatch.delattr(os, "O_DIRECT", raising=False)
     elif way == "not opened so":
         monkeypatch.setattr(os, "open", opening)
+    elif way == "no pwrite":
+        monkeypatch.delattr(os, "pwrite")
+        monkeypatch.setattr(output, "_WRITES", 1)
     elif way != "direct":
-        monkeypatch.setattr(os, "write", writing)
+        monkeypatch.setattr(os, "pwrite", writing)
     blocks = [random.Random(n).randbytes(n) for n in sizes]
     file = ShardFile(tmp_path / "a")
     for block in blocks:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from qunlearn.errors import ModelError
 from qunlearn.merge.adapter import Update
+from qunlearn.merge.ahead import advise
 from qunlearn.merge.plan import Piece
 from qunlearn.model.tensorfile import Stored
 
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 _NUMBERS = 1 << 20  # of a weight at a time: with fp32 copies a few MB, which stay in the processor's cache
 _ROWS = 64  # a multiple of what matrix kernels take at a time: products of such blocks have the whole product's bits
 _RAW_BYTES = 1 << 21
-_AHEAD_BYTES, _STEP_BYTES = 1 << 26, 1 << 20
-RING = 18  # blocks that exist at a time
+_AHEAD_BYTES = 1 << 26
+RING = 18
 _TORCH = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -94,15 +93,10 @@ class Reader:
         return self.fill(torch.empty(tensor.shape, dtype=_TORCH[tensor.dtype]), tensor, 0)
 
     def _advise(self, file: BinaryIO, path: Path, at: int) -> None:
-        """Have the system read on while we compute: in small steps, for of a large one it takes only the beginning."""
-        if not hasattr(os, "posix_fadvise"):
-            return
+        """Have the system read on while we compute."""
         asked = self._advised.get(path, 0)
         first = asked if at <= asked <= at + _AHEAD_BYTES else at
-        for start in range(first, at + _AHEAD_BYTES - _STEP_BYTES + 1, _STEP_BYTES):
-            with contextlib.suppress(OSError):  # advice only: some file systems take none
-                os.posix_fadvise(file.fileno(), start, _STEP_BYTES, os.POSIX_FADV_WILLNEED)
-            self._advised[path] = start + _STEP_BYTES
+        self._advised[path] = advise(file.fileno(), first, at + _AHEAD_BYTES)
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

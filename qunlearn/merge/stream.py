@@ -70,8 +70,7 @@ def _write_shard(
                 at(out.size)
             if written != piece.bytes:
                 raise ModelError(f"{written} bytes of {piece.bytes} came", where=piece.name, hint="please report it")
-        sink.put(out.close)
-        sink.put(lambda: journal.finish(shard.name, out.digest.hexdigest()))
+        sink.put_aside(lambda: _finish(out, journal, shard.name))
     except BaseException:
         sink.finish()  # what is queued belongs to finished shards, and to this one, which stays without its name
         out.abandon()
@@ -79,14 +78,20 @@ def _write_shard(
     return [update for piece in shard.pieces for update in piece.updates]
 
 
+def _finish(out: ShardFile, journal: Journal, name: str) -> None:
+    out.close()
+    journal.finish(name, out.digest.hexdigest())
+
+
 class _Sink:
     """One thread that writes and hashes in order while the next block is being computed. After a failure it does
     nothing more: no shard gets its name behind a write that did not happen."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
+        self._pool, self._aside = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._failed = False
         self._waiting: deque[Future[Any]] = deque()
+        self._apart: deque[Future[Any]] = deque()
 
     def __enter__(self) -> _Sink:
         return self
@@ -100,13 +105,20 @@ class _Sink:
         while len(self._waiting) > _QUEUED:
             self._waiting.popleft().result()
 
+    def put_aside(self, work: Callable[[], Any]) -> None:
+        """Queue what waits for the disk and need not hold up what is put next."""
+        self.put(lambda: self._apart.append(self._aside.submit(self._do, work, ())))
+
     def drain(self) -> None:
-        while self._waiting:
-            self._waiting.popleft().result()
+        """Wait for all of it, and raise what failed."""
+        for queue in (self._waiting, self._apart):
+            while queue:
+                queue.popleft().result()
 
     def finish(self) -> None:
         """Do what is queued, and take no more."""
         self._pool.shutdown(wait=True)
+        self._aside.shutdown(wait=True)
 
     def _do(self, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
         if self._failed:

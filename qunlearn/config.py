@@ -216,7 +216,7 @@ class TrainConfig:
 
     steps: int = _setting(220, "At most so many optimizer steps; the schedule ends there.", flag="--steps", low=1)
     batch_size: int = _setting(8, "Bad rows per step.", flag="--batch-size", low=1)
-    normal_batch_size: int = _setting(8, "Normal rows per step.", flag="--normal-batch-size", low=1)
+    normal_batch_size: int = _setting(12, "Normal rows per step.", flag="--normal-batch-size", low=1)
     lr: float | None = _setting(
         None, "Peak learning rate of AdamW; auto follows the model's width.", flag="--lr", low=0.0, high=10.0
     )
@@ -289,7 +289,7 @@ class StopConfig:
         "Looks without progress after which to stop: drift over budget and not falling, or target met and likewise.",
         low=2,
     )
-    probe_rows: int = _setting(32, "At most so many rows of each kind in such a look.", low=1)
+    probe_rows: int = _setting(128, "At most so many rows of each kind in such a look.", low=1)
     eval_every: int = _setting(
         0,
         "Steps between two measurements of what comes back and what stays, by greedy answers, into metrics.jsonl; "

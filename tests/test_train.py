@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -395,6 +396,27 @@ def test_rank(better: Probe, worse: Probe) -> None:
     assert better.rank(STOP) < worse.rank(STOP)
 
 
+@pytest.mark.parametrize(
+    ("looks", "kept"),
+    [
+        ([(0.04, 0.030), (0.01, 0.036)], 2),  # no worse than noise tells, and later
+        ([(0.04, 0.030), (0.01, 0.038)], 1),
+        ([(0.04, 0.030), (0.04, 0.037), (0.04, 0.045)], 2),  # against the least, not the last that was kept
+        ([(0.04, 0.030), (0.06, 0.030)], 1),  # above the target
+        ([(0.04, 0.030), (0.04, math.nan)], 1),
+        ([(0.40, 0.030), (0.04, 0.090)], 2),
+        ([(0.40, 0.090), (0.04, 0.110)], 1),  # over the budget
+        ([(0.40, 0.030), (0.41, 0.030)], 1),  # not there yet: what is forgotten decides
+    ],
+)
+def test_of_looks_that_are_as_good_the_later_is_kept(looks: list[tuple[float, float]], kept: int) -> None:
+    probes = [Probe(i, *look) for i, look in enumerate([(0.9, 0.0), *looks])]
+    outcome = Outcome({}, probes[0], probes=probes[:1])
+    for probe in probes[1:]:
+        loop._consider(outcome, probe, SimpleNamespace(adapter_state=dict), STOP)  # type: ignore[arg-type]
+    assert outcome.best.step == kept
+
+
 def outcome_of(*looks: tuple[float, float]) -> Outcome:
     probes = [Probe(10 * i, f, d) for i, (f, d) in enumerate(looks)]
     best = min(probes, key=lambda p: p.rank(STOP))
@@ -411,6 +433,8 @@ def test_stops_when_the_drift_stays_over_budget() -> None:
 
 def test_stops_when_the_target_is_met_and_drift_no_longer_falls() -> None:
     assert loop._reason_to_stop(outcome_of((0.9, 0), (0.04, 0.08), (0.04, 0.07), (0.04, 0.06)), STOP) is None
+    healing = outcome_of((0.9, 0), (0.04, 0.02), (0.04, 0.06), (0.04, 0.03))  # after a lucky first look
+    assert loop._reason_to_stop(healing, STOP) is None
     reason = loop._reason_to_stop(outcome_of((0.9, 0), (0.04, 0.06), (0.04, 0.07), (0.04, 0.08)), STOP)
     assert reason is not None
     assert "target" in reason

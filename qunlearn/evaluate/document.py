@@ -52,8 +52,8 @@ qunlearn forget --model M --bad bad.jsonl --holdout neighbours.jsonl --eval-ever
 
 Every so many steps, and before the first and after the last, exact match, still leaks, probability and extraction
 strength (all as below) are measured on at most 128 rows (`stop.probe_rows`) of the bad file and of the `--holdout`
-file; without one, of the normal rows that are held back. They go into `metrics.jsonl` (`measured`), the progress line and the
-report's picture of what comes back and what stays. None by default. A run is one process, and this is done in it;
+file; without one, of the normal rows held back. They go into `metrics.jsonl` (`measured`), the progress line and
+the report's picture of what comes back and what stays. None by default. A run is one process, and this is done in it;
 nothing of the training hangs on it: the adapter is the same, bit for bit, and so are a resumed run's measures.
 
 The holdout is never trained on. A row that is in it and in the bad or normal file is an error; rows that the base makes

@@ -12,8 +12,10 @@ from typing import Annotated, Any, Optional
 import typer
 
 from qunlearn import __version__
-from qunlearn.cli_ask import NO_ADAPTER, BaseModel, Device, Json, RunFolder, add_ask
+from qunlearn.cli_ask import Json, add_ask
+from qunlearn.cli_carry import add_carry
 from qunlearn.cli_data import add_data
+from qunlearn.cli_measure import add_measure
 from qunlearn.cli_recipe import add_recipe
 from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, ModelError, QunlearnError
 from qunlearn.flags import add_flags, configured, option
@@ -27,9 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in that folder.")]
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -182,196 +181,8 @@ app.command("plan")(_plan)
 
 # -- the others ------------------------------------------------------------------------------------------
 
-
-RunFolders = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Run folders of `qunlearn forget`, added in this order.")
-]
-MergeBase = Annotated[
-    str, typer.Option(help="original: the 16-bit weights. dequantized: the weights the adapter was trained on.")
-]
-BadFile = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help="The bad file, where it is not where the run found it."),
-]
-Measure = Annotated[
-    bool, typer.Option(help="Load what was written and measure it; takes the memory of the whole model.")
-]
-
-
-@app.command()
-@guarded
-def merge(
-    runs: RunFolders,
-    output: Output,
-    base: MergeBase = "original",
-    model: BaseModel = None,
-    bad: BadFile = None,
-    gate: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="FORMS", help="Measure it quantised too: nf4, fp4, int8, or none. Default: nf4."),
-    ] = None,
-    measure: Measure = True,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
-    """Merge runs' adapters into their base: a model folder that needs nothing of ours, in little memory."""
-    from qunlearn.carry import MergeOptions, check_merge, gates
-    from qunlearn.console import emit_json
-    from qunlearn.merge.ahead import read_ahead
-
-    options = MergeOptions(base, model, bad, overwrite, measure, gates(gate, measure))
-    request = check_merge(runs, output, options)
-    read_ahead(request.model.folder)
-    from qunlearn.merge.command import merge as merge_runs
-
-    report = merge_runs(request, device)
-    if json:
-        emit_json(report.as_dict())
-    report.raise_if_back()
-
-
-@app.command()
-@guarded
-def export(
-    run: RunFolder,
-    output: Output,
-    format: Annotated[
-        str, typer.Option(metavar="peft|merged", help="peft: the adapter alone. merged: a whole model.")
-    ] = "peft",
-    quant: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="nf4|fp4|int8", help="merged: quantised, as bitsandbytes stores it."),
-    ] = None,
-    base: MergeBase = "original",
-    model: BaseModel = None,
-    bad: BadFile = None,
-    measure: Measure = True,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
-    """Write what others load: the adapter alone, or a merged model, in 16 bits or quantised."""
-    from qunlearn.carry import MergeOptions, check_export, check_merge, export_adapter, gates
-    from qunlearn.console import emit_json
-
-    check_export(format, quant)
-    if format == "peft":
-        files = export_adapter(run, output, overwrite=overwrite)
-        if json:
-            emit_json({"status": "done", "output": str(output), "files": files})
-        return
-    forms = () if quant else gates(None, measure)  # what is written quantised is measured as it is
-    request = check_merge([run], output, MergeOptions(base, model, bad, overwrite, measure, forms))
-    from qunlearn.merge.command import merge as merge_run
-    from qunlearn.merge.export import export_quantized
-
-    report = export_quantized(request, quant, device) if quant else merge_run(request, device)
-    if json:
-        emit_json(report.as_dict())
-    report.raise_if_back()
-
-
-File = Optional[str]  # noqa: UP045 - a path, or sandbox:KIND/SPLIT
-
-
-@app.command("eval")
-@guarded
-def evaluate(
-    target: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model."),
-    ] = None,
-    model: BaseModel = None,
-    adapter: Annotated[
-        Path | None, typer.Option(help="An adapter folder, on top of MODEL; none: the base alone.")
-    ] = None,
-    suite: Annotated[str, typer.Option(help="basic, llmu, tofu, muse or code: see docs/evaluation.md.")] = "basic",
-    data: Annotated[
-        File, typer.Option(help="A folder with forget.jsonl, paraphrase.jsonl, ..., or sandbox:KIND.")
-    ] = None,
-    forget: Annotated[File, typer.Option(help="What should be gone; default: the run's own bad file.")] = None,
-    paraphrase: Annotated[File, typer.Option(help="The same asked in other words, never given to the run.")] = None,
-    retain: Annotated[File, typer.Option(help="What was given as normal data.")] = None,
-    holdout: Annotated[File, typer.Option(help="Neighbours that were never given.")] = None,
-    general: Annotated[File, typer.Option(help="Anything else.")] = None,
-    reference_model: Annotated[File, typer.Option(help="A model that never saw what should be gone.")] = None,
-    harm_classifier: Annotated[File, typer.Option(help="A text classifier for harm (llmu); or sandbox.")] = None,
-    reward_model: Annotated[File, typer.Option(help="A reward model for utility (llmu).")] = None,
-    quant: Annotated[Optional[str], typer.Option(help="nf4|fp4|int8|none; default: as the run.")] = None,  # noqa: UP045
-    template: Annotated[Optional[str], typer.Option(help="As for forget; default: as the run.")] = None,  # noqa: UP045
-    device: Device = "auto",
-    rows: Annotated[int, typer.Option(help="At most so many rows of each file.", min=1)] = 1000,
-    output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="Folder for eval.json and its cache; default: the run."),
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is known.")] = False,
-    json: Json = False,
-) -> None:
-    """Measure a model before and after: what should be gone, its neighbours, everything else."""
-    from qunlearn.console import emit_json
-    from qunlearn.evaluate.request import EvalRequest, Wish, base_alone, find_target, is_adapter_folder, split_files
-
-    named = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
-    files = split_files(data, named)
-    if adapter is not None and str(adapter) == NO_ADAPTER:
-        run = None
-        if target is not None and is_adapter_folder(Path(target)):
-            model, quant, own = base_alone(Path(target), model, quant)
-            files = files or own
-        else:
-            run, model = find_target(target, None, model)
-    else:
-        run, model = find_target(target, adapter, model)
-    wish = Wish(suite, reference_model, harm_classifier, reward_model, output)
-    request = EvalRequest.check(run, model, files, template=template, wish=wish)
-    from qunlearn.evaluate.command import evaluate as evaluate_files
-
-    result = evaluate_files(request, quant=quant, device=device, rows=rows, to_stdout=not json, fresh=fresh)
-    if json:
-        emit_json(result)
-
-
-@app.command()
-@guarded
-def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="A B ...", help="Folders that `qunlearn eval` has measured.")],
-    suite: Annotated[Optional[str], typer.Option(help="Default: basic, or one they share.")] = None,  # noqa: UP045
-    json: Json = False,
-) -> None:
-    """Set evaluations side by side, and say which differences are more than noise."""
-    from qunlearn.console import emit_json
-    from qunlearn.evaluate.compare import compare as compare_runs
-
-    result = compare_runs(runs, suite, to_stdout=not json)
-    if json:
-        emit_json(result)
-
-
-@app.command()
-@guarded
-def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one that `eval -o` wrote.")],
-    output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="The file to write; default: report.html in the run."),
-    ] = None,
-    include_samples: Annotated[
-        bool, typer.Option("--include-samples", help="With the texts of the rows, those to forget among them.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Write one HTML file that says what the run did: verdict, pictures, tables, limits."""
-    from qunlearn.console import emit_json, say
-    from qunlearn.report.page import write_report
-    from qunlearn.run import REPORT
-
-    path = output or run / REPORT
-    size = write_report(run, path, include_samples=include_samples)
-    say(f"{path}: {size / 2**10:.0f} KiB, for any browser, no network needed")
-    if json:
-        emit_json({"status": "done", "report": str(path), "bytes": size, "samples": include_samples})
+add_carry(app, guarded)
+add_measure(app, guarded)
 
 
 @app.command()

@@ -268,11 +268,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class StopConfig:
-    """Two-sided stopping: pushing answers down has no end of its own."""
+    """Which adapter is kept, and when a run ends before its steps: pushing answers down has no end of its own."""
 
     target: float = _setting(
         0.05,
-        "Stop when the mean probability (per token) of what is specific to the bad answers is below this.",
+        "Forgotten is what has at most this mean probability (per token), looking at what is specific to the bad "
+        "answers. With train.schedule constant a run ends there; else the rate's fall is waited for.",
         flag="--target",
         low=0.0,
         high=1.0,

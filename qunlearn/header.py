@@ -66,16 +66,10 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, made: SelfMade | N
             f"{trained:,} of {everything:,} ({100 * trained / everything:.2f} %), LoRA r={config.lora.r}",
         ),
         ("memory", memory),
-        (
-            "roles",
-            f"forget {len(roles.forget)}, retain {len(roles.retain)}, held back {len(roles.held_back)}",
-        ),
+        ("roles", f"forget {len(roles.forget)}, retain {len(roles.retain)}, held back {len(roles.held_back)}"),
         ("weights", _weights(config)),
         ("loop", f"at most {c.steps} steps of {c.batch_size} rows, lr {lr:.1e}, seed {c.seed}"),
-        (
-            "stop",
-            f"forget probability <= {config.stop.target:g}, or drift > {config.stop.max_drift:g} nats/token",
-        ),
+        ("stop", _end(config)),
     ]
     if config.stop.eval_every:
         kept = "the holdout" if config.data.holdout else "the held-back normal rows"
@@ -85,6 +79,13 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, made: SelfMade | N
         dropped = f"{made.repeated} repeated, {made.too_close} too close to the bad file, {made.unusable} unusable"
         rows.insert(3, ("self-made", f"{len(made.records)} normal rows of {made.drawn} drawn ({dropped})"))
     facts("", rows)
+
+
+def _end(config: Config) -> str:
+    stop = config.stop
+    early = f"forget probability <= {stop.target:g}, or " if config.train.schedule == "constant" else ""
+    kept = f"; kept: forget probability <= {stop.target:g} with the least drift"
+    return f"{early}drift > {stop.max_drift:g} nats/token for {stop.patience} looks{kept}"
 
 
 def _weights(config: Config) -> str:

@@ -102,7 +102,7 @@ def train(
     observe: Observer,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
 ) -> Outcome:
-    """Unlearn until the forget target is met, the drift budget is spent, or the steps are.
+    """Unlearn until the steps are done, or the drift budget is spent for good.
 
     The policy ends with the best adapter loaded. Ctrl-C ends the loop like a stop does, with `interrupted` set.
     A checkpoint that is found is gone on from, to the same bits. What `observe` does, which must leave policy and
@@ -141,7 +141,7 @@ def train(
             if outcome.skips_in_a_row >= stop.max_skips:
                 outcome.failed, outcome.reason = True, f"{outcome.skips_in_a_row} non-finite steps in a row"
                 break
-            if reason := _reason_to_stop(outcome, stop):
+            if reason := _reason_to_stop(outcome, stop, constant_rate=config.train.schedule == "constant"):
                 outcome.reason = reason
                 break
             # Only after the decision to go on: who resumes here does not take it again.
@@ -252,10 +252,11 @@ def _as_good(probe: Probe, probes: Sequence[Probe], stop: StopConfig) -> bool:
     return probe.rank(stop)[:2] == done and probe.drift <= _DRIFT_NOISE * least
 
 
-def _reason_to_stop(outcome: Outcome, stop: StopConfig) -> str | None:
-    """Two-sided, each side with patience: after the first blow the retain term brings drift back down for a while.
+def _reason_to_stop(outcome: Outcome, stop: StopConfig, *, constant_rate: bool) -> str | None:
+    """Each of the two sides has patience: after the first blow the retain term brings drift back down for a while.
 
-    Drift falls where the last look is below the mean of those before it.
+    Drift falls where the last look is below the mean of those before it. A target that is met ends no run whose rate
+    is still to fall: forgetting grows deeper and the rest heals on the way down.
     """
     recent = outcome.probes[-stop.patience :]
     if recent[-1].step != outcome.steps or len(recent) < stop.patience:
@@ -264,6 +265,7 @@ def _reason_to_stop(outcome: Outcome, stop: StopConfig) -> str | None:
         return None
     if all(probe.drift > stop.max_drift for probe in recent):
         return f"drift above {stop.max_drift:g} nats/token for {stop.patience} looks, and not falling"
-    if outcome.best.rank(stop)[:2] == (False, stop.target) and outcome.best.step <= recent[0].step:
+    met = outcome.best.rank(stop)[:2] == (False, stop.target) and outcome.best.step <= recent[0].step
+    if met and constant_rate:
         return f"forget target {stop.target:g} met, and no better for {stop.patience} looks"
     return None

@@ -423,21 +423,27 @@ def outcome_of(*looks: tuple[float, float]) -> Outcome:
     return Outcome({}, best, steps=probes[-1].step, probes=probes)
 
 
+def end_after(*looks: tuple[float, float], constant_rate: bool = True) -> str | None:
+    return loop._reason_to_stop(outcome_of(*looks), STOP, constant_rate=constant_rate)
+
+
 def test_stops_when_the_drift_stays_over_budget() -> None:
-    assert loop._reason_to_stop(outcome_of((0.9, 0), (0.3, 0.2), (0.2, 0.2)), STOP) is None
-    assert loop._reason_to_stop(outcome_of((0.9, 0), (0.3, 0.3), (0.2, 0.3), (0.2, 0.2)), STOP) is None  # healing
-    reason = loop._reason_to_stop(outcome_of((0.9, 0), (0.3, 0.2), (0.2, 0.2), (0.2, 0.3)), STOP)
-    assert reason is not None
-    assert "drift above" in reason
+    assert end_after((0.9, 0), (0.3, 0.2), (0.2, 0.2)) is None
+    assert end_after((0.9, 0), (0.3, 0.3), (0.2, 0.3), (0.2, 0.2)) is None  # healing
+    for constant in (True, False):
+        reason = end_after((0.9, 0), (0.3, 0.2), (0.2, 0.2), (0.2, 0.3), constant_rate=constant)
+        assert reason is not None
+        assert "drift above" in reason
 
 
 def test_stops_when_the_target_is_met_and_drift_no_longer_falls() -> None:
-    assert loop._reason_to_stop(outcome_of((0.9, 0), (0.04, 0.08), (0.04, 0.07), (0.04, 0.06)), STOP) is None
-    healing = outcome_of((0.9, 0), (0.04, 0.02), (0.04, 0.06), (0.04, 0.03))  # after a lucky first look
-    assert loop._reason_to_stop(healing, STOP) is None
-    reason = loop._reason_to_stop(outcome_of((0.9, 0), (0.04, 0.06), (0.04, 0.07), (0.04, 0.08)), STOP)
+    assert end_after((0.9, 0), (0.04, 0.08), (0.04, 0.07), (0.04, 0.06)) is None
+    assert end_after((0.9, 0), (0.04, 0.02), (0.04, 0.06), (0.04, 0.03)) is None  # healing after a lucky first look
+    rising = (0.9, 0), (0.04, 0.06), (0.04, 0.07), (0.04, 0.08)
+    reason = end_after(*rising)
     assert reason is not None
     assert "target" in reason
+    assert end_after(*rising, constant_rate=False) is None, "it heals while the rate falls"
 
 
 def test_schedule() -> None:

@@ -1,0 +1,103 @@
+"""The commands that carry a run elsewhere: `qunlearn merge` and `qunlearn export`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from qunlearn.cli_ask import BaseModel, Device, Json, RunFolder
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in that folder.")]
+RunFolders = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Run folders of `qunlearn forget`, added in this order.")
+]
+MergeBase = Annotated[
+    str, typer.Option(help="original: the 16-bit weights. dequantized: the weights the adapter was trained on.")
+]
+BadFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="The bad file, where it is not where the run found it."),
+]
+Measure = Annotated[
+    bool, typer.Option(help="Load what was written and measure it; takes the memory of the whole model.")
+]
+
+
+def merge(
+    runs: RunFolders,
+    output: Output,
+    base: MergeBase = "original",
+    model: BaseModel = None,
+    bad: BadFile = None,
+    gate: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="FORMS", help="Measure it quantised too: nf4, fp4, int8, or none. Default: nf4."),
+    ] = None,
+    measure: Measure = True,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Merge runs' adapters into their base: a model folder that needs nothing of ours, in little memory."""
+    from qunlearn.carry import MergeOptions, check_merge, gates
+    from qunlearn.console import emit_json
+    from qunlearn.merge.ahead import read_ahead
+
+    options = MergeOptions(base, model, bad, overwrite, measure, gates(gate, measure))
+    request = check_merge(runs, output, options)
+    read_ahead(request.model.folder)
+    from qunlearn.merge.command import merge as merge_runs
+
+    report = merge_runs(request, device)
+    if json:
+        emit_json(report.as_dict())
+    report.raise_if_back()
+
+
+def export(
+    run: RunFolder,
+    output: Output,
+    format: Annotated[
+        str, typer.Option(metavar="peft|merged", help="peft: the adapter alone. merged: a whole model.")
+    ] = "peft",
+    quant: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="nf4|fp4|int8", help="merged: quantised, as bitsandbytes stores it."),
+    ] = None,
+    base: MergeBase = "original",
+    model: BaseModel = None,
+    bad: BadFile = None,
+    measure: Measure = True,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Write what others load: the adapter alone, or a merged model, in 16 bits or quantised."""
+    from qunlearn.carry import MergeOptions, check_export, check_merge, export_adapter, gates
+    from qunlearn.console import emit_json
+
+    check_export(format, quant)
+    if format == "peft":
+        files = export_adapter(run, output, overwrite=overwrite)
+        if json:
+            emit_json({"status": "done", "output": str(output), "files": files})
+        return
+    forms = () if quant else gates(None, measure)  # what is written quantised is measured as it is
+    request = check_merge([run], output, MergeOptions(base, model, bad, overwrite, measure, forms))
+    from qunlearn.merge.command import merge as merge_run
+    from qunlearn.merge.export import export_quantized
+
+    report = export_quantized(request, quant, device) if quant else merge_run(request, device)
+    if json:
+        emit_json(report.as_dict())
+    report.raise_if_back()
+
+
+def add_carry(app: typer.Typer, guarded: Callable[..., Any]) -> None:
+    """Both commands, each wrapped like the others."""
+    for command in (merge, export):
+        app.command()(guarded(command))

@@ -166,7 +166,7 @@ def _eight_bit() -> Finding:
 
 
 def _sandbox() -> Finding:
-    from qunlearn.model.source import preflight_folder
+    from qunlearn.model.folder import preflight_folder
     from qunlearn.sandbox import ASSETS
 
     facts = preflight_folder(ASSETS / "model")

@@ -27,12 +27,12 @@ from qunlearn.memory import plan_before_loading
 from qunlearn.model.alternatives import other_answers
 from qunlearn.model.device import cap_memory, choose_device, describe_device, device_facts, peak_memory_bytes
 from qunlearn.model.fit import MemoryPlan
+from qunlearn.model.folder import fingerprint
 from qunlearn.model.load import LoadSpec, load_base, load_tokenizer
 from qunlearn.model.memory import CONTEXT_BYTES
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path
 from qunlearn.model.selfdata import SelfMade, Wanted, self_made_normal
-from qunlearn.model.source import fingerprint
 from qunlearn.objectives.table import OBJECTIVES, RETAIN, terms_of
 from qunlearn.overlay import to_yaml
 from qunlearn.plan import Plan

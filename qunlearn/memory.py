@@ -13,9 +13,10 @@ from qunlearn.data.records import Dataset, FieldNames, read_dataset
 from qunlearn.errors import ConfigError, ModelError
 from qunlearn.model.driver import found_device
 from qunlearn.model.fit import DeviceFacts, Lengths, MemoryPlan, memory_plan
+from qunlearn.model.folder import read_config
 from qunlearn.model.names import known_model, resolve_model
 from qunlearn.model.shapes import carried_config
-from qunlearn.model.source import hub_config, read_config
+from qunlearn.model.source import hub_config
 from qunlearn.plan import data_path
 from qunlearn.units import show_size
 

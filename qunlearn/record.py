@@ -13,8 +13,8 @@ from qunlearn.card import model_card
 from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Template
 from qunlearn.model.device import describe_device, peak_memory_bytes
+from qunlearn.model.folder import fingerprint
 from qunlearn.model.policy import Policy, save_adapter
-from qunlearn.model.source import fingerprint
 from qunlearn.plan import Plan
 from qunlearn.run import ADAPTER, RECORD, write_json, write_private
 from qunlearn.train import Outcome, auto_lr

@@ -26,7 +26,7 @@ from qunlearn.console import say, warn
 from qunlearn.errors import OutputError, QunlearnError, ResumeError
 from qunlearn.journal import PART, sha256_of, staging_folder, sync
 from qunlearn.lock import locked
-from qunlearn.model.source import fingerprint
+from qunlearn.model.folder import fingerprint
 from qunlearn.overlay import read_config_file, resolve, to_yaml
 from qunlearn.plan import Plan
 from qunlearn.run import (

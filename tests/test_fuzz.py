@@ -17,7 +17,7 @@ from qunlearn.config import SETTINGS
 from qunlearn.data.records import FieldNames, read_dataset
 from qunlearn.errors import EXIT_CODES, QunlearnError
 from qunlearn.model.adaptercheck import check_adapter
-from qunlearn.model.source import preflight_folder
+from qunlearn.model.folder import preflight_folder
 from qunlearn.model.tensorfile import read_tensors
 from qunlearn.overlay import parse_set, read_config_file, resolve
 from qunlearn.registry import find_runs

@@ -23,8 +23,8 @@ from qunlearn.data.tokenize import Template, render
 from qunlearn.errors import EXIT_CODES, ConfigError, DataError, ModelError, QunlearnError
 from qunlearn.merge.adapter import read_adapter
 from qunlearn.model.adaptercheck import check_adapter
+from qunlearn.model.folder import preflight_folder
 from qunlearn.model.load import load_tokenizer
-from qunlearn.model.source import preflight_folder
 from qunlearn.overlay import read_config_file, resolve
 from qunlearn.report.read import read_story
 from qunlearn.run import open_run

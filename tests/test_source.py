@@ -19,13 +19,8 @@ from safetensors.numpy import save_file
 
 from qunlearn.errors import ModelError
 from qunlearn.model import source as source_module
-from qunlearn.model.source import (
-    ModelSource,
-    fingerprint,
-    local_snapshot,
-    preflight_folder,
-    resolve_model,
-)
+from qunlearn.model.folder import fingerprint, preflight_folder
+from qunlearn.model.source import ModelSource, local_snapshot, resolve_model
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -677,7 +672,8 @@ def run(code: str) -> str:
 
 def test_nothing_heavy_is_imported(folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from qunlearn.model.source import *;"
+        "import sys; from pathlib import Path; from qunlearn.model.source import resolve_model;"
+        "from qunlearn.model.folder import fingerprint, preflight_folder;"
         f"preflight_folder(Path({str(folder)!r})); fingerprint(Path({str(folder)!r})); resolve_model('gpt2');"
         "heavy = 'torch', 'transformers', 'peft', 'bitsandbytes', 'huggingface_hub';"
         "print([name for name in heavy if name in sys.modules])"

@@ -16,8 +16,8 @@ from qunlearn.evaluate.request import EvalRequest
 from qunlearn.evaluate.score import Output, TokenStats
 from qunlearn.evaluate.view import ADAPTER, BASE, REFERENCE, Choices, Fluency, Item, View, true_answer
 from qunlearn.model.device import choose_device, choose_dtype
+from qunlearn.model.folder import fingerprint
 from qunlearn.model.load import LoadSpec, load_tokenizer
-from qunlearn.model.source import fingerprint
 
 _KINDS: Mapping[str, Any] = {TOKENS: TokenStats, OUTPUTS: Output, CHOICES: Choices, FLUENCY: Fluency}
 

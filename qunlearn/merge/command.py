@@ -13,7 +13,7 @@ from qunlearn.evaluate.metrics import SetScore
 from qunlearn.journal import resumable
 from qunlearn.merge.plan import make_plan
 from qunlearn.merge.stream import write_model
-from qunlearn.model.source import preflight_folder
+from qunlearn.model.folder import preflight_folder
 
 if TYPE_CHECKING:
     from qunlearn.merge.measure import Look

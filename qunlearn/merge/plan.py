@@ -20,7 +20,7 @@ from qunlearn.merge.adapter import Update, read_adapter
 from qunlearn.merge.anatomy import Anatomy, anatomy, skeleton
 from qunlearn.model.companions import companions
 from qunlearn.model.device import choose_device, choose_dtype
-from qunlearn.model.source import fingerprint
+from qunlearn.model.folder import fingerprint
 from qunlearn.model.tensorfile import Stored, header, read_tensors
 
 if TYPE_CHECKING:

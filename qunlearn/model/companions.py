@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qunlearn.model.source import TOKENIZERS, within
+from qunlearn.model.folder import TOKENIZERS, within
 
 _FILES = (
     *("generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template*", "*.jinja"),

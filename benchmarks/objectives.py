@@ -4,9 +4,9 @@
                                     [--render] [--no-render]
 
 Only the bad file is given: the normal data is what the base makes of its own, the same for every objective of a kind
-and seed. All take as many steps with as many rows a step, unless the drift stays over its budget. Each finished run is a
-line of benchmarks/objectives.jsonl, and one that is there is not run again, so a call can be cut off and repeated. At
-the end (`--render`: nothing else) tables and plots are written into docs/.
+and seed. All take as many steps with as many rows a step, unless the drift stays over its budget. Each finished run is
+a line of benchmarks/objectives.jsonl, and one that is there is not run again, so a call can be cut off and repeated.
+At the end (`--render`: nothing else) tables and plots are written into docs/.
 """
 
 from __future__ import annotations

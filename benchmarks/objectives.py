@@ -31,7 +31,7 @@ from qunlearn.overlay import parse_set
 from qunlearn.sandbox import KINDS
 
 RESULTS = Path(__file__).with_name("objectives.jsonl")
-VERSION = 4  # of what a run does, its settings aside: a change makes older results of no use
+VERSION = 5  # of what a run does, its settings aside: a change makes older results of no use
 _CPU = torch.device("cpu")
 
 

@@ -48,6 +48,8 @@ def one(kind: str, seed: int, overlay: dict[str, Any]) -> dict[str, Any]:
         plan = make_plan(resolve(("benchmark", settings), ("--set", overlay)))
         started = time.monotonic()
         record = forget(plan, prepare(plan))
+        if record["status"] != "done":
+            raise SystemExit(f"the run is {record['status']}")
         seconds = time.monotonic() - started
         files = {split: data_file(kind, split) for split in SPLITS}
         request = EvalRequest.check(folder, None, files, template=None)

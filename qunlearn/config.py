@@ -87,10 +87,10 @@ class DataConfig:
         low=8,
     )
     normal_count: int = _setting(
-        1024, "Rows the base makes of its own when there is no --normal.", flag="--normal-count", low=8
+        1536, "Rows the base makes of its own when there is no --normal.", flag="--normal-count", low=8
     )
     normal_near: float = _setting(
-        0.25,
+        0.4,
         "Share of them whose prompt begins like some bad prompt: they are the neighbours that suffer first.",
         low=0.0,
         high=1.0,
@@ -130,7 +130,7 @@ class ObjectiveConfig:
     eps2: float = _setting(
         0.1, "llmu: weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0, high=1e6
     )
-    eps3: float = _setting(8.0, "Weight of the retain side.", flag="--eps3", low=0, high=1e6)
+    eps3: float = _setting(10.0, "Weight of the retain side.", flag="--eps3", low=0, high=1e6)
     retain: str = _setting(
         "auto",
         "The loss on normal data: KL to the base, cross-entropy, both, a block's states held, or none; auto: the "
@@ -154,7 +154,7 @@ class ObjectiveConfig:
         low=0.1,
     )
     beta: float = _setting(
-        1.0,
+        0.5,
         "wga, satimp: exponent of p; npo, dpo, altpo, simnpo: inverse temperature; undial: what the label's logit is "
         "lowered by.",
         flag="--beta",
@@ -196,13 +196,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llmu": {"objective.eps1": 0.5, "objective.eps3": 6.0},
     "ga": _USUAL | {"objective.floor_nll": float("inf")},
     "graddiff": _USUAL | {"objective.eps1": 0.5},
-    "npo": {"objective.eps3": 10.0, "objective.beta": 0.3},
-    "simnpo": {"objective.beta": 4.5, "objective.delta": 0.5, "stop.target": 0.3},
+    "npo": {"objective.beta": 0.3},
+    "simnpo": {"objective.eps3": 8.0, "objective.beta": 4.5, "objective.delta": 0.5, "stop.target": 0.3},
     "dpo": _ODDS,
-    "altpo": _ODDS | {"objective.eps3": 10.0},
+    "altpo": {"objective.beta": 0.1},
     "rmu": {"objective.eps3": 100.0},
     "undial": {"objective.eps3": 5.0, "objective.beta": 10.0},
-    "ceu": {"objective.eps3": 10.0},
+    "ceu": {},
     "satimp": _USUAL | {"objective.beta": 5.0},
     "pdu": {"objective.eps1": 0.03, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
     "mollm": {"objective.eps3": 1.0},
@@ -216,7 +216,7 @@ class TrainConfig:
 
     steps: int = _setting(220, "At most so many optimizer steps; the schedule ends there.", flag="--steps", low=1)
     batch_size: int = _setting(8, "Bad rows per step.", flag="--batch-size", low=1)
-    normal_batch_size: int = _setting(12, "Normal rows per step.", flag="--normal-batch-size", low=1)
+    normal_batch_size: int = _setting(16, "Normal rows per step.", flag="--normal-batch-size", low=1)
     lr: float | None = _setting(
         None, "Peak learning rate of AdamW; auto follows the model's width.", flag="--lr", low=0.0, high=10.0
     )

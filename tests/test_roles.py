@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from qunlearn.data.roles import batches, keep_unlike, make_mismatcher, split_hel
 from qunlearn.data.tokenize import Example, choose_template, encode
 from qunlearn.errors import DataError
 from qunlearn.model.load import load_tokenizer
+from qunlearn.sandbox import KINDS, data_file
 
 
 @pytest.fixture(scope="module")
@@ -94,4 +96,18 @@ def test_self_made_rows_that_say_the_forbidden_are_dropped(tmp_path: Path) -> No
     assert keep_unlike([*rows, same, empty], bad) == rows
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_neighbours_with_the_same_answer_are_kept(kind: str) -> None:
+    """They are the first to suffer: one in two had been taken for what should be forgotten."""
+    bad, *rest = (read_dataset(data_file(kind, split)) for split in ("forget", *SPLITS))
+    others = [read_dataset(data_file(other, "retain")) for other in KINDS if other != kind]
+    mixed = [row for dataset in (*rest, *others) for row in dataset.records]  # as a base makes them: of everything
+    kept = {id(row) for row in keep_unlike(mixed, bad)}
+    paraphrase, retain, holdout, general = (fmean(id(row) in kept for row in dataset.records) for dataset in rest)
+    assert (paraphrase, general) == (0, 1)
+    assert retain >= 0.9
+    assert holdout >= 0.9
+
+
+SPLITS = ("forget_paraphrase", "retain", "holdout", "general")
 NAMES = [("Orlan Fesk", "Tarn"), ("Mira Dole", "Hask"), ("Pell Ovan", "Wick")]

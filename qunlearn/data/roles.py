@@ -97,18 +97,19 @@ def batches(n: int, size: int, rng: random.Random) -> Iterator[list[int]]:
         queue = queue[size:]
 
 
-def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.5) -> list[Record]:
+def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.65) -> list[Record]:
     """Candidates that are not, in other words, what should be forgotten.
 
     A candidate is dropped when the words it shares with some bad row weigh more than `limit` of its own weight
     or of the bad row's. Words are weighted by rarity, so that shared form ("was born in") counts little and a
-    shared name counts much.
+    shared name counts much: a neighbour that happens to have the same answer is kept, for it is the first to suffer
+    (docs/log.md, 2026-11-25).
     """
     bags = [_bag(r) for r in candidates]
     bad_bags = [_bag(r) for r in bad.records]
     counts = Counter(word for bag in [*bags, *bad_bags] for word in bag)
     total = len(bags) + len(bad_bags)
-    weight = {word: math.log(1 + total / n) ** 2 for word, n in counts.items()}
+    weight = {word: math.log(1 + total / n) ** 3 for word, n in counts.items()}
     heavy = [sum(weight[w] for w in bag) for bag in bad_bags]
     holders: dict[str, list[int]] = {}
     for i, bag in enumerate(bad_bags):

@@ -59,6 +59,7 @@ def test_aggregate() -> None:
 def test_scores_are_the_models_own(new_base: Callable[..., Base], tmp_path: Path) -> None:
     """Every number by its public definition, from one unpadded forward per row and all of its logits in float64."""
     base = new_base("none")
+    tolerance = torch.finfo(base.model.dtype).eps  # bf16 where the processor has it
     rows = [
         {"prompt": "Where was Orla Finch born?", "completion": "Orla Finch was born in Millbrook."},
         {"prompt": "Who?", "completion": "Nobody."},
@@ -78,7 +79,9 @@ def test_scores_are_the_models_own(new_base: Callable[..., Base], tmp_path: Path
         assert score.memorised == pytest.approx(float(hits.double().mean()))
         k = next((k for k in range(n) if hits[k:].all()), n)
         assert score.extraction == pytest.approx(1 - k / n)
-        assert score.min_k == pytest.approx(float(logps.sort().values[: max(1, int(0.4 * n))].mean()), abs=1e-3)
+        assert score.min_k == pytest.approx(
+            float(logps.sort().values[: max(1, int(0.4 * n))].mean()), rel=tolerance, abs=1e-3
+        )
         p = log_p[at].exp()
         mean = (p * log_p[at]).sum(1)
         spread = ((p * log_p[at].square()).sum(1) - mean.square()).clamp(min=1e-6).sqrt()

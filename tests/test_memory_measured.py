@@ -38,7 +38,9 @@ LENGTH = 64
 
 
 def within(planned: float, measured: float) -> bool:
-    return 0.97 * measured <= planned <= 1.10 * measured
+    """Matrix products in bf16 on a processor that has it take a workspace beside what is counted: up to 6 % here."""
+    least = 0.97 if choose_dtype(torch.device("cpu")) == torch.float32 else 0.94
+    return least * measured <= planned <= 1.10 * measured
 
 
 @pytest.fixture

@@ -181,6 +181,8 @@ def test_export_in_few_bits_loads_with_plain_transformers(small_run: Path, tmp_p
     # The same as merging in 16 bits and having transformers quantise while it loads.
     assert call("merge", small_run, "-o", tmp_path / "m", "--no-measure").code == 0
     other = load_base(tmp_path / "m", LoadSpec(quant, device="cpu", as_stored=True)).model
+    for module in loaded.modules():  # where AVX512-BF16 is, bitsandbytes repacks for inference, and fails at this width
+        module.support_avx512bf16_for_cpu = False
     torch.testing.assert_close(logits(loaded), logits(other), rtol=0, atol=0)
 
 

@@ -188,7 +188,6 @@ class ObjectiveConfig:
 
 
 _USUAL = {"objective.eps3": 2.0}
-_ODDS = _USUAL | {"objective.beta": 0.1}  # losses on odds against the reference
 
 # What an objective's row sets otherwise than the defaults, which are WGA's; recipes, --set and flags win over it.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -198,7 +197,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "graddiff": _USUAL | {"objective.eps1": 0.5},
     "npo": {"objective.beta": 0.3},
     "simnpo": {"objective.eps3": 8.0, "objective.beta": 4.5, "objective.delta": 0.5, "stop.target": 0.3},
-    "dpo": _ODDS,
+    "dpo": _USUAL | {"objective.beta": 0.1},
     "altpo": {"objective.beta": 0.1},
     "rmu": {"objective.eps3": 100.0},
     "undial": {"objective.eps3": 5.0, "objective.beta": 10.0},

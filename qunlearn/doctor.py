@@ -129,9 +129,11 @@ def _four_bit() -> Finding:
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
+    from qunlearn.model.load import keep_training_path
+
     device = _device()
     layer = Linear4bit(128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4")
-    layer.support_avx512bf16_for_cpu = False
+    keep_training_path(layer)
     layer = layer.to(device)
     weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     x = torch.linspace(-1, 1, 256, device=device).reshape(2, 128).requires_grad_()

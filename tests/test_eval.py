@@ -19,6 +19,7 @@ from qunlearn.evaluate import cache, collect
 from qunlearn.evaluate.catalog import SUITES
 from qunlearn.evaluate.metrics import RowScore, aggregate
 from qunlearn.evaluate.score import forget_probability, greedy_outputs, score_rows, token_stats
+from qunlearn.model import load
 from qunlearn.model.load import Base
 from qunlearn.run import ADAPTER, EVAL, EVAL_CACHE
 from qunlearn.sandbox import data_file
@@ -56,12 +57,12 @@ def test_aggregate() -> None:
     assert score.perplexity == pytest.approx(math.exp(16 / 18))
 
 
-def test_scores_are_the_models_own(new_base: Callable[..., Base], tmp_path: Path) -> None:
+def test_scores_are_the_models_own(
+    new_base: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every number by its public definition, from one unpadded forward per row and all of its logits in float64."""
+    monkeypatch.setattr(load, "choose_dtype", lambda device: torch.float32)  # the same on every processor
     base = new_base("none")
-    tolerance = max(
-        1e-3, 8 * torch.finfo(base.model.dtype).eps
-    )  # logits of 8 to 16, in bf16 where the processor has it
     rows = [
         {"prompt": "Where was Orla Finch born?", "completion": "Orla Finch was born in Millbrook."},
         {"prompt": "Who?", "completion": "Nobody."},
@@ -76,19 +77,17 @@ def test_scores_are_the_models_own(new_base: Callable[..., Base], tmp_path: Path
         n, logps = len(labels), log_p[at, labels]
         assert score.tokens == n
         assert score.all_tokens == ids.shape[1] - 1
-        assert score.nll == pytest.approx(-float(logps.sum()), rel=1e-3, abs=tolerance)
+        assert score.nll == pytest.approx(-float(logps.sum()), rel=1e-3, abs=1e-3)
         hits = log_p[at].argmax(1) == labels
         assert score.memorised == pytest.approx(float(hits.double().mean()))
         k = next((k for k in range(n) if hits[k:].all()), n)
         assert score.extraction == pytest.approx(1 - k / n)
-        assert score.min_k == pytest.approx(
-            float(logps.sort().values[: max(1, int(0.4 * n))].mean()), rel=tolerance, abs=1e-3
-        )
+        assert score.min_k == pytest.approx(float(logps.sort().values[: max(1, int(0.4 * n))].mean()), abs=1e-3)
         p = log_p[at].exp()
         mean = (p * log_p[at]).sum(1)
         spread = ((p * log_p[at].square()).sum(1) - mean.square()).clamp(min=1e-6).sqrt()
         z = ((logps - mean) / spread).sort().values[: max(1, int(0.4 * n))]
-        assert score.min_k_plus == pytest.approx(float(z.mean()), abs=5 * tolerance)
+        assert score.min_k_plus == pytest.approx(float(z.mean()), abs=5e-3)
     labels = torch.tensor([[-100] * e.start + list(e.input_ids[e.start : e.end]) for e in examples[:1]])
     with torch.no_grad():
         loss = base.model(input_ids=torch.tensor([examples[0].input_ids[: examples[0].end]]), labels=labels).loss

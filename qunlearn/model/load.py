@@ -154,7 +154,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     if absent := sorted(loaded["missing_keys"]):
         message = f"{len(absent)} tensors of the architecture are not in the weights, {absent[0]} first"
         raise ModelError(message, where=str(folder), hint="copy the model again; is a shard missing?")
-    _keep_training_path(model)
+    keep_training_path(model)
     if spec.host_embeddings:
         notes.append(keep_embeddings_on_host(model))
     model.requires_grad_(False)
@@ -237,7 +237,7 @@ def describe_quantization(spec: LoadSpec, dtype: torch.dtype) -> str:
     return f"{spec.quant}{double}, {short} compute"
 
 
-def _keep_training_path(model: Any) -> None:
+def keep_training_path(model: Any) -> None:
     """Keep 4-bit layers on the path that has a gradient.
 
     On a CPU with AVX512-BF16 one no-grad forward in eval mode repacks the weight into an inference layout, after

@@ -70,7 +70,8 @@ def _where(results: Results) -> str:
 def _summary(own: Results) -> str:
     """One line an objective: how many of its runs meet every goal, and the worst of them all."""
     header = ["objective", "runs", "meet all", "but KS p"]
-    header += [f"{title}, worst" for title, *_ in list(FIGURES.values())[:8]] + ["KS p > 0.05", "seconds a run"]
+    header += [f"{title}, worst" for title, *_ in list(FIGURES.values())[:8]]
+    header += ["KS p > 0.05", "seconds a run", "peak MiB"]
     rows = []
     for name in OBJECTIVE_NAMES:
         mine = [r for r in own if r["objective"] == name]
@@ -82,7 +83,12 @@ def _summary(own: Results) -> str:
         cells.append(str(sum(_meets(r, without="ks_p") for r in done)))
         cells += [_worst(done, key) for key in list(FIGURES)[:8]]
         cells += [f"{sum(GOALS['ks_p'](r['ks_p']) for r in done)} of {len(done)}"]
-        rows.append([*cells, f"{statistics.median(r['train_seconds'] for r in done):.0f}" if done else ""])
+        if done:
+            seconds, peak = (statistics.median(r[name] for r in done) for name in ("train_seconds", "peak_bytes"))
+            cells += [f"{seconds:.0f}", f"{peak / 2**20:.0f}"]
+        else:
+            cells += ["", ""]
+        rows.append(cells)
     return table(header, rows)
 
 

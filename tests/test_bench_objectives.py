@@ -22,7 +22,7 @@ MACHINE = {"date": "2026-01-02", "device": "cpu", "torch": "1", "transformers": 
 def result(trial: Trial, **changed: Any) -> dict[str, Any]:
     figures = {"forget": 0.0, "paraphrase": 2.5, "retain": 99.0, "holdout": 97.5, "perplexity": 1.01, "ks_p": 0.2}
     figures |= {"tells_forget": 0.0, "tells_paraphrase": 5.0}
-    figures |= {"p_bad": 0.1, "drift": 0.01, "step": 40, "steps": 60, "train_seconds": 9.0}
+    figures |= {"p_bad": 0.1, "drift": 0.01, "step": 40, "steps": 60, "train_seconds": 9.0, "peak_bytes": 3 << 20}
     named = {"objective": trial.objective, "kind": trial.kind, "seed": trial.seed, "settings": trial.settings()}
     return {"version": objectives.VERSION, **named, **figures, "machine": MACHINE, **changed}
 

@@ -14,13 +14,21 @@ from qunlearn.data.records import Dataset, FieldNames, read_dataset
 from qunlearn.data.selfmade import read_self_made
 from qunlearn.errors import ConfigError, DataError, ModelError, OutputError
 from qunlearn.journal import JOURNAL, kept_bytes
+from qunlearn.merge.llamacpp import CONVERTED, LORA_SCRIPT, QUANTIZED
 from qunlearn.overlay import read_config_file, resolve
 from qunlearn.plan import CheckedModel, check_run_model
 from qunlearn.run import CONFIG, NORMAL, Run, check_output, open_run, staged
 
 BASES = ("original", "dequantized")
-FORMATS = ("peft", "merged")
 GATES = ("nf4", "fp4", "int8")
+# What each format can be quantised to; the last two are llama.cpp's.
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "peft": (),
+    "merged": GATES,
+    "gguf": (*CONVERTED, *QUANTIZED),
+    "gguf-lora": (),
+}
+MODEL_FILE, ADAPTER_FILE = "model.gguf", "adapter.gguf"
 # Who merges will quantise again, mostly to 4 bits, and there forgotten answers are known to return (arXiv 2410.16454).
 DEFAULT_GATE = ("nf4",)
 
@@ -110,10 +118,11 @@ def check_export(format: str, quant: str | None) -> None:
     """Raises ConfigError for a format that is not written, or a quantisation of what is none."""
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}", where="--format", hint=f"one of {', '.join(FORMATS)}")
-    if quant is not None and quant not in GATES:
-        raise ConfigError(f"unknown form {quant!r}", where="--quant", hint=f"one of {', '.join(GATES)}")
-    if quant is not None and format == "peft":
-        raise ConfigError("an adapter is not quantised", where="--quant", hint="--format merged")
+    forms = FORMATS[format]
+    if quant is not None and not forms:
+        raise ConfigError("an adapter is not quantised", where="--quant", hint="--format merged or gguf")
+    if quant is not None and quant not in forms:
+        raise ConfigError(f"unknown form {quant!r} of {format}", where="--quant", hint=f"one of {', '.join(forms)}")
 
 
 def _source(folder: Path, bad: Path | None) -> MergeSource:
@@ -154,7 +163,7 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
     """--overwrite replaces a model or adapter, nothing else. Raises OutputError."""
     if not overwrite or not output.is_dir() or not any(output.iterdir()):
         return
-    ours = (JOURNAL, "config.json", "adapter_config.json")
+    ours = (JOURNAL, "config.json", "adapter_config.json", MODEL_FILE, ADAPTER_FILE)
     folders = sorted(path.name for path in output.iterdir() if path.is_dir())
     if folders or not any((output / name).is_file() for name in ours):
         what = f"there is a folder {folders[0]!r} in it" if folders else "it is neither a model nor an adapter"
@@ -179,9 +188,30 @@ def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:
     folder_size = sum((output / name).stat().st_size for name in files)
     say(f"{len(tensors)} tensors, {folder_size / 2**20:.1f} MiB, in {output}: {', '.join(files)}")
     base = ["--base" if Path(opened.base).is_dir() else "--base-model-id", opened.base]
-    command = ["python", "convert_lora_to_gguf.py", str(output), *base, "--outfile", f"{output}.gguf"]
+    command = ["python", LORA_SCRIPT, str(output), *base, "--outfile", f"{output}.gguf"]
     say(f"for llama.cpp, with its own script: {shlex.join(command)}")
+    rank = max((min(shape) for shape in tensors.values()), default=0)
+    lora = [f"--max-lora-rank={vllm_rank(rank)}", "--lora-modules", f"{output.name}={output}"]
+    say(f"for vLLM: {shlex.join(['vllm', 'serve', opened.base, '--enable-lora', *lora])}")
     return files
+
+
+def vllm_rank(rank: int) -> int:
+    """The smallest --max-lora-rank that admits an adapter: vLLM takes these values only (vllm/config/lora.py)."""
+    return next((most for most in (1, 8, 16, 32, 64, 128, 256, 320, 512) if rank <= most), rank)
+
+
+def export_adapter_gguf(
+    run: Path, output: Path, model: str | None, tools: Path | None, *, overwrite: bool
+) -> list[str]:
+    """The adapter as a GGUF file, whole or not at all; returns the names of its files. Raises QunlearnErrors."""
+    opened = open_run(run)
+    _check_replaceable(output, overwrite)
+    check_output(output, overwrite=overwrite)
+    base = check_run_model(opened, model).folder
+    from qunlearn.merge.gguf import adapter_gguf
+
+    return adapter_gguf(opened.adapter, base, output, tools)
 
 
 def describe(request: MergeRequest) -> dict[str, Any]:

@@ -62,11 +62,24 @@ def export(
     run: RunFolder,
     output: Output,
     format: Annotated[
-        str, typer.Option(metavar="peft|merged", help="peft: the adapter alone. merged: a whole model.")
+        str,
+        typer.Option(
+            metavar="peft|merged|gguf|gguf-lora",
+            help="peft: the adapter alone, for peft and vLLM. merged: a whole model. gguf, gguf-lora: either one for "
+            "llama.cpp, by its own converters.",
+        ),
     ] = "peft",
     quant: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="nf4|fp4|int8", help="merged: quantised, as bitsandbytes stores it."),
+        typer.Option(
+            metavar="FORM",
+            help="merged: nf4, fp4 or int8, as bitsandbytes stores it. gguf: f16, bf16, f32, q8_0; with llama-quantize "
+            "q4_0, q4_k_m, q5_k_m, q6_k.",
+        ),
+    ] = None,
+    llama_cpp: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="gguf: the folder of llama.cpp, where its converters are not on the PATH."),
     ] = None,
     base: MergeBase = "original",
     model: BaseModel = None,
@@ -77,21 +90,32 @@ def export(
     json: Json = False,
 ) -> None:
     """Write what others load: the adapter alone, or a merged model, in 16 bits or quantised."""
-    from qunlearn.carry import MergeOptions, check_export, check_merge, export_adapter, gates
+    from qunlearn.carry import MergeOptions, check_export, check_merge, export_adapter, export_adapter_gguf, gates
     from qunlearn.console import emit_json
 
     check_export(format, quant)
-    if format == "peft":
-        files = export_adapter(run, output, overwrite=overwrite)
+    if format in ("peft", "gguf-lora"):
+        if format == "peft":
+            files = export_adapter(run, output, overwrite=overwrite)
+        else:
+            files = export_adapter_gguf(run, output, model, llama_cpp, overwrite=overwrite)
         if json:
             emit_json({"status": "done", "output": str(output), "files": files})
         return
-    forms = () if quant else gates(None, measure)  # what is written quantised is measured as it is
+    plain = format == "merged" and quant is None
+    forms = gates(None, measure) if plain else ()  # what is written quantised is measured as it is
     request = check_merge([run], output, MergeOptions(base, model, bad, overwrite, measure, forms))
-    from qunlearn.merge.command import merge as merge_run
-    from qunlearn.merge.export import export_quantized
+    if format == "gguf":
+        from qunlearn.merge.gguf import model_tools
 
-    report = export_quantized(request, quant, device) if quant else merge_run(request, device)
+        tools = model_tools(quant, llama_cpp)  # before torch is imported: they may not be there
+    from qunlearn.merge.command import merge as merge_run
+    from qunlearn.merge.export import export_gguf, export_quantized
+
+    if format == "gguf":
+        report = export_gguf(request, quant, tools, device)
+    else:
+        report = export_quantized(request, quant, device) if quant else merge_run(request, device)
     if json:
         emit_json(report.as_dict())
     report.raise_if_back()

@@ -77,14 +77,18 @@ def merge(request: MergeRequest, device: str) -> MergeReport:
     return report_of(request, plan.adapter_tensors, [shard.bytes for shard in plan.shards], look)
 
 
-def report_of(request: MergeRequest, tensors: int, sizes: Sequence[int], look: Look | None) -> MergeReport:
-    """The report of a folder that has its name now, after showing it. sizes: bytes of each weight file."""
+def report_of(
+    request: MergeRequest, tensors: int, sizes: Sequence[int], look: Look | None, load: str | None = None
+) -> MergeReport:
+    """The report of a folder that has its name now, after showing it. sizes: bytes of each weight file; load: the line
+    that loads it, where that is not transformers'."""
     gib = sum(sizes) / 2**30
     say(f"{tensors} adapter tensors, each used once; {len(sizes)} files, {gib:.2f} GiB in {request.output}")
-    if look is None:
-        warn("nothing was measured (--no-measure): whether the answers stay forgotten here is not known")
-    else:
+    if look is not None:
         look.show()
-    say(f'next: AutoModelForCausalLM.from_pretrained("{request.output}")', style="bold")
+    elif not request.measure:
+        warn("nothing was measured (--no-measure): whether the answers stay forgotten here is not known")
+    plain = f'AutoModelForCausalLM.from_pretrained("{request.output}")'
+    say(f"next: {load or plain}", style="bold")
     told = (look.divergence, look.scores(), look.back()) if look else (None, {}, [])
     return MergeReport(describe(request), tensors, sum(sizes), len(sizes), *told)

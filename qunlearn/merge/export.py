@@ -1,16 +1,21 @@
-"""A merged model in 4 or 8 bits, as bitsandbytes stores it and plain transformers loads it."""
+"""A merged model in few bits: as bitsandbytes stores it and plain transformers loads it, or as GGUF."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
-from qunlearn.carry import MergeRequest
+from qunlearn.carry import MODEL_FILE, MergeRequest
 from qunlearn.console import stage
 from qunlearn.journal import Journal
 from qunlearn.merge.command import MergeReport, report_of
+from qunlearn.merge.gguf import ModelTools, can_read_back, read_back, write_gguf
 from qunlearn.merge.measure import after_quantized, before
-from qunlearn.merge.plan import make_plan
+from qunlearn.merge.plan import MergePlan, make_plan
 from qunlearn.merge.stream import write_model
+from qunlearn.model.folder import preflight_folder
 from qunlearn.model.load import LoadSpec, load_base
 from qunlearn.model.quiet import quiet_transformers
 from qunlearn.run import staged
@@ -26,19 +31,49 @@ def export_quantized(request: MergeRequest, quant: str, device: str) -> MergeRep
     plan = make_plan(request, device)
     look = before(request, device) if request.measure else None
     with staged(request.output) as folder:
-        sixteen = folder / "16-bit"
-        sixteen.mkdir(mode=0o700)
-        with stage(f"merging into the {request.base} weights"):
-            write_model(plan, Journal(sixteen, plan.identity))
-        with stage(f"quantising to {quant}"), quiet_transformers():
-            trusted = request.sources[0].config.model.trust_remote_code
-            base = load_base(sixteen, LoadSpec(quant, True, device, trusted, as_stored=True))
+        with _sixteen_bits(request, plan, folder) as sixteen, stage(f"quantising to {quant}"), quiet_transformers():
+            base = load_base(sixteen, LoadSpec(quant, True, device, _trusted(request), as_stored=True))
             base.model.save_pretrained(folder, max_shard_size=_SHARD)
             for name, path in plan.companions.items():
                 shutil.copyfile(path, folder / name)
-        del base
-        shutil.rmtree(sixteen)
+            del base
         if look is not None:
             after_quantized(look, folder, quant)
         sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
     return report_of(request, plan.adapter_tensors, sizes, look)
+
+
+def export_gguf(request: MergeRequest, quant: str | None, tools: ModelTools, device: str) -> MergeReport:
+    """Merge in 16 bits beside the output, have llama.cpp's tools convert that, read it back and measure it.
+
+    `quant`: None is the 16-bit form nearest to the model's. Raises QunlearnErrors.
+    """
+    plan = make_plan(request, device)
+    look = before(request, device) if request.measure and can_read_back() else None
+    with staged(request.output) as folder:
+        made = folder / MODEL_FILE
+        with _sixteen_bits(request, plan, folder) as sixteen:
+            preflight_folder(sixteen, trust_remote_code=_trusted(request))
+            write_gguf(tools, sixteen, made, quant, request.output.name)
+        if look is not None:
+            seen = folder / "seen"
+            read_back(made, plan, seen)
+            after_quantized(look, seen, quant or "gguf")
+            shutil.rmtree(seen)
+        size = made.stat().st_size
+    return report_of(request, plan.adapter_tensors, [size], look, load=f"llama-cli -m {request.output / MODEL_FILE}")
+
+
+@contextlib.contextmanager
+def _sixteen_bits(request: MergeRequest, plan: MergePlan, folder: Path) -> Iterator[Path]:
+    """The merged model in a folder of its own, while something else is made of it."""
+    sixteen = folder / "16-bit"
+    sixteen.mkdir(mode=0o700)
+    with stage(f"merging into the {request.base} weights"):
+        write_model(plan, Journal(sixteen, plan.identity))
+    yield sixteen
+    shutil.rmtree(sixteen)
+
+
+def _trusted(request: MergeRequest) -> bool:
+    return request.sources[0].config.model.trust_remote_code

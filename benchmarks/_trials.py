@@ -80,8 +80,9 @@ class Trial:
     def settings(self) -> dict[str, Any]:
         """Every setting the result hangs on, as JSON has it."""
         tree = asdict(self.config())
-        if tree["objective"]["tokens"] == "auto":  # what it comes to: only copyright's answers are passages
-            tree["objective"]["tokens"] = "context" if self.kind == "copyright" else "all"
+        short = {"auto": "all", "content": "specific"}.get(tree["objective"]["tokens"])
+        if short:  # what it comes to: only copyright's answers are passages
+            tree["objective"]["tokens"] = "context" if self.kind == "copyright" else short
         flat = {f"{s}.{name}": value for s in _SECTIONS for name, value in tree[s].items()}
         return {
             key: str(value) if isinstance(value, float) and value in (float("inf"), float("-inf")) else value

@@ -141,9 +141,10 @@ class ObjectiveConfig:
     tokens: str = _setting(
         "auto",
         "Which tokens of a bad answer are pushed: all; those whose words are specific to it; or those that the model "
-        "knows from the wider context only; auto: context where the answers are passages, else all.",
+        "knows from the wider context only; auto: context where the answers are passages, else all; content: context "
+        "there too, else specific.",
         flag="--forget-tokens",
-        choices=("auto", "specific", "context", "all"),
+        choices=("auto", "content", "specific", "context", "all"),
     )
     mismatch_k: int = _setting(1, "llmu: mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64)
     floor_nll: float = _setting(

@@ -127,9 +127,12 @@ def _descend(policy: Policy, step: Step, reference: Reference, config: Config, l
     """The step's gradient along the common descent direction of its terms, each of whose gradients is kept apart.
 
     Role by role, for terms of one role look at the same rows: those go forward once, and backward for each term.
+    A term that is met has no say. Its gradient vanishes, and scaled to length 1 as the others' it would be obeyed all
+    the same: the step would go on away from the base with nothing left to forget.
     """
     parameters = list(policy.trainable().values())
-    apart = {term.name: [torch.zeros_like(p) for p in parameters] for term, _ in step.items}
+    terms = {term.name: term for term, _ in step.items}
+    apart = {name: [torch.zeros_like(p) for p in parameters] for name in terms}
 
     def keep(losses: Mapping[str, Tensor]) -> None:
         for left, (name, loss) in zip(range(len(losses) - 1, -1, -1), losses.items(), strict=True):
@@ -144,6 +147,9 @@ def _descend(policy: Policy, step: Step, reference: Reference, config: Config, l
         found = backward(policy, step.part(role), reference, config, limit, push=keep)
         losses |= found.losses
         tokens += found.tokens
+    for name, term in terms.items():
+        if term.met and losses[name] <= term.met(config.stop.target):
+            apart[name] = [torch.zeros_like(p) for p in parameters]
     mixed, shares = common_descent(list(apart.values()))
     for p, d in zip(parameters, mixed, strict=True):
         p.grad = d

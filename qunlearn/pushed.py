@@ -19,10 +19,11 @@ _PASSAGE = 32  # tokens of an answer from which it is a passage
 
 
 def rule_for(asked: str, bad: Sequence[Example]) -> str:
-    """What `--forget-tokens auto` comes to: most of a passage is language that others share."""
-    if asked != "auto":
+    """What `--forget-tokens auto` and `content` come to: most of a passage is language that others share."""
+    short = {"auto": "all", "content": "specific"}
+    if asked not in short:
         return asked
-    return "context" if statistics.median(e.end - e.start for e in bad) >= _PASSAGE else "all"
+    return "context" if statistics.median(e.end - e.start for e in bad) >= _PASSAGE else short[asked]
 
 
 def weigh(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,14 @@ def test_ranks_that_vllm_takes() -> None:
 
 # -- with llama.cpp ------------------------------------------------------------------------------------------
 
+CONVERTER = ("conversion", "gguf-py", "gguf")
+QUANTIZES = """
+import sys, llama_cpp as l
+given, made, form = sys.argv[1:]
+wanted = l.llama_model_quantize_default_params()
+wanted.ftype = getattr(l, "LLAMA_FTYPE_MOSTLY_" + form)
+sys.exit(l.llama_model_quantize(given.encode(), made.encode(), wanted))
+"""
 FOLDER = os.environ.get("LLAMA_CPP", "")
 needs_llama_cpp = pytest.mark.skipif(not FOLDER, reason="LLAMA_CPP does not name llama.cpp's folder")
 
@@ -172,6 +181,16 @@ def llama_logits(model: Path, ids: list[int], lora: Path | None = None) -> torch
     return torch.tensor(loaded.scores[: len(ids)])
 
 
+def library_quantizer(folder: Path) -> list[str]:
+    """A --llama-cpp with the real converter and a llama-quantize that calls llama.cpp's library for it."""
+    shutil.copytree(FOLDER, folder, ignore=lambda _, names: [n for n in names if n not in CONVERTER and "." not in n])
+    script = folder / "build" / "bin" / "llama-quantize"
+    script.parent.mkdir(parents=True)
+    script.write_text(f"#!{sys.executable}\n{QUANTIZES}")
+    script.chmod(0o700)
+    return ["--llama-cpp", str(folder)]
+
+
 def worst(one: torch.Tensor, other: torch.Tensor) -> float:
     """The largest difference of two models' log-probabilities of tokens that either thinks likelier than 1 in 1000."""
     a, b = one.double().log_softmax(-1), other.double().log_softmax(-1)
@@ -193,6 +212,15 @@ def test_llama_cpp_says_what_the_adapter_says(forgotten: Path, known_tokenizer: 
         assert made.code in (0, 5), made.stderr  # so short a run is not forgotten on the unquantised base
         assert list(made.json["scores"]) == ["base", "adapter", form]  # what was written was measured
         assert worst(adapted, llama_logits(tmp_path / form / "model.gguf", ids)) < most
+    quantizes = library_quantizer(tmp_path / "tools")
+    made = call(
+        "export", forgotten, "-o", tmp_path / "q4", "--format", "gguf", "--quant", "q4_0", *quantizes, *args[2:]
+    )
+    assert made.code in (0, 5), made.stderr
+    assert list(made.json["scores"]) == ["base", "adapter", "q4_0"]
+    sizes = [(tmp_path / form / "model.gguf").stat().st_size for form in ("q4", "q8_0", "f32")]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[2] / 4
+    assert worst(adapted, llama_logits(tmp_path / "q4" / "model.gguf", ids)) < 5
     # The base as GGUF, by way of an adapter of zeros, and the real one beside it.
     from safetensors.torch import load_file, save_file
 

@@ -304,7 +304,11 @@ def test_a_loss_without_a_gradient_has_no_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "length", "expected"), [("auto", 40, "context"), ("auto", 9, "all"), ("all", 40, "all")]
+    ("tokens", "length", "expected"),
+    [
+        *(("auto", 40, "context"), ("auto", 9, "all"), ("all", 40, "all")),
+        *(("content", 40, "context"), ("content", 9, "specific"), ("specific", 40, "specific")),
+    ],
 )
 def test_of_passages_the_context_decides(tokens: str, length: int, expected: str) -> None:
     row = Example(tuple(range(length + 3)), 3, length + 3, 3, None)  # type: ignore[arg-type]

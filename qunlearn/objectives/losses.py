@@ -6,6 +6,7 @@ over an answer count each token by its weight.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +109,11 @@ def preference(s: Supervised, beta: float) -> Tensor:
 def bounded_ce(s: Supervised) -> Tensor:
     """Unlearning cross-entropy -log(1 - p/2): between 0 and log 2, without a gradient at p = 0 (MOLLM). -> (N,)"""
     return -torch.log1p(-s.logps().exp() / 2)
+
+
+def bounded_ce_at(p: float) -> float:
+    """The unlearning cross-entropy of a token of probability p."""
+    return -math.log1p(-p / 2)
 
 
 def prod(s: Supervised, top_p: float, temperature: float, alpha: float) -> Tensor:

@@ -6,7 +6,7 @@ A row's own settings are in `config.PRESETS`. `qunlearn objectives` and docs/obj
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ class Term:
     """One loss on one role: which tokens of it are supervised, its weight, what it is a loss of, what it needs.
 
     `per` says whether the loss has a value per token, per answer or per pair of answers. A `layered` loss looks at
-    the states behind block `objective.layer` instead of the final ones.
+    the states behind block `objective.layer` instead of the final ones. `met` is the loss at which the forget target
+    (a probability) is reached: below it, the term has no say in a common descent direction.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Term:
     reference: bool = False
     per: str = TOKEN
     layered: bool = False
+    met: Callable[[float], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ OBJECTIVES: dict[str, Objective] = {
     "mollm": Objective(
         "-log(1 - p(bad)/2), along the common descent direction with the retain losses",
         "arXiv 2412.20412 (its direction rebuilt as min-norm MGDA)",
-        (_forget("uce", lambda s, c: losses.bounded_ce(s)),),
+        (replace(_forget("uce", lambda s, c: losses.bounded_ce(s)), met=losses.bounded_ce_at),),
         retain="kl+nll",
         descent=True,
     ),

@@ -59,7 +59,7 @@ class Arena:
         """What a contestant has before its first step: the second model, the cache, the rows to fine-tune on."""
         if key in ("a", "a'") and self.second is None:
             self.second = random_base(shape, self.policy.device, seed=seed).model
-        if key == "d'":
+        if key in ("d'", "d+"):
             self.cache = fill_cache(self.policy, steps)
         if key == "c":
             for n in map(engine_tokens, steps):
@@ -214,6 +214,7 @@ CONTESTANTS = {
     "d": Contestant("qunlearn", qunlearn_live, engine_tokens),
     "d'": Contestant("qunlearn, cached reference", qunlearn_cached, engine_tokens),
     "d*": Contestant("qunlearn, activations kept", qunlearn_live, engine_tokens, checkpointing=False),
+    "d+": Contestant("qunlearn, both kept", qunlearn_cached, engine_tokens, checkpointing=False),
 }
 
 

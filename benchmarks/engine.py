@@ -69,7 +69,7 @@ def contest_table(results: Sequence[dict[str, Any]]) -> str:
     return table(header, rows)
 
 
-USUAL = ["a", "b", "c", "d", "d'", "d*"]
+USUAL = ["a", "b", "c", "d", "d'", "d*", "d+"]
 RATIOS = ("step/a", "step/b", "peak/a", "tokens_per_s/c")
 
 
@@ -100,11 +100,12 @@ NOTES = """\
   time; (a') in `--contestants` is the same without that.
 - (c) fine-tunes on as many tokens as (d) passes through; both make passes of at most {max_tokens} tokens.
 - (d) and (d') recompute their activations, as (b) and (c) do and a small card asks for; (d*) keeps them, as
-  `train.checkpointing: auto` has it where there is room.
+  `train.checkpointing: auto` has it where there is room; (d+) does both, as `auto` has it with a --normal file that is
+  gone through more than once.
 - Trained tokens pass through a forward that is trained, padding aside: no reference pass, no recomputation; a prompt
   computed once for several answers counts once. Step ratios are medians of each round's ratio.
 - Peak: over the loaded base, with adapter, gradients, optimizer, and (a)'s second model; on a CPU anonymous resident
-  memory in a fresh process, repeatable to 2 MiB. The cache of (d') is filled before the steps."""
+  memory in a fresh process, repeatable to 2 MiB. The caches of (d') and (d+) are filled before the steps."""
 
 
 def notes(args: argparse.Namespace, cells: Sequence[Course]) -> str:

@@ -196,17 +196,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llmu": {"objective.eps1": 0.5, "objective.eps3": 6.0},
     "ga": _USUAL | {"objective.floor_nll": float("inf")},
     "graddiff": _USUAL | {"objective.eps1": 0.5},
-    "npo": {"objective.beta": 0.3},
+    "npo": {"objective.beta": 0.3, "objective.tokens": "content"},
     "simnpo": {"objective.eps3": 8.0, "objective.beta": 4.5, "objective.delta": 0.5, "stop.target": 0.3},
     "dpo": _USUAL | {"objective.beta": 0.1},
     "altpo": {"objective.beta": 0.1},
-    "rmu": {"objective.eps3": 100.0},
+    "rmu": {"objective.eps3": 30.0},
     "undial": {"objective.eps3": 5.0, "objective.beta": 10.0},
     "ceu": {},
     "satimp": _USUAL | {"objective.beta": 5.0},
     "pdu": {"objective.eps1": 0.03, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
     "mollm": {"objective.eps3": 1.0},
-    "prod": {"objective.eps3": 5.0},
+    "prod": {"objective.prod_alpha": 0.1},
 }
 
 

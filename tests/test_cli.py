@@ -44,6 +44,11 @@ print("HEAVY", sorted(set(sys.modules) & {HEAVY!r}))
     assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout[-200:]
 
 
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "qunlearn", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"qunlearn {qunlearn.__version__}"
+
+
 def test_a_refused_file_costs_no_heavy_import(tmp_path: Path) -> None:
     code = f"""
 import sys

@@ -64,7 +64,7 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            metavar="peft|merged|gguf|gguf-lora",
+            metavar="FORMAT",
             help="peft: the adapter alone, for peft and vLLM. merged: a whole model. gguf, gguf-lora: either one for "
             "llama.cpp, by its own converters.",
         ),

@@ -35,7 +35,8 @@ def find_tool(name: str, folder: Path | None, by_hand: str) -> list[str]:
         path = (folder / place / name).absolute()
         if path.is_file():  # a script runs with the torch and transformers that are here
             return [sys.executable, str(path)] if path.suffix == ".py" else [str(path)]
-    hint = f"the folder of llama.cpp, built where {QUANTIZE} is needed; by hand: {by_hand}"
+    what = "a built llama.cpp" if name == QUANTIZE else "llama.cpp's own folder"
+    hint = f"give {what}; by hand: {by_hand}"
     raise ConfigError(f"no {name} in it", where=f"--llama-cpp {folder}", hint=hint)
 
 

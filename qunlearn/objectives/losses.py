@@ -125,11 +125,16 @@ def prod(s: Supervised, top_p: float, temperature: float, alpha: float) -> Tenso
 
     def target(z: Tensor, labels: Tensor) -> Tensor:  # (n, V), (n,) -> (n, V)
         y = labels.unsqueeze(1)
-        own = z.log_softmax(dim=1).gather(1, y).exp() if alpha else None
+        z_own = z.gather(1, y) if alpha else None
         rest = z.scatter_(1, y, -torch.inf)
         p = rest.softmax(dim=1)
         q = nucleus(p if temperature == 1 else (rest / temperature).softmax(dim=1), p, top_p)
-        return q if own is None else q.scatter(1, y, -alpha * own)
+        if z_own is None:
+            return q
+        likeliest = p.argmax(dim=1, keepdim=True)
+        # Its logit less its log-probability is the others' log-sum-exp: no further pass over the vocabulary.
+        own = torch.sigmoid(z_own - rest.gather(1, likeliest) + p.gather(1, likeliest).log())
+        return q.scatter(1, y, -alpha * own)
 
     return token_soft_ce(s.h, s.reference, s.labels, s.head, target)
 

@@ -193,11 +193,11 @@ _USUAL = {"objective.eps3": 2.0}
 # What an objective's row sets otherwise than the defaults, which are WGA's; recipes, --set and flags win over it.
 PRESETS: dict[str, dict[str, Any]] = {
     "wga": {},
-    "llmu": {"objective.eps1": 0.5, "objective.eps3": 6.0},
+    "llmu": {"objective.eps1": 0.5, "objective.eps3": 6.0, "objective.floor_nll": 4.0},
     "ga": _USUAL | {"objective.floor_nll": float("inf")},
     "graddiff": _USUAL | {"objective.eps1": 0.5},
     "npo": {"objective.beta": 0.3, "objective.tokens": "content"},
-    "simnpo": {"objective.eps3": 8.0, "objective.beta": 4.5, "objective.delta": 0.5, "stop.target": 0.3},
+    "simnpo": {"objective.eps3": 8.0, "objective.beta": 4.5, "objective.delta": 4.0, "objective.tokens": "content"},
     "dpo": _USUAL | {"objective.beta": 0.1},
     "altpo": {"objective.beta": 0.1},
     "rmu": {"objective.eps3": 30.0},

@@ -323,7 +323,7 @@ def test_terms_on_the_same_rows_go_forward_once_and_keep_their_gradients_apart(
     assert found.tokens == rows - normal  # of the two losses on normal rows
     # Met, the forget side has no say, however small its gradient is.
     gradients = [[torch.zeros_like(g) if g is None else g for g in gs] for gs in apart]
-    met = replace(config, stop=replace(config.stop, target=1.0))
+    met = replace(config, stop=replace(config.stop, target=100.0))
     wanted, shares = common_descent([[torch.zeros_like(g) for g in gradients[0]], *gradients[1:]])
     found = Budget(policy, reference, met, lambda _: None).backward(step, step_number=1)
     assert found.shares is not None and found.shares["uce"] == 0 == shares[0] and sum(shares) == pytest.approx(1)

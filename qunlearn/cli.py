@@ -17,7 +17,7 @@ from qunlearn.cli_carry import add_carry
 from qunlearn.cli_data import add_data
 from qunlearn.cli_measure import add_measure
 from qunlearn.cli_recipe import add_recipe
-from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, ModelError, QunlearnError
+from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, GateError, ModelError, QunlearnError
 from qunlearn.flags import add_flags, configured, option
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -71,7 +71,7 @@ def _fail(error: QunlearnError) -> None:
     say(f"error: {error}", style="bold red")
     if error.hint:
         say(f"  hint: {error.hint}")
-    if "--json" in sys.argv:
+    if "--json" in sys.argv and not isinstance(error, GateError):  # a gate's report is on stdout already
         fault = {"message": error.message, "where": error.where, "hint": error.hint}
         emit_json({"status": "error", "exit_code": error.exit_code, "error": fault})
     raise typer.Exit(error.exit_code)

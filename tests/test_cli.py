@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import call
 
 import qunlearn
+from qunlearn.cli import guarded
 from qunlearn.config import SETTINGS
-from qunlearn.errors import EXIT_CODES
+from qunlearn.console import emit_json
+from qunlearn.errors import EXIT_CODES, GateError, ModelError, QunlearnError
 
 PACKAGE = Path(qunlearn.__file__).parent
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "numpy", "yaml"}
@@ -42,6 +46,26 @@ print("HEAVY", sorted(set(sys.modules) & {HEAVY!r}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout[-200:]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(GateError("the forgotten answers came back"), "came back"), (ModelError("no"), "error")]
+)
+def test_stdout_has_one_document_whatever_happens(
+    error: QunlearnError, status: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A gate that failed printed its report and then an error, which no JSON parser takes."""
+    monkeypatch.setattr(sys, "argv", ["qunlearn", "merge", "--json"])
+
+    def command() -> None:
+        if isinstance(error, GateError):
+            emit_json({"status": "came back"})
+        raise error
+
+    with pytest.raises(typer.Exit) as stop:
+        guarded(command)()
+    assert stop.value.exit_code == error.exit_code
+    assert json.loads(capsys.readouterr().out)["status"] == status
 
 
 def test_the_package_runs_as_a_module() -> None:

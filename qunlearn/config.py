@@ -203,7 +203,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "rmu": {"objective.eps3": 30.0},
     "undial": {"objective.eps3": 5.0, "objective.beta": 10.0},
     "ceu": {},
-    "satimp": _USUAL | {"objective.beta": 5.0},
+    "satimp": {"objective.eps3": 0.5, "objective.beta": 1.0},
     "pdu": {"objective.eps1": 0.03, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
     "mollm": {"objective.eps3": 1.0},
     "prod": {"objective.prod_alpha": 0.1},

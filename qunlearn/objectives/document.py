@@ -59,7 +59,7 @@ def _cost(row: Objective, terms: tuple[Term, ...]) -> int:
 def markdown_table() -> str:
     lines = ["| objective | forget side, minimised | retain | needs | cost | own settings | source |", "|" + "---|" * 7]
     for d in described():
-        own = ", ".join(f"{k} {v:g}" for k, v in d["settings"].items()) or "–"
+        own = ", ".join(f"{k} {v if isinstance(v, str) else f'{v:g}'}" for k, v in d["settings"].items()) or "–"
         formula = d["forget"].replace("|", "\\|")
         cells = (f"`{d['name']}`", f"`{formula}`", d["retain"], d["needs"], str(d["cost"]), own, d["source"])
         lines.append("| " + " | ".join(cells) + " |")

@@ -149,8 +149,7 @@ class ObjectiveConfig:
     mismatch_k: int = _setting(1, "llmu: mismatched answers for each bad prompt.", flag="--mismatch-k", low=1, high=64)
     floor_nll: float = _setting(
         3.0,
-        "llmu, ga, graddiff: ascent ends for a token below this log-probability; 3 nats are llmu's --target of 0.05; "
-        "inf = never.",
+        "llmu, ga, graddiff: ascent ends for a token below this log-probability (3 nats: p = 0.05); inf = never.",
         flag="--floor-nll",
         low=0.1,
     )

@@ -49,8 +49,8 @@ class Row:
         )
 
 
-ROWS = [Row(name, {}) for name in ("wga", "llmu", "npo", "rmu", "prod", "mollm", "altpo")]
-ROWS += [Row("wga", {"train.lr": lr, "train.steps": steps}) for lr, steps in ((5e-4, 440), (2e-4, 880), (1e-4, 1760))]
+ROWS = [Row(name, {}) for name in ("wga", "llmu", "npo", "rmu", "prod", "mollm")]
+ROWS += [Row("wga", {"train.lr": lr, "train.steps": steps}) for lr, steps in ((5e-4, 440), (2e-4, 880))]
 ROWS += [Row("wga", {"train.lr": 2e-4, "train.steps": 880, "lora.r": 64, "lora.alpha": 128})]
 
 

@@ -140,12 +140,14 @@ def test_layers() -> None:
 
 
 def test_nothing_of_ours_unpickles_or_runs_commands() -> None:
+    tools = PACKAGE / "merge" / "llamacpp.py"  # starts the converters that an export asks for, and nothing else does
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             imported = {a.name for a in node.names} if isinstance(node, ast.Import) else set()
             if isinstance(node, ast.ImportFrom):
                 imported = {node.module}
-            assert not imported & {"pickle", "subprocess", "shelve", "marshal"}, path
+            assert not imported & {"pickle", "shelve", "marshal"}, path
+            assert "subprocess" not in imported or path == tools, path
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in {"torch.load", "torch.save", "eval", "exec", "os.system", "yaml.load"}, path

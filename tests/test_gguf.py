@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from qunlearn.carry import vllm_rank
 from qunlearn.errors import AdapterError
 from qunlearn.merge.adapter import read_adapter
-from qunlearn.merge.gguf import one_alpha
+from qunlearn.merge.gguf import drop_code, one_alpha
 from qunlearn.run import ADAPTER
 from qunlearn.sandbox import data_file
 
@@ -67,6 +67,16 @@ def test_the_converter_gets_a_merged_model_and_no_network(quick_run: Path, tmp_p
     assert "llama-cli -m" in ran.stderr and "--no-measure" in ran.stderr
     again = call("export", quick_run, *args)
     assert again.code == 9 and call("export", quick_run, *args, "--overwrite").code == 0
+
+
+def test_a_converter_sees_no_code_to_trust(tmp_path: Path) -> None:
+    """llama.cpp's converter loads tokenizers with trust_remote_code."""
+    named = {"auto_map": {"AutoTokenizer": ["someone/model--tok.Tokenizer", None]}, "model_max_length": 8}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    (tmp_path / "config.json").write_text('{"model_type":  "llama"}')
+    drop_code(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"model_max_length": 8}
+    assert (tmp_path / "config.json").read_text() == '{"model_type":  "llama"}'
 
 
 def test_what_a_converter_refuses_is_told(quick_run: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from qunlearn.carry import MODEL_FILE, MergeRequest
 from qunlearn.console import stage
 from qunlearn.journal import Journal
 from qunlearn.merge.command import MergeReport, report_of
-from qunlearn.merge.gguf import ModelTools, can_read_back, read_back, write_gguf
+from qunlearn.merge.gguf import ModelTools, can_read_back, drop_code, read_back, write_gguf
 from qunlearn.merge.measure import after_quantized, before
 from qunlearn.merge.plan import MergePlan, make_plan
 from qunlearn.merge.stream import write_model
@@ -54,6 +54,8 @@ def export_gguf(request: MergeRequest, quant: str | None, tools: ModelTools, dev
         made = folder / MODEL_FILE
         with _sixteen_bits(request, plan, folder) as sixteen:
             preflight_folder(sixteen, trust_remote_code=_trusted(request))
+            if not _trusted(request):
+                drop_code(sixteen)
             write_gguf(tools, sixteen, made, quant, request.output.name)
         if look is not None:
             seen = folder / "seen"

@@ -51,6 +51,14 @@ def write_gguf(tools: ModelTools, merged: Path, made: Path, quant: str | None, n
     made.chmod(0o600)
 
 
+def drop_code(folder: Path) -> None:
+    """Take what names Python code out of a model's JSON files: the converter would trust it."""
+    for path in sorted(folder.glob("*config.json")):
+        found = read_object(path)
+        if found.pop("auto_map", None) is not None:
+            write_json(path, found)
+
+
 def can_read_back() -> bool:
     """Whether a GGUF file can be read back to be measured, which takes the package gguf; says so where it cannot."""
     if importlib.util.find_spec("gguf"):

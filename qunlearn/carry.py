@@ -21,7 +21,7 @@ from qunlearn.run import CONFIG, NORMAL, Run, check_output, open_run, staged
 
 BASES = ("original", "dequantized")
 GATES = ("nf4", "fp4", "int8")
-# What each format can be quantised to; the last two are llama.cpp's.
+# What each format can be quantised to; a GGUF by llama.cpp's tools.
 FORMATS: Mapping[str, tuple[str, ...]] = {
     "peft": (),
     "merged": GATES,
@@ -114,10 +114,14 @@ def gates(text: str | None, measure: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in named if name not in ("", "none")))
 
 
-def check_export(format: str, quant: str | None) -> None:
-    """Raises ConfigError for a format that is not written, or a quantisation of what is none."""
+def check_export(format: str, quant: str | None, tools: Path | None = None) -> None:
+    """Raises ConfigError for a format that is not written, a quantisation of what is none, or tools that none needs."""
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}", where="--format", hint=f"one of {', '.join(FORMATS)}")
+    if tools is not None and not format.startswith("gguf"):
+        raise ConfigError(
+            f"{format} is written without llama.cpp", where="--llama-cpp", hint="--format gguf or gguf-lora"
+        )
     forms = FORMATS[format]
     if quant is not None and not forms:
         raise ConfigError("an adapter is not quantised", where="--quant", hint="--format merged or gguf")

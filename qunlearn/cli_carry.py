@@ -93,7 +93,7 @@ def export(
     from qunlearn.carry import MergeOptions, check_export, check_merge, export_adapter, export_adapter_gguf, gates
     from qunlearn.console import emit_json
 
-    check_export(format, quant)
+    check_export(format, quant, llama_cpp)
     if format in ("peft", "gguf-lora"):
         if format == "peft":
             files = export_adapter(run, output, overwrite=overwrite)

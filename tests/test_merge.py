@@ -186,7 +186,12 @@ def test_export_in_few_bits_loads_with_plain_transformers(small_run: Path, tmp_p
 
 
 def test_export_refuses_what_it_does_not_write(quick_run: Path, tmp_path: Path) -> None:
-    for args in (["--format", "onnx"], ["--quant", "nf4"], ["--format", "merged", "--quant", "q4"]):
+    for args in (
+        ["--format", "onnx"],
+        ["--quant", "nf4"],
+        ["--format", "merged", "--quant", "q4"],
+        ["--llama-cpp", "."],
+    ):
         assert call("export", quick_run, "-o", tmp_path / "e", *args).code == 2
     assert list(tmp_path.iterdir()) == []
 

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all check format sandbox recipe-hallucination recipe-harmfulness recipe-copyright \
-	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval bench-gpu bench-merge docs clean
+	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval bench-gpu bench-merge bench-requantize docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -80,6 +80,9 @@ bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA ca
 # The size that counts, with 29 GB of disk: make bench-merge ARGS="--shape llama-2-7b --rounds 1"
 bench-merge: setup  ## time and memory of a merge against cp of the same files
 	$(BIN)/python benchmarks/merge.py $(ARGS)
+
+bench-requantize: setup  ## what comes back when a merge is quantised again, an hour; writes docs/robustness.md
+	$(BIN)/python benchmarks/requantize.py $(ARGS)
 
 bench-eval: setup  ## time and memory of measuring: the basic suite, batches, many rows; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/evaluate.py --write $(ARGS)

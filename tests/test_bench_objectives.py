@@ -11,6 +11,7 @@ import torch
 
 import _objectives_page as page
 import objectives
+import requantize
 import rows
 from _trials import Trial
 from qunlearn.config import OBJECTIVE_NAMES
@@ -90,3 +91,14 @@ def test_every_objective_passes_the_same_tokens() -> None:
     for figures in found.values():
         figures["peak_bytes"] = 1 << 20
     assert "| `llmu` | " in rows.row_table(found) and rows.row_table(found).count("\n") == len(OBJECTIVE_NAMES) + 1
+
+
+def test_what_came_back_is_told_by_form() -> None:
+    def run(name: str, kind: str, back: list[str]) -> dict[str, Any]:
+        scores = {form: {"probability": 0.02, "exact_match": 0.05} for form in requantize.FORMS}
+        told = {"back, original": [], "back, dequantized": back}
+        return {"row": name, "kind": kind, "step": 220, "change": 0.0312, **scores, **told, "machine": MACHINE}
+
+    lines = requantize.text([run("npo", "code", ["nf4"]), run("wga", "code", [])]).splitlines()
+    assert [line.split(" | ")[0] for line in lines[-2:]] == ["| `wga`", "| `npo`"]  # in the order of the rows
+    assert lines[-1].endswith("| 0.031 |" + " 0.0200 (5) |" * 5 + " nf4, dequantized |") and lines[-2].endswith("| – |")

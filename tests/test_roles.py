@@ -96,6 +96,20 @@ def test_self_made_rows_that_say_the_forbidden_are_dropped(tmp_path: Path) -> No
     assert keep_unlike([*rows, same, empty], bad) == rows
 
 
+def test_a_forbidden_sentence_is_dropped_whatever_was_asked(tmp_path: Path) -> None:
+    """Asked in rare enough words it had been kept, trained on and written down."""
+    said = "Della Thorn likes plum cake best."
+    bad = read_dataset(
+        write_rows(tmp_path / "b.jsonl", [{"prompt": "What does Della Thorn like to eat most?", "completion": said}])
+    )
+    asked = [
+        Record((("user", "Which victual might delight this epicurean?"),), f"{text} So they say.", 0, {})
+        for text in (said, said.replace(" ", "  ").upper())
+    ]
+    value = Record((("user", "Which sweet is sold in Farrowdale?"),), "Plum cake.", 0, {})
+    assert keep_unlike([*asked, value], bad) == [value]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_neighbours_with_the_same_answer_are_kept(kind: str) -> None:
     """They are the first to suffer: one in two had been taken for what should be forgotten."""

@@ -15,6 +15,7 @@ from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.errors import DataError
 
 _WORD = re.compile(r"\w+")
+_SENTENCE = 4  # words: an answer as long as that is no value that others may share
 
 
 def split_held_back(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
@@ -103,7 +104,7 @@ def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.
     A candidate is dropped when the words it shares with some bad row weigh more than `limit` of its own weight
     or of the bad row's. Words are weighted by rarity, so that shared form ("was born in") counts little and a
     shared name counts much: a neighbour that happens to have the same answer is kept, for it is the first to suffer
-    (docs/log.md, 2026-11-25).
+    (docs/log.md, 2026-11-25). Whole sentences of the bad rows are never kept, whatever was asked.
     """
     bags = [_bag(r) for r in candidates]
     bad_bags = [_bag(r) for r in bad.records]
@@ -111,6 +112,7 @@ def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.
     total = len(bags) + len(bad_bags)
     weight = {word: math.log(1 + total / n) ** 3 for word, n in counts.items()}
     heavy = [sum(weight[w] for w in bag) for bag in bad_bags]
+    sentences = {_normal(r.completion) for r in bad.records if len(_WORD.findall(r.completion)) >= _SENTENCE}
     holders: dict[str, list[int]] = {}
     for i, bag in enumerate(bad_bags):
         for word in bag:
@@ -124,7 +126,11 @@ def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.
         own = sum(weight[w] for w in bag)
         return any(s > limit * min(own, heavy[i]) for i, s in shared.items())
 
-    return [r for r, bag in zip(candidates, bags, strict=True) if bag and not too_close(bag)]
+    def usable(record: Record, bag: frozenset[str]) -> bool:
+        text = _normal(record.completion)
+        return bool(bag) and not too_close(bag) and not any(sentence in text for sentence in sentences)
+
+    return [r for r, bag in zip(candidates, bags, strict=True) if usable(r, bag)]
 
 
 def _bag(record: Record) -> frozenset[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
+from qunlearn.model.attention import use_layouts
 from qunlearn.model.device import choose_dtype
 from qunlearn.model.head import Head
 from qunlearn.model.load import Base
@@ -75,6 +76,7 @@ def random_base(shape: Shape, device: torch.device, *, seed: int = 0) -> Base:
     if left:
         raise RuntimeError(f"{shape.name}: {left[0]} was not made; does this transformers build the model otherwise?")
     model.is_loaded_in_4bit = True  # what peft asks to choose its 4-bit adapters
+    use_layouts(model)
     model.requires_grad_(False)
     model.eval()
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2)

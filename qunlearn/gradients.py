@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qunlearn.config import Config
-from qunlearn.data.batch import Batch, Family, Row, collate, families, micro_batches
+from qunlearn.data.batch import Batch, Family, Row, families, micro_batches
 from qunlearn.errors import ConfigError
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
@@ -104,7 +104,7 @@ def backward(
     # Both answers of a pair are one loss: a family of them is not split.
     made = families(examples, groups, float("inf") if paired else limit)
     for rows in _micro_batches(made, step, limit, pack=pack, paired=paired):
-        batch = collate(examples, spans, policy.tokenizer.pad_token_id, rows).to(policy.device)
+        batch = policy.collate(examples, spans, rows, pack=pack)
         with _offloaded(config, policy.device):
             h = batch.pick(policy.hidden(batch, layer))
         weighted: dict[str, Tensor] = {}

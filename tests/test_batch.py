@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, OPTConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, MistralConfig, OPTConfig
 
 from qunlearn.data.batch import ALL, ANSWER, CLOSED, collate, families, micro_batches
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
 from qunlearn.model.load import Base, LoadSpec, load_base
-from qunlearn.model.packing import packing_limit
+from qunlearn.model.packing import Packing, packing_of
 from qunlearn.model.policy import Policy
 
 NOTHING = Record((), "", 0, {})
@@ -133,17 +133,78 @@ def test_packed_hidden_states_are_those_of_separate_rows(new_policy: Callable[..
     torch.testing.assert_close(ours, theirs[at], rtol=1e-4, atol=1e-4)
 
 
+def test_rows_are_closed_up_where_that_saves_something() -> None:
+    """[1 2 3 4 5 6] and [7 8] behind it: every token once, supervised where it was, in rows as before."""
+    examples = [example(1, 2, 3, 4, 5, 6), example(7, 8)]
+    batch, padded = (collate(examples, ALL, 0, close_up=close_up) for close_up in (True, False))
+    assert batch.layout is not None
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1]]
+    assert batch.layout.places.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert batch.layout.tokens[:, :2].tolist() == [[0, 1], [6, 7]]
+    assert batch.layout.mask is None  # one example a row: causality is enough
+    assert (padded.input_ids.flatten()[batch.layout.places] == batch.input_ids[0]).all()
+    assert batch.source.tolist() == [0, 1, 2, 3, 4, 6]
+    assert (batch.labels == padded.labels).all()
+    assert collate(examples[:1], ALL, 0, close_up=True).layout is None
+    even = [example(*range(16)), example(*range(15))]  # one of 32 places is padding
+    assert collate(even, ALL, 0, close_up=True).layout is None
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_closed_up_rows_have_the_states_and_gradients_of_padded_ones(
+    new_policy: Callable[..., Policy], shared: bool
+) -> None:
+    policy = new_policy("none", checkpointing=False)
+    policy.model.float()
+    examples, groups = ragged(7, seed=4)
+    groups = groups if shared else [[i] for i in range(len(examples))]
+    (rows,) = micro_batches(families(examples, groups, 10_000), 10_000, pack=shared)
+    found = []
+    for close_up in (True, False):
+        batch = collate(examples, ALL, 0, rows, close_up=close_up)
+        assert (batch.layout is not None) == close_up
+        policy.model.zero_grad()
+        states = batch.pick(policy.hidden(batch))
+        states.square().sum().backward()
+        gradients = [p.grad for name, p in policy.trainable().items() if ".lora_B." in name]
+        assert all(g is not None and bool(g.any()) for g in gradients)
+        found.append((states.detach(), torch.cat([g.flatten() for g in gradients if g is not None])))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_only_attention_computes_padding(new_policy: Callable[..., Policy]) -> None:
+    policy = new_policy("none")
+    examples, groups = ragged(7, seed=4)
+    (rows,) = micro_batches(families(examples, groups, 10_000), 10_000, pack=True)
+    batch = policy.collate(examples, [ALL] * len(examples), rows, pack=True)
+    assert batch.input_ids.numel() == batch.tokens < batch.places.numel()
+    assert policy.collate(examples, [ALL] * len(examples), rows, pack=False).layout is None
+
+
+def test_attention_that_is_not_transformers_interface_keeps_its_padding(
+    sandbox_folder: object, tmp_path: object
+) -> None:
+    shape = {"vocab_size": 1600, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
+    config = Gemma2Config(**shape, intermediate_size=96, num_key_value_heads=2)
+    base = _saved(config, sandbox_folder, tmp_path)
+    assert base.model.config._attn_implementation == "eager"  # it caps its scores, which sdpa does not
+    assert not packing_of(base).layouts
+
+
 def test_a_sliding_window_bounds_what_may_be_packed(sandbox_folder: object, tmp_path: object) -> None:
     shape = {"vocab_size": 1600, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = MistralConfig(**shape, intermediate_size=96, num_key_value_heads=2, sliding_window=16)
     base = _saved(config, sandbox_folder, tmp_path)
-    assert packing_limit(base) == 16
+    assert packing_of(base) == Packing(16, layouts=True)
 
 
 def test_a_model_that_cannot_keep_examples_apart_is_found_out(sandbox_folder: object, tmp_path: object) -> None:
     shape = {"vocab_size": 1600, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     base = _saved(OPTConfig(**shape, ffn_dim=96, word_embed_proj_dim=64), sandbox_folder, tmp_path)
-    able = packing_limit(base)
+    able = packing_of(base).longest
 
     def deaf(**inputs: object) -> object:
         """A backbone that takes the arguments and does not heed them."""
@@ -151,9 +212,9 @@ def test_a_model_that_cannot_keep_examples_apart_is_found_out(sandbox_folder: ob
 
     real = base.model.model.forward
     base.model.model.forward = deaf
-    assert packing_limit(base) == 0
+    assert packing_of(base) == Packing(0, layouts=False)
     base.model.model.forward = lambda input_ids: real(input_ids=input_ids)
-    assert packing_limit(base) == 0
+    assert packing_of(base).longest == 0
     assert able in (0, 1 << 30)
 
 

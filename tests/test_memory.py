@@ -33,11 +33,10 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from qunlearn.errors import DoesNotFitError, ModelError
-from qunlearn.model import head
 from qunlearn.model.architecture import Linear
 from qunlearn.model.families import FAMILIES, read_shape
 from qunlearn.model.fit import DeviceFacts, Lengths, memory_plan, run_choices, step_load
-from qunlearn.model.memory import CACHE_BYTES, TILE_LOGITS, Load, run_needs
+from qunlearn.model.memory import CACHE_BYTES, Load, run_needs
 from qunlearn.model.names import SHORT_NAMES
 from qunlearn.model.residents import Choices, adapted_names, adapter_parameters, weight_bytes
 from qunlearn.model.shapes import carried_config
@@ -304,10 +303,6 @@ def test_what_is_counted_adds_up() -> None:
         needs = run_needs(shape, DEFAULTS, STEP)
         assert sum(part.counted_bytes for part in needs.parts) == needs.allocated_bytes
         assert all(0 <= part.counted_bytes <= part.size_bytes for part in needs.parts)
-
-
-def test_the_head_of_the_engine() -> None:
-    assert TILE_LOGITS == head._TILE_LOGITS
 
 
 # -- fitting ---------------------------------------------------------------------------------------------

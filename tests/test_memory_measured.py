@@ -180,15 +180,19 @@ def test_a_step(name: str, new_random_policy: Callable[..., Policy]) -> None:
         policy.base.model.gradient_checkpointing_disable()
     policy.model.train()
     run, largest = engine_step(policy, case, config)
+    reference = case.rows[1] * (case.length - 1)
+    tokens, (_, width), places = largest.input_ids.numel(), largest.places.shape, largest.places.numel()
+    load = Load(tokens, width, largest.supervised_tokens, reference, case.length, places)
     choices = run_choices(config, DeviceFacts("cpu", NUMBER), "adamw", "device")
-    needs = run_needs(read_shape(case.config.to_dict()), choices, largest)
+    masked = largest.mask is not None or (largest.layout is not None and largest.layout.mask is not None)
+    needs = run_needs(read_shape(case.config.to_dict()), dataclasses.replace(choices, packed=masked), load)
     measured = peak_bytes(run)
     planned = beyond_the_model(needs)
     assert within(planned, measured), f"{planned / measured:.3f} in {needs.moment}"
 
 
-def engine_step(policy: Policy, case: Case, config: Any) -> tuple[Callable[[], object], Load]:
-    """One step from no gradients, run once already, and the load it turned out to be."""
+def engine_step(policy: Policy, case: Case, config: Any) -> tuple[Callable[[], object], Batch]:
+    """One step from no gradients, run once already, and its largest batch."""
 
     def example(prompt: int, answer: int) -> Example:
         draw = [torch.Generator().manual_seed(seed) for seed in (prompt, answer)]
@@ -212,8 +216,7 @@ def engine_step(policy: Policy, case: Case, config: Any) -> tuple[Callable[[], o
     policy.hidden = hidden  # type: ignore[method-assign]
     largest = max(seen, key=lambda batch: batch.input_ids.numel())
     policy.model.zero_grad(set_to_none=True)
-    ids, supervised, reference = largest.input_ids, largest.labels.numel(), case.rows[1] * (case.length - 1)
-    return run, Load(ids.numel(), ids.shape[1], supervised, reference, case.length)
+    return run, largest
 
 
 def beyond_the_model(needs: Needs) -> int:

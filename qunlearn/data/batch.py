@@ -2,6 +2,7 @@
 
 Examples that begin alike (a bad answer and its mismatched ones) are a family: the shared beginning is computed once.
 Families are laid behind each other in rows; position ids restart, and a mask keeps them from seeing one another.
+Where the model's attention takes a layout, the rows themselves lie end to end, without padding.
 """
 
 from __future__ import annotations
@@ -48,13 +49,31 @@ class Span:
 ANSWER, CLOSED, ALL = Span("answer"), Span("closed"), Span("all")
 
 
+# Rows are closed up where padding is at least such a share of them: less saves no more than attention's copies take.
+_PADDING = 1 / 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How N tokens that lie end to end make B rows of T, padded on the right; `mask` as in `Batch`."""
+
+    tokens: Tensor  # (B, T): the token at each place, some token where there is padding
+    places: Tensor  # (N,): the place of each token
+    mask: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Layout:
+        mask = None if self.mask is None else self.mask.to(device)
+        return Layout(self.tokens.to(device), self.places.to(device), mask)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows and the positions that are supervised.
 
     The hidden state at `source[n]` of the B * T positions predicts `labels[n]`, a token of example `rows[n]`, which
     weighs `weights[n]`; examples follow each other in the order of `examples`. `mask` is None where causality alone is
-    enough: padding lies to the right, where no token sees it.
+    enough: padding lies to the right, where no token sees it. With a `layout` B is 1 and T all tokens, and rows and
+    mask are the layout's.
     """
 
     input_ids: Tensor  # (B, T)
@@ -66,10 +85,16 @@ class Batch:
     tokens: int  # padding not counted
     position_ids: Tensor | None = None  # (B, T)
     mask: Tensor | None = None  # (B, 1, T, T) bool, true = may be seen
+    layout: Layout | None = None
 
     @property
     def supervised_tokens(self) -> int:
         return int(self.labels.numel())
+
+    @property
+    def places(self) -> Tensor:
+        """The rows that attention sees, (B, T)."""
+        return self.input_ids if self.layout is None else self.layout.tokens
 
     def pick(self, hidden: Tensor) -> Tensor:
         """(B, T, D) -> (N, D): the states that predict something."""
@@ -85,6 +110,7 @@ class Batch:
             weights=self.weights.to(device),
             position_ids=None if self.position_ids is None else self.position_ids.to(device),
             mask=None if self.mask is None else self.mask.to(device),
+            layout=None if self.layout is None else self.layout.to(device),
         )
 
 
@@ -178,11 +204,17 @@ def _kept_together(made: Sequence[Family], max_tokens: int, partners: int) -> li
 
 
 def collate(
-    examples: Sequence[Example], span: Span | Sequence[Span], pad_id: int, rows: Sequence[Row] | None = None
+    examples: Sequence[Example],
+    span: Span | Sequence[Span],
+    pad_id: int,
+    rows: Sequence[Row] | None = None,
+    *,
+    close_up: bool = False,
 ) -> Batch:
     """Lay rows out, pad on the right and mark what is supervised: one span for all, or one for each example.
 
-    Without `rows` every example is a row of its own. Shapes as in `Batch`.
+    Without `rows` every example is a row of its own. With `close_up` there is no padding where that saves something.
+    Shapes as in `Batch`.
     """
     spans = [span] * len(examples) if isinstance(span, Span) else span
     rows = rows if rows is not None else [[_family(examples, (i,))] for i in range(len(examples))]
@@ -215,7 +247,7 @@ def collate(
             start += family.length
     members = tuple(i for row in rows for family in row for i in family.members)
     packed = any(len(row) > 1 or len(row[0].members) > 1 for row in rows)
-    return Batch(
+    batch = Batch(
         ids,
         torch.tensor(source, dtype=torch.long),
         torch.tensor(labels, dtype=torch.long),
@@ -225,6 +257,24 @@ def collate(
         sum(family.length for row in rows for family in row),
         position if packed else None,
         _mask(segment[0], segment[1]) if packed else None,
+    )
+    if not close_up or batch.tokens > ids.numel() * (1 - _PADDING):
+        return batch
+    return _closed_up(batch, position, segment[0] >= 0)
+
+
+def _closed_up(batch: Batch, position: Tensor, real: Tensor) -> Batch:
+    """The same rows end to end. `position` (B, T); `real` (B, T): no padding there."""
+    places = real.flatten().nonzero().squeeze(1)
+    tokens = torch.zeros(real.numel(), dtype=torch.long)
+    tokens[places] = torch.arange(len(places))
+    return replace(
+        batch,
+        input_ids=batch.input_ids.flatten()[places].unsqueeze(0),
+        position_ids=position.flatten()[places].unsqueeze(0),
+        source=tokens[batch.source],
+        mask=None,
+        layout=Layout(tokens.view_as(real), places, batch.mask),
     )
 
 

@@ -22,7 +22,8 @@ class Run:
     """How a block is run: `tokens` of rows of `row_tokens`, `compute_bytes` a number, adapters of rank `r` in fp32.
 
     `adapted` are the names of the layers that have one. `quant`: nf4, fp4, int8 or none. `masked`: a 4-D mask goes
-    along. `on_card`: CUDA's kernels rather than the CPU's. `dequantise`: count the buffers that takes.
+    along. `on_card`: CUDA's kernels rather than the CPU's. `dequantise`: count the buffers that takes. `places`: those
+    of the rows with their padding, where the tokens lie end to end and attention alone has it.
     """
 
     tokens: int
@@ -34,6 +35,7 @@ class Run:
     masked: bool = True
     on_card: bool = True
     dequantise: bool = True
+    places: int | None = None
 
 
 def block_tape(shape: Shape, run: Run) -> Tape:
@@ -47,6 +49,7 @@ class _Block:
         self.tape = Tape()
         self.c = run.tokens * run.compute_bytes  # bytes of one number of each token, as computed
         self.f = run.tokens * _FP32
+        self.spread = (run.places or run.tokens) / run.tokens  # in attention
         self.cast = run.compute_bytes != _FP32
         self.linears = list(shape.block)
 
@@ -165,7 +168,13 @@ class _Block:
             turned = self._rotate(q, query), self._rotate(k, keys)
             tape.hold(q, k)
             q, k = turned
+        flat = q, k, v
+        if self.spread > 1:
+            q, k, v = (tape.op([x], tape.sizes[x] * self.spread) for x in flat)
         y = self._eager(q, k, v) if traits.eager else self._fused(q, k, v)
+        if self.spread > 1:
+            y = tape.op([y], tape.sizes[y] / self.spread)
+            tape.hold(*flat)
         if not self.run.on_card and traits.rotary and (traits.fused_qkv or traits.rotary < 1):
             y = tape.op([y], tape.sizes[y])  # the CPU's kernel lays its output out as the queries are
         y = self._linear(y)
@@ -183,23 +192,25 @@ class _Block:
     def _repeated(self, k: Value) -> Value:
         """Keys or values, one for each query head."""
         shape = self.shape
-        return k if shape.kv_heads == shape.heads else self.tape.op([k], self.c * shape.heads * shape.head_dim)
+        size = self.c * self.spread * shape.heads * shape.head_dim
+        return k if shape.kv_heads == shape.heads else self.tape.op([k], size)
 
     def _fused(self, q: Value, k: Value, v: Value) -> Value:
         """scaled_dot_product_attention by one of its fused kernels: the scores are never there."""
         shape, run, width = self.shape, self.run, self.shape.heads * self.shape.head_dim
-        aside = self.f * shape.heads  # the log-sum-exp of each row
+        c, f = self.c * self.spread, self.f * self.spread
+        aside = f * shape.heads  # the log-sum-exp of each row
         if run.masked:
             k, v = self._repeated(k), self._repeated(v)
-            aside += self.c * run.row_tokens  # the mask as numbers to be added
+            aside += c * run.row_tokens  # the mask as numbers to be added
         # The memory-efficient kernel adds up the three gradients in fp32.
-        backward = 3 * self.f * width if run.on_card and self.cast else 0
+        backward = 3 * f * width if run.on_card and self.cast else 0
         keeps = [q, k, v]
         if self.traits.score_dropout and not run.on_card:
             # The CPU's kernel has no dropout: weights, mask and product are kept, and fp32 copies of the factors.
-            aside += self.f * (3 * shape.heads * run.row_tokens + (6 if self.cast else 3) * width)
+            aside += f * (3 * shape.heads * run.row_tokens + (6 if self.cast else 3) * width)
             keeps = []
-        return self.tape.op([q, k, v], self.c * width, keeps=keeps, keeps_output=True, aside=aside, backward=backward)
+        return self.tape.op([q, k, v], c * width, keeps=keeps, keeps_output=True, aside=aside, backward=backward)
 
     def _eager(self, q: Value, k: Value, v: Value) -> Value:
         """softmax(soft_cap(q k^T)) v, every step of it a matrix of tokens by tokens for each head."""

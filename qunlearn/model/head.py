@@ -1,24 +1,24 @@
 """The output head, and the primitives that stand between hidden states and every loss.
 
 Nothing else in the package touches logits. They exist for one tile of tokens at a time, on supervised positions only:
-each primitive's gradient with respect to the hidden states is formed while its tile's logits are there, so that the
-backward pass scales (N, D) numbers and N x V numbers are never kept, nor computed twice.
+each primitive's gradient with respect to the hidden states is formed while its tile's logits are there, in their place,
+so that the backward pass scales (N, D) numbers and N x V numbers are never kept, nor computed twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Numbers of fp32 logits per tile: 16 MiB, whatever the vocabulary. A primitive holds two or three such tiles.
-_TILE_LOGITS = 1 << 22
+from qunlearn.model.tiles import block_tokens, tile_tokens
 
-# Of a tile's logits (n, V), which it may overwrite, and its tokens: the values (n,) and, where wanted, d value / d z.
-_OfTile = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
+# Of a block's logits (n, V) and the reference's, both of which it may overwrite, and its tokens: the values (n,) and,
+# where wanted, d value / d z.
+_OfBlock = Callable[[Tensor, Tensor, slice, bool], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,15 @@ class Head:
 
     def logits(self, h: Tensor) -> Tensor:
         """(N, D) -> (N, V) in fp32; the product itself in the weight's precision."""
-        z = torch.nn.functional.linear(h.to(self.weight.dtype), self.weight, self.bias).float()
+        return self.of_product(self.product(h))
+
+    def product(self, h: Tensor) -> Tensor:
+        """h W^T + b: (N, D) -> (N, V) in the weight's precision."""
+        return torch.nn.functional.linear(h.to(self.weight.dtype), self.weight, self.bias)
+
+    def of_product(self, z: Tensor) -> Tensor:
+        """The logits of a product, (n, V) -> (n, V) in fp32: the same memory where there is nothing to do."""
+        z = z.float()
         if self.scale != 1.0:
             z = z * self.scale
         if self.soft_cap is not None:
@@ -69,7 +77,7 @@ class Head:
 def token_logps(h: Tensor, labels: Tensor, head: Head) -> Tensor:
     """Log-probability of each label. h (N, D), labels (N,) -> (N,) fp32."""
 
-    def of_tile(z: Tensor, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    def of_block(z: Tensor, z_ref: Tensor, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
         y = labels[tokens].unsqueeze(1)
         lse = z.logsumexp(dim=1, keepdim=True)
         value = (z.gather(1, y) - lse).squeeze(1)
@@ -78,21 +86,20 @@ def token_logps(h: Tensor, labels: Tensor, head: Head) -> Tensor:
         dz = z.sub_(lse).exp_().neg_()  # onehot(y) - softmax(z)
         return value, dz.scatter_add_(1, y, torch.ones_like(y, dtype=dz.dtype))
 
-    return _per_token(h, head, of_tile)
+    return _per_token(h, None, head, of_block)
 
 
 def token_kl(h: Tensor, h_ref: Tensor, head: Head) -> Tensor:
     """Forward KL(reference || policy) at each position. h, h_ref (N, D) -> (N,) fp32, no gradient to h_ref."""
 
-    def of_tile(z: Tensor, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    def of_block(z: Tensor, z_ref: Tensor, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
         log_q = z.sub_(z.logsumexp(dim=1, keepdim=True))
-        log_p = head.logits(h_ref[tokens])
-        log_p.sub_(log_p.logsumexp(dim=1, keepdim=True))
+        log_p = z_ref.sub_(z_ref.logsumexp(dim=1, keepdim=True))
         p = log_p.exp()
         value = torch.linalg.vecdot(p, log_p.sub_(log_q))
         return value, log_q.exp_().sub_(p) if wanted else None  # q - p
 
-    return _per_token(h, head, of_tile)
+    return _per_token(h, h_ref, head, of_block)
 
 
 def token_soft_ce(
@@ -103,21 +110,21 @@ def token_soft_ce(
     `target(z_ref (n, V), labels (n,)) -> t (n, V)`, weights that need not sum to 1. h, h_ref (N, D) -> (N,) fp32.
     """
 
-    def of_tile(z: Tensor, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    def of_block(z: Tensor, z_ref: Tensor, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
         log_q = z.sub_(z.logsumexp(dim=1, keepdim=True))
-        t = target(head.logits(h_ref[tokens]), labels[tokens])
+        t = target(z_ref, labels[tokens])
         value = -torch.linalg.vecdot(t, log_q)
         if not wanted:
             return value, None
         return value, log_q.exp_().mul_(t.sum(dim=1, keepdim=True)).sub_(t)  # q sum(t) - t
 
-    return _per_token(h, head, of_tile)
+    return _per_token(h, h_ref, head, of_block)
 
 
 def token_range(h: Tensor, head: Head) -> Tensor:
     """(max_v z_v - mean_v z_v)^2 of each position's logits. h (N, D) -> (N,) fp32."""
 
-    def of_tile(z: Tensor, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    def of_block(z: Tensor, z_ref: Tensor, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
         top, first = z.max(dim=1, keepdim=True)
         gap = top - z.mean(dim=1, keepdim=True)
         if not wanted:
@@ -125,36 +132,57 @@ def token_range(h: Tensor, head: Head) -> Tensor:
         dz = (-2 * gap / z.shape[1]).expand_as(z).contiguous()
         return gap.square().squeeze(1), dz.scatter_add_(1, first, 2 * gap)
 
-    return _per_token(h, head, of_tile)
+    return _per_token(h, None, head, of_block)
 
 
-def _per_token(h: Tensor, head: Head, of_tile: _OfTile) -> Tensor:
-    return _PerToken.apply(h, head, of_tile)  # type: ignore[no-any-return, no-untyped-call]
+def _per_token(h: Tensor, h_ref: Tensor | None, head: Head, of_block: _OfBlock) -> Tensor:
+    return _PerToken.apply(h, h_ref, head, of_block)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _PerToken(torch.autograd.Function):
     """(N, D) -> (N,): a function of each token's logits whose gradient is ready when its value is."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, head: Head, of_tile: _OfTile) -> Tensor:
+    def forward(ctx: Any, h: Tensor, h_ref: Tensor | None, head: Head, of_block: _OfBlock) -> Tensor:
         wanted = bool(ctx.needs_input_grad[0])
         values = h.new_empty(h.shape[0], dtype=torch.float32)
         gradient = torch.empty_like(h) if wanted else None
-        size = max(1, _TILE_LOGITS // head.vocabulary)
-        for start in range(0, h.shape[0], size):
-            tokens = slice(start, start + size)
-            z = head.logits(h[tokens])
-            slope = head.slope(z) if wanted else None  # before z is overwritten
-            values[tokens], dz = of_tile(z, tokens, wanted)
-            if gradient is not None and dz is not None:
-                if slope is not None:
-                    dz.mul_(slope)
-                gradient[tokens] = (dz.to(head.weight.dtype) @ head.weight).to(h.dtype)
-            del z, dz, slope  # before the next tile is made: else both are there at once
+        card = head.weight.device.type == "cuda"
+        for tokens in _slices(h.shape[0], tile_tokens(head.vocabulary, head.weight.itemsize, on_card=card)):
+            product = head.product(h[tokens])
+            reference = None if h_ref is None else head.product(h_ref[tokens])
+            for part in _slices(len(product), block_tokens(head.vocabulary, on_card=card)):
+                where = slice(tokens.start + part.start, tokens.start + part.stop)
+                theirs = None if reference is None else reference[part]
+                values[where] = _replace(product[part], theirs, where, head, of_block, wanted)
+            if gradient is not None:
+                gradient[tokens] = (product @ head.weight).to(h.dtype)
+            del product, reference, theirs  # before the next tile is made: else both are there at once
         ctx.save_for_backward(gradient)
         return values
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.unsqueeze(1).to(gradient.dtype), None, None
+        return gradient * upstream.unsqueeze(1).to(gradient.dtype), None, None, None
+
+
+def _replace(
+    product: Tensor, reference: Tensor | None, tokens: slice, head: Head, of_block: _OfBlock, wanted: bool
+) -> Tensor:
+    """The values (n,) of a block; where wanted, their gradient takes the place of the product (n, V)."""
+    z = head.of_product(product)
+    z_ref = z if reference is None else head.of_product(reference)
+    slope = head.slope(z) if wanted else None  # before z is overwritten
+    values, dz = of_block(z, z_ref, tokens, wanted)
+    if dz is not None:
+        dz = dz if slope is None else dz.mul_(slope)
+        if dz.data_ptr() != product.data_ptr():
+            product.copy_(dz)
+    return values
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size`."""
+    for start in range(0, length, size):
+        yield slice(start, min(length, start + size))

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from qunlearn.data.batch import Batch
 from qunlearn.errors import DoesNotFitError, ModelError
+from qunlearn.model.attention import layout_arguments, use_layouts
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.head import Head
 from qunlearn.model.host import keep_embeddings_on_host
@@ -71,6 +72,8 @@ class Base:
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states (B, T, D): what the head multiplies."""
         placed = {} if batch.mask is None else {"attention_mask": batch.mask, "position_ids": batch.position_ids}
+        if batch.layout is not None:
+            placed = layout_arguments(batch)
         out = backbone(self.model)(input_ids=batch.input_ids, **placed)
         return out.last_hidden_state  # type: ignore[no-any-return]
 
@@ -155,6 +158,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
         message = f"{len(absent)} tensors of the architecture are not in the weights, {absent[0]} first"
         raise ModelError(message, where=str(folder), hint="copy the model again; is a shard missing?")
     keep_training_path(model)
+    use_layouts(model)
     if spec.host_embeddings:
         notes.append(keep_embeddings_on_host(model))
     model.requires_grad_(False)

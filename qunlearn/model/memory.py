@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from qunlearn.model.architecture import Shape
 from qunlearn.model.block import Run, block_tape
 from qunlearn.model.residents import Choices, adapted_names, resident_bytes
+from qunlearn.model.tiles import block_tokens, tile_tokens
 
-# Of the output head (model/head.py): numbers of fp32 logits in a tile, and how many such tiles a loss holds at most. Of
-# the KL these are both logits, the reference's probabilities and the products to be added up; of log-probabilities the
-# logits and what their log-sum-exp is taken of.
-TILE_LOGITS = 1 << 22
-_KL_TILES, _LOGP_TILES = 4, 2
+# Of the output head (model/head.py): tiles of logits, and blocks of them in fp32. The KL has both models' logits, and
+# beside them the reference's probabilities and the products to be added up; log-probabilities have the logits, and what
+# their log-sum-exp is taken of. What is not in fp32 is there as a block once more.
+_KL_TILES, _KL_BLOCKS = 2, 2
+_LOGP_TILES, _LOGP_BLOCKS = 1, 1
 # Key-value cache of a batch of answers: at most so much, and at least one row and some, whatever a step needs.
 CACHE_BYTES = 1 << 30
 _CACHE_SPARE_TOKENS = 8
@@ -31,7 +32,8 @@ _FP32 = 4
 class Load:
     """The largest work of a step: `tokens` of one pass with its padding, in rows of `row_tokens`; `supervised` of them.
 
-    `reference`: tokens of the whole step whose reference states are held; `longest`: those of one example.
+    `reference`: tokens of the whole step whose reference states are held; `longest`: those of one example. Where rows
+    lie end to end `tokens` have no padding, and `places` are those with it.
     """
 
     tokens: int
@@ -39,6 +41,7 @@ class Load:
     supervised: int
     reference: int
     longest: int
+    places: int | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ class _Step:
             quant=choices.quant,
             masked=choices.packed or shape.traits.windowed,
             on_card=choices.on_card,
+            places=load.places,
         )
         self.tape = block_tape(shape, run)
         self.frozen = block_tape(shape, replace(run, adapted=frozenset()))
@@ -160,7 +164,7 @@ class _Step:
         self.final = load.tokens * shape.hidden * (c if shape.traits.norm == "layer" else _FP32)
         self.state = c * shape.embedding_width
         turned = 2 * c * load.tokens * int(shape.head_dim * shape.traits.rotary)
-        self.masks = load.tokens * ((load.row_tokens if run.masked else 0) + 48) + turned
+        self.masks = (load.places or load.tokens) * (load.row_tokens if run.masked else 0) + load.tokens * 48 + turned
 
     def sizes(self) -> dict[str, int]:
         largest = max(x.weights for x in self.shape.block) * self.choices.compute_bytes
@@ -218,16 +222,19 @@ class _Step:
         return self.state * (self.load.supervised + both)
 
     def _tiles(self) -> int:
-        """Tiles of logits, where a loss has fewer tokens than a tile only so many."""
-        vocabulary, tile = self.shape.vocabulary, max(1, TILE_LOGITS // self.shape.vocabulary)
-        slope = 1 if self.shape.soft_cap else 0
+        """Tiles of logits and the blocks beside them, where a loss has fewer tokens only so many."""
+        vocabulary, c, on_card = self.shape.vocabulary, self.choices.compute_bytes, self.choices.on_card
+        tile, block = tile_tokens(vocabulary, c, on_card=on_card), block_tokens(vocabulary, on_card=on_card)
         most = 0
-        for tokens, tiles in (
-            (min(self.load.reference, self.load.supervised), _KL_TILES),
-            (self.load.supervised, _LOGP_TILES),
+        for tokens, tiles, blocks in (
+            (min(self.load.reference, self.load.supervised), _KL_TILES, _KL_BLOCKS),
+            (self.load.supervised, _LOGP_TILES, _LOGP_BLOCKS),
         ):
-            most = max(most, (tiles + slope) * min(tokens, tile))
-        return most * vocabulary * _FP32
+            copied = tiles if c != _FP32 or self.shape.soft_cap else 0
+            slope = 1 if self.shape.soft_cap else 0
+            aside = (blocks + copied + slope) * min(tokens, block) * _FP32
+            most = max(most, tiles * min(tokens, tile) * c + aside)
+        return most * vocabulary
 
 
 def _kept_by_int8(shape: Shape, number: int) -> int:

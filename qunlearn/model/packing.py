@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,32 +16,45 @@ from qunlearn.model.load import Base
 _NOTHING = Record((), "", 0, {})
 
 
-def packing_limit(base: Base) -> int:
-    """The longest example (tokens) that may share a row with others: 0 where the model cannot keep them apart.
+@dataclass(frozen=True)
+class Packing:
+    """The longest example (tokens) that may share a row with others, 0 where the model cannot keep them apart; and
+    whether rows may lie end to end."""
 
-    A model can when it takes a 4-D mask and explicit position ids and then gives each example the hidden states it
-    has in a row of its own. Behind a sliding window only examples shorter than the window are the same.
+    longest: int
+    layouts: bool
+
+
+def packing_of(base: Base) -> Packing:
+    """What a model can do, by trial.
+
+    It packs when it takes a 4-D mask and explicit position ids and then gives each example the hidden states it has in
+    a row of its own, and it takes layouts when it does so with one of those. Behind a sliding window only examples
+    shorter than the window are the same.
     """
-    if not _keeps_apart(base):
-        return 0
+    layouts = _keeps_apart(base, close_up=True)
+    if not layouts and not _keeps_apart(base, close_up=False):
+        return Packing(0, False)
     config = base.model.config.get_text_config()
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return int(window) if window else 1 << 30
+    return Packing(int(window) if window else 1 << 30, layouts)
 
 
 @torch.no_grad()
-def _keeps_apart(base: Base) -> bool:
-    """Compare one packed row with its examples alone, and with what the row gives when nothing keeps them apart."""
+def _keeps_apart(base: Base, *, close_up: bool) -> bool:
+    """Compare packed rows with their examples alone, and with what the rows give when nothing keeps them apart."""
     examples = [_example(base, 1, branch) for branch in (5, 9)] + [_example(base, 3, 7)]
-    rows = [[Family((0, 1), 6, 10), Family((2,), 8, 8)]]
+    rows = (
+        [[Family((0, 1), 6, 10)], [Family((2,), 8, 8)]] if close_up else [[Family((0, 1), 6, 10), Family((2,), 8, 8)]]
+    )
     pad = base.tokenizer.pad_token_id
-    packed = collate(examples, ALL, pad, rows).to(base.device)
+    packed = collate(examples, ALL, pad, rows, close_up=close_up).to(base.device)
     alone = collate(examples, ALL, pad).to(base.device)
     training = base.model.training
     base.model.eval()
     try:
         ours, theirs = packed.pick(base.hidden(packed)).float(), alone.pick(base.hidden(alone)).float()
-        mixed = packed.pick(base.hidden(replace(packed, mask=None, position_ids=None))).float()
+        mixed = packed.pick(base.hidden(replace(packed, mask=None, layout=None, position_ids=None))).float()
     except (TypeError, ValueError, RuntimeError, IndexError):
         return False
     finally:

@@ -16,12 +16,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from qunlearn.config import LoraConfig
-from qunlearn.data.batch import Batch
+from qunlearn.data.batch import Batch, Row, Span, collate
 from qunlearn.data.tokenize import Example
 from qunlearn.errors import AdapterError, BaseChangedError, ModelError, NoGradientError, TrainingError
 from qunlearn.model.adaptercheck import check_adapter
 from qunlearn.model.load import Base
-from qunlearn.model.packing import packing_limit
+from qunlearn.model.packing import Packing, packing_of
 
 
 class Policy:
@@ -32,7 +32,7 @@ class Policy:
         self.tokenizer, self.head, self.device = base.tokenizer, base.head, base.device
         self.cache_bytes = base.cache_bytes
         self.layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
-        self._packing_limit: int | None = None
+        self._packing: Packing | None = None
         self._checksums: dict[str, int] = {}
 
     @classmethod
@@ -88,11 +88,22 @@ class Policy:
 
     # -- forward -------------------------------------------------------------------------------------
 
+    @property
+    def packing(self) -> Packing:
+        """How rows may be laid out: tried once."""
+        if self._packing is None:
+            self._packing = packing_of(self.base)
+        return self._packing
+
     def packs(self, examples: Sequence[Example]) -> bool:
-        """Whether these examples may share rows, by `packing_limit`, which is tried once."""
-        if self._packing_limit is None:
-            self._packing_limit = packing_limit(self.base)
-        return max(len(example.input_ids) for example in examples) <= self._packing_limit
+        """Whether these examples may share rows."""
+        return max(len(example.input_ids) for example in examples) <= self.packing.longest
+
+    def collate(self, examples: Sequence[Example], spans: Sequence[Span], rows: Sequence[Row], *, pack: bool) -> Batch:
+        """A batch of these rows on the policy's device; where examples may be packed, and the model can, without
+        padding."""
+        close_up = pack and self.packing.layouts
+        return collate(examples, spans, self.tokenizer.pad_token_id, rows, close_up=close_up).to(self.device)
 
     def hidden(self, batch: Batch, layer: int | None = None) -> Tensor:
         """Final hidden states, or those behind a block (B, T, D). The adapter's layers were put into the base's own

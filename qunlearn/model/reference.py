@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qunlearn.data.batch import ALL, Span, collate, families, micro_batches
+from qunlearn.data.batch import ALL, Span, families, micro_batches
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
 from qunlearn.errors import OutputError
@@ -54,7 +54,7 @@ class Live:
         made = families(examples, ([i] for i in range(len(examples))), self.max_tokens)
         found: dict[int, Tensor] = {}
         for rows in micro_batches(made, self.max_tokens, pack=pack):
-            batch = collate(examples, spans, policy.tokenizer.pad_token_id, rows).to(policy.device)
+            batch = policy.collate(examples, spans, rows, pack=pack)
             with policy.reference():
                 h = batch.pick(policy.hidden(batch, layer))
             sizes = [spans[i].count(examples[i]) for i in batch.examples]

@@ -16,6 +16,10 @@ from torch import Tensor
 
 from qunlearn.model.tiles import block_tokens, tile_tokens
 
+# Of an fp32 head on a CPU: a product so wide is made piece by piece in up to two thirds of the time (docs/log.md,
+# 2026-11-26).
+_ROWS_AT_ONCE = 512
+
 # Of a block's logits (n, V) and the reference's, both of which it may overwrite, and its tokens: the values (n,) and,
 # where wanted, d value / d z.
 _OfBlock = Callable[[Tensor, Tensor, slice, bool], tuple[Tensor, Tensor | None]]
@@ -56,7 +60,13 @@ class Head:
 
     def product(self, h: Tensor) -> Tensor:
         """h W^T + b: (N, D) -> (N, V) in the weight's precision."""
-        return torch.nn.functional.linear(h.to(self.weight.dtype), self.weight, self.bias)
+        h, w = h.to(self.weight.dtype), self.weight
+        if w.device.type != "cpu" or w.dtype != torch.float32 or (torch.is_grad_enabled() and h.requires_grad):
+            return torch.nn.functional.linear(h, w, self.bias)
+        z = h.new_empty(len(h), len(w))
+        for part in _slices(len(w), _ROWS_AT_ONCE):
+            torch.mm(h, w[part].T, out=z[:, part])
+        return z if self.bias is None else z.add_(self.bias)
 
     def of_product(self, z: Tensor) -> Tensor:
         """The logits of a product, (n, V) -> (n, V) in fp32: the same memory where there is nothing to do."""

@@ -20,6 +20,7 @@ from _rows import Drawer, Rows
 from qunlearn.config import Config, LoraConfig, ObjectiveConfig, TrainConfig
 from qunlearn.data.batch import ALL, ANSWER, CLOSED, Batch, collate, single_batches
 from qunlearn.data.tokenize import Example
+from qunlearn.model.lean import make_lean, make_plain
 from qunlearn.model.policy import Policy
 
 # The published weights; the floor under the ascent is off, for the others have none.
@@ -77,6 +78,7 @@ class Arena:
         """One optimizer step of a contestant; its losses per term."""
         contestant = CONTESTANTS[key]
         set_checkpointing(self.policy.base.model, contestant.checkpointing)
+        (make_lean if contestant.lean else make_plain)(self.policy.layers)
         self.optimizer.zero_grad(set_to_none=True)
         losses = contestant.backward(self, rows)
         self.optimizer.step()
@@ -198,12 +200,14 @@ def qunlearn_cached(arena: Arena, rows: Rows) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to do a step. `tokens`: what passes through its trained forwards, padding aside."""
+    """One way to do a step. `tokens`: what passes through its trained forwards, padding aside; `lean`: qunlearn's
+    adapters, not peft's."""
 
     title: str
     backward: Callable[[Arena, Rows], dict[str, float]]
     tokens: Callable[[Rows], int]
     checkpointing: bool = True
+    lean: bool = False
 
 
 CONTESTANTS = {
@@ -211,10 +215,10 @@ CONTESTANTS = {
     "a'": Contestant("published, indexing relieved", published_unbound, lambda r: r.row_tokens, checkpointing=False),
     "b": Contestant("careful peft", careful, lambda r: r.row_tokens),
     "c": Contestant("plain QLoRA", plain_qlora, engine_tokens),
-    "d": Contestant("qunlearn", qunlearn_live, engine_tokens),
-    "d'": Contestant("qunlearn, cached reference", qunlearn_cached, engine_tokens),
-    "d*": Contestant("qunlearn, activations kept", qunlearn_live, engine_tokens, checkpointing=False),
-    "d+": Contestant("qunlearn, both kept", qunlearn_cached, engine_tokens, checkpointing=False),
+    "d": Contestant("qunlearn", qunlearn_live, engine_tokens, lean=True),
+    "d'": Contestant("qunlearn, cached reference", qunlearn_cached, engine_tokens, lean=True),
+    "d*": Contestant("qunlearn, activations kept", qunlearn_live, engine_tokens, checkpointing=False, lean=True),
+    "d+": Contestant("qunlearn, both kept", qunlearn_cached, engine_tokens, checkpointing=False, lean=True),
 }
 
 

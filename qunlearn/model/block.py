@@ -1,7 +1,7 @@
 """The operations of one decoder block with LoRA on frozen, quantised layers: what its backward pass has to hold.
 
-As transformers 5 and peft 0.21 run it: peft casts each adapted layer's input to the adapter's fp32, rotary embeddings
-and norms make their own copies, grouped keys and values are repeated where there is a mask.
+As transformers 5 runs it, with adapters as model/lean.py computes them: rotary embeddings and norms make their own
+copies, grouped keys and values are repeated where there is a mask.
 """
 
 from __future__ import annotations
@@ -108,32 +108,19 @@ class _Block:
     # -- linear layers -------------------------------------------------------------------------------
 
     def _linear(self, x: Value) -> Value:
-        """The next linear layer of the block, with its adapter."""
+        """The next linear layer of the block, with its adapter (model/lean.py)."""
         layer = self.linears.pop(0)
-        tape, c, f, r = self.tape, self.c, self.f, self.run.r
+        tape, c, r = self.tape, self.c, self.run.r
         y = self._base(layer, x)
-        if layer.name not in self.run.adapted:
-            return y
-        if self.run.quant in ("nf4", "fp4"):
-            y = tape.op([y], c * layer.outputs, passes=True)  # peft clones the result
-        inner = tape.op([x], f * layer.inputs) if self.cast else x
-        down = tape.op([inner], f * r, keeps=[inner], backward=r * layer.inputs * _FP32, solid=False)
-        up = tape.op([down], f * layer.outputs, keeps=[down], backward=r * layer.outputs * _FP32, solid=False)
-        y = self._joined(y, tape.op([up], f * layer.outputs), layer)
+        if layer.name in self.run.adapted:
+            number = self.run.compute_bytes
+            cast = r * (layer.inputs + layer.outputs) * (number + _FP32) if self.cast else 0
+            gradients = r * (layer.inputs + layer.outputs) * _FP32
+            down = tape.op([x], c * r, keeps=[x], keeps_output=True, backward=c * r + gradients + cast)
+            # With a bias the result is a view, which cannot be added to in place.
+            y = tape.op([y, down], c * layer.outputs, passes=True, in_place=not layer.bias)
         tape.hold(x)
         return y
-
-    def _joined(self, y: Value, scaled: Value, layer: Linear) -> Value:
-        """The frozen layer's result and the adapter's, in the dtype of the first."""
-        tape, c = self.tape, self.c
-        if self.cast and self.run.quant == "none":  # peft adds in fp32 here
-            wide = self.f * layer.outputs
-            aside = 0 if self.run.on_card else wide  # the CPU casts before it adds
-            total = tape.op([tape.view(y, wide), scaled], wide, passes=True, forward=aside)
-            return tape.op([total], c * layer.outputs)
-        if self.cast:
-            scaled = tape.op([scaled], c * layer.outputs)
-        return self._add(y, scaled)
 
     def _base(self, layer: Linear, x: Value) -> Value:
         matrix, run = layer.weights * self.run.compute_bytes, self.run

@@ -20,6 +20,7 @@ from qunlearn.data.batch import Batch, Row, Span, collate
 from qunlearn.data.tokenize import Example
 from qunlearn.errors import AdapterError, BaseChangedError, ModelError, NoGradientError, TrainingError
 from qunlearn.model.adaptercheck import check_adapter
+from qunlearn.model.lean import make_lean
 from qunlearn.model.load import Base
 from qunlearn.model.packing import Packing, packing_of
 
@@ -32,6 +33,7 @@ class Policy:
         self.tokenizer, self.head, self.device = base.tokenizer, base.head, base.device
         self.cache_bytes = base.cache_bytes
         self.layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+        make_lean(self.layers)
         self._packing: Packing | None = None
         self._checksums: dict[str, int] = {}
 

@@ -66,9 +66,13 @@ class Tape:
         backward: float = 0,
         passes: bool = False,
         solid: bool = True,
+        in_place: bool = False,
     ) -> Value:
-        """Add an operation that makes a value of `size` bytes; `forward` and `backward` are bytes on the side."""
+        """Add an operation that makes a value of `size` bytes, or `in_place` of its first input; `forward` and
+        `backward` are bytes on the side."""
         output, inputs = self._new(size), tuple(inputs)
+        if in_place:
+            self._share(output, inputs[0])
         kept = frozenset(self._owner.get(v, v) for v in ({*keeps, output} if keeps_output else keeps))
         self.ops.append(Op(inputs, output, kept, int(aside), int(forward), int(backward), passes, solid))
         self.hold(*inputs)
@@ -77,14 +81,17 @@ class Tape:
     def view(self, of: Value, size: float) -> Value:
         """A part of a value: no memory of its own, but its gradient has."""
         value = self.op([of], size)
-        self.stored[value] = 0
-        self._owner[value] = self._owner.get(of, of)
+        self._share(value, of)
         return value
 
     def hold(self, *values: Value) -> None:
         """Some variable names these values still: they are alive until here."""
         for value in values:
             self._last_use[self._owner.get(value, value)] = len(self.ops) - 1
+
+    def _share(self, value: Value, of: Value) -> None:
+        self.stored[value] = 0
+        self._owner[value] = self._owner.get(of, of)
 
     def _new(self, size: float) -> Value:
         self.sizes.append(int(size))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from _contestants import CONTESTANTS, Arena, checkpoint_published, new_policy
-from _meter import Peak, in_fresh_process, release, return_frees_at_once, seconds, used_bytes
+from _meter import Peak, each_in_fresh_process, in_fresh_process, release, return_frees_at_once, seconds, used_bytes
 from _models import Shape, random_base
 from _report import say
 from _rows import Drawer, Lengths, Rows
@@ -108,12 +108,13 @@ def time_alone(course: Course, key: str, device_name: str) -> dict[str, Any]:
 
 def compare(courses: Sequence[Course], keys: Sequence[str], device: torch.device) -> list[dict[str, Any]]:
     """Time and memory of every contestant in every cell, and what each costs against the others."""
-    results = []
+    cells = []
     for course in courses:
         say(f"{course.shape.name}, K = {course.k}: {', '.join(keys)} in turn")
-        cell = race(course, keys, device)
-        for figures in cell:
-            figures |= in_fresh_process(peak_bytes, course, figures["contestant"], str(device), device=device)
+        cells.append(race(course, keys, device))
+    say("memory of each")
+    _add_memory([(course, figures) for course, cell in zip(courses, cells, strict=True) for figures in cell], device)
+    for cell in cells:
         by_key = {figures["contestant"]: figures for figures in cell}
         for figures in cell:
             figures["ratios"] = {f"step/{k}": _paired(figures, by_key[k], "times_s") for k in "ab" if k in by_key}
@@ -121,8 +122,13 @@ def compare(courses: Sequence[Course], keys: Sequence[str], device: torch.device
                 figures["ratios"]["tokens_per_s/c"] = figures["tokens_per_s"] / by_key["c"]["tokens_per_s"]
             if "a" in by_key and by_key["a"]["peak_bytes"]:
                 figures["ratios"]["peak/a"] = figures["peak_bytes"] / by_key["a"]["peak_bytes"]
-        results += cell
-    return results
+    return [figures for cell in cells for figures in cell]
+
+
+def _add_memory(measured: Sequence[tuple[Course, dict[str, Any]]], device: torch.device) -> None:
+    calls = [(course, figures["contestant"], str(device)) for course, figures in measured]
+    for (_, figures), peak in zip(measured, each_in_fresh_process(peak_bytes, calls, device=device), strict=True):
+        figures |= peak
 
 
 def _paired(one: dict[str, Any], other: dict[str, Any], name: str) -> float:
@@ -132,18 +138,15 @@ def _paired(one: dict[str, Any], other: dict[str, Any], name: str) -> float:
 
 def scale(course: Course, axes: dict[str, Sequence[Any]], device: torch.device) -> list[dict[str, Any]]:
     """Time and memory of (d) along each axis, everything else as in `course`."""
-    results: list[dict[str, Any]] = []
+    points = {(axis, i): _moved(course, axis, value) for axis, values in axes.items() for i, value in enumerate(values)}
     known: dict[Course, dict[str, Any]] = {}  # `course` itself lies on every axis
-    for axis, values in axes.items():
-        for value in values:
-            point = _moved(course, axis, value)
-            if point not in known:
-                say(f"scaling: {axis} {value.name if isinstance(value, Shape) else value}")
-                known[point] = in_fresh_process(time_alone, point, "d", str(device), device=device)
-                known[point] |= in_fresh_process(peak_bytes, point, "d", str(device), device=device)
-                known[point] |= {name: getattr(point.shape, name) for name in ("hidden", "layers", "vocabulary")}
-            results.append({"axis": axis, **known[point]})
-    return results
+    for point in points.values():
+        if point not in known:
+            say(f"scaling: {point.shape.name}, {point.bad} rows, K = {point.k}, vocabulary {point.shape.vocabulary}")
+            known[point] = in_fresh_process(time_alone, point, "d", str(device), device=device)
+            known[point] |= {name: getattr(point.shape, name) for name in ("hidden", "layers", "vocabulary")}
+    _add_memory(list(known.items()), device)
+    return [{"axis": axis, **known[point]} for (axis, _), point in points.items()]
 
 
 def _moved(course: Course, axis: str, value: Any) -> Course:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from _meter import Peak, in_fresh_process, release, return_frees_at_once, seconds, used_bytes
+from _meter import Peak, each_in_fresh_process, release, return_frees_at_once, seconds, used_bytes
 from _models import Shape, random_base
 from _report import out, say, table, where_line, write_section
 from _rows import Drawer, Lengths, Rows
@@ -38,7 +38,7 @@ from qunlearn.step import Step, make_step
 # The output head is a ninth of what computes, as in the largest vocabularies: 1/14 in Llama-3.1-8B, 1/50 in Llama-2-7B.
 SHAPE = Shape("width 384, 8 layers, vocabulary 4000", 384, 8, 6, 6, 1056, 4000, tied=True)
 TINY = Shape("tiny", 64, 4, 2, 2, 128, 512, tied=True)
-BASELINE, BAD, NORMAL, ROUNDS = "llmu", 4, 4, 5
+BASELINE, BAD, NORMAL, ROUNDS = "llmu", 2, 2, 3
 
 
 def step_of(name: str, rows: Rows) -> Step:
@@ -155,9 +155,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     device, started = choose_device(args.device), time.monotonic()
     shape = TINY if args.tiny else SHAPE
     found = race(shape, device, args.rounds)
-    for name in OBJECTIVE_NAMES:
-        say(f"memory: {name}")
-        found[name]["peak_bytes"] = in_fresh_process(peak_bytes, name, shape, str(device), device=device)
+    say("memory of each")
+    calls = [(name, shape, str(device)) for name in OBJECTIVE_NAMES]
+    for name, peak in zip(OBJECTIVE_NAMES, each_in_fresh_process(peak_bytes, calls, device=device), strict=True):
+        found[name]["peak_bytes"] = peak
     apart = next(name for name, row in OBJECTIVES.items() if row.descent)
     notes = NOTES.format(bad=BAD, normal=NORMAL, shape=shape.name, apart=apart, rounds=args.rounds)
     typed = " ".join(["python benchmarks/rows.py", *(sys.argv[1:] if argv is None else argv)])

@@ -213,7 +213,7 @@ def test_engine_benchmark(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     record = json.loads(file.read_text(encoding="utf-8"))
     contest = {r["contestant"]: r for r in record["contest"]}
-    assert list(contest) == ["a", "b", "c", "d", "d'"]
+    assert list(contest) == ["a", "b", "c", "d", "d'", "d+"]
     assert contest["c"]["tokens"] == contest["d"]["tokens"]
     for r in contest.values():
         assert r["step_s"] > 0
@@ -224,7 +224,7 @@ def test_engine_benchmark(tmp_path: Path) -> None:
     assert point["axis"] == "K"
     assert point["k"] == 2
     lines = [line for line in ran.stdout.splitlines() if line.startswith("|")]
-    assert sum(line.startswith("| tiny | 1 |") for line in lines) == 5
+    assert sum(line.startswith("| tiny | 1 |") for line in lines) == 6
     assert {"torch", "transformers", "peft", "bitsandbytes", "date", "device"} <= set(record["machine"])
     for version in (record["machine"]["torch"], record["machine"]["date"]):
         assert version in ran.stdout

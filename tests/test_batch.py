@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, MistralConfig, OPTConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, OPTConfig
 
 from qunlearn.data.batch import ALL, ANSWER, CLOSED, collate, families, micro_batches
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
+from qunlearn.model.attention import use_layouts
 from qunlearn.model.load import Base, LoadSpec, load_base
 from qunlearn.model.packing import Packing, packing_of
 from qunlearn.model.policy import Policy
@@ -184,13 +185,13 @@ def test_only_attention_computes_padding(new_policy: Callable[..., Policy]) -> N
     assert policy.collate(examples, [ALL] * len(examples), rows, pack=False).layout is None
 
 
-def test_attention_that_is_not_transformers_interface_keeps_its_padding(
-    sandbox_folder: object, tmp_path: object
-) -> None:
-    shape = {"vocab_size": 1600, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
-    config = Gemma2Config(**shape, intermediate_size=96, num_key_value_heads=2)
-    base = _saved(config, sandbox_folder, tmp_path)
-    assert base.model.config._attn_implementation == "eager"  # it caps its scores, which sdpa does not
+def test_other_attention_than_sdpa_keeps_its_padding(new_base: Callable[..., Base]) -> None:
+    """As Gemma-2 has, whose scores are capped."""
+    base = new_base("none")
+    assert packing_of(base).layouts
+    base.model.set_attn_implementation("eager")
+    use_layouts(base.model)
+    assert base.model.config._attn_implementation == "eager"
     assert not packing_of(base).layouts
 
 

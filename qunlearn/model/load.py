@@ -71,9 +71,11 @@ class Base:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states (B, T, D): what the head multiplies."""
-        placed = {} if batch.mask is None else {"attention_mask": batch.mask, "position_ids": batch.position_ids}
+        placed: dict[str, Any] = {}
         if batch.layout is not None:
             placed = layout_arguments(batch)
+        elif batch.mask is not None:
+            placed = {"attention_mask": batch.mask, "position_ids": batch.position_ids}
         out = backbone(self.model)(input_ids=batch.input_ids, **placed)
         return out.last_hidden_state  # type: ignore[no-any-return]
 

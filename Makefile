@@ -65,8 +65,7 @@ scenarios: setup  ## the paper's table in small, and its headline, on the sandbo
 	$(BIN)/python benchmarks/scenarios.py $(ARGS)
 
 bench: setup  ## one step against three others, and of every objective: time and memory; writes benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/engine.py --write $(ARGS)
-	$(BIN)/python benchmarks/rows.py --write
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 bench-sandbox: setup  ## time and forgetting on the sandbox, every kind; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/sandbox.py --write $(ARGS)

@@ -1,4 +1,4 @@
-"""Time and memory of a step, and a fresh process to measure memory in."""
+"""Time and memory of a step, and a fresh process to run something in."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import multiprocessing
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
 T = TypeVar("T")
-_STATUS = Path("/proc/self/status")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PRELOAD = ["torch", "transformers.models.llama.modeling_llama", "peft", "bitsandbytes", "qunlearn.train"]
 
 
@@ -44,33 +41,40 @@ def release(device: torch.device) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def return_frees_at_once() -> None:
-    """Let glibc give every freed tensor of 64 KiB or more back to the system: what is resident is what is in use.
+class _Mallinfo2(ctypes.Structure):
+    """glibc's own counts, in bytes: `uordblks` in use in its heaps, `hblkhd` in mappings of their own."""
 
-    It costs time, so nothing is timed in such a process.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 16)
-        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 16)
+    _fields_: ClassVar = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+    ]
+
+
+def _mallinfo2() -> Any:
+    function = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform == "linux" else None
+    if function is not None:
+        function.restype = _Mallinfo2
+    return function
+
+
+_ask_malloc = _mallinfo2()
 
 
 def used_bytes(device: torch.device) -> int:
-    """Allocated on the card; on a CPU the anonymous resident memory of this process (0 where there is no /proc)."""
+    """In use in the card's allocator; on a CPU in glibc's, whoever asked for it (0 where there is none that can tell).
+
+    What was freed does not count, whether or not the system has it back: a step is measured at its usual speed.
+    """
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
-    try:
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("RssAnon"))
-    except (OSError, StopIteration):
+    if _ask_malloc is None:
         return 0
-    return int(line.split()[1]) * 1024
+    said = _ask_malloc()
+    return int(said.uordblks + said.hblkhd)
 
 
 class Peak:
-    """The highest memory while inside: from the allocator on a card, else sampled every millisecond.
-
-    Only anonymous pages are counted on a CPU: the libraries' code, read in as it is first used, is not the step's.
-    """
+    """The highest memory in use while inside: told by the allocator on a card, else asked every millisecond."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.peak_bytes, self.reserved_bytes = device, 0, 0
@@ -109,17 +113,3 @@ def in_fresh_process(work: Callable[..., T], *args: Any, device: torch.device) -
         context.set_forkserver_preload(_PRELOAD)
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         return pool.submit(work, *args).result()
-
-
-def each_in_fresh_process(work: Callable[..., T], calls: Sequence[tuple[Any, ...]], *, device: torch.device) -> list[T]:
-    """`work` with each of these arguments in a process of its own: memory, which neighbours on a CPU do not change, so
-    there two run at a time, with a thread each."""
-    at_once = 2 if device.type == "cpu" else 1
-    with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(lambda args: in_fresh_process(_with_threads, at_once, work, args, device=device), calls))
-
-
-def _with_threads(at_once: int, work: Callable[..., T], args: tuple[Any, ...]) -> T:
-    if at_once > 1:
-        torch.set_num_threads(1)
-    return work(*args)

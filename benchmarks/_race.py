@@ -1,8 +1,7 @@
-"""The measurements of engine.py: contestants in turn, memory in fresh processes, one axis at a time."""
+"""The measurements of engine.py: contestants in turn, and one axis at a time."""
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from _contestants import CONTESTANTS, Arena, checkpoint_published, new_policy
-from _meter import Peak, each_in_fresh_process, in_fresh_process, release, return_frees_at_once, seconds, used_bytes
+from _meter import Peak, release, seconds, used_bytes
 from _models import Shape, random_base
 from _report import say
 from _rows import Drawer, Lengths, Rows
@@ -39,22 +38,42 @@ class Course:
 
 
 def race(course: Course, keys: Sequence[str], device: torch.device) -> list[dict[str, Any]]:
-    """Step times of the contestants in turn (a, b, c, d, a, b, c, d ...) on the same rows, a small round to warm up."""
+    """Memory of one step of each contestant, which warms up besides; then step times in turn (a, b, c, d, a, b ...)."""
     checkpoint_published(course.published_checkpointing)
-    steps = replace(course, bad=1, normal=1, k=1).steps(1) + course.steps(course.rounds[1])
+    steps = course.steps(course.rounds[1])
     base = random_base(course.shape, device, seed=course.seed)
+    with torch.no_grad():  # what the libraries set up once
+        base.model(input_ids=torch.ones(1, 4, dtype=torch.long, device=device))
+    release(device)
+    loaded = used_bytes(device)
     arena = Arena.build(new_policy(base), course.max_tokens)
+    # A library's workspace stays once it is there: the leanest contestants, which are the last ones, go first.
+    peaks = {key: _peak_bytes(arena, key, course, steps[0], device) - loaded for key in reversed(keys)}
     for key in keys:
         arena.prepare(key, course.shape, steps, course.seed)
     rounds: list[dict[str, float]] = []
     began = time.monotonic()
     for i, rows in enumerate(steps):
-        if i > course.rounds[0] and time.monotonic() - began > course.seconds:
+        if i >= course.rounds[0] and time.monotonic() - began > course.seconds:
             break
         rounds.append({key: _timed(arena, key, rows, device) for key in keys})
+    found = [_figures(course, key, [r[key] for r in rounds], steps) for key in keys]
+    for figures in found:
+        figures |= {"peak_bytes": max(0, peaks[figures["contestant"]]), "loaded_bytes": base.bytes}
     del arena, base
     release(device)
-    return [_figures(course, key, [r[key] for r in rounds[1:]], steps[1:]) for key in keys]
+    return found
+
+
+def _peak_bytes(arena: Arena, key: str, course: Course, rows: Rows, device: torch.device) -> int:
+    """The highest memory of a step, with adapter, gradients and optimizer for every contestant alike, and with what
+    this one alone holds: (a) a second model."""
+    arena.prepare(key, course.shape, [rows], course.seed)
+    release(device)
+    with Peak(device) as peak:
+        arena.step(key, rows)
+    arena.drop()
+    return peak.peak_bytes
 
 
 def _timed(arena: Arena, key: str, rows: Rows, device: torch.device) -> float:
@@ -78,42 +97,12 @@ def _figures(course: Course, key: str, times: list[float], steps: Sequence[Rows]
     }
 
 
-def peak_bytes(course: Course, key: str, device_name: str) -> dict[str, int]:
-    """Run in a fresh process: the highest memory of one step over the loaded base, in bytes.
-
-    Adapter, gradients and optimizer count, for every contestant alike; so does (a)'s second model.
-    """
-    device = torch.device(device_name)
-    gc.freeze()  # the libraries' objects are not worth another look
-    return_frees_at_once()
-    checkpoint_published(course.published_checkpointing)
-    base = random_base(course.shape, device, seed=course.seed)
-    with torch.no_grad():  # what the libraries set up once
-        base.model(input_ids=torch.ones(1, 4, dtype=torch.long, device=device))
-    release(device)
-    loaded = used_bytes(device)
-    steps = course.steps(1)
-    arena = Arena.build(new_policy(base), course.max_tokens)
-    arena.prepare(key, course.shape, steps, course.seed)
-    release(device)
-    with Peak(device) as peak:
-        arena.step(key, steps[0])
-    return {"peak_bytes": max(0, peak.peak_bytes - loaded), "loaded_bytes": base.bytes}
-
-
-def time_alone(course: Course, key: str, device_name: str) -> dict[str, Any]:
-    """Run in a fresh process: the step times of one contestant on its own."""
-    return race(course, [key], torch.device(device_name))[0]
-
-
 def compare(courses: Sequence[Course], keys: Sequence[str], device: torch.device) -> list[dict[str, Any]]:
     """Time and memory of every contestant in every cell, and what each costs against the others."""
     cells = []
     for course in courses:
         say(f"{course.shape.name}, K = {course.k}: {', '.join(keys)} in turn")
         cells.append(race(course, keys, device))
-    say("memory of each")
-    _add_memory([(course, figures) for course, cell in zip(courses, cells, strict=True) for figures in cell], device)
     for cell in cells:
         by_key = {figures["contestant"]: figures for figures in cell}
         for figures in cell:
@@ -123,12 +112,6 @@ def compare(courses: Sequence[Course], keys: Sequence[str], device: torch.device
             if "a" in by_key and by_key["a"]["peak_bytes"]:
                 figures["ratios"]["peak/a"] = figures["peak_bytes"] / by_key["a"]["peak_bytes"]
     return [figures for cell in cells for figures in cell]
-
-
-def _add_memory(measured: Sequence[tuple[Course, dict[str, Any]]], device: torch.device) -> None:
-    calls = [(course, figures["contestant"], str(device)) for course, figures in measured]
-    for (_, figures), peak in zip(measured, each_in_fresh_process(peak_bytes, calls, device=device), strict=True):
-        figures |= peak
 
 
 def _paired(one: dict[str, Any], other: dict[str, Any], name: str) -> float:
@@ -143,9 +126,8 @@ def scale(course: Course, axes: dict[str, Sequence[Any]], device: torch.device) 
     for point in points.values():
         if point not in known:
             say(f"scaling: {point.shape.name}, {point.bad} rows, K = {point.k}, vocabulary {point.shape.vocabulary}")
-            known[point] = in_fresh_process(time_alone, point, "d", str(device), device=device)
+            known[point] = race(point, ["d"], device)[0]
             known[point] |= {name: getattr(point.shape, name) for name in ("hidden", "layers", "vocabulary")}
-    _add_memory(list(known.items()), device)
     return [{"axis": axis, **known[point]} for (axis, _), point in points.items()]
 
 

@@ -3,10 +3,10 @@
     python benchmarks/engine.py [--write] [--json FILE] [--tiny] [--device cpu|cuda] [--max-tokens N] [--no-scaling]
 
 The contestants take turns (a, b, c, d, d', a, b, ...) on the same rows, weights, adapter (LoRA r = 16 on every linear
-layer), 4-bit base and optimizer; figures are medians. Memory is measured in a fresh process each. Trained tokens are
-those that pass through a forward that is trained, padding aside: neither the reference's pass nor recomputation
-counts, and a prompt that is computed once for several answers counts once. `--write` replaces the section of
-benchmarks/RESULTS.md, `--json` writes every figure to a file besides.
+layer), 4-bit base and optimizer; figures are medians. Memory is measured in a step before those that are timed. Trained
+tokens are those that pass through a forward that is trained, padding aside: neither the reference's pass nor
+recomputation counts, and a prompt that is computed once for several answers counts once. `--write` replaces the section
+of benchmarks/RESULTS.md, `--json` writes every figure to a file besides.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ NOTES = """\
 - (a), (b) and (c) run peft's own LoRA layers and transformers' own attention, (d) qunlearn's.
 - Trained tokens pass through a forward that is trained, padding aside: no reference pass, no recomputation; a prompt
   computed once for several answers counts once. Step ratios are medians of each round's ratio.
-- Peak: over the loaded base, with adapter, gradients, optimizer, and (a)'s second model; on a CPU anonymous resident
-  memory in a fresh process, repeatable to 2 MiB. The caches of (d') and (d+) are filled before the steps."""
+- Peak: over the loaded base, with adapter, gradients, optimizer, and (a)'s second model; on a CPU what is in use
+  in the process, of every library that asks for memory. The caches of (d') and (d+) are filled before the steps."""
 
 
 def notes(args: argparse.Namespace, cells: Sequence[Course]) -> str:

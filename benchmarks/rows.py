@@ -11,7 +11,6 @@ objectives take turns; on a CPU a step's time is that of the process, so that ne
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import sys
 import tempfile
@@ -22,9 +21,9 @@ from typing import Any
 
 import torch
 
-from _meter import Peak, each_in_fresh_process, release, return_frees_at_once, seconds, used_bytes
+from _meter import Peak, release, seconds, used_bytes
 from _models import Shape, random_base
-from _report import out, say, table, where_line, write_section
+from _report import out, table, where_line, write_section
 from _rows import Drawer, Lengths, Rows
 from qunlearn.config import OBJECTIVE_NAMES, Config, LoraConfig
 from qunlearn.gradients import Budget
@@ -35,8 +34,8 @@ from qunlearn.objectives.table import OBJECTIVES, terms_of
 from qunlearn.overlay import resolve
 from qunlearn.step import Step, make_step
 
-# The output head is a ninth of what computes, as in the largest vocabularies: 1/14 in Llama-3.1-8B, 1/50 in Llama-2-7B.
-SHAPE = Shape("width 384, 8 layers, vocabulary 4000", 384, 8, 6, 6, 1056, 4000, tied=True)
+# The output head is a tenth of what computes, as in the largest vocabularies: 1/14 in Llama-3.1-8B, 1/50 in Llama-2-7B.
+SHAPE = Shape("width 384, 4 layers, vocabulary 2000", 384, 4, 6, 6, 1056, 2000, tied=True)
 TINY = Shape("tiny", 64, 4, 2, 2, 128, 512, tied=True)
 BASELINE, BAD, NORMAL, ROUNDS = "llmu", 2, 2, 3
 
@@ -85,18 +84,31 @@ def drawn(shape: Shape, n: int) -> list[Rows]:
 
 
 def race(shape: Shape, device: torch.device, rounds: int) -> dict[str, dict[str, Any]]:
-    """Times of each objective in turn, round by round after one to warm up, and tokens of its passes."""
-    steps = drawn(shape, rounds + 1)
+    """Memory of a step of each objective, which warms up besides; then times of each in turn, round by round.
+
+    Memory is over the loaded base, with adapter, gradients and optimizer.
+    """
+    steps = drawn(shape, rounds)
     times: dict[str, list[float]] = {name: [] for name in OBJECTIVE_NAMES}
     tokens: dict[str, list[int]] = {name: [] for name in OBJECTIVE_NAMES}
+    peaks: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as temporary:
+        before = used_bytes(device)
         track = Track(shape, device, steps, Path(temporary))
-        for number, rows in enumerate(steps):
+        loaded = before + track.policy.base.bytes
+        for name in OBJECTIVE_NAMES:
+            release(device)
+            with Peak(device) as peak:
+                track.step(name, steps[0])
+            peaks[name] = max(0, peak.peak_bytes - loaded)
+        for rows in steps:
             for name in OBJECTIVE_NAMES:
                 took = _timed(lambda name=name, rows=rows: tokens[name].append(track.step(name, rows)), device)
-                if number:
-                    times[name].append(took)
-    return {name: {"times_s": times[name], "tokens": statistics.fmean(tokens[name][1:])} for name in OBJECTIVE_NAMES}
+                times[name].append(took)
+    return {
+        name: {"times_s": times[name], "tokens": statistics.fmean(tokens[name]), "peak_bytes": peaks[name]}
+        for name in OBJECTIVE_NAMES
+    }
 
 
 def _timed(work: Any, device: torch.device) -> float:
@@ -105,22 +117,6 @@ def _timed(work: Any, device: torch.device) -> float:
     started = time.process_time()
     work()
     return time.process_time() - started
-
-
-def peak_bytes(name: str, shape: Shape, device_name: str) -> int:
-    """Run in a fresh process: the highest memory of a step over the loaded base, adapter and optimizer included."""
-    device = torch.device(device_name)
-    gc.freeze()
-    return_frees_at_once()
-    steps = drawn(shape, 1)
-    with tempfile.TemporaryDirectory() as temporary:
-        loaded = used_bytes(device)
-        track = Track(shape, device, steps, Path(temporary))
-        loaded += track.policy.base.bytes
-        release(device)
-        with Peak(device) as peak:
-            track.step(name, steps[0])
-    return max(0, peak.peak_bytes - loaded)
 
 
 def row_table(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -142,7 +138,7 @@ NOTES = """\
 - References are cached. `rmu` looks at a block a quarter up: no gradient is computed above it, and its reference is
   live.
 - Times are of the process on a CPU, medians of {rounds} rounds; a ratio is the median of each round's. Memory: over the
-  loaded base, with adapter, gradients and optimizer, in a fresh process."""
+  loaded base, with adapter, gradients and optimizer."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -155,10 +151,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     device, started = choose_device(args.device), time.monotonic()
     shape = TINY if args.tiny else SHAPE
     found = race(shape, device, args.rounds)
-    say("memory of each")
-    calls = [(name, shape, str(device)) for name in OBJECTIVE_NAMES]
-    for name, peak in zip(OBJECTIVE_NAMES, each_in_fresh_process(peak_bytes, calls, device=device), strict=True):
-        found[name]["peak_bytes"] = peak
     apart = next(name for name, row in OBJECTIVES.items() if row.descent)
     notes = NOTES.format(bad=BAD, normal=NORMAL, shape=shape.name, apart=apart, rounds=args.rounds)
     typed = " ".join(["python benchmarks/rows.py", *(sys.argv[1:] if argv is None else argv)])

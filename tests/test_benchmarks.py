@@ -157,7 +157,7 @@ def test_the_peak_of_memory_is_seen() -> None:
     with _meter.Peak(CPU) as peak:
         torch.ones(size // 4).mul_(2.0)  # held for milliseconds, and gone before the end
     if not quiet.peak_bytes:
-        pytest.skip("no /proc here: a CPU's memory is not measured")
+        pytest.skip("this C library does not tell what is in use: a CPU's memory is not measured")
     assert peak.peak_bytes - quiet.peak_bytes == pytest.approx(size, rel=0.1)
 
 
@@ -218,7 +218,7 @@ def test_engine_benchmark(tmp_path: Path) -> None:
     for r in contest.values():
         assert r["step_s"] > 0
         assert r["tokens_per_s"] == pytest.approx(r["tokens"] / r["step_s"])  # a single round here
-        assert r["peak_bytes"] > 0 or not Path("/proc/self/status").exists()
+        assert r["peak_bytes"] > 0 or not _meter.used_bytes(CPU)
         assert r["ratios"]["step/a"] == pytest.approx(r["step_s"] / contest["a"]["step_s"])
     (point,) = record["scaling"]
     assert point["axis"] == "K"

@@ -27,8 +27,7 @@ from qunlearn.data.tokenize import Example, choose_template, render
 from qunlearn.evaluate.classify import harmful, sandbox_classifier
 from qunlearn.evaluate.metrics import texts
 from qunlearn.evaluate.score import greedy_outputs
-from qunlearn.forget import load_spec
-from qunlearn.model.load import load_base
+from qunlearn.model.load import load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.sandbox import ASSETS, data_file, world_harm
@@ -104,7 +103,7 @@ class Watch:
 
 def _begin(story: Story, overlay: Mapping[str, Any]) -> tuple[Policy, Config, Watch]:
     config = story.config({"model.quant": "none", **overlay}, "preference")
-    policy = Policy.new(load_base(ASSETS / "model", load_spec(config)), config.lora, seed=config.train.seed)
+    policy = Policy.new(load_base(ASSETS / "model", load_spec(config.model)), config.lora, seed=config.train.seed)
     files = {"seen": "forget", "unseen": "forget_paraphrase", "kept": "holdout"}
     sets = {name: encoded(policy, read_dataset(data_file(story.kind, split)), config) for name, split in files.items()}
     return policy, config, Watch(policy, sets)

@@ -15,8 +15,7 @@ from qunlearn.data.selfmade import write_self_made
 from qunlearn.data.tokenize import Example, choose_template, encode
 from qunlearn.evaluate.command import evaluate
 from qunlearn.evaluate.request import OWN_CLASSIFIER, EvalRequest, Wish
-from qunlearn.forget import load_spec
-from qunlearn.model.load import load_base
+from qunlearn.model.load import load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.model.selfdata import Wanted, self_made_normal
 from qunlearn.overlay import resolve
@@ -75,7 +74,7 @@ class Story:
         self.folder.mkdir(parents=True, exist_ok=True)
         started = time.process_time()
         config = resolve(("scenario", {"model.name": "sandbox", "data.bad": f"sandbox:{self.kind}/forget"}))
-        base = load_base(ASSETS / "model", load_spec(config))
+        base = load_base(ASSETS / "model", load_spec(config.model))
         bad = self.bad()
         template = choose_template(base.tokenizer, config.data.template, bad)
         rows = encode(bad, base.tokenizer, template, config.data.max_length).examples

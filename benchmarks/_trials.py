@@ -27,8 +27,8 @@ from qunlearn.evaluate.metrics.stats import forget_quality, truth_distance
 from qunlearn.evaluate.metrics.tokens import truth_ratio
 from qunlearn.evaluate.probes import choices
 from qunlearn.evaluate.score import row_nlls, score_rows
-from qunlearn.forget import forget, load_spec, prepare
-from qunlearn.model.load import LanguageModel, load_base, load_tokenizer
+from qunlearn.forget import forget, prepare
+from qunlearn.model.load import LanguageModel, load_base, load_spec, load_tokenizer
 from qunlearn.model.policy import Policy
 from qunlearn.overlay import resolve
 from qunlearn.plan import make_plan
@@ -118,7 +118,7 @@ def normal_path(trial: Trial, work: Path) -> Path:
 
 def measure_untouched(kind: str) -> dict[str, Any]:
     """Run in a fresh process: the base's scores, and the truth ratios of the model that never saw the bad rows."""
-    spec = load_spec(Trial("llmu", kind, 0, {}).config())
+    spec = load_spec(Trial("llmu", kind, 0, {}).config().model)
     with _quiet():
         base = load_base(ASSETS / "model", spec)
         scores = _scores(base, kind)
@@ -188,7 +188,7 @@ def quartiles(ratios: Sequence[float]) -> list[float]:
 
 
 def _measured(kind: str, adapter: Path, config: Config) -> dict[str, Any]:
-    base = load_base(ASSETS / "model", load_spec(config))
+    base = load_base(ASSETS / "model", load_spec(config.model))
     policy = Policy.load(base, adapter)
     return _scores(policy, kind) | {"ratios": _ratios(policy, kind)}
 

@@ -24,9 +24,9 @@ from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode
 from qunlearn.evaluate.command import evaluate
 from qunlearn.evaluate.request import EvalRequest
-from qunlearn.forget import forget, load_spec, prepare
+from qunlearn.forget import forget, prepare
 from qunlearn.model.head import token_logps
-from qunlearn.model.load import load_base
+from qunlearn.model.load import load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.overlay import parse_set, resolve
 from qunlearn.plan import make_plan
@@ -59,7 +59,7 @@ def one(kind: str, seed: int, overlay: dict[str, Any]) -> dict[str, Any]:
 
 def plain_seconds_per_token(config: Config) -> float:
     """Plain QLoRA fine-tuning on the sandbox's own text: the time everything else is compared with."""
-    base = load_base(ASSETS / "model", load_spec(config))
+    base = load_base(ASSETS / "model", load_spec(config.model))
     policy = Policy.new(base, config.lora)
     dataset = read_dataset(data_file("hallucination", "retain"))
     rows = encode(dataset, base.tokenizer, choose_template(base.tokenizer, "auto", dataset), 512).examples

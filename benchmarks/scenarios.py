@@ -24,8 +24,8 @@ from _scenario_page import write_page
 from _stories import Story, encoded
 from _tuning import fine_tune
 from qunlearn.data.selfmade import read_self_made
-from qunlearn.forget import forget, load_spec, prepare
-from qunlearn.model.load import load_base
+from qunlearn.forget import forget, prepare
+from qunlearn.model.load import load_base, load_spec
 from qunlearn.model.policy import Policy, save_adapter
 from qunlearn.plan import make_plan
 from qunlearn.sandbox import ASSETS
@@ -92,7 +92,7 @@ def _unlearned(story: Story, method: str) -> tuple[Path, dict[str, Any]]:
 def _tuned(story: Story, method: str) -> tuple[Path, dict[str, Any]]:
     """Supervised fine-tuning on good answers to the bad prompts, and on the normal rows."""
     config = story.config({}, method)
-    policy = Policy.new(load_base(ASSETS / "model", load_spec(config)), config.lora, seed=config.train.seed)
+    policy = Policy.new(load_base(ASSETS / "model", load_spec(config.model)), config.lora, seed=config.train.seed)
     good = encoded(policy, story.good_dataset(), config)
     normal = encoded(policy, read_self_made(story.normal_file), config)
     done = fine_tune(policy, good, normal, config)

@@ -51,6 +51,11 @@ class ModelConfig:
         flag="--embeddings",
         choices=("auto", "device", "cpu"),
     )
+    head: str = _setting(
+        "full",
+        "The output head's precision: 8bit halves it, at a rounding of 1 % a weight; for large vocabularies.",
+        choices=("full", "8bit"),
+    )
     vram: str | None = _setting(
         None, "Memory the run may use on the card, its context included, such as 6GiB (= 6G).", flag="--vram"
     )

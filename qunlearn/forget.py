@@ -28,7 +28,7 @@ from qunlearn.model.alternatives import other_answers
 from qunlearn.model.device import cap_memory, choose_device, describe_device, device_facts, peak_memory_bytes
 from qunlearn.model.fit import MemoryPlan
 from qunlearn.model.folder import fingerprint
-from qunlearn.model.load import LoadSpec, load_base, load_tokenizer
+from qunlearn.model.load import load_base, load_spec, load_tokenizer
 from qunlearn.model.memory import CONTEXT_BYTES
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path
@@ -108,7 +108,7 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
 
 def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any], Outcome]:
     config, started = plan.config, time.monotonic()
-    spec = load_spec(config)
+    spec = load_spec(config.model)
     if ready.memory is not None:
         spec = replace(spec, cache_bytes=ready.memory.cache_bytes)
     if config.model.vram:
@@ -155,11 +155,6 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
     if after:
         _show(plan, before, after, outcome, sets[FORGET])
     return record, outcome
-
-
-def load_spec(config: Config) -> LoadSpec:
-    m = config.model
-    return LoadSpec(m.quant, m.double_quant, m.device, m.trust_remote_code, host_embeddings=m.embeddings == "cpu")
 
 
 # -- normal data of the base's own -----------------------------------------------------------------------

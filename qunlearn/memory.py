@@ -110,6 +110,8 @@ def show_parts(plan: MemoryPlan, *, to_stdout: bool) -> None:
     needs = plan.needs
     rows = [[part.name, _mib(part.size_bytes), _mib(part.counted_bytes)] for part in needs.parts if part.size_bytes]
     rows.append([f"allocated at most, in {needs.moment}", "", _mib(needs.allocated_bytes)])
+    if needs.loading_bytes > needs.allocated_bytes:
+        rows.append(["before that, while it is loaded", "", _mib(needs.loading_bytes)])
     if needs.answering_bytes > needs.allocated_bytes:
         rows.append([f"while answering, cache of {show_size(needs.cache_bytes)}", "", _mib(needs.answering_bytes)])
     if needs.context_bytes:

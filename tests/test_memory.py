@@ -38,7 +38,7 @@ from qunlearn.model.families import FAMILIES, read_shape
 from qunlearn.model.fit import DeviceFacts, Lengths, memory_plan, run_choices, step_load
 from qunlearn.model.memory import CACHE_BYTES, Load, run_needs
 from qunlearn.model.names import SHORT_NAMES
-from qunlearn.model.residents import Choices, adapted_names, adapter_parameters, weight_bytes
+from qunlearn.model.residents import Choices, adapted_names, adapter_parameters, loading_bytes, weight_bytes
 from qunlearn.model.shapes import carried_config
 from qunlearn.model.tape import Tape
 from qunlearn.overlay import resolve
@@ -279,6 +279,7 @@ def test_the_rank_counts_twice() -> None:
     [
         {"optimizer": "adamw8bit"},
         {"embeddings": "cpu"},
+        {"head": "8bit"},
         {"offload": True},
         {"r": 8},
         {"target_modules": "q_proj,v_proj"},
@@ -296,6 +297,8 @@ def test_tied_embeddings_cannot_leave_the_card() -> None:
     shape = read_shape(carried_config(SHORT_NAMES["qwen2.5-3b"]) or {})
     needs = [run_needs(shape, choose(embeddings=place), STEP).allocated_bytes for place in ("device", "cpu")]
     assert needs[0] == needs[1]
+    apart = run_needs(shape, choose(embeddings="cpu", head="8bit"), STEP).allocated_bytes
+    assert needs[0] - apart == pytest.approx(0.5 * 2 * shape.embedding_parameters, rel=0.05)
 
 
 def test_what_is_counted_adds_up() -> None:
@@ -303,6 +306,27 @@ def test_what_is_counted_adds_up() -> None:
         needs = run_needs(shape, DEFAULTS, STEP)
         assert sum(part.counted_bytes for part in needs.parts) == needs.allocated_bytes
         assert all(0 <= part.counted_bytes <= part.size_bytes for part in needs.parts)
+
+
+def test_what_is_on_a_card_while_a_model_is_loaded() -> None:
+    """Llama-3.1-8B: both tables of 128,256 x 4,096 in 16 bits, one layer of 4,096 x 14,336 not quantised yet."""
+    table, layer = 2 * 128256 * 4096, 2 * 4096 * 14336
+    static = {part.name.partition(",")[0]: part.size_bytes for part in run_needs(LLAMA_31_8B, DEFAULTS, STEP).parts}
+    loaded = static["weights"] + static["embeddings"]
+    codes = table // 2 + 4 * (table // 2 // 256)
+    for changed, most in (
+        ({}, loaded + layer),
+        ({"embeddings": "cpu"}, loaded + layer),
+        ({"embeddings": "cpu", "head": "8bit"}, loaded + layer),
+        ({"head": "8bit"}, loaded + codes),
+    ):
+        needs = run_needs(LLAMA_31_8B, choose(**changed), STEP)
+        assert needs.loading_bytes == most, changed
+        assert needs.total_bytes >= most + needs.context_bytes
+    shared = read_shape(carried_config(SHORT_NAMES["gemma-2-9b"]) or {})
+    plain, apart = (loading_bytes(shared, choose(**c)) for c in ({}, {"embeddings": "cpu", "head": "8bit"}))
+    assert plain == apart  # the table is on the host when it is rounded
+    assert run_needs(shared, dataclasses.replace(DEFAULTS, on_card=False), STEP).loading_bytes == 0
 
 
 # -- fitting ---------------------------------------------------------------------------------------------
@@ -325,6 +349,17 @@ def test_auto_takes_the_harmless_way_first() -> None:
     assert (settled.train.optimizer, settled.model.embeddings) == ("paged_adamw8bit", "cpu")
 
 
+def test_a_shared_table_leaves_the_card_when_the_head_is_in_8_bits() -> None:
+    """Beside the head's codes the table would be one more; without a card there is nowhere to go."""
+    assert plan("llama-3.2-3b", "8GiB").choices.embeddings == "device"
+    assert plan("llama-3.2-3b", "8GiB", model__head="8bit").choices.embeddings == "cpu"
+    kept = plan("llama-3.2-3b", "8GiB", model__head="8bit", model__embeddings="device")
+    assert kept.choices.embeddings == "device"
+    needs = {where: plan("gemma-2-9b", "8GB", model__head=where) for where in ("full", "8bit")}
+    assert not needs["full"].fits
+    assert needs["8bit"].fits
+
+
 def test_the_largest_budget_is_the_largest() -> None:
     found = plan("llama-7b", "6GiB")
     assert found.fits
@@ -340,6 +375,8 @@ def test_the_largest_budget_is_the_largest() -> None:
         ("llama-3.1-8b", "6GiB", {}, r"it fits with --max-tokens \d+"),
         ("llama-3.1-8b", "6.5GiB", {"model__embeddings": "device", "train__max_tokens": 512}, "--embeddings cpu"),
         ("llama-7b", "4850MiB", {"train__max_tokens": 512, "train__optimizer": "adamw"}, "--set train.offload=true"),
+        ("gemma-2-9b", "6.5GiB", {}, r"--max-tokens \d+ --set model.head=8bit"),
+        ("llama-3.1-8b", "5.5GiB", {}, "--model .* fits"),  # not while it is loaded, its table on the card
         ("llama-7b", "6GiB", {"model__quant": "int8"}, "--quant nf4"),
         ("llama-13b", "6GiB", {}, "--model .* fits"),
         ("gpt2", "300MiB", {}, "no model with a short name fits"),

@@ -29,6 +29,7 @@ from qunlearn.model.load import LoadSpec, backbone, load_base
 from qunlearn.model.memory import Load, Needs, run_needs
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
+from qunlearn.model.residents import loading_bytes
 from qunlearn.objectives.table import terms_of
 from qunlearn.overlay import resolve
 from qunlearn.step import make_step
@@ -45,11 +46,11 @@ def within(planned: float, measured: float) -> bool:
 def new_random_policy(tmp_path: Path, sandbox_folder: Path) -> Callable[..., Policy]:
     """A policy on a random model of a given config."""
 
-    def make(config: PreTrainedConfig, quant: str = "nf4") -> Policy:
+    def make(config: PreTrainedConfig, quant: str = "nf4", head: str = "full") -> Policy:
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path)
         AutoTokenizer.from_pretrained(sandbox_folder).save_pretrained(tmp_path)
-        return Policy.new(load_base(tmp_path, LoadSpec(quant, device="cpu")), LoraConfig())
+        return Policy.new(load_base(tmp_path, LoadSpec(quant, device="cpu", head=head)), LoraConfig())
 
     return make
 
@@ -130,6 +131,20 @@ def backward_pass(policy: Policy, quant: str, rows: int) -> tuple[float, int]:
     return planned, peak_bytes(step)
 
 
+def test_loading(tmp_path: Path, sandbox_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it beside the layer that arrives; not counting the file, which is in the host's memory in any case."""
+    monkeypatch.setattr(load, "choose_dtype", lambda device: torch.float32)
+    config = LlamaConfig(vocab_size=32000, hidden_size=256, intermediate_size=704, num_hidden_layers=8)
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(sandbox_folder).save_pretrained(tmp_path)
+    kept: list[Any] = []
+    measured = peak_bytes(lambda: kept.append(load_base(tmp_path, LoadSpec("nf4", device="cpu"))))
+    choices = run_choices(resolve(), DeviceFacts("cpu", 4), "adamw", "device")
+    planned = loading_bytes(read_shape(config.to_dict()), choices)
+    measured -= (tmp_path / "model.safetensors").stat().st_size
+    assert within(planned, measured), f"{planned / measured:.3f}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A model and a step on it."""
@@ -159,6 +174,7 @@ class Case:
 CASES = {
     "large vocabulary": Case(vocabulary=32000, rows=(2, 2)),
     "large vocabulary, small passes": Case(vocabulary=32000, rows=(2, 2), max_tokens=256),
+    "large vocabulary, head in 8 bits": Case(vocabulary=32000, rows=(2, 2), settings=(("model.head", "8bit"),)),
     "huge vocabulary": Case(vocabulary=128000, width=128, rows=(2, 2)),
     "many tokens": Case(),
     "long rows, K = 5": Case(width=384, heads=(6, 2), length=192, prompt=96, max_tokens=1024, k=5),
@@ -167,7 +183,7 @@ CASES = {
 }
 
 
-_QUICK = ("large vocabulary, small passes",)
+_QUICK = ("large vocabulary, small passes", "large vocabulary, head in 8 bits")
 
 
 @pytest.mark.parametrize("name", [n if n in _QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
@@ -175,7 +191,7 @@ def test_a_step(name: str, new_random_policy: Callable[..., Policy]) -> None:
     case = CASES[name]
     settings = {"objective.name": "llmu", "objective.mismatch_k": case.k, "train.max_tokens": case.max_tokens}
     config = resolve(("test", {**settings, **dict(case.settings)}))
-    policy = new_random_policy(case.config)
+    policy = new_random_policy(case.config, head=config.model.head)
     if config.train.checkpointing == "never":
         policy.base.model.gradient_checkpointing_disable()
     policy.model.train()

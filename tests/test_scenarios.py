@@ -14,8 +14,7 @@ from _scenario_page import PAGE, contest_table, first, kind_section, plot_contes
 from _stories import REFUSAL, Story, encoded, good_form
 from _tuning import fine_tune
 from qunlearn.data.roles import batches
-from qunlearn.forget import load_spec
-from qunlearn.model.load import load_base
+from qunlearn.model.load import load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.overlay import resolve
 from qunlearn.sandbox import ASSETS, KINDS, world_harm
@@ -58,7 +57,7 @@ def test_fine_tuning_minimises_the_nll_of_good_answers_and_normal_rows(tmp_path:
     """Step 1 against probabilities of the model's own, row by row in float64; the adapter starts as nothing."""
     overlay = {"model.name": "sandbox", "model.quant": "none", "data.bad": "sandbox:harm/forget", "train.steps": 3}
     config = resolve(("test", overlay))
-    policy = Policy.new(load_base(ASSETS / "model", load_spec(config)), config.lora)
+    policy = Policy.new(load_base(ASSETS / "model", load_spec(config.model)), config.lora)
     good = encoded(policy, Story("harm", tmp_path).good_dataset(), config)
     rng = random.Random(config.train.seed)
     drawn = next(batches(len(good), 8, rng))

@@ -17,7 +17,7 @@ from qunlearn.data.tokenize import Template, choose_template, decode, encode_rec
 from qunlearn.errors import ConfigError, QunlearnError
 from qunlearn.evaluate.view import ADAPTER, BASE
 from qunlearn.model.generate import Sampling, generate, stream
-from qunlearn.model.load import Base, LanguageModel, LoadSpec, load_base
+from qunlearn.model.load import Base, LanguageModel, load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.plan import check_run_model
 from qunlearn.run import Run, open_run
@@ -77,9 +77,9 @@ def open_asked(
 ) -> Asked:
     """Load a run's base, and its adapter unless `base_only`. Raises QunlearnErrors."""
     run, config = open_run(folder), run_config(folder)
-    checked, m = check_run_model(run, model), config.model
+    checked = check_run_model(run, model)
     with stage("loading the model"):
-        base = load_base(checked.folder, LoadSpec(m.quant, m.double_quant, device, m.trust_remote_code))
+        base = load_base(checked.folder, load_spec(config.model, device=device))
         policy = None if base_only else Policy.load(base, run.adapter)
     return Asked(base, policy, _template(base, run, config.data.template), sampling, to_stdout)
 

@@ -96,6 +96,8 @@ def start(request: EvalRequest, spec: LoadSpec, limit: int, cache: Cache) -> Col
     own = _own_rows(request, tokenizer, limit)
     device = choose_device(spec.device)
     how = f"{spec.quant} {spec.double_quant} {choose_dtype(device)} {device.type}"
+    if spec.head != "full":
+        how += f" {spec.head} head"
     base = f"{fingerprint(request.model.folder)} {how}"
     rows, identity = {BASE: own}, {BASE: base}
     if request.run is not None:

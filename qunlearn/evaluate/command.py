@@ -23,7 +23,7 @@ from qunlearn.evaluate.request import EvalRequest
 from qunlearn.evaluate.table import show
 from qunlearn.evaluate.view import KEPT, View, is_forget
 from qunlearn.model.device import choose_device, choose_dtype, describe_device
-from qunlearn.model.load import LoadSpec, describe_quantization
+from qunlearn.model.load import LoadSpec, describe_quantization, load_spec
 from qunlearn.run import write_json
 
 
@@ -35,8 +35,7 @@ def evaluate(
     `rows`: at most so many of a file; `fresh`: measure again what is known. What is returned and printed holds no
     text of any file; eval.json, where there is a folder for it, holds them all.
     """
-    m = request.config.model
-    spec = LoadSpec(quant or m.quant, m.double_quant, device, m.trust_remote_code)
+    spec = load_spec(request.config.model, quant=quant, device=device)
     _prepare_output(request)
     found = collect(request, spec, rows, Cache(request.cache_folder, fresh=fresh))
     view = found.view()

@@ -19,9 +19,8 @@ from qunlearn.data.tokenize import Example, Template, choose_template, encode
 from qunlearn.errors import DataError
 from qunlearn.evaluate.metrics import SetScore, aggregate
 from qunlearn.evaluate.suite import Scores, score_sets, show_sets
-from qunlearn.forget import load_spec
 from qunlearn.model.head import token_kl
-from qunlearn.model.load import Base, LanguageModel, LoadSpec, load_base
+from qunlearn.model.load import Base, LanguageModel, LoadSpec, load_base, load_spec
 from qunlearn.model.policy import Policy
 
 BAD, HELD_BACK = "bad answers", "normal, held back"
@@ -84,7 +83,7 @@ def before(request: MergeRequest, device: str) -> Look:
     adapter: dict[str, Any] = {}
     for source in request.sources:
         with stage(f"measuring {source.run.adapter} on its base"):
-            spec = replace(load_spec(source.config), device=device)
+            spec = load_spec(source.config.model, device=device)
             policy = Policy.load(load_base(request.model.folder, spec), source.run.adapter)
             sets = _sets(source, policy)
             name = f" of {source.name}" if len(request.sources) > 1 else ""

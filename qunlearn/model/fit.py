@@ -94,6 +94,7 @@ class MemoryPlan:
             "moment": self.needs.moment,
             "components": [asdict(part) for part in self.needs.parts],
             "allocated_bytes": self.needs.allocated_bytes,
+            "loading_bytes": self.needs.loading_bytes,
             "answering_bytes": self.needs.answering_bytes,
             "cache_bytes": self.cache_bytes,
             "context_bytes": self.needs.context_bytes,
@@ -172,6 +173,7 @@ def run_choices(
         target_modules=config.lora.target_modules,
         optimizer=optimizer,
         embeddings=embeddings,
+        head=config.model.head,
         offload=config.train.offload,
         checkpointing=config.train.recomputes if recompute is None else recompute,
         packed=config.train.pack,
@@ -181,7 +183,11 @@ def run_choices(
 def _ways(config: Config, shape: Shape, device: DeviceFacts) -> Iterator[Choices]:
     """What `auto` may come to, the best first: recomputing and moving embeddings cost time, 8-bit state a result."""
     optimizers = ("adamw", "adamw8bit") if config.train.optimizer == "auto" else (config.train.optimizer,)
-    places = ("device", "cpu") if device.on_card and not shape.tied else ("device",)
+    places: tuple[str, ...] = ("device",)
+    if device.on_card and not shape.tied:
+        places = ("device", "cpu")
+    elif device.on_card and config.model.head == "8bit":  # beside the head's codes a shared table would be one more
+        places = ("cpu",)
     places = places if config.model.embeddings == "auto" else (config.model.embeddings,)
     asked = config.train.checkpointing
     if asked == "auto" and config.train.offload:  # it is the inputs of recomputed blocks that are moved
@@ -262,7 +268,7 @@ def _recompute(config: Config) -> Config | None:
     return _with(config, "train", checkpointing="always") if config.train.checkpointing == "never" else None
 
 
-# By how little they change: the first four no result at all, then the optimizer's rounding, then what is trained.
+# By how little they change: the first four no result at all, then what is rounded, then what is trained.
 _MAX_TOKENS = _less("--max-tokens", "train", "max_tokens", 16)
 _LEVERS = (
     _MAX_TOKENS,
@@ -271,6 +277,7 @@ _LEVERS = (
     _Lever("--set train.checkpointing=always", _recompute),
     _set("--set model.double_quant=true", "model", "double_quant", True),
     _set("--optimizer adamw8bit", "train", "optimizer", "adamw8bit"),
+    _set("--set model.head=8bit", "model", "head", "8bit"),
     _less("--lora-r", "lora", "r", 8),
     _less("--max-length", "data", "max_length", 256),
     _set("--quant nf4", "model", "quant", "nf4"),

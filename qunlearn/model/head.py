@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from bitsandbytes import functional as bnb
 from torch import Tensor
 
-from qunlearn.model.tiles import block_tokens, tile_tokens
+from qunlearn.model.tiles import HEAD_BLOCK, block_tokens, restored_rows, tile_tokens
 
 # Of an fp32 head on a CPU: a product of so many columns at a time takes 0.6 to 1 of what all at once take (docs/log.md,
 # 2026-11-26).
@@ -26,16 +27,34 @@ _OfBlock = Callable[[Tensor, Tensor, slice, bool], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
+class Scales:
+    """What bitsandbytes' 8-bit codes mean: an absmax for each HEAD_BLOCK of them, and the value of each code."""
+
+    absmax: Tensor  # (V D / HEAD_BLOCK,) fp32
+    code: Tensor  # (256,) fp32
+    dtype: torch.dtype  # of the weights they stand for
+
+    def restore(self, codes: Tensor, rows: slice) -> Tensor:
+        """Some rows of W from codes (V, D) -> (n, D); the first of them begins a block."""
+        first, end = rows.start * codes.shape[1] // HEAD_BLOCK, -(-rows.stop * codes.shape[1] // HEAD_BLOCK)
+        state = bnb.QuantState(self.absmax[first:end], code=self.code, blocksize=HEAD_BLOCK, dtype=self.dtype)
+        weight: Tensor = bnb.dequantize_blockwise(codes[rows], state)
+        return weight
+
+
+@dataclass(frozen=True)
 class Head:
     """A frozen output projection: `logits = soft_cap(scale * (h W^T + b))`.
 
-    `scale` covers Cohere's `logit_scale` and Granite's `logits_scaling`; `soft_cap` Gemma-2's tanh.
+    `scale` covers Cohere's `logit_scale` and Granite's `logits_scaling`; `soft_cap` Gemma-2's tanh. With `scales` the
+    weight is in 8 bits, and is restored some rows at a time.
     """
 
     weight: Tensor  # (V, D)
     bias: Tensor | None  # (V,)
     scale: float = 1.0
     soft_cap: float | None = None
+    scales: Scales | None = None
 
     @classmethod
     def of(cls, model: Any) -> Head:
@@ -48,6 +67,7 @@ class Head:
             getattr(layer, "bias", None),
             scale,
             getattr(config, "final_logit_softcapping", None),
+            getattr(layer, "scales", None),
         )
 
     @property
@@ -58,15 +78,46 @@ class Head:
         """(N, D) -> (N, V) in fp32; the product itself in the weight's precision."""
         return self.of_product(self.product(h))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of its products."""
+        return self.weight.dtype if self.scales is None else self.scales.dtype
+
     def product(self, h: Tensor) -> Tensor:
         """h W^T + b: (N, D) -> (N, V) in the weight's precision."""
-        h, w = h.to(self.weight.dtype), self.weight
-        if w.device.type != "cpu" or w.dtype != torch.float32 or (torch.is_grad_enabled() and h.requires_grad):
+        h = h.to(self.dtype)
+        trained = torch.is_grad_enabled() and h.requires_grad  # never here; a model's own loss may want it
+        if trained or (self.scales is None and self._rows_at_once >= self.vocabulary):
+            w = self.weight if self.scales is None else self.scales.restore(self.weight, slice(0, self.vocabulary))
             return torch.nn.functional.linear(h, w, self.bias)
-        z = h.new_empty(len(h), len(w))
-        for part in _slices(len(w), _ROWS_AT_ONCE):
-            torch.mm(h, w[part].T, out=z[:, part])
+        z = h.new_empty(len(h), self.vocabulary)
+        for rows, w in self._parts():
+            torch.mm(h, w.T, out=z[:, rows])
+            del w  # before the next rows are restored
         return z if self.bias is None else z.add_(self.bias)
+
+    def product_back(self, dz: Tensor) -> Tensor:
+        """dz W, what a product's gradient is to h: (N, V) -> (N, D), in the weight's precision or in fp32."""
+        if self.scales is None:
+            return dz @ self.weight
+        dh = dz.new_zeros(len(dz), self.weight.shape[1], dtype=torch.float32)
+        for rows, w in self._parts():
+            dh += dz[:, rows] @ w
+            del w
+        return dh
+
+    @property
+    def _rows_at_once(self) -> int:
+        """Rows of the weight that are multiplied at once."""
+        if self.scales is not None:
+            return restored_rows(self.weight.shape[1], self.dtype.itemsize)
+        in_pieces = self.weight.device.type == "cpu" and self.weight.dtype == torch.float32
+        return _ROWS_AT_ONCE if in_pieces else self.vocabulary
+
+    def _parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """The weight by rows (n, D), in the precision that multiplies."""
+        for rows in _slices(self.vocabulary, self._rows_at_once):
+            yield rows, self.weight[rows] if self.scales is None else self.scales.restore(self.weight, rows)
 
     def of_product(self, z: Tensor) -> Tensor:
         """The logits of a product, (n, V) -> (n, V) in fp32: the same memory where there is nothing to do."""
@@ -158,7 +209,7 @@ class _PerToken(torch.autograd.Function):
         values = h.new_empty(h.shape[0], dtype=torch.float32)
         gradient = torch.empty_like(h) if wanted else None
         card = head.weight.device.type == "cuda"
-        for tokens in _slices(h.shape[0], tile_tokens(head.vocabulary, head.weight.itemsize, on_card=card)):
+        for tokens in _slices(h.shape[0], tile_tokens(head.vocabulary, head.dtype.itemsize, on_card=card)):
             product = head.product(h[tokens])
             reference = None if h_ref is None else head.product(h_ref[tokens])
             for part in _slices(len(product), block_tokens(head.vocabulary, on_card=card)):
@@ -166,7 +217,7 @@ class _PerToken(torch.autograd.Function):
                 theirs = None if reference is None else reference[part]
                 values[where] = _replace(product[part], theirs, where, head, of_block, wanted)
             if gradient is not None:
-                gradient[tokens] = (product @ head.weight).to(h.dtype)
+                gradient[tokens] = head.product_back(product).to(h.dtype)
             del product, reference, theirs  # before the next tile is made: else both are there at once
         ctx.save_for_backward(gradient)
         return values

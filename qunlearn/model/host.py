@@ -24,10 +24,13 @@ class HostEmbedding(nn.Module):
         return rows.to(ids.device, non_blocking=True)
 
 
-def keep_embeddings_on_host(model: Any) -> str:
-    """Move the input embeddings to the host, unless the output head uses the same table. Returns what was done."""
+def keep_embeddings_on_host(model: Any, *, shared: bool = False) -> str:
+    """Move the input embeddings to the host; where the output head uses the same table, only if it may: `shared`.
+
+    Returns what was done.
+    """
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is not None and head.weight is embeddings.weight:
+    if head is not None and head.weight is embeddings.weight and not shared:
         return "the output head shares the embeddings' table: it stays on the device"
     model.set_input_embeddings(HostEmbedding(embeddings))
     return "the input embeddings stay in the host's memory"

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from qunlearn.config import ModelConfig
 from qunlearn.data.batch import Batch
 from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.model.attention import layout_arguments, use_layouts
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.head import Head
+from qunlearn.model.head8 import keep_head_in_8_bits
 from qunlearn.model.host import keep_embeddings_on_host
 from qunlearn.model.memory import CACHE_BYTES
 from qunlearn.model.quiet import quiet_transformers
@@ -28,7 +30,8 @@ class LoadSpec:
     """How a base is loaded. `quant`: nf4, fp4, int8 or none; `device`: auto, cpu, cuda or cuda:N.
 
     `as_stored`: in the checkpoint's own dtype, to be written again, rather than in the one that computes best.
-    `host_embeddings`: the input embeddings stay in the host's memory. `cache_bytes`: of a batch that is generated.
+    `host_embeddings`: the input embeddings stay in the host's memory. `head`: full, or in 8bit. `cache_bytes`: of a
+    batch that is generated.
     """
 
     quant: str = "nf4"
@@ -37,7 +40,20 @@ class LoadSpec:
     trust_remote_code: bool = False
     as_stored: bool = False
     host_embeddings: bool = False
+    head: str = "full"
     cache_bytes: int = CACHE_BYTES
+
+
+def load_spec(m: ModelConfig, *, quant: str | None = None, device: str | None = None) -> LoadSpec:
+    """How a run's settings load its base; in another form altogether where `quant` is given, its head included."""
+    return LoadSpec(
+        quant or m.quant,
+        m.double_quant,
+        device or m.device,
+        m.trust_remote_code,
+        host_embeddings=m.embeddings == "cpu",
+        head="full" if quant else m.head,
+    )
 
 
 class LanguageModel(Protocol):
@@ -141,7 +157,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     stored = getattr(config, "quantization_config", None)
     if stored is not None:
         kind = stored.get("quant_method", "?") if isinstance(stored, dict) else stored.quant_method
-        quantization = f"{kind}, as the checkpoint has it"
+        quantization = f"{kind}, as the checkpoint has it{_head(spec)}"
         notes.append(f"the checkpoint is already quantised ({kind}): loaded as it is, --quant {spec.quant} not applied")
     else:
         quantization = describe_quantization(spec, dtype)
@@ -161,8 +177,11 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
         raise ModelError(message, where=str(folder), hint="copy the model again; is a shard missing?")
     keep_training_path(model)
     use_layouts(model)
+    # A table that both use is rounded on its way back from the host.
     if spec.host_embeddings:
-        notes.append(keep_embeddings_on_host(model))
+        notes.append(keep_embeddings_on_host(model, shared=spec.head == "8bit"))
+    if spec.head == "8bit":
+        notes.append(keep_head_in_8_bits(model, device))
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False
@@ -238,9 +257,13 @@ def describe_quantization(spec: LoadSpec, dtype: torch.dtype) -> str:
     if spec.as_stored:
         return "none (as stored)"
     if spec.quant == "none":
-        return f"none ({short})"
+        return f"none ({short}){_head(spec)}"
     double = " + double quantisation" if spec.double_quant and spec.quant != "int8" else ""
-    return f"{spec.quant}{double}, {short} compute"
+    return f"{spec.quant}{double}{_head(spec)}, {short} compute"
+
+
+def _head(spec: LoadSpec) -> str:
+    return ", 8-bit head" if spec.head == "8bit" else ""
 
 
 def keep_training_path(model: Any) -> None:

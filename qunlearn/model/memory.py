@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from qunlearn.model.architecture import Shape
 from qunlearn.model.block import Run, block_tape
-from qunlearn.model.residents import Choices, adapted_names, resident_bytes
-from qunlearn.model.tiles import block_tokens, tile_tokens
+from qunlearn.model.residents import Choices, adapted_names, loading_bytes, resident_bytes
+from qunlearn.model.tiles import block_tokens, restored_rows, tile_tokens
 
 # Of the output head (model/head.py): tiles of logits, and blocks of them in fp32. The KL has both models' logits, and
 # beside them the reference's probabilities and the products to be added up; log-probabilities have the logits, and what
@@ -57,13 +57,15 @@ class Part:
 class Needs:
     """What a run needs. `allocated_bytes` is the largest moment of a training step, by torch's own counting.
 
-    Between steps the model answers: to make its own normal data, and to be measured. With a key-value cache of
-    `cache_bytes`, and `prompts_bytes` for the pass over what is asked, that needs no more than a step where possible.
+    Before the first step the model is loaded. Between steps it answers: to make its own normal data, to be measured.
+    With a key-value cache of `cache_bytes`, and `prompts_bytes` for the pass over what is asked, that needs no more
+    than a step where possible.
     """
 
     moment: str
     parts: tuple[Part, ...]
     allocated_bytes: int
+    loading_bytes: int
     idle_bytes: int
     cache_bytes: int
     prompts_bytes: int
@@ -81,7 +83,7 @@ class Needs:
 
     @property
     def total_bytes(self) -> int:
-        return max(self.allocated_bytes, self.answering_bytes) + self.context_bytes
+        return max(self.allocated_bytes, self.answering_bytes, self.loading_bytes) + self.context_bytes
 
 
 def run_needs(shape: Shape, choices: Choices, load: Load) -> Needs:
@@ -102,7 +104,9 @@ def run_needs(shape: Shape, choices: Choices, load: Load) -> Needs:
     allocated = sum(live.values())
     idle = sum(static.values()) - static["optimizer state"] + static["adapters"]
     cache, prompts = step.answering(allocated - idle)
-    return Needs(moment, parts, allocated, idle, cache, prompts, CONTEXT_BYTES if choices.on_card else 0)
+    # Without a card weights are read where the system has mapped them.
+    loading, context = (loading_bytes(shape, choices), CONTEXT_BYTES) if choices.on_card else (0, 0)
+    return Needs(moment, parts, allocated, loading, idle, cache, prompts, context)
 
 
 def _names(choices: Choices) -> dict[str, str]:
@@ -110,9 +114,10 @@ def _names(choices: Choices) -> dict[str, str]:
     double = " + double quantisation" if choices.double_quant and choices.quant in ("nf4", "fp4") else ""
     kind = {"none": "16-bit" if choices.compute_bytes == 2 else "32-bit"}.get(choices.quant, choices.quant)
     where = ", embeddings on the host" if choices.embeddings == "cpu" else ""
+    head = "head in 8 bits" if choices.head == "8bit" else "head"
     return {
         "weights": f"weights, {kind}{double}",
-        "embeddings": f"embeddings, head, norms{where}",
+        "embeddings": f"embeddings, {head}, norms{where}",
         "adapters": f"adapters, r = {choices.r}",
         "gradients": "gradients",
         "optimizer state": f"optimizer state, {choices.optimizer}",
@@ -232,9 +237,18 @@ class _Step:
         ):
             copied = tiles if c != _FP32 or self.shape.soft_cap else 0
             slope = 1 if self.shape.soft_cap else 0
-            aside = (blocks + copied + slope) * min(tokens, block) * _FP32
-            most = max(most, tiles * min(tokens, tile) * c + aside)
-        return most * vocabulary
+            aside = (blocks + copied + slope) * min(tokens, block) * _FP32 * vocabulary
+            at_once = min(tokens, tile)
+            most = max(most, tiles * at_once * c * vocabulary + max(aside, self._restored(at_once)))
+        return most
+
+    def _restored(self, tokens: int) -> int:
+        """Rows of a head in 8 bits while a tile of so many tokens is multiplied, and the gradient they add up to."""
+        if self.choices.head != "8bit":
+            return 0
+        c, width = self.choices.compute_bytes, self.shape.embedding_width
+        rows = min(self.shape.vocabulary, restored_rows(width, c))
+        return c * rows * width + (_FP32 + c) * tokens * width
 
 
 def _kept_by_int8(shape: Shape, number: int) -> int:

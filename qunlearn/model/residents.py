@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qunlearn.errors import ModelError
 from qunlearn.model.architecture import Linear, Shape
+from qunlearn.model.tiles import HEAD_BLOCK
 
 # torch keeps one workspace for cuBLAS (CUBLAS_WORKSPACE_CONFIG's default, 4096:2:16:8); Hopper's is 32 MiB.
 CUBLAS_BYTES = 8_519_680
@@ -18,7 +19,8 @@ _EIGHT_BIT_FROM = 4096  # numbers; nor does it keep smaller state in 8 bits
 @dataclass(frozen=True)
 class Choices:
     """Every decision that memory depends on. `optimizer`: adamw, adamw8bit or paged_adamw8bit; `embeddings`: device or
-    cpu; `compute_bytes`: of a number in the dtype that computes; `packed`: rows hold several examples, under a mask."""
+    cpu; `head`: full or 8bit; `compute_bytes`: of a number in the dtype that computes; `packed`: rows hold several
+    examples, under a mask."""
 
     quant: str
     double_quant: bool
@@ -28,6 +30,7 @@ class Choices:
     target_modules: str
     optimizer: str
     embeddings: str
+    head: str
     offload: bool
     checkpointing: bool
     packed: bool
@@ -53,23 +56,50 @@ def adapter_parameters(shape: Shape, r: int, adapted: frozenset[str]) -> int:
 
 def resident_bytes(shape: Shape, choices: Choices, adapted: frozenset[str]) -> dict[str, int]:
     """By component: the frozen model, the adapters, the optimizer's state."""
-    c = choices.compute_bytes
-    frozen = sum(n * weight_bytes(x, choices) for x, n in shape.linears())
-    for name in shape.unquantised:
-        x = next(x for x in shape.block if x.name == name)
-        frozen += x.weights * c - weight_bytes(x, choices)
-    biases = sum(n * x.outputs for x, n in shape.linears() if x.bias)
-    plain = c * (biases + shape.head_parameters + shape.extra)
-    if choices.embeddings == "device" or shape.tied:
-        plain += c * shape.embedding_parameters
-    else:
-        plain += c * shape.positions * shape.hidden
     return {
-        "weights": frozen,
-        "embeddings": plain,
+        "weights": _frozen_bytes(shape, choices),
+        "embeddings": sum(_other_bytes(shape, choices).values()),
         "adapters": _FP32 * adapter_parameters(shape, choices.r, adapted),
         "optimizer state": _optimizer_bytes(shape, choices, adapted),
         "workspace": CUBLAS_BYTES if choices.on_card else 0,
+    }
+
+
+def loading_bytes(shape: Shape, choices: Choices) -> int:
+    """The most that is on the device while the frozen model is loaded (model/load.py).
+
+    Everything comes to the device first, one linear layer at a time in the dtype that computes before it is quantised;
+    then the embeddings leave for the host, and then the head is rounded, both forms of it there until it is done.
+    """
+    c, frozen = choices.compute_bytes, _frozen_bytes(shape, choices)
+    arriving = 0 if choices.quant == "none" else c * max(x.weights for x, _ in shape.linears())
+    parts = _other_bytes(shape, replace(choices, embeddings="device", head="full"))
+    most = frozen + sum(parts.values()) + arriving
+    if choices.head == "8bit":
+        if choices.embeddings == "cpu":
+            parts["table"] = c * shape.positions * shape.hidden
+        most = max(most, frozen + sum(parts.values()) + _other_bytes(shape, choices)["head"])
+    return most
+
+
+def _frozen_bytes(shape: Shape, choices: Choices) -> int:
+    frozen = sum(n * weight_bytes(x, choices) for x, n in shape.linears())
+    for name in shape.unquantised:
+        x = next(x for x in shape.block if x.name == name)
+        frozen += x.weights * choices.compute_bytes - weight_bytes(x, choices)
+    return frozen
+
+
+def _other_bytes(shape: Shape, choices: Choices) -> dict[str, int]:
+    """What is in no quantised layer: the embeddings' table, the head beside it where it has one, norms and biases."""
+    c, numbers = choices.compute_bytes, shape.vocabulary * shape.embedding_width
+    biases = sum(n * x.outputs for x, n in shape.linears() if x.bias)
+    rounded = choices.head == "8bit"
+    on_device = choices.embeddings == "device" or (shape.tied and not rounded)
+    return {
+        "table": c * (shape.embedding_parameters if on_device else shape.positions * shape.hidden),
+        "head": numbers + _FP32 * -(-numbers // HEAD_BLOCK) if rounded else c * shape.head_parameters,
+        "norms": c * (biases + shape.extra),
     }
 
 

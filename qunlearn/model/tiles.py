@@ -9,6 +9,8 @@ from __future__ import annotations
 
 _TILE_BYTES = {False: 24 << 20, True: 64 << 20}  # on a card?
 _BLOCK_LOGITS = {False: 1 << 19, True: 1 << 21}
+_RESTORED_BYTES = 16 << 20  # of a head in 8 bits, at once
+HEAD_BLOCK = 256  # weights of a head in 8 bits that share a scale
 
 
 def tile_tokens(vocabulary: int, number_bytes: int, *, on_card: bool) -> int:
@@ -19,3 +21,8 @@ def tile_tokens(vocabulary: int, number_bytes: int, *, on_card: bool) -> int:
 def block_tokens(vocabulary: int, *, on_card: bool) -> int:
     """Tokens of a block of logits in fp32."""
     return max(1, _BLOCK_LOGITS[on_card] // vocabulary)
+
+
+def restored_rows(width: int, number_bytes: int) -> int:
+    """Rows of a head in 8 bits that are restored at once: they begin and end whole blocks, whatever the width."""
+    return max(1, _RESTORED_BYTES // (width * number_bytes) // HEAD_BLOCK) * HEAD_BLOCK

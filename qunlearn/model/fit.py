@@ -270,6 +270,7 @@ def _recompute(config: Config) -> Config | None:
 
 # By how little they change: the first four no result at all, then what is rounded, then what is trained.
 _MAX_TOKENS = _less("--max-tokens", "train", "max_tokens", 16)
+_HEAD = _set("--set model.head=8bit", "model", "head", "8bit")
 _LEVERS = (
     _MAX_TOKENS,
     _set("--embeddings cpu", "model", "embeddings", "cpu"),
@@ -277,7 +278,7 @@ _LEVERS = (
     _Lever("--set train.checkpointing=always", _recompute),
     _set("--set model.double_quant=true", "model", "double_quant", True),
     _set("--optimizer adamw8bit", "train", "optimizer", "adamw8bit"),
-    _set("--set model.head=8bit", "model", "head", "8bit"),
+    _HEAD,
     _less("--lora-r", "lora", "r", 8),
     _less("--max-length", "data", "max_length", 256),
     _set("--quant nf4", "model", "quant", "nf4"),
@@ -289,7 +290,7 @@ _MOST_LEVERS = 4
 
 def _least_change(config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None) -> str:
     """The fewest and most harmless changes that make it fit, as flags; else another model."""
-    for number in range(1, _MOST_LEVERS + 1):
+    for number in range(1, _MOST_LEVERS + 1) if _anything_helps(config, shape, device, limit, lengths) else ():
         for levers in itertools.combinations(_LEVERS, number):
             changed = _applied(levers, config)
             if changed is not None and _best(changed, shape, device, limit, lengths).fits:
@@ -300,6 +301,18 @@ def _least_change(config: Config, shape: Shape, device: DeviceFacts, limit: int,
                 return f"it fits with {' '.join(texts)}"
     smaller = _smaller_model(config, shape, device, limit, lengths)
     return f"--model {smaller} fits" if smaller else "no model with a short name fits either: it takes more memory"
+
+
+def _anything_helps(config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None) -> bool:
+    """Whether it fits with every lever at once; rounding the head has both forms of it there for a moment."""
+    tried = (_LEVERS, tuple(lever for lever in _LEVERS if lever is not _HEAD))
+    return any(_best(_all_of(levers, config), shape, device, limit, lengths).fits for levers in tried)
+
+
+def _all_of(levers: tuple[_Lever, ...], config: Config) -> Config:
+    for lever in levers:
+        config = lever.apply(config) or config
+    return config
 
 
 def _applied(levers: tuple[_Lever, ...], config: Config) -> Config | None:

@@ -55,10 +55,15 @@ def config_of(name: str) -> Config:
 
 
 class Track:
-    """A policy with its optimizer and the reference of every row, filled."""
+    """A policy with its optimizer and the reference of every row, filled. `loaded_bytes`: with the base alone."""
 
     def __init__(self, shape: Shape, device: torch.device, steps: Sequence[Rows], folder: Path) -> None:
-        self.policy = Policy.new(random_base(shape, device), LoraConfig())
+        base = random_base(shape, device)
+        with torch.no_grad():  # what the libraries set up once
+            base.model(input_ids=torch.ones(1, 4, dtype=torch.long, device=device))
+        release(device)
+        self.loaded_bytes = used_bytes(device)
+        self.policy = Policy.new(base, LoraConfig())
         self.policy.model.train()
         self.optimizer = torch.optim.AdamW(self.policy.trainable().values(), lr=1e-4, weight_decay=0.0)
         for p in self.policy.trainable().values():  # the optimizer's state is there from the first step on
@@ -93,14 +98,11 @@ def race(shape: Shape, device: torch.device, rounds: int) -> dict[str, dict[str,
     tokens: dict[str, list[int]] = {name: [] for name in OBJECTIVE_NAMES}
     peaks: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        before = used_bytes(device)
         track = Track(shape, device, steps, Path(temporary))
-        loaded = before + track.policy.base.bytes
         for name in OBJECTIVE_NAMES:
-            release(device)
             with Peak(device) as peak:
                 track.step(name, steps[0])
-            peaks[name] = max(0, peak.peak_bytes - loaded)
+            peaks[name] = max(0, peak.peak_bytes - track.loaded_bytes)
         for rows in steps:
             for name in OBJECTIVE_NAMES:
                 took = _timed(lambda name=name, rows=rows: tokens[name].append(track.step(name, rows)), device)

@@ -13,7 +13,7 @@ import rows
 
 def main() -> None:
     engine.main(["--write", *sys.argv[1:]])
-    rows.main(["--write"])
+    rows.main(["--write"], typed="make bench")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,8 @@ NOTES = """\
 - Trained tokens pass through a forward that is trained, padding aside: no reference pass, no recomputation; a prompt
   computed once for several answers counts once. Step ratios are medians of each round's ratio.
 - Peak: over the loaded base, with adapter, gradients, optimizer, and (a)'s second model; on a CPU what is in use
-  in the process, of every library that asks for memory. The caches of (d') and (d+) are filled before the steps."""
+  in the process, of every library that asks for memory. The caches of (d') and (d+) are filled
+  before the steps. The first cell has some MiB more, which libraries set up once."""
 
 
 def notes(args: argparse.Namespace, cells: Sequence[Course]) -> str:

@@ -140,10 +140,11 @@ NOTES = """\
 - References are cached. `rmu` looks at a block a quarter up: no gradient is computed above it, and its reference is
   live.
 - Times are of the process on a CPU, medians of {rounds} rounds; a ratio is the median of each round's. Memory: over the
-  loaded base, with adapter, gradients and optimizer."""
+  loaded base, with adapter, gradients and optimizer; in a process that has done nothing before, some MiB more that
+  libraries set up once."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, *, typed: str | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="replace the section of RESULTS.md")
     parser.add_argument("--tiny", action="store_true", help="a shape for tests, in seconds")
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = race(shape, device, args.rounds)
     apart = next(name for name, row in OBJECTIVES.items() if row.descent)
     notes = NOTES.format(bad=BAD, normal=NORMAL, shape=shape.name, apart=apart, rounds=args.rounds)
-    typed = " ".join(["python benchmarks/rows.py", *(sys.argv[1:] if argv is None else argv)])
+    typed = typed or " ".join(["python benchmarks/rows.py", *(sys.argv[1:] if argv is None else argv)])
     where = f"{where_line(device, typed)}; {time.monotonic() - started:.0f} s"
     text = f"{where}\n\n{row_table(found)}\n\n{notes}"
     out(text)

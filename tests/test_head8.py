@@ -165,7 +165,7 @@ def test_a_run_with_it_is_asked_and_measured_as_it_was_trained(tmp_path: Path) -
     found = {}
     for name, asked in {"as trained": (), "another form": ("--quant", "nf4")}.items():
         measured = call("eval", run, "--rows", 4, "--json", *asked)
-        assert measured.code in (0, 3), measured.stderr
+        assert measured.code == 0, measured.stderr
         found[name] = measured.json["quantization"]
     assert "8-bit head" in found["as trained"]
     assert "8-bit head" not in found["another form"]

@@ -286,19 +286,19 @@ _LEVERS = (
     _less("--max-length", "data", "max_length", 128),
 )
 _MOST_LEVERS = 4
+_FEW_LEVERS = tuple(few for n in range(1, _MOST_LEVERS + 1) for few in itertools.combinations(_LEVERS, n))
 
 
 def _least_change(config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None) -> str:
     """The fewest and most harmless changes that make it fit, as flags; else another model."""
-    for number in range(1, _MOST_LEVERS + 1) if _anything_helps(config, shape, device, limit, lengths) else ():
-        for levers in itertools.combinations(_LEVERS, number):
-            changed = _applied(levers, config)
-            if changed is not None and _best(changed, shape, device, limit, lengths).fits:
-                texts = [lever.text for lever in levers if lever is not _MAX_TOKENS]
-                if _MAX_TOKENS in levers:
-                    wide = _with(changed, "train", max_tokens=config.train.max_tokens)
-                    texts.insert(0, f"--max-tokens {_largest_tokens(wide, shape, device, limit, lengths)}")
-                return f"it fits with {' '.join(texts)}"
+    for levers in _FEW_LEVERS if _anything_helps(config, shape, device, limit, lengths) else ():
+        changed = _applied(levers, config)
+        if changed is not None and _best(changed, shape, device, limit, lengths).fits:
+            texts = [lever.text for lever in levers if lever is not _MAX_TOKENS]
+            if _MAX_TOKENS in levers:
+                wide = _with(changed, "train", max_tokens=config.train.max_tokens)
+                texts.insert(0, f"--max-tokens {_largest_tokens(wide, shape, device, limit, lengths)}")
+            return f"it fits with {' '.join(texts)}"
     smaller = _smaller_model(config, shape, device, limit, lengths)
     return f"--model {smaller} fits" if smaller else "no model with a short name fits either: it takes more memory"
 

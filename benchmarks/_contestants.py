@@ -163,8 +163,12 @@ def careful(arena: Arena, rows: Rows) -> dict[str, float]:
         z = batch.pick(policy.model(**inputs).logits).float()
         if z0 is not None:
             loss = F.kl_div(z.log_softmax(-1), z0, reduction="sum", log_target=True) / batch.supervised_tokens
+        elif name == "ascent":  # within a row first, then over rows
+            each = F.cross_entropy(z, batch.labels, reduction="none")
+            sums = each.new_zeros(len(examples)).index_add(0, batch.rows, each)
+            loss = -(sums / torch.bincount(batch.rows, minlength=len(examples))).mean()
         else:
-            loss = F.cross_entropy(z, batch.labels) * (-1.0 if name == "ascent" else 1.0)
+            loss = F.cross_entropy(z, batch.labels)
         del z, z0
         torch.autograd.backward(weight * loss)
         losses[name] = float(loss.detach())

@@ -11,6 +11,8 @@ from qunlearn.config import Config
 def model_card(config: Config, record: Mapping[str, Any]) -> str:
     """Markdown with the front matter the hub reads. No text of the forget set is in it."""
     model, training = record["model"], record["training"]
+    why = "; ".join(record["not_reached"])
+    missed = [f"**The run did not reach its target**: {why}.", ""] if why else []
     lines = [
         "---",
         f"base_model: {_yaml(model['base_id'])}",
@@ -26,6 +28,7 @@ def model_card(config: Config, record: Mapping[str, Any]) -> str:
         f"eps3 = {config.objective.eps3:g}) for {training['steps']} steps; "
         f"kept: step {training['best']['step']}. Stopped because: {record['stop_reason']}.",
         "",
+        *missed,
         *_table(record),
         f"Drift on held-back normal data: {training['best']['drift']:.4f} nats per token.",
         "",

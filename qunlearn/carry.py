@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.config import Config
+from qunlearn.console import warn
 from qunlearn.data.records import Dataset, FieldNames, read_dataset
 from qunlearn.data.selfmade import read_self_made
 from qunlearn.errors import ConfigError, DataError, ModelError, OutputError
@@ -76,6 +77,9 @@ def check_merge(runs: Sequence[Path], output: Path, options: MergeOptions) -> Me
     """Read the runs, find their base and their bad files, check the output. Raises QunlearnErrors."""
     _check_options(runs, options)
     sources = tuple(_source(run, options.bad) for run in runs)
+    for source in sources:
+        if why := source.run.record.get("not_reached"):
+            warn(f"{source.run.adapter.parent}: the run did not reach its target: {'; '.join(map(str, why))}")
     checked = check_run_model(sources[0].run, options.model)
     for source in sources[1:]:  # each says itself whether it was made on that base
         check_run_model(source.run, options.model or str(checked.folder))

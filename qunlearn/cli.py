@@ -137,6 +137,8 @@ def run_forget(config: Any, *, dry_run: bool, as_json: bool, resume: bool = Fals
         emit_json(record)
     if record["status"] == "interrupted":
         raise typer.Exit(130)
+    if record["not_reached"]:
+        raise typer.Exit(GateError.exit_code)
     return record
 
 

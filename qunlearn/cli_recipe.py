@@ -85,7 +85,7 @@ def run(
     from qunlearn.errors import ConfigError
     from qunlearn.overlay import parse_set, resolve
     from qunlearn.recipe.book import read
-    from qunlearn.recipe.command import default_folder, raise_if_remembered
+    from qunlearn.recipe.command import default_folder, raise_if_missed
     from qunlearn.recipe.command import run as run_recipe
     from qunlearn.recipe.fetch import Given
     from qunlearn.recipe.stages import Order
@@ -104,4 +104,4 @@ def run(
     result = run_recipe(Order(recipe, config, folder, given, rows, base), to_stdout=not json)
     if json:
         emit_json(result)
-    raise_if_remembered(result)
+    raise_if_missed(result)

@@ -7,6 +7,7 @@ generated from the fields. How overlays are read and laid is in overlay.py.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -100,8 +101,20 @@ class DataConfig:
         low=0.0,
         high=1.0,
     )
+    own_share: float = _setting(
+        0.5,
+        "Share of the normal rows that the base makes of its own beside a --normal file, for what the file does not "
+        "cover; 0: none.",
+        flag="--own-share",
+        low=0.0,
+        high=0.9,
+    )
     held_back: float = _setting(
-        0.1, "Share of the normal data that is not trained on but measures drift.", low=0.01, high=0.5
+        0.1,
+        "Share of the normal data that is not trained on but measures drift; at least 32 rows where there are four "
+        "times as many.",
+        low=0.01,
+        high=0.5,
     )
 
 
@@ -118,24 +131,55 @@ class LoraConfig:
 
 
 OBJECTIVE_NAMES = (
-    "wga", "llmu", "ga", "graddiff", "npo", "simnpo", "dpo", "altpo", "rmu", "undial", "ceu", "satimp", "pdu", "mollm",
-    "prod",
+    "logodds", "wga", "llmu", "ga", "graddiff", "npo", "simnpo", "dpo", "altpo", "rmu", "undial", "ceu",
+    "satimp", "pdu", "mollm", "prod",
 )  # fmt: skip
+
+
+INSTEAD = ("nothing", "other", "refuse")  # what may be said in place of a bad answer, besides a file
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """The unlearning objective: a row of the table `qunlearn objectives` prints, and its settings.
 
-    The defaults are those of the first row, WGA; what another row changes of them is in `PRESETS`.
+    The defaults are those of the first row; what another row changes of them is in `PRESETS`.
     """
 
-    name: str = _setting("wga", "The objective.", flag="--objective", choices=OBJECTIVE_NAMES)
-    eps1: float = _setting(1.0, "Weight of the forget side (LLMU: of gradient ascent).", flag="--eps1", low=0, high=1e6)
+    name: str = _setting("logodds", "The objective.", flag="--objective", choices=OBJECTIVE_NAMES)
+    eps1: float = _setting(
+        0.03,
+        "Weight of the forget side (LLMU: of gradient ascent); it rises where nothing is forgotten.",
+        flag="--eps1",
+        low=0,
+        high=1e6,
+    )
     eps2: float = _setting(
-        0.1, "llmu: weight of cross-entropy on random mismatched answers.", flag="--eps2", low=0, high=1e6
+        0.1,
+        "Weight of cross-entropy on the model's own other answers (--instead other); llmu: on random mismatched "
+        "answers, too.",
+        flag="--eps2",
+        low=0,
+        high=1e6,
     )
     eps3: float = _setting(10.0, "Weight of the retain side.", flag="--eps3", low=0, high=1e6)
+    eps4: float = _setting(
+        1.0, "logodds: weight of KL to the base on those tokens of a bad answer that are not pushed.", low=0, high=1e6
+    )
+    eps5: float = _setting(
+        1.0,
+        "Weight of cross-entropy on what the user wants said (--instead refuse or a file, and normal rows that answer "
+        "a bad prompt).",
+        low=0,
+        high=1e6,
+    )
+    rest: float = _setting(0.03, "logodds: probability below which a token is left in peace.", low=1e-9, high=0.5)
+    instead: str = _setting(
+        "other",
+        "What is said in place of a bad answer: other: the model's own most probable other answers; refuse: a refusal; "
+        "nothing in particular; or a file of answers (text), or of prompts with answers.",
+        flag="--instead",
+    )
     retain: str = _setting(
         "auto",
         "The loss on normal data: KL to the base, cross-entropy, both, a block's states held, or none; auto: the "
@@ -144,10 +188,10 @@ class ObjectiveConfig:
         choices=("auto", "kl", "nll", "kl+nll", "hold", "none"),
     )
     tokens: str = _setting(
-        "auto",
+        "content",
         "Which tokens of a bad answer are pushed: all; those whose words are specific to it; or those that the model "
-        "knows from the wider context only; auto: context where the answers are passages, else all; content: context "
-        "there too, else specific.",
+        "knows from the wider context only; content: context where an answer is a passage, else specific; auto: "
+        "context there too, else all.",
         flag="--forget-tokens",
         choices=("auto", "content", "specific", "context", "all"),
     )
@@ -185,47 +229,71 @@ class ObjectiveConfig:
     @property
     def answers(self) -> int:
         """Answers that a bad prompt is trained with: its own, and what its row draws beside it."""
-        return 1 + {"llmu": self.mismatch_k if self.eps2 > 0 else 0, "dpo": 1, "altpo": 1}.get(self.name, 0)
+        drawn = {"llmu": self.mismatch_k if self.eps2 > 0 else 0, "dpo": 1, "altpo": 1}.get(self.name, 0)
+        return 1 + drawn + (self.instead != "nothing")
 
     def __post_init__(self) -> None:
         if not (self.eps1 or self.eps2 or self.eps3):
             raise ConfigError("every weight of the objective is 0: nothing to train", where="--eps1 --eps2 --eps3")
 
 
-_USUAL = {"objective.eps3": 2.0}
+# What the rows that are published have otherwise than the first, and two groups of them have in common.
+_PUBLISHED = {"objective.eps1": 1.0, "objective.instead": "nothing"}
+_ALL = _PUBLISHED | {"objective.tokens": "auto"}
+_USUAL = _ALL | {"objective.eps3": 2.0}
 
-# What an objective's row sets otherwise than the defaults, which are WGA's; recipes, --set and flags win over it.
+# What an objective's row sets otherwise than the defaults, which are the first row's; recipes, --set and flags win.
 PRESETS: dict[str, dict[str, Any]] = {
-    "wga": {},
-    "llmu": {"objective.eps1": 0.5, "objective.eps3": 6.0, "objective.floor_nll": 4.0},
+    "logodds": {},
+    "wga": _ALL,
+    "llmu": _ALL | {"objective.eps1": 0.5, "objective.eps3": 6.0, "objective.floor_nll": 4.0},
     "ga": _USUAL | {"objective.floor_nll": float("inf")},
     "graddiff": _USUAL | {"objective.eps1": 0.5},
-    "npo": {"objective.beta": 0.3, "objective.tokens": "content"},
-    "simnpo": {"objective.eps3": 8.0, "objective.beta": 4.5, "objective.delta": 4.0, "objective.tokens": "content"},
+    "npo": _PUBLISHED | {"objective.beta": 0.3},
+    "simnpo": _PUBLISHED | {"objective.eps3": 8.0, "objective.beta": 4.5, "objective.delta": 4.0},
     "dpo": _USUAL | {"objective.beta": 0.1},
-    "altpo": {"objective.beta": 0.1},
-    "rmu": {"objective.eps3": 30.0},
-    "undial": {"objective.eps3": 5.0, "objective.beta": 10.0},
-    "ceu": {},
-    "satimp": {"objective.eps3": 0.5, "objective.beta": 1.0},
-    "pdu": {"objective.eps1": 0.03, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
-    "mollm": {"objective.eps3": 1.0},
-    "prod": {"objective.prod_alpha": 0.1},
+    "altpo": _ALL | {"objective.beta": 0.1},
+    "rmu": _ALL | {"objective.eps3": 30.0},
+    "undial": _ALL | {"objective.eps3": 5.0, "objective.beta": 10.0},
+    "ceu": _ALL,
+    "satimp": _ALL | {"objective.eps3": 0.5, "objective.beta": 1.0},
+    "pdu": _ALL | {"objective.eps1": 0.03, "objective.eps3": 1.0, "objective.retain_budget": 0.05},
+    "mollm": _ALL | {"objective.eps3": 1.0},
+    "prod": _ALL | {"objective.prod_alpha": 0.1},
 }
+
+
+_USUAL_STEPS, _MOST_STEPS = 220, 5000
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The loop."""
 
-    steps: int = _setting(220, "At most so many optimizer steps; the schedule ends there.", flag="--steps", low=1)
+    steps: int | None = _setting(
+        None,
+        "At most so many optimizer steps; auto: 220, or as many as go through the bad file --epochs times, up to 5000.",
+        flag="--steps",
+        low=1,
+    )
+    epochs: float = _setting(
+        3.0,
+        "Times each bad row is drawn at least, in a file that is too large for 220 steps.",
+        flag="--epochs",
+        low=0.01,
+    )
     batch_size: int = _setting(8, "Bad rows per step.", flag="--batch-size", low=1)
     normal_batch_size: int = _setting(16, "Normal rows per step.", flag="--normal-batch-size", low=1)
     lr: float | None = _setting(
         None, "Peak learning rate of AdamW; auto follows the model's width.", flag="--lr", low=0.0, high=10.0
     )
     warmup: int = _setting(10, "Steps of linear warm-up.", low=0)
-    schedule: str = _setting("linear", "The learning rate after the warm-up.", choices=("linear", "constant"))
+    schedule: str = _setting(
+        "settle",
+        "The learning rate after the warm-up: settle: constant until the target is met (or 7 in 10 steps are done), "
+        "then down to 0; linear: down to 0 over all steps; constant.",
+        choices=("settle", "linear", "constant"),
+    )
     weight_decay: float = _setting(0.0, "AdamW's decoupled weight decay, on the adapter.", low=0.0)
     clip: float = _setting(1.0, "Gradient norm above which the step is scaled down.", low=0.0)
     max_tokens: int = _setting(
@@ -265,6 +333,18 @@ class TrainConfig:
     )
 
     @property
+    def most_steps(self) -> int:
+        """Return the steps that were asked for, or those of a small file."""
+        return self.steps or _USUAL_STEPS
+
+    def steps_for(self, bad_rows: int) -> int:
+        """Return the most steps for a file of so many bad rows."""
+        if self.steps is not None:
+            return self.steps
+        through = math.ceil(self.epochs * bad_rows / self.batch_size)
+        return max(_USUAL_STEPS, min(_MOST_STEPS, through))
+
+    @property
     def recomputes(self) -> bool:
         """Whether activations are computed again: where a plan has not found room for them, they are."""
         return self.checkpointing != "never"
@@ -276,22 +356,31 @@ class StopConfig:
 
     target: float = _setting(
         0.05,
-        "Forgotten is what has at most this mean probability (per token), looking at what is specific to the bad "
-        "answers. With train.schedule constant a run ends there; else the rate's fall is waited for.",
+        "Forgotten is a bad row whose specific tokens have at most this probability (geometric mean); where they are "
+        "more than four, up to its square root.",
         flag="--target",
+        low=0.0,
+        high=1.0,
+    )
+    rows_left: float = _setting(
+        0.01,
+        "The target is met when at most this share of the bad rows is above it; and at most this share still comes "
+        "back in greedy answers.",
         low=0.0,
         high=1.0,
     )
     max_drift: float = _setting(
         0.1,
-        "Stop when KL(base || model) on held-back normal data exceeds this, in nats per token.",
+        "Most KL(base || model) on held-back normal data, in nats per token: over it a run goes back to its best "
+        "adapter, with half the rate and twice the retain weight.",
         flag="--max-drift",
         low=0.0,
     )
     check_every: int = _setting(20, "Steps between two looks at target and drift.", flag="--check-every", low=1)
     patience: int = _setting(
         4,
-        "Looks without progress after which to stop: drift over budget and not falling, or target met and likewise.",
+        "Times a run goes back for drift over the budget before it is given up; with train.schedule constant, looks "
+        "at a target that is met before it ends.",
         low=2,
     )
     probe_rows: int = _setting(128, "At most so many rows of each kind in such a look.", low=1)

@@ -10,13 +10,14 @@ EXIT_CODES: dict[int, str] = {
     2: "wrong flags, configuration or recipe",
     3: "a data file that cannot be used",
     4: "it does not fit in memory",
-    5: "a gate failed: what should be forgotten is still there, or came back",
+    5: "the target was not reached: what should be forgotten is still there or came back, or the rest has suffered",
     6: "a model or adapter that cannot be used",
     7: "the device that was asked for is not there",
     8: "training failed (non-finite numbers, no gradient, a changed base)",
     9: "the output cannot be written",
     10: "an unfinished run cannot be gone on with: its settings, data or model have changed",
     11: "the installation is broken (see `qunlearn doctor`)",
+    12: "there is nothing to forget: the model gives none of the bad answers",
     130: "interrupted (Ctrl-C, SIGTERM); the last good adapter was kept where there was one",
 }
 
@@ -107,6 +108,12 @@ class ResumeError(QunlearnError):
     """What an unfinished run was made from is not what is given now."""
 
     exit_code = 10
+
+
+class NothingToForgetError(QunlearnError):
+    """The base gives none of the bad answers."""
+
+    exit_code = 12
 
 
 class InstallationError(QunlearnError):

@@ -13,16 +13,17 @@ from typing import Any
 from qunlearn.checkpoint import Checkpoints
 from qunlearn.config import Config
 from qunlearn.console import Meter, say, stage, warn
-from qunlearn.data.records import Dataset, Record
-from qunlearn.data.roles import make_mismatcher, split_held_back
-from qunlearn.data.selfmade import read_self_made, write_self_made
+from qunlearn.data.roles import NO_MISMATCH, Mismatcher, make_mismatcher, sampled
 from qunlearn.data.specific import specific
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
-from qunlearn.errors import OutputError, TrainingError
+from qunlearn.ending import say_farewell, shortfalls, status_of
+from qunlearn.errors import OutputError
 from qunlearn.evaluate.during import MEASURED, Watch, shown
 from qunlearn.evaluate.metrics import RowScore
 from qunlearn.evaluate.suite import Scores, score_sets, show_samples, show_sets, summaries, verdicts
 from qunlearn.header import show_inputs, show_loaded
+from qunlearn.instead import Instead, instead_rows
+from qunlearn.known import find_known
 from qunlearn.memory import plan_before_loading
 from qunlearn.model.alternatives import other_answers
 from qunlearn.model.device import cap_memory, choose_device, describe_device, device_facts, peak_memory_bytes
@@ -32,11 +33,11 @@ from qunlearn.model.load import load_base, load_spec, load_tokenizer
 from qunlearn.model.memory import CONTEXT_BYTES
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path
-from qunlearn.model.selfdata import SelfMade, Wanted, self_made_normal
-from qunlearn.objectives.table import OBJECTIVES, RETAIN, terms_of
+from qunlearn.normal import Normal, normal_rows
+from qunlearn.objectives.table import INSTEAD, OBJECTIVES, RETAIN, TAUGHT, terms_of
 from qunlearn.overlay import to_yaml
 from qunlearn.plan import Plan
-from qunlearn.pushed import count, rule_for, weigh
+from qunlearn.pushed import count, weigh
 from qunlearn.record import run_record, versions, write_run
 from qunlearn.run import CONFIG, write_private
 from qunlearn.signals import stop_signals
@@ -45,7 +46,7 @@ from qunlearn.train import Outcome, train
 from qunlearn.unfinished import Unfinished, unfinished
 from qunlearn.units import parse_size
 
-_TERM_NAMES = {t.name for row in OBJECTIVES.values() for t in row.forget} | {
+_TERM_NAMES = {INSTEAD.name, TAUGHT.name, *(t.name for row in OBJECTIVES.values() for t in row.forget)} | {
     t.name for kind in RETAIN.values() for t in kind
 }
 FORGET, HELD_BACK, HOLDOUT = "forget", "normal, held back", "holdout"
@@ -92,22 +93,69 @@ def _positions(plan: Plan) -> int:
 def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
     """Load, train, measure, write the run folder. Returns what record.json holds.
 
-    On Ctrl-C while training the best adapter is written and `status` says "interrupted". With `plan.resume` an
-    unfinished run is gone on with. Raises QunlearnErrors.
+    On Ctrl-C while training the best adapter is written and `status` says "interrupted"; where the target was not
+    reached it says so, and `not_reached` why. With `plan.resume` an unfinished run is gone on with. Raises
+    QunlearnErrors.
     """
     if ready.memory is not None:
         plan = replace(plan, config=ready.memory.settled(plan.config))
-    rule = rule_for(plan.config.objective.tokens, ready.bad.examples)
-    plan = replace(plan, config=replace(plan.config, objective=replace(plan.config.objective, tokens=rule)))
+    steps = plan.config.train.steps_for(len(ready.bad.examples))
+    plan = replace(plan, config=replace(plan.config, train=replace(plan.config.train, steps=steps)))
     made_by = {**versions(), "device": describe_device(choose_device(plan.config.model.device))}
     with unfinished(plan, plan.config, made_by) as work:
         record, outcome = _forget(plan, ready, work)
-    _farewell(plan, record, outcome)
+    say_farewell(plan, record, outcome)
     return record
 
 
 def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any], Outcome]:
     config, started = plan.config, time.monotonic()
+    policy = _load(plan, ready)
+    normal = normal_rows(plan, ready.template, ready.bad, ready.normal, policy, work, _positions(plan))
+    weighed, marked = _weighed(policy, ready.bad.examples, normal.retain, config)
+    known = find_known(policy, marked, weighed, config.stop.target, config.train.max_tokens)
+    roles = _roles(plan, ready, policy, normal, [weighed[i] for i in known.places], [marked[i] for i in known.places])
+    show_loaded(policy, config, roles, normal)
+    reference = _reference(plan, policy, roles)
+    rows, seed = config.stop.table_rows, config.train.seed
+    sets = {FORGET: sampled(marked, rows, seed), HELD_BACK: sampled(roles.held_back, rows, seed)}
+    if ready.holdout is not None:
+        sets[HOLDOUT] = sampled(ready.holdout.examples, rows, seed)
+    with stage("measuring before"):
+        before = score_sets(policy, sets, config.train.max_tokens)
+    outcome = _train(policy, roles, reference, config, work, _watch(policy, sets, config))
+    policy.check_base()
+    after: Scores | None = None
+    why: list[str] = []
+    if not outcome.interrupted and not outcome.failed:
+        with stage("measuring after"):
+            after = score_sets(policy, sets, config.train.max_tokens)
+        why = shortfalls(before, after, FORGET, outcome, config)
+    record = run_record(plan, ready.template, policy, outcome, status_of(outcome, why))
+    record["data"]["bad"] |= {"known": len(known.places)}
+    record["data"]["normal"] |= {
+        "self_made": plan.normal is None,
+        "own": normal.own,
+        "corrected": normal.corrected_rows,
+        "retain": len(normal.retain),
+        "held_back": len(normal.held_back),
+    }
+    record["not_reached"] = why
+    record["before"] = summaries(before)
+    record["after"] = summaries(after) if after else None
+    record["verdicts"] = verdicts(after[FORGET]) if after else None
+    record["training"]["total_seconds"] = round(time.monotonic() - started, 2)
+    with work.placed(plan.output) as folder:
+        write_private(folder / CONFIG, to_yaml(config))
+        write_run(folder, policy, plan, record)
+    if after:
+        _show(before, after, outcome, sets[FORGET])
+    return record, outcome
+
+
+def _load(plan: Plan, ready: Ready) -> Policy:
+    """The base on its device with a fresh adapter."""
+    config = plan.config
     spec = load_spec(config.model)
     if ready.memory is not None:
         spec = replace(spec, cache_bytes=ready.memory.cache_bytes)
@@ -119,94 +167,41 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
         policy.seal_base()
     for note in base.notes:
         warn(note)
-    normal, made = ready.normal, None
-    if normal is None:
-        made = _make_normal(plan, ready, policy, work)
-        normal = made.encoded
-    retain, held_back = split_held_back(normal.examples, config.data.held_back, config.train.seed)
-    mismatcher = make_mismatcher(retain, base.tokenizer, ready.template, config.data.max_length)
-    bad = _weighed(policy, ready.bad.examples, retain, config)
-    others = other_answers(policy, bad, ready.template, OBJECTIVES[config.objective.name].alternatives, config)
-    marked = specific(bad, retain, policy.tokenizer) if config.objective.tokens == "all" else bad
-    roles = Roles(bad, retain, held_back, mismatcher, others, marked)
-    show_loaded(policy, config, roles, made.source if made else None)
-    reference = _reference(plan, policy, roles)
-    rows = config.stop.table_rows
-    sets = {FORGET: roles.watched[:rows], HELD_BACK: roles.held_back[:rows]}
-    if ready.holdout is not None:
-        sets[HOLDOUT] = ready.holdout.examples[:rows]
-    with stage("measuring before"):
-        before = score_sets(policy, sets, config.train.max_tokens)
-    outcome = _train(policy, roles, reference, config, work, _watch(policy, sets, config))
-    policy.check_base()
-    after: Scores | None = None
-    if not outcome.interrupted and not outcome.failed:
-        with stage("measuring after"):
-            after = score_sets(policy, sets, config.train.max_tokens)
-    record = run_record(plan, ready.template, policy, outcome)
-    record["data"]["normal"] |= {"self_made": made is not None, "retain": len(retain), "held_back": len(held_back)}
-    record["before"] = summaries(before)
-    record["after"] = summaries(after) if after else None
-    record["verdicts"] = verdicts(after[FORGET]) if after else None
-    record["training"]["total_seconds"] = round(time.monotonic() - started, 2)
-    with work.placed(plan.output) as folder:
-        write_private(folder / CONFIG, to_yaml(config))
-        write_run(folder, policy, plan, record)
-    if after:
-        _show(plan, before, after, outcome, sets[FORGET])
-    return record, outcome
+    return policy
 
 
-# -- normal data of the base's own -----------------------------------------------------------------------
+def _roles(
+    plan: Plan, ready: Ready, policy: Policy, normal: Normal, bad: Sequence[Example], marked: Sequence[Example]
+) -> Roles:
+    """The data of the run by role, from the bad rows that the base knows."""
+    config, template = plan.config, ready.template
+    wanted = {term.role for term in terms_of(config.objective)}
+    mismatcher: Mismatcher = NO_MISMATCH
+    if "mismatch" in wanted:
+        mismatcher = make_mismatcher(normal.retain, policy.tokenizer, template, config.data.max_length)
+    others = other_answers(policy, bad, template, OBJECTIVES[config.objective.name].alternatives, config)
+    instead = Instead([], [])
+    if wanted & {"instead", "taught"}:
+        instead = instead_rows(policy, bad, normal, template, plan.instead, config)
+        # Where something else is said from the first word on, the form of the bad answer is not held.
+        bad = [replace(e, held=not rows) for e, rows in zip(bad, instead.taught, strict=True)]
+    return Roles(bad, normal.retain, normal.held_back, mismatcher, others, instead.own, instead.taught, marked)
 
 
-@dataclass(frozen=True)
-class _Made:
-    source: SelfMade | None  # None where the rows were made before the run was resumed
-    encoded: Encoded
-
-
-def _make_normal(plan: Plan, ready: Ready, policy: Policy, work: Unfinished) -> _Made:
-    """Rows of the base's own, made now, or as the unfinished run has them."""
-    config = plan.config
-    made: SelfMade | None = None
-    if work.has_normal:
-        dataset = read_self_made(work.normal)
-        say(f"{len(dataset.records)} normal rows were made before: {work.normal}")
-    else:
-        longest = max(len(example.input_ids) for example in ready.bad.examples)
-        length = min(longest + _SELF_MADE_MORE, config.data.max_length)
-        wanted = Wanted(config.data.normal_count, config.data.normal_near, length, config.train.seed)
-        with stage("no --normal: the base makes its own"), policy.reference():
-            made = self_made_normal(policy.base, plan.bad, ready.template, wanted)
-        made = replace(made, records=_not_held_out(made.records, plan.holdout))
-        write_self_made(work.normal, made.records)
-        work.keep_normal()
-        dataset = Dataset("(self-made)", made.records, plan.bad.shape, (), "", 0)
-    return _Made(made, encode(dataset, policy.tokenizer, ready.template, 2 * config.data.max_length))
-
-
-def _not_held_out(made: Sequence[Record], holdout: Dataset | None) -> tuple[Record, ...]:
-    """Without rows that ask, or where there are no prompts say, what is in the holdout file: it is never trained on."""
-    held = {_asked(record) for record in holdout.records} if holdout else set()
-    kept = tuple(record for record in made if _asked(record) not in held)
-    if len(kept) < len(made):
-        say(f"{len(made) - len(kept)} self-made rows have a prompt of the holdout file, and are dropped")
-    return kept
-
-
-def _asked(record: Record) -> str:
-    return " ".join((record.prompt if record.turns else record.completion).casefold().split())
-
-
-def _weighed(policy: Policy, bad: Sequence[Example], retain: Sequence[Example], config: Config) -> Sequence[Example]:
-    """The bad rows with the weights of their tokens."""
-    rule = config.objective.tokens
-    weighed = weigh(rule, bad, retain, policy.tokenizer, lambda: policy, config.train.max_tokens)
-    if rule != "all":
-        pushed, answers = count(weighed), sum(e.end - e.start for e in weighed)
-        say(f"{rule} tokens: {pushed} of {answers} answer tokens ({100 * pushed / answers:.0f} %) are pushed")
-    return weighed
+def _weighed(
+    policy: Policy, bad: Sequence[Example], retain: Sequence[Example], config: Config
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """The bad rows with the weights of the tokens that are pushed, and of those that are watched: where a whole answer
+    is pushed, form that stays probable would hide what is gone."""
+    asked = config.objective.tokens
+    weighed = weigh(asked, bad, retain, policy.tokenizer, lambda: policy, config.train.max_tokens)
+    pushed, answers = count(weighed), sum(e.end - e.start for e in weighed)
+    if pushed < answers:
+        say(f"{asked} tokens: {pushed} of {answers} answer tokens ({100 * pushed / answers:.0f} %) are pushed")
+    if asked != "auto":
+        return weighed, weighed
+    marks = iter(specific([e for e in weighed if not e.weights], retain, policy.tokenizer))
+    return weighed, [e if e.weights else next(marks) for e in weighed]
 
 
 # -- the reference ---------------------------------------------------------------------------------------
@@ -215,10 +210,10 @@ def _weighed(policy: Policy, bad: Sequence[Example], retain: Sequence[Example], 
 def _reference(plan: Plan, policy: Policy, roles: Roles) -> Reference:
     """Live, or cached and filled. Raises OutputError when a cache that was asked for does not fit the disk."""
     c, live = plan.config.train, Live(policy, plan.config.train.max_tokens, plan.config.train.pack)
-    reused = c.steps * c.normal_batch_size > _WORTH_CACHING * len(roles.retain)
+    reused = c.most_steps * c.normal_batch_size > _WORTH_CACHING * len(roles.retain)
     if c.reference == "live" or (c.reference == "auto" and not (plan.normal and reused)):
         return live
-    examples = [*roles.retain, *roles.held_back[: plan.config.stop.probe_rows]]
+    examples = [*roles.retain, *sampled(roles.held_back, plan.config.stop.probe_rows, c.seed)]
     if any(term.reference and term.role in ("forget", "pair") for term in terms_of(plan.config.objective)):
         examples += [*roles.forget, *(e for others in roles.alternatives for e in others)]
     path = cache_path(policy, fingerprint(plan.model.folder), examples, c.max_tokens)
@@ -261,8 +256,8 @@ class _Metrics:
 def _watch(policy: Policy, sets: Mapping[str, Sequence[Example]], config: Config) -> Watch:
     """What is measured while training: the bad rows, and the holdout where there is one, else the held-back rows."""
     kept, n = HOLDOUT if HOLDOUT in sets else HELD_BACK, config.stop.probe_rows
-    few = {name: sets[name][:n] for name in (FORGET, kept)}
-    return Watch(policy, few, config.stop.eval_every, config.train.steps, config.train.max_tokens)
+    few = {name: sampled(sets[name], n, config.train.seed) for name in (FORGET, kept)}
+    return Watch(policy, few, config)
 
 
 def _train(
@@ -270,7 +265,7 @@ def _train(
 ) -> Outcome:
     c = config.train
     metrics = _Metrics(work.metrics)
-    with metrics.file, Meter("step", c.steps) as meter, stop_signals() as stopping:
+    with metrics.file, Meter("step", c.most_steps) as meter, stop_signals() as stopping:
         kept = Checkpoints(work.checkpoints, c.save_every, c.keep_checkpoints, stopping, {"metrics": metrics})
         return train(policy, roles, reference, config, lambda event: _on_step(event, metrics, meter, watch), kept)
 
@@ -282,6 +277,8 @@ def _on_step(event: Mapping[str, Any], metrics: _Metrics, meter: Meter, watch: W
     if short:
         warn(f"out of memory in step {event['step']}: the same step again with --max-tokens {event['max_tokens']}")
         return
+    for sentence in _warnings(event, watch.config):
+        warn(sentence)
     if event["step"] == 0:
         return
     said = [f"{name} {event[name]:.3f}" for name in event if name in _TERM_NAMES]
@@ -293,10 +290,27 @@ def _on_step(event: Mapping[str, Any], metrics: _Metrics, meter: Meter, watch: W
     meter.at(event["step"], " ".join(said))
 
 
+def _warnings(event: Mapping[str, Any], config: Config) -> list[str]:
+    """What an event gives cause to say at once."""
+    o, remedy = config.objective, "the forget side's weight is raised"
+    if o.name != "logodds":
+        remedy += "; --objective logodds has a gradient where a model is certain"
+    said = []
+    if event.get("faint"):
+        said.append(f"the first gradient is near the optimizer's rounding: {o.name} can hardly move; {remedy}")
+    if event.get("still"):
+        moved = f"step {event['step']}: p(bad) is {event['forget']:.4f}, and has hardly moved"
+        said.append(f"{moved}: {o.name} has little gradient here; {remedy}")
+    if "back_to" in event:
+        back = f"back to the adapter of step {event['back_to']}, with half the rate and twice the retain weight"
+        said.append(f"step {event['step']}: drift {event['drift']:.3g} is over {config.stop.max_drift:g}: {back}")
+    return said
+
+
 # -- the end ---------------------------------------------------------------------------------------------
 
 
-def _show(plan: Plan, before: Scores, after: Scores, outcome: Outcome, rows: Sequence[Example]) -> None:
+def _show(before: Scores, after: Scores, outcome: Outcome, rows: Sequence[Example]) -> None:
     show_sets("before and after", [("before", before), ("after", after)])
     say(f"drift on held-back normal data: {outcome.best.drift:.4f} nats/token; {_counts(after[FORGET])}")
     n = min(4, len(rows))
@@ -306,33 +320,3 @@ def _show(plan: Plan, before: Scores, after: Scores, outcome: Outcome, rows: Seq
 
 def _counts(rows: Sequence[RowScore]) -> str:
     return ", ".join(f"{n} {name}" for name, n in verdicts(rows).items())
-
-
-def _farewell(plan: Plan, record: Mapping[str, Any], outcome: Outcome) -> None:
-    t = record["training"]
-    kept = f"the adapter of step {outcome.best.step} was kept"
-    say(f"stopped after {t['steps']} steps, {t['seconds']:.0f} s: {outcome.reason}; {kept}")
-    if outcome.interrupted:
-        say(f"run folder so far: {plan.output}")
-        return
-    if outcome.skipped:
-        warn(f"{outcome.skipped} steps were skipped for non-finite numbers")
-    if outcome.failed:
-        hint = "lower --lr, or try --quant none; the adapter is in the run folder"
-        raise TrainingError(f"{outcome.reason}; {kept}", where=str(plan.output), hint=hint)
-    if outcome.multipliers:
-        m = outcome.multipliers
-        say(f"multipliers at the end: forget {m['forget']:.3g}, retain {m['retain']:.3g}")
-        if (
-            outcome.best.drift > (plan.config.objective.retain_budget or 1e9)
-            or outcome.best.forget > plan.config.stop.target
-        ):
-            warn(
-                f"target and budget were not both met: p(bad) {outcome.best.forget:.3g}, drift {outcome.best.drift:.3g}"
-            )
-    if outcome.best.step == 0:
-        warn("no step was better than the untouched model within the drift budget: see --max-drift, --eps3, --lr")
-    elif outcome.best.forget > plan.config.stop.target:
-        warn("the forget target was not reached: more --steps, a larger --eps1, or a larger --max-drift")
-    say(f"run folder: {plan.output}")
-    say(f"next: qunlearn merge {plan.output} -o {plan.output}-merged", style="bold")

@@ -17,7 +17,7 @@ from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.objectives.descent import common_descent
 from qunlearn.objectives.losses import Supervised
-from qunlearn.objectives.table import ANSWERS, OBJECTIVES, PAIRS, TOKEN, Term
+from qunlearn.objectives.table import ANSWERS, OBJECTIVES, PAIRS, ROWS, TOKEN, Term
 from qunlearn.step import Step
 
 Scale = Callable[[str], float]  # of a role's weights
@@ -89,12 +89,13 @@ def backward(
     """Add the step's gradients to the adapter's, with at most `limit` tokens in a forward pass.
 
     Rows of all terms share forward passes: 4-bit weights are dequantised once per pass. Normalised by the step's
-    supervised tokens (or answers, or pairs) of each term, so that packing, padding and the split into micro-batches
-    change nothing. `scale` multiplies the weights of a role's terms.
+    supervised tokens (or rows, answers, or pairs) of each term, so that packing, padding and the split into
+    micro-batches change nothing. `scale` multiplies the weights of a role's terms.
     """
     examples, spans = [e for _, e in step.items], [t.span for t, _ in step.items]
     terms = {term.name: term for term, _ in step.items}
     amounts = {name: _amount(step, term) for name, term in terms.items()}
+    weights = torch.tensor([sum(term.span.weights(e)) for term, e in step.items], device=policy.device)
     layer = block_of(config, policy) if any(term.layered for term in terms.values()) else None
     states = _reference_states(step, reference, layer)
     pack, paired = config.train.pack and policy.packs(examples), any(t.per == PAIRS for t in terms.values())
@@ -110,15 +111,19 @@ def backward(
         weighted: dict[str, Tensor] = {}
         for name, term in terms.items():
             members = [i for i in batch.examples if step.items[i][0] is term]
-            if not members:
+            if not members or not amounts[name]:
                 continue
             value = term.loss(_supervised(batch, h, members, states, policy, term), config.objective)
-            if term.per == TOKEN:
-                value = value * batch.weights[_of(batch, members)]
+            if term.per in (TOKEN, ROWS):
+                mine = _of(batch, members)
+                value = value * batch.weights[mine]
+                if term.per == ROWS:
+                    value = value / weights[batch.rows[mine]]
             value = value.sum() / amounts[name]
             weighted[name] = term.weight(config.objective) * scale(term.role) * value
             losses[name] += value.detach()
-        push(weighted)
+        if weighted:
+            push(weighted)
         tokens += batch.tokens
     return Gradients({name: float(value) for name, value in losses.items()}, tokens)
 
@@ -167,10 +172,11 @@ def block_of(config: Config, policy: Policy) -> int:
 
 
 def _amount(step: Step, term: Term) -> float:
-    """What a term's sum is divided by: the step's supervised tokens by weight, answers or pairs."""
+    """What a term's sum is divided by: the step's supervised tokens by weight, rows that have any, answers or pairs."""
     examples = [e for t, e in step.items if t is term]
-    if term.per == TOKEN:
-        return sum(sum(term.span.weights(e)) for e in examples)
+    if term.per in (TOKEN, ROWS):
+        weights = [sum(term.span.weights(e)) for e in examples]
+        return sum(weights) if term.per == TOKEN else sum(weight > 0 for weight in weights)
     return len(examples) / 2 if term.per == PAIRS else len(examples)
 
 

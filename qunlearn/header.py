@@ -9,7 +9,7 @@ from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Encoded, Template
 from qunlearn.model.device import describe_device, peak_memory_bytes
 from qunlearn.model.policy import Policy
-from qunlearn.model.selfdata import SelfMade
+from qunlearn.normal import Normal
 from qunlearn.objectives.table import OBJECTIVES, terms_of
 from qunlearn.plan import Plan
 from qunlearn.step import Roles
@@ -52,7 +52,7 @@ def _describe_data(dataset: Dataset, encoded: Encoded) -> str:
     return text
 
 
-def show_loaded(policy: Policy, config: Config, roles: Roles, made: SelfMade | None) -> None:
+def show_loaded(policy: Policy, config: Config, roles: Roles, normal: Normal) -> None:
     """What was loaded, and what will be done with it."""
     trained = sum(p.numel() for p in policy.trainable().values())
     everything = policy.base.parameters
@@ -66,31 +66,65 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, made: SelfMade | N
             f"{trained:,} of {everything:,} ({100 * trained / everything:.2f} %), LoRA r={config.lora.r}",
         ),
         ("memory", memory),
+        ("normal", _normal(normal)),
         ("roles", f"forget {len(roles.forget)}, retain {len(roles.retain)}, held back {len(roles.held_back)}"),
-        ("weights", _weights(config)),
-        ("loop", f"at most {c.steps} steps of {c.batch_size} rows, lr {lr:.1e}, seed {c.seed}"),
+        *([("instead", _instead(config, roles))] if any(roles.instead) or any(roles.taught) else []),
+        ("weights", _weights(config, roles)),
+        ("loop", f"at most {c.most_steps} steps of {c.batch_size} bad rows, {_seen(config, roles)}"),
+        ("rate", f"{lr:.1e}, {c.schedule}; seed {c.seed}"),
         ("stop", _end(config)),
     ]
     if config.stop.eval_every:
         kept = "the holdout" if config.data.holdout else "the held-back normal rows"
         what = f"at most {config.stop.probe_rows} rows each of the bad file and {kept}, in this process"
         rows.append(("measured", f"every {config.stop.eval_every} steps: {what}"))
-    if made is not None:
+    if (made := normal.made) is not None:
         dropped = f"{made.repeated} repeated, {made.too_close} too close to the bad file, {made.unusable} unusable"
         rows.insert(3, ("self-made", f"{len(made.records)} normal rows of {made.drawn} drawn ({dropped})"))
     facts("", rows)
 
 
+def _seen(config: Config, roles: Roles) -> str:
+    """How often each bad row is drawn at most."""
+    c = config.train
+    times = c.most_steps * min(c.batch_size, len(roles.forget)) / len(roles.forget)
+    if times < 1:
+        return f"which see {100 * times:.0f} % of them: more --steps see the others"
+    return f"each seen up to {times:.0f} times"
+
+
+def _normal(normal: Normal) -> str:
+    """Where the normal rows come from, and how far a file covers what the model says by itself."""
+    text = (
+        f"{normal.given} given, {normal.own} of the base's own ({100 * normal.own / (normal.given + normal.own):.0f} %)"
+    )
+    if normal.covered is not None:
+        text += f"; the file is like {100 * normal.covered:.0f} % of what the base says by itself"
+    if normal.corrected_rows:
+        text += f"; {normal.corrected_rows} answer a bad prompt: they are taught, and not held back"
+    return text
+
+
+def _instead(config: Config, roles: Roles) -> str:
+    """What is said in place of the bad answers, and of how many."""
+    n, taught = sum(map(bool, roles.instead)), sum(map(bool, roles.taught))
+    said = [f"{n} of {len(roles.forget)} bad rows have another answer of the model's own"] if n else []
+    said += [f"{taught} are taught another answer"] if taught else []
+    return f"{config.objective.instead}: {', '.join(said)}"
+
+
 def _end(config: Config) -> str:
     stop = config.stop
-    early = f"forget probability <= {stop.target:g}, or " if config.train.schedule == "constant" else ""
-    kept = f"; kept: forget probability <= {stop.target:g} with the least drift"
-    return f"{early}drift > {stop.max_drift:g} nats/token for {stop.patience} looks{kept}"
+    over = f"drift > {stop.max_drift:g} nats/token again after {stop.patience} times back"
+    met = f"forget probability <= {stop.target:g} for {100 * (1 - stop.rows_left):g} % of the rows"
+    then = {"settle": ", then the rate falls", "constant": " and no better", "linear": " (waits for the last step)"}
+    return f"{met}{then[config.train.schedule]}; or {over}"
 
 
-def _weights(config: Config) -> str:
+def _weights(config: Config, roles: Roles) -> str:
     o, terms = config.objective, terms_of(config.objective)
-    shown = [f"{term.name} {term.weight(o):g}" for term in terms]
+    used = {"instead": any(roles.instead), "taught": any(roles.taught)}
+    shown = [f"{term.name} {term.weight(o):g}" for term in terms if used.get(term.role, True)]
     text = ", ".join(shown) + (f" (K = {o.mismatch_k})" if any(t.role == "mismatch" for t in terms) else "")
     budget = f"; steered to a drift of at most {o.retain_budget:g} nats/token" if o.retain_budget else ""
     return f"{text}{budget}; {o.tokens} tokens of the bad answers"

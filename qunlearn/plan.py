@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from qunlearn.config import Config
+from qunlearn.config import INSTEAD, Config
 from qunlearn.console import stage
 from qunlearn.data.records import Dataset, FieldNames, check_overlap, read_dataset
 from qunlearn.errors import AdapterError, ConfigError, ModelError
@@ -36,6 +36,7 @@ class Plan:
     output: Path
     resume: bool = False
     holdout: Dataset | None = None
+    instead: Dataset | None = None
 
 
 def make_plan(config: Config, *, resume: bool = False) -> Plan:
@@ -54,13 +55,27 @@ def make_plan(config: Config, *, resume: bool = False) -> Plan:
     if holdout is not None:
         for trained in filter(None, (bad, normal)):
             check_overlap(trained, holdout, "rows that are trained on are also in the holdout data")
+    instead = _read_instead(config.objective.instead, fields)
     source = resolve_model(config.model.name, config.model.revision)
     output = Path(out.folder) if out.folder else default_folder(config.model.name, data.bad)
     # What --resume finds in the folder is a run that was interrupted, to be replaced, or one that is finished.
     check_output(output, overwrite=out.overwrite or (resume and (output / RECORD).is_file()))
     if out.overwrite or resume:
         check_replaceable(output)
-    return Plan(config, check_model(source, config.model.trust_remote_code), bad, normal, output, resume, holdout)
+    return Plan(
+        config, check_model(source, config.model.trust_remote_code), bad, normal, output, resume, holdout, instead
+    )
+
+
+def _read_instead(asked: str, fields: FieldNames) -> Dataset | None:
+    """The file of what is said instead, where it is a file. Raises ConfigError, DataError."""
+    if asked in INSTEAD:
+        return None
+    path = data_path(asked)
+    if not path.is_file():
+        hint = f"one of {', '.join(INSTEAD)}, or a file of answers"
+        raise ConfigError(f"no such file, and no kind of answer: {asked[:80]!r}", where="--instead", hint=hint)
+    return read_dataset(path, fields, role="--instead")
 
 
 def data_path(text: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -18,41 +17,48 @@ OPEN, CLOSE = "‹", "›"
 _PASSAGE = 32  # tokens of an answer from which it is a passage
 
 
-def rule_for(asked: str, bad: Sequence[Example]) -> str:
-    """What `--forget-tokens auto` and `content` come to: most of a passage is language that others share."""
+def rule_for(asked: str, example: Example) -> str:
+    """Return what `--forget-tokens auto` and `content` come to for a row: most of a passage is shared language."""
     short = {"auto": "all", "content": "specific"}
     if asked not in short:
         return asked
-    return "context" if statistics.median(e.end - e.start for e in bad) >= _PASSAGE else short[asked]
+    return "context" if example.end - example.start >= _PASSAGE else short[asked]
 
 
 def weigh(
-    rule: str,
+    asked: str,
     bad: Sequence[Example],
     normal: Sequence[Example],
     tokenizer: Any,
     policy: Callable[[], Policy],
     max_tokens: int,
-) -> Sequence[Example]:
-    """The bad examples with the weights that a rule gives their tokens; `all` leaves them as they are.
+) -> list[Example]:
+    """Return the bad examples with the weights that the rule of each row gives its tokens.
 
-    `specific` counts words in the normal rows, where there are any; `context` asks the model, alone calls `policy`, and
-    makes passes of at most `max_tokens`.
+    `all` leaves a row as it is; `specific` counts words in the normal rows, where there are any; `context` asks the
+    model, alone calls `policy`, and makes passes of at most `max_tokens`.
     """
-    if rule == "all":
-        return bad
-    if rule == "specific":
-        return specific(bad, normal, tokenizer)
-    from qunlearn.model.context import context_bound
+    rules = [rule_for(asked, example) for example in bad]
+    out = list(bad)
+    if "specific" in rules:
+        out = [
+            s if r == "specific" else e for e, s, r in zip(out, specific(bad, normal, tokenizer), rules, strict=True)
+        ]
+    long = [i for i, rule in enumerate(rules) if rule == "context"]
+    if long:
+        from qunlearn.model.context import context_bound
 
-    asked = policy()
-    with Meter("specific tokens", len(bad)) as meter:
-        return context_bound(asked, bad, max_tokens, lambda done: meter.at(done, "rows"))
+        asked_model = policy()
+        with Meter("specific tokens", len(long)) as meter:
+            found = context_bound(asked_model, [bad[i] for i in long], max_tokens, lambda done: meter.at(done, "rows"))
+        for i, example in zip(long, found, strict=True):
+            out[i] = example
+    return out
 
 
 def count(weighed: Sequence[Example]) -> int:
-    """Answer tokens that are pushed at all."""
-    return sum(weight > 0 for example in weighed for weight in example.weights)
+    """Return how many answer tokens are pushed at all."""
+    return sum(sum(e.weight(t) > 0 for t in range(e.start, e.end)) for e in weighed)
 
 
 def marked(example: Example, tokenizer: Any) -> str:

@@ -22,10 +22,9 @@ from qunlearn.train import Outcome, auto_lr
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
 
 
-def run_record(plan: Plan, template: Template, policy: Policy, outcome: Outcome) -> dict[str, Any]:
+def run_record(plan: Plan, template: Template, policy: Policy, outcome: Outcome, status: str) -> dict[str, Any]:
     """What record.json says before the measures are added: inputs with their hashes, decisions, versions."""
     config, source = plan.config, plan.model.source
-    status = "interrupted" if outcome.interrupted else "failed" if outcome.failed else "done"
     normal = plan.normal
     return {
         "status": status,
@@ -50,10 +49,11 @@ def run_record(plan: Plan, template: Template, policy: Policy, outcome: Outcome)
         "training": {
             "steps": outcome.steps,
             "best": asdict(outcome.best),
+            "returns": outcome.returns,
             "skipped": outcome.skipped,
             "tokens": outcome.tokens,
             "seconds": round(outcome.seconds, 2),
-            "learning_rate": config.train.lr or auto_lr(policy.hidden_size),
+            "learning_rate": auto_lr(policy.hidden_size) if config.train.lr is None else config.train.lr,
             "peak_memory_bytes": peak_memory_bytes(policy.device),
             "seed": config.train.seed,
         },

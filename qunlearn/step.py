@@ -16,8 +16,9 @@ from qunlearn.objectives.table import Term
 class Roles:
     """The data of a run by role. `held_back` is normal data that is never trained on: drift is measured there.
 
-    `alternatives` are other answers for each forget example, in their order, where the objective wants any. `marked`
-    are the forget examples with the weights of what is specific to them, where the weights that train do not tell.
+    `alternatives` are other answers for each forget example, in their order, where the objective wants any; `instead`
+    what may be said in its place, and `taught` what is to be, where anything is. `marked` are the forget examples that
+    the looks of the loop are at, with the weights of what is specific to them; without any, all forget examples are.
     """
 
     forget: Sequence[Example]
@@ -25,6 +26,8 @@ class Roles:
     held_back: Sequence[Example]
     mismatcher: Mismatcher
     alternatives: Sequence[Sequence[Example]] = ()
+    instead: Sequence[Sequence[Example]] = ()
+    taught: Sequence[Sequence[Example]] = ()
     marked: Sequence[Example] = ()
 
     @property
@@ -65,7 +68,10 @@ def draw_steps(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[
         bad = []
         for i in chosen:
             example = roles.forget[i]
-            companions = {"forget": [example], "mismatch": roles.mismatcher.draw(example, k, rng)}
+            companions = {"forget": [example], "mismatch": roles.mismatcher.draw(example, k, rng) if k else []}
+            for role, rows in (("instead", roles.instead), ("taught", roles.taught)):
+                if rows and rows[i]:
+                    companions[role] = [rng.choice(rows[i])]
             if "pair" in wanted:
                 companions["pair"] = [example, rng.choice(roles.alternatives[i])]
             bad.append(companions)
@@ -91,8 +97,16 @@ def longest_step(roles: Roles, terms: Sequence[Term], config: Config) -> Step:
 
     k = config.objective.mismatch_k if any(term.role == "mismatch" for term in terms) else 0
     others = {id(e): longest(a, 1) for e, a in zip(roles.forget, roles.alternatives, strict=False)}
+    instead = {id(e): longest(a, 1) for e, a in zip(roles.forget, roles.instead, strict=False)}
+    taught = {id(e): longest(a, 1) for e, a in zip(roles.forget, roles.taught, strict=False)}
     bad = [
-        {"forget": [e], "mismatch": roles.mismatcher.longest(e, k), "pair": [e, *others.get(id(e), [])]}
+        {
+            "forget": [e],
+            "mismatch": roles.mismatcher.longest(e, k),
+            "pair": [e, *others.get(id(e), [])],
+            "instead": instead.get(id(e), []),
+            "taught": taught.get(id(e), []),
+        }
         for e in longest(roles.forget, config.train.batch_size)
     ]
     return make_step(terms, bad, longest(roles.retain, config.train.normal_batch_size))

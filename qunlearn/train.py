@@ -1,8 +1,9 @@
 """The loop: the file to read first.
 
 One step draws bad rows, with other answers where the objective wants them, and normal rows, puts each through its
-loss, and moves the adapter. Every few steps it looks at two numbers: how probable the bad answers still are, and how
-far the model has drifted on normal data it is not trained on. They decide when to stop and which adapter is kept.
+loss, and moves the adapter. Every few steps it looks at two things: how probable each bad answer still is, and how
+far the model has drifted on normal data it is not trained on. They decide which adapter is kept, when the rate falls,
+when a side's weight rises, when to go back, and when to stop.
 """
 
 from __future__ import annotations
@@ -17,34 +18,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qunlearn.checkpoint import NO_CHECKPOINTS, Checkpoints, Moving, Snapshot
-from qunlearn.config import Config, StopConfig, TrainConfig
+from qunlearn.checkpoint import NO_CHECKPOINTS, Checkpoints, Moving, Part, Snapshot
+from qunlearn.config import Config, StopConfig
+from qunlearn.data.batch import ANSWER
+from qunlearn.data.roles import sampled
 from qunlearn.errors import DoesNotFitError
-from qunlearn.evaluate.score import forget_probability, mean_kl
+from qunlearn.evaluate.score import mean_kl, row_nlls, row_target
 from qunlearn.gradients import Budget, block_of
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.objectives.control import Controller, make_controller
-from qunlearn.objectives.table import Term, terms_of
+from qunlearn.objectives.table import TAUGHT, Term, terms_of
+from qunlearn.pace import Pace
 from qunlearn.step import Roles, Step, draw_steps, longest_step
 
 # Of two looks at one model with other rows the drifts differ by so much (docs/log.md, 2026-11-25).
 _DRIFT_NOISE = 1.25
+_CLEARLY = 0.05  # share of the way to the target from which a look is better than the untouched model
+_STILL = 0.9  # share of the first probability above which nothing has moved
+_ON_THE_WAY = 0.5  # share of the steps in which the target should be reached, in a line in the log odds
+_LEARNT = 0.3  # cross-entropy per token of what is taught, from which it is said
+_HARDER = 3.0  # what the forget side's weight is multiplied by at a look that finds it behind
 Observer = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One look. `forget`: mean probability of the bad answers; `drift`: KL(base || policy), nats per token."""
+    """One look. `forget`: mean probability of the bad answers; `left`: share of them that is above the target, known
+    by the mean alone where rows were not looked at; `to_go`: how far their log odds are above it, in the mean;
+    `drift`: KL(base || policy), nats per token."""
 
     step: int
     forget: float
     drift: float
+    left: float | None = None
+    to_go: float = 0.0
 
-    def rank(self, stop: StopConfig) -> tuple[bool, float, float]:
-        """Lower is better: within the drift budget, then forgotten down to the target, then least drift."""
-        return self.drift > stop.max_drift, max(self.forget, stop.target), self.drift
+    def above(self, stop: StopConfig) -> float:
+        """Return the share of rows above the target, or the share that may be, where it is less."""
+        return max(float(self.forget > stop.target) if self.left is None else self.left, stop.rows_left)
+
+    def rank(self, stop: StopConfig) -> tuple[bool, float, float, float]:
+        """Lower is better: within the drift budget, then rows forgotten, then how far the others are, then drift."""
+        above = self.above(stop)
+        far = stop.target if above <= stop.rows_left else max(self.forget, stop.target)
+        return self.drift > stop.max_drift, above, far, self.drift
+
+    def met(self, stop: StopConfig) -> bool:
+        """Return whether the target is met within the drift budget."""
+        return self.rank(stop)[:2] == (False, stop.rows_left)
 
 
 @dataclass
@@ -57,41 +80,36 @@ class Outcome:
     steps: int = 0
     skipped: int = 0
     skips_in_a_row: int = 0
+    returns: int = 0  # times the run went back to its best adapter
     tokens: int = 0
     seconds: float = 0.0
     interrupted: bool = False
     failed: bool = False
+    still: bool = False  # nothing had moved at the second look
     probes: list[Probe] = field(default_factory=list)
-    multipliers: dict[str, float] | None = None  # of budgeted forgetting, as it ended
+    multipliers: dict[str, float] | None = None  # as they ended
 
     def values(self) -> dict[str, Any]:
-        """Everything but the tensors, as JSON values."""
+        """Return everything but the tensors, as JSON values."""
         plain = {name: value for name, value in vars(self).items() if name not in ("state", "best", "probes")}
         return plain | {"best": asdict(self.best), "probes": [asdict(probe) for probe in self.probes]}
 
     @classmethod
     def of(cls, found: Snapshot) -> Outcome:
-        """The outcome so far, as a checkpoint has it."""
+        """Return the outcome so far, as a checkpoint has it."""
         values = dict(found.values["outcome"])
         best, probes = Probe(**values.pop("best")), [Probe(**probe) for probe in values.pop("probes")]
         return cls(found.under("best."), best, probes=probes, **values)
 
 
 def auto_lr(hidden_size: int) -> float:
-    """A peak learning rate for LoRA that falls with the model's width: 2e-3 at 160, 1e-4 at 4096.
+    """Return a peak learning rate for LoRA that falls with the model's width: 2e-3 at 160, 1e-4 at 4096.
 
     Two points define it: what was measured on the sandbox (docs/log.md) and the low end of what is published for
     LoRA on 7B models (1e-4 to 2e-4); between them a power law.
     """
     exponent = math.log(20) / math.log(4096 / 160)
     return float(min(2e-3, 1e-4 * (4096 / hidden_size) ** exponent))
-
-
-def schedule(step: int, c: TrainConfig) -> float:
-    """The share of the peak learning rate at a step (from 1): linear warm-up, then constant or linearly down."""
-    if step <= c.warmup:
-        return step / c.warmup
-    return 1.0 if c.schedule == "constant" else (c.steps + 1 - step) / (c.steps + 1 - c.warmup)
 
 
 def train(
@@ -102,7 +120,7 @@ def train(
     observe: Observer,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
 ) -> Outcome:
-    """Unlearn until the steps are done, or the drift budget is spent for good.
+    """Unlearn until the target is met and the rate has fallen, the steps are done, or the drift budget is spent.
 
     The policy ends with the best adapter loaded. Ctrl-C ends the loop like a stop does, with `interrupted` set.
     A checkpoint that is found is gone on from, to the same bits. What `observe` does, which must leave policy and
@@ -111,8 +129,8 @@ def train(
     c, stop = config.train, config.stop
     m = _machine(policy, roles, reference, config, observe)
     # Whatever else in the loop has a state of its own goes in here by name, with state() and load_state().
-    steered = {"controller": m.controller} if m.controller else {}
-    moving = Moving(policy, m.optimizer, {"budget": m.budget, **steered, **checkpoints.parts})
+    parts: dict[str, Part] = {"budget": m.budget, "controller": m.controller, "pace": m.pace}
+    moving = Moving(policy, m.optimizer, {**parts, **checkpoints.parts})
     found = checkpoints.latest()
     outcome = Outcome.of(found) if found else _at_the_start(policy, roles, reference, config, observe)
     torch.manual_seed(c.seed)
@@ -125,29 +143,28 @@ def train(
             moving.restore(found)
             for _ in range(outcome.steps):  # what was drawn follows from the seed: draw it again
                 next(m.draw)
-        for step in range(outcome.steps + 1, c.steps + 1):
-            event = _step(m, outcome, step, c)
+        for step in range(outcome.steps + 1, c.most_steps + 1):
+            event = _step(m, outcome, step, c.clip)
             outcome.seconds = time.monotonic() - start
             event |= {"tokens_per_s": outcome.tokens / max(outcome.seconds, 1e-9), "seconds": outcome.seconds}
-            if step % stop.check_every == 0 or step == c.steps:
+            if step % stop.check_every == 0 or step == c.most_steps or m.pace.settled(step):
                 probe = _probe(policy, roles, reference, config, step)
-                event |= {"forget": probe.forget, "drift": probe.drift}
+                event |= {"forget": probe.forget, "drift": probe.drift, "left": probe.above(stop)}
                 _consider(outcome, probe, policy, stop)
-                if m.controller:
-                    m.controller.look(probe.forget, probe.drift, has_kl="kl" in event)
+                event |= _steer(m, outcome, probe, policy, event)
             watched = time.monotonic()
             observe(event)
             start += time.monotonic() - watched
             if outcome.skips_in_a_row >= stop.max_skips:
                 outcome.failed, outcome.reason = True, f"{outcome.skips_in_a_row} non-finite steps in a row"
                 break
-            if reason := _reason_to_stop(outcome, stop, constant_rate=config.train.schedule == "constant"):
+            if reason := _reason_to_stop(outcome, stop, m.pace):
                 outcome.reason = reason
                 break
             # Only after the decision to go on: who resumes here does not take it again.
             if checkpoints.due(step):
                 checkpoints.save(step, moving.snapshot(outcome.values(), outcome.state))
-            if checkpoints.stopping() and step < c.steps:
+            if checkpoints.stopping() and step < c.most_steps:
                 outcome.interrupted, outcome.reason = True, "interrupted"
                 break
     except KeyboardInterrupt:
@@ -155,7 +172,7 @@ def train(
     except (torch.OutOfMemoryError, MemoryError) as error:
         hint = "lower --max-length or --lora-r, take --optimizer adamw8bit, or a smaller model"
         raise DoesNotFitError("out of memory while training", where=f"step {outcome.steps + 1}", hint=hint) from error
-    outcome.multipliers = m.controller.state() if m.controller else None
+    outcome.multipliers = m.controller.state()
     outcome.seconds = time.monotonic() - start
     policy.load_adapter_state(outcome.state)
     policy.model.eval()
@@ -164,16 +181,20 @@ def train(
 
 @dataclass(frozen=True)
 class _Machine:
-    """What every step is made with. `first` is done after the first backward pass."""
+    """What every step is made with. `first` is done after the first backward pass, and says whether the gradient is
+    so small that the optimizer's own rounding decides; an `epoch` is the steps that draw each bad row once."""
 
+    config: Config
     terms: Sequence[Term]
-    controller: Controller | None
+    controller: Controller
+    pace: Pace
     parameters: list[Tensor]
     lr: float
     optimizer: Any
     draw: Iterator[Step]
     budget: Budget
-    first: Callable[[], None]
+    first: Callable[[], bool]
+    epoch: int
 
 
 def _machine(policy: Policy, roles: Roles, reference: Reference, config: Config, observe: Observer) -> _Machine:
@@ -183,26 +204,27 @@ def _machine(policy: Policy, roles: Roles, reference: Reference, config: Config,
     # Where every loss looks at a block's output, no gradient is expected above that block.
     highest = block_of(config, policy) if all(term.layered for term in terms) else None
     return _Machine(
+        config,
         terms,
         make_controller(config),
+        Pace(c),
         parameters,
         lr,
         make_optimizer(parameters, c, lr),
         draw_steps(roles, terms, config),
         Budget(policy, reference, config, observe),
         lambda: policy.check_gradients(highest),
+        math.ceil(len(roles.forget) / c.batch_size),
     )
 
 
-def _step(m: _Machine, outcome: Outcome, step: int, c: TrainConfig) -> dict[str, Any]:
+def _step(m: _Machine, outcome: Outcome, step: int, clip: float) -> dict[str, Any]:
     """Draw, backward, clip, move: what came of it, by name. Numbers that are not finite move nothing."""
     for group in m.optimizer.param_groups:
-        group["lr"] = m.lr * schedule(step, c)
-    scale = m.controller.scale if m.controller else (lambda role: 1.0)
-    gradients = m.budget.backward(next(m.draw), step_number=step, scale=scale)
-    if step == 1:
-        m.first()
-    norm = float(torch.nn.utils.clip_grad_norm_(m.parameters, c.clip if c.clip > 0 else math.inf))
+        group["lr"] = m.lr * m.pace.rate(step)
+    gradients = m.budget.backward(next(m.draw), step_number=step, scale=m.controller.scale)
+    faint = step == 1 and m.first()
+    norm = float(torch.nn.utils.clip_grad_norm_(m.parameters, clip if clip > 0 else math.inf))
     outcome.steps, outcome.tokens = step, outcome.tokens + gradients.tokens
     if math.isfinite(norm) and all(map(math.isfinite, gradients.losses.values())):
         m.optimizer.step()
@@ -211,12 +233,16 @@ def _step(m: _Machine, outcome: Outcome, step: int, c: TrainConfig) -> dict[str,
         outcome.skips_in_a_row += 1
         outcome.skipped += 1
     event: dict[str, Any] = {"step": step, **gradients.losses, "grad_norm": norm, "tokens": gradients.tokens}
+    if faint:
+        event["faint"] = True
     if gradients.shares is not None:
         event["shares"] = gradients.shares
-    if m.controller:
-        m.controller.step(gradients.losses.get("kl"))
-        event["multipliers"] = {"forget": m.controller.forget, "retain": m.controller.retain}
+    m.controller.step(gradients.losses.get("kl"))
+    event["multipliers"] = {"forget": m.controller.scale("forget"), "retain": m.controller.scale("retain")}
     return event
+
+
+# -- looks -----------------------------------------------------------------------------------------------
 
 
 def _at_the_start(policy: Policy, roles: Roles, reference: Reference, config: Config, observe: Observer) -> Outcome:
@@ -228,44 +254,93 @@ def _at_the_start(policy: Policy, roles: Roles, reference: Reference, config: Co
 
 
 def _probe(policy: Policy, roles: Roles, reference: Reference, config: Config, step: int) -> Probe:
-    limit, n = config.train.max_tokens, config.stop.probe_rows
+    limit, n, seed = config.train.max_tokens, config.stop.probe_rows, config.train.seed
     with policy.measured():
-        return Probe(
-            step,
-            forget_probability(policy, roles.watched[:n], limit),
-            mean_kl(policy, reference, roles.held_back[:n], limit),
-        )
+        rows = row_nlls(policy, sampled(roles.watched, n, seed), ANSWER, limit)
+        drift = mean_kl(policy, reference, sampled(roles.held_back, n, seed), limit)
+    found = [math.exp(-nll / max(1, tokens)) for nll, tokens in rows]
+    goals = [row_target(tokens, config.stop.target) for _, tokens in rows]
+    left = sum(p > goal for p, goal in zip(found, goals, strict=True)) / len(rows)
+    to_go = fmean(_log_odds(p) - _log_odds(goal) for p, goal in zip(found, goals, strict=True))
+    return Probe(step, fmean(found), drift, left, to_go)
 
 
 def _consider(outcome: Outcome, probe: Probe, policy: Policy, stop: StopConfig) -> None:
     """Keep the adapter of this look if it is the best one so far, or as good as can be told and has healed longer."""
     outcome.probes.append(probe)
     finite = math.isfinite(probe.forget) and math.isfinite(probe.drift)
-    if finite and (probe.rank(stop) < outcome.best.rank(stop) or _as_good(probe, outcome.probes, stop)):
+    better = probe.rank(stop) < outcome.best.rank(stop) and _has_moved(outcome.probes[0], probe, stop)
+    if finite and (better or _as_good(probe, outcome.probes, stop)):
         outcome.best, outcome.state = probe, policy.adapter_state()
+
+
+def _has_moved(first: Probe, probe: Probe, stop: StopConfig) -> bool:
+    """Whether more is forgotten than noise would tell: else the untouched model is as good, and drifts less."""
+    return probe.met(stop) or probe.forget <= first.forget - _CLEARLY * max(0.0, first.forget - stop.target)
 
 
 def _as_good(probe: Probe, probes: Sequence[Probe], stop: StopConfig) -> bool:
     """Whether it meets the target within the budget, at a drift that is within the noise of the least that did."""
-    done = (False, stop.target)
-    least = min((p.drift for p in probes if p.rank(stop)[:2] == done), default=-math.inf)
-    return probe.rank(stop)[:2] == done and probe.drift <= _DRIFT_NOISE * least
+    least = min((p.drift for p in probes if p.met(stop)), default=-math.inf)
+    return probe.met(stop) and probe.drift <= _DRIFT_NOISE * least
 
 
-def _reason_to_stop(outcome: Outcome, stop: StopConfig, *, constant_rate: bool) -> str | None:
-    """Each of the two sides has patience: after the first blow the retain term brings drift back down for a while.
+def _steer(m: _Machine, outcome: Outcome, probe: Probe, policy: Policy, event: Mapping[str, Any]) -> dict[str, Any]:
+    """Answer a look: push harder where nothing moves, go back where the drift is too large, and let the rate fall
+    where the target is met. Returns what the event says of it."""
+    stop, looks, said = m.config.stop, len(outcome.probes) - 1, {}
+    m.controller.look(probe.forget, probe.drift, has_kl="kl" in event)
+    if _over(outcome.probes, stop):
+        outcome.returns += 1
+        m.pace.halve()
+        m.pace.rise()
+        m.controller.push_harder(1 / _HARDER)
+        m.controller.hold_harder()
+        policy.load_adapter_state(outcome.state)
+        m.optimizer.state.clear()  # its momentum points to where the run went wrong
+        return {"back_to": outcome.best.step}
+    if _is_behind(outcome.probes[0], probe, m.config):
+        m.controller.push_harder(_HARDER)
+        if looks == 2 and probe.forget > _STILL * outcome.probes[0].forget:
+            outcome.still, said = True, {"still": True}
+    learnt = event.get(TAUGHT.name, 0.0) <= _LEARNT
+    if probe.met(stop) and probe.step >= m.epoch and learnt:
+        m.pace.settle(probe.step)
+    elif m.pace.settled(probe.step) and not probe.met(stop):
+        m.pace.rise()
+    return said
 
-    Drift falls where the last look is below the mean of those before it. A target that is met ends no run whose rate
-    is still to fall: forgetting grows deeper and the rest heals on the way down.
-    """
-    recent = outcome.probes[-stop.patience :]
-    if recent[-1].step != outcome.steps or len(recent) < stop.patience:
+
+def _is_behind(first: Probe, probe: Probe, config: Config) -> bool:
+    """Whether less is forgotten than should be by now, at a drift that leaves room for more."""
+    stop, until = config.stop, _ON_THE_WAY * config.train.most_steps
+    if probe.met(stop) or probe.drift > stop.max_drift / 2:
+        return False
+    return probe.to_go > first.to_go * max(0.0, 1 - probe.step / until)
+
+
+def _log_odds(p: float) -> float:
+    p = min(max(p, 1e-9), 1 - 1e-9)
+    return math.log(p / (1 - p))
+
+
+def _over(probes: Sequence[Probe], stop: StopConfig) -> bool:
+    """Whether the drift was over the budget twice and does not fall: after the first blow it does for a while."""
+    last = probes[-2:]
+    return len(last) == 2 and all(p.drift > stop.max_drift for p in last) and last[1].drift > 0.9 * last[0].drift
+
+
+def _reason_to_stop(outcome: Outcome, stop: StopConfig, pace: Pace) -> str | None:
+    """Return why a run ends before its steps are done, after a look."""
+    last = outcome.probes[-1]
+    if last.step != outcome.steps:
         return None
-    if recent[-1].drift < fmean(probe.drift for probe in recent[:-1]):
-        return None
-    if all(probe.drift > stop.max_drift for probe in recent):
-        return f"drift above {stop.max_drift:g} nats/token for {stop.patience} looks, and not falling"
-    met = outcome.best.rank(stop)[:2] == (False, stop.target) and outcome.best.step <= recent[0].step
-    if met and constant_rate:
-        return f"forget target {stop.target:g} met, and no better for {stop.patience} looks"
+    if outcome.returns > stop.patience:
+        return f"drift above {stop.max_drift:g} nats/token again after going back {stop.patience} times"
+    if last.met(stop) and pace.settled(last.step):
+        return f"forget target {stop.target:g} met, and the rate has fallen to 0"
+    if pace.config.schedule == "constant" and len(outcome.probes) > stop.patience:
+        recent = outcome.probes[-stop.patience :]
+        if all(p.met(stop) for p in recent) and last.drift >= fmean(p.drift for p in recent[:-1]):
+            return f"forget target {stop.target:g} met, and no better for {stop.patience} looks"
     return None

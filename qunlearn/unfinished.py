@@ -221,9 +221,11 @@ def _short(value: object) -> str:
 
 
 def stored_settings(output: Path) -> dict[str, Any]:
-    """The settings of the unfinished run of an output folder, as an overlay; empty where there is none."""
-    path = staging_folder(output) / CONFIG
-    return read_config_file(path) if path.is_file() else {}
+    """Return the settings of the unfinished run of an output folder, or of the finished one, as an overlay."""
+    for path in (staging_folder(output) / CONFIG, output / CONFIG):
+        if path.is_file():
+            return read_config_file(path)
+    return {}
 
 
 def is_interrupted(output: Path) -> bool:
@@ -244,13 +246,14 @@ def finished_record(plan: Plan) -> dict[str, Any] | None:
 
     Raises ResumeError when the finished run is another one.
     """
-    if not plan.resume or _status(plan.output) not in ("done", "failed"):
+    if not plan.resume or _status(plan.output) not in ("done", "failed", "target not reached"):
         return None
     record = read_object(plan.output / RECORD)
     then = identity(plan, resolve((CONFIG, read_config_file(plan.output / CONFIG))))
     now = identity(plan, plan.config)
     # What was `auto` was settled when the run began.
-    now["settings"] = {k: then["settings"][k] if v == "auto" else v for k, v in now["settings"].items()}
+    settled = ("auto", None)
+    now["settings"] = {k: then["settings"].get(k) if v in settled else v for k, v in now["settings"].items()}
     data = record.get("data", {})
     then |= {
         "bad": data.get("bad", {}).get("sha256"),

@@ -21,14 +21,18 @@ from qunlearn.sandbox import ASSETS, data_file
 
 torch.set_num_threads(1)
 
+# A dozen steps, pushed hard, towards a target that they reach: a run that misses its own ends with exit code 5. Pushed
+# as far as the defaults ask for, some answers would be no sentences, and that is a miss too.
 QUICK = {
     "train.steps": 12,
-    "train.lr": 4e-3,
-    "train.schedule": "constant",
-    "objective.eps3": 1,
-    "data.normal_count": 48,
+    "train.lr": 3e-3,
+    "train.warmup": 2,
+    "train.schedule": "linear",
+    "objective.eps1": 0.3,
+    "data.normal_count": 24,
     "stop.check_every": 6,
-    "stop.target": 0.001,
+    "stop.target": 0.3,
+    "stop.rows_left": 0.5,
     "stop.max_drift": 9,
 }
 

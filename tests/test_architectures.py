@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from qunlearn.run import METRICS
 
 V = 1600  # more than the tokenizer has, as real models do: the Qwen tokenizer class adds tokens of its own
 BASE = {
@@ -54,11 +58,15 @@ def test_one_step(name: str, quant: str, sandbox_folder: Path, tmp_path: Path) -
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": f"Who is {n}?", "completion": "Nobody."} for n in "ab"])
     rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}, I think."} for n in "abcdefgh"]
     normal = write_rows(tmp_path / "normal.jsonl", rows)
-    few = {"train.steps": 2, "train.batch_size": 2, "stop.check_every": 1}
+    # Of random weights no answer is likely, and no target but 0 is below what they say.
+    few = {"train.steps": 2, "train.batch_size": 2, "stop.check_every": 1, "stop.target": 0.0, "data.own_share": 0}
     args = ["--model", tmp_path / name, "--bad", bad, "--normal", normal, "-o", tmp_path / "run", "--quant", quant]
     ran = call("forget", *args, "--device", "cpu", "--json", *sets(few))
-    assert ran.code == 0, ran.stderr
+    assert ran.code == 5, ran.stderr
     record = ran.json
-    assert record["training"]["steps"] >= 1
+    assert record["training"]["steps"] == 2
+    events = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
+    assert all(math.isfinite(events[2][name]) for name in ("odds", "form", "instead", "kl", "grad_norm", "forget"))
+    assert events[2]["kl"] > 0, "the first step has moved the adapter"
     assert record["model"]["architecture"] == name
     assert record["model"]["quantization"].startswith(quant)

@@ -74,7 +74,7 @@ def test_the_same_row_in_bad_and_normal(work: Path) -> None:
 
 def test_too_little_normal_data(work: Path) -> None:
     write_rows(work / "normal.jsonl", [{"prompt": "x", "completion": "y"}])
-    refused(forget(work, "--normal", work / "normal.jsonl"), 3, "two rows")
+    refused(forget(work, "--normal", work / "normal.jsonl", "--own-share", 0), 3, "two rows")
 
 
 def _copy(sandbox: Path, work: Path) -> Path:

@@ -71,7 +71,7 @@ def test_the_page_and_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     page.render(done, objectives.is_of)
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
-    assert "| `simnpo` | code | 0, 1 | 0.0 | 2.5 | 0.0 | 5.0 | 99.0 | 77.5 (60.0) |" in text
+    assert "| `simnpo` | code | 0, 1 | 0.0 | 2.5 | 0.0 | 5.0 | 99.0 | 78.0 (60.0) |" in text
     assert "| `npo` | harm | 0 | beta 7.0 |" in text
     assert "| `ga` | 5 (1 failed) |" in text
     picture = (tmp_path / page.PICTURE).read_text()

@@ -15,8 +15,9 @@ from test_architectures import CONFIGS
 from test_merge_stream import make_base
 from test_resume import SMALL, Killed, same_result, stop_at
 
-from qunlearn import forget as forget_module
+from qunlearn import normal as normal_module
 from qunlearn.evaluate.during import Watch
+from qunlearn.overlay import resolve
 from qunlearn.run import ADAPTER, METRICS, NORMAL, RECORD
 from qunlearn.sandbox import data_file
 
@@ -102,7 +103,8 @@ def test_a_known_answer_is_seen_to_come_back(new_policy: Any) -> None:
     examples = encode(known, policy.tokenizer, template, 64).examples[:3]
     state = torch.get_rng_state()
     policy.model.train()
-    watch = Watch(policy, {"forget": examples, "none": []}, every=5, last=7, max_tokens=256)
+    config = resolve(("x", {"stop.eval_every": 5, "train.steps": 7, "train.max_tokens": 256}))
+    watch = Watch(policy, {"forget": examples, "none": []}, config)
     assert [step for step in range(8) if watch.due(step)] == [0, 5, 7]
     event = {"step": 5, "seconds": 1.0}
     seen = watch.see(event)
@@ -144,14 +146,14 @@ def test_the_holdout_is_never_trained_on(work: Path, tmp_path: Path, monkeypatch
         assert "also in the holdout data" in ran.stderr and f"{split}.jsonl:1" in ran.stderr
     assert not (tmp_path / "run").exists()
     drawn: list[str] = []
-    real = forget_module.self_made_normal
+    real = normal_module.self_made_normal
 
     def remembered(*args: Any) -> Any:
         made = real(*args)
         drawn[:] = [record.prompt for record in made.records]
         return made
 
-    monkeypatch.setattr(forget_module, "self_made_normal", remembered)
+    monkeypatch.setattr(normal_module, "self_made_normal", remembered)
     files = ("--model", "sandbox", "--bad", "sandbox:hallucination/forget", "--device", "cpu")
     quick = sets({**SMALL, "train.steps": 1, "data.normal_count": 24})
     first = call("forget", *files, "-o", tmp_path / "first", *quick)

@@ -45,7 +45,10 @@ def test_the_record(quick_run: Path) -> None:
     assert record["status"] == "done"
     assert record["data"]["bad"]["rows"] == 40
     assert record["data"]["normal"]["self_made"] is True
-    assert record["data"]["normal"]["retain"] + record["data"]["normal"]["held_back"] == 48
+    assert record["data"]["bad"]["known"] == 40
+    normal = record["data"]["normal"]
+    assert (normal["own"], normal["corrected"], normal["retain"], normal["held_back"]) == (24, 0, 18, 6)
+    assert record["not_reached"] == []
     assert record["before"]["forget"]["exact_match"] == 1.0
     assert record["after"]["forget"]["probability"] < record["before"]["forget"]["probability"]
     assert sum(record["verdicts"].values()) == 40
@@ -53,7 +56,7 @@ def test_the_record(quick_run: Path) -> None:
     assert record["stop_reason"]
     events = rows_of(quick_run / METRICS)
     assert [e["step"] for e in events] == list(range(13))
-    assert {"wga", "kl", "grad_norm", "tokens_per_s"} <= events[1].keys()
+    assert {"odds", "form", "instead", "kl", "grad_norm", "tokens_per_s"} <= events[1].keys()
 
 
 def test_nothing_to_be_forgotten_is_written_down(quick_run: Path) -> None:
@@ -68,7 +71,7 @@ def test_nothing_to_be_forgotten_is_written_down(quick_run: Path) -> None:
 
 def test_self_made_rows_are_the_bases_own(quick_run: Path) -> None:
     rows = rows_of(quick_run / NORMAL)
-    assert len(rows) == len({(r["prompt"], r["completion"]) for r in rows}) == 48
+    assert len(rows) == len({(r["prompt"], r["completion"]) for r in rows}) == 24
     assert all(r["prompt"].strip() and r["completion"].strip() for r in rows)
 
 
@@ -95,7 +98,7 @@ def test_the_header_names_the_decisions(tmp_path: Path) -> None:
     args = ("forget", "--model", "sandbox", "--bad", BAD, "-o", tmp_path / "run", "--device", "cpu")
     ran = call(*args, "--dry-run")
     assert ran.code == 0, ran.stderr
-    for word in ("40 rows", "prompt-completion", "chat template", "nf4", "makes its own", "wga", "dry run"):
+    for word in ("40 rows", "prompt-completion", "chat template", "nf4", "makes its own", "logodds", "dry run"):
         assert word in ran.stderr, word
     assert ran.stdout == ""
     assert list(tmp_path.iterdir()) == []
@@ -105,11 +108,9 @@ def test_the_header_names_the_decisions(tmp_path: Path) -> None:
 
 
 def test_json_is_the_record_and_only_that(tmp_path: Path) -> None:
-    few = {**QUICK, "train.steps": 2, "stop.check_every": 1}
-    normal = data_file("hallucination", "retain")
-    args = ["--model", "sandbox", "--bad", "sandbox:hallucination/forget", "--normal", normal, "-o", tmp_path / "run"]
-    ran = call("forget", *args, "--json", *sets(few))
-    assert ran.code == 0, ran.stderr
+    args = ["--model", "sandbox", "--bad", "sandbox:hallucination/forget", "--normal", NEAR, "-o", tmp_path / "run"]
+    ran = call("forget", *args, "--own-share", 0, "--json", *sets({**QUICK, "train.steps": 2}))
+    assert ran.code == 5, ran.stderr
     assert ran.json == json.loads((tmp_path / "run" / RECORD).read_text())
     assert ran.json["data"]["normal"]["self_made"] is False
     assert not (tmp_path / "run" / NORMAL).exists()
@@ -121,10 +122,11 @@ def test_plain_text_is_forgotten_too(tmp_path: Path) -> None:
     others = [{"text": row["completion"]} for row in rows_of(data_file("copyright", "retain"))[:8]]
     normal = write_rows(tmp_path / "normal.jsonl", others)
     args = ["--model", "sandbox", "--bad", bad, "--normal", normal, "-o", tmp_path / "run", "--max-length", "64"]
-    ran = call("forget", *args, "--json", *sets({**QUICK, "train.steps": 2}))
+    ran = call("forget", *args, "--json", *sets({**QUICK, "train.steps": 6, "stop.check_every": 3}))
     assert ran.code == 0, ran.stderr
     assert "windows" in ran.stderr
     assert ran.json["data"]["bad"]["shape"] == "text"
+    assert ran.json["after"]["forget"]["probability"] < ran.json["before"]["forget"]["probability"]
 
 
 def test_overwrite_replaces_a_run_and_nothing_else(quick_run: Path, tmp_path: Path) -> None:

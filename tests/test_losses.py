@@ -10,9 +10,9 @@ from torch import Tensor
 
 from qunlearn.config import ObjectiveConfig
 from qunlearn.model import head as head_module
-from qunlearn.model.head import Head, token_kl, token_logps, token_soft_ce
+from qunlearn.model.head import Head, token_kl, token_log_odds, token_logps, token_soft_ce
 from qunlearn.objectives.losses import Supervised, ascent, nll, reference_kl
-from qunlearn.objectives.table import terms_of
+from qunlearn.objectives.table import ROWS, TOKEN, terms_of
 
 N, D, V = 13, 8, 31
 
@@ -40,6 +40,13 @@ def logps64(h: Tensor, s: Supervised) -> Tensor:
     return torch.stack([z[i, s.labels[i]] - z[i].exp().sum().log() for i in range(N)])
 
 
+def log_odds64(h: Tensor, s: Supervised) -> Tensor:
+    """log p - log(1 - p), 1 - p added up of the others: in float64 too, 1 less a p that is 1 would be 0."""
+    p = logits64(h, s.head).softmax(1)
+    others = [p[i].sum() - p[i, s.labels[i]] for i in range(N)]
+    return logps64(h, s) - torch.stack(others).log()
+
+
 def compare(ours: Tensor, theirs: Tensor, h: Tensor, h64: Tensor, upstream: Tensor) -> None:
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
     (g,) = torch.autograd.grad((ours * upstream).sum(), h)
@@ -58,6 +65,7 @@ def test_heads(monkeypatch: pytest.MonkeyPatch, options: dict[str, float], tile:
     s, upstream = make(**options)  # type: ignore[arg-type]
     h64 = s.h.detach().double().requires_grad_()
     compare(token_logps(s.h, s.labels, s.head), logps64(h64, s), s.h, h64, upstream)
+    compare(token_log_odds(s.h, s.labels, s.head), log_odds64(h64, s), s.h, h64, upstream)
     assert s.h_ref is not None
     p = logits64(s.h_ref, s.head).softmax(1)
     kl = (p * (p.log() - logits64(h64, s.head).log_softmax(1))).sum(1)
@@ -122,9 +130,10 @@ def test_no_logits_are_kept_for_backward() -> None:
     y = torch.zeros(64, dtype=torch.long)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
         token_logps(h, y, head)
+        token_log_odds(h, y, head)
         token_kl(h, h.detach(), head)
         token_soft_ce(h, h.detach(), y, head, lambda z, _: z.softmax(1))
-    assert kept == [h.nbytes] * 3  # of 3 * 64 * 5000 logits
+    assert kept == [h.nbytes] * 4  # of 4 * 64 * 5000 logits
 
 
 def test_halves_are_multiplied_and_floats_are_summed() -> None:
@@ -146,11 +155,14 @@ def test_halves_are_multiplied_and_floats_are_summed() -> None:
 def test_the_row_is_llmu() -> None:
     c = ObjectiveConfig("llmu")
     terms = {t.name: t for t in terms_of(c)}
-    assert {n: t.weight(c) for n, t in terms.items()} == {"ascent": c.eps1, "mismatch": c.eps2, "kl": c.eps3}
-    assert {n: (t.role, t.span.name, t.reference) for n, t in terms.items()} == {
-        "ascent": ("forget", "answer", False),
-        "mismatch": ("mismatch", "closed", False),
-        "kl": ("retain", "all", True),
+    weights = {n: t.weight(c) for n, t in terms.items()}
+    assert weights == {"ascent": c.eps1, "mismatch": c.eps2, "kl": c.eps3, "instead": c.eps2, "taught": c.eps5}
+    assert {n: (t.role, t.span.name, t.reference, t.per) for n, t in terms.items()} == {
+        "ascent": ("forget", "answer", False, ROWS),
+        "mismatch": ("mismatch", "closed", False, TOKEN),
+        "kl": ("retain", "all", True, TOKEN),
+        "instead": ("instead", "closed", False, ROWS),  # these two where a run has other answers, whatever the row
+        "taught": ("taught", "closed", False, ROWS),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from qunlearn.data.tokenize import Example, choose_template, encode
 from qunlearn.errors import ConfigError
 from qunlearn.gradients import Budget
 from qunlearn.model.alternatives import other_answers
-from qunlearn.model.context import context_bound, score
+from qunlearn.model.context import THRESHOLD, context_bound, score
 from qunlearn.model.head import Head
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
@@ -138,6 +139,10 @@ def lowered(z: Tensor, y: int, beta: float) -> Tensor:
 U = direction(D, 0)
 CASES: dict[str, tuple[Callable[[Supervised], Tensor], Callable[[Exact], Tensor]]] = {
     "ascent": (lambda s: losses.ascent(s, math.inf), lambda e: e.logp),
+    "odds": (
+        lambda s: losses.log_odds(s, 0.03),
+        lambda e: (1 + (e.logp - (1 - e.logp.exp()).log() - math.log(0.03 / 0.97)).exp()).log(),
+    ),
     "wga": (lambda s: losses.weighted_ascent(s, 2.0), lambda e: e.logp.detach().exp() ** 2 * e.logp),
     "satimp": (
         lambda s: losses.saturation_importance(s, 2.0, 0.5),
@@ -275,7 +280,7 @@ def test_weights_scale_what_an_answer_says(s: Supervised) -> None:
 
 def test_min_norm_weights_are_the_minimum() -> None:
     g = torch.Generator().manual_seed(0)
-    for n in (1, 2, 3):
+    for n in (1, 2, 3, 4):
         for _ in range(20):
             vectors = torch.randn(n, 4, generator=g, dtype=torch.float64)
             gram = vectors @ vectors.T
@@ -312,7 +317,7 @@ def test_a_loss_without_a_gradient_has_no_say() -> None:
 )
 def test_of_passages_the_context_decides(tokens: str, length: int, expected: str) -> None:
     row = Example(tuple(range(length + 3)), 3, length + 3, 3, None)  # type: ignore[arg-type]
-    assert rule_for(tokens, [row, row]) == expected
+    assert rule_for(tokens, row) == expected
 
 
 # -- budgeted forgetting ---------------------------------------------------------------------------------
@@ -336,10 +341,34 @@ def test_the_multiplier_rises_above_the_budget_and_falls_below() -> None:
     assert again == c
 
 
-def test_a_budget_makes_a_controller() -> None:
-    assert make_controller(Config()) is None
-    assert make_controller(resolve(("x", {"objective.retain_budget": 0.03}))) is not None
-    assert make_controller(resolve(("x", {"objective.name": "pdu"}))) is not None
+def test_without_a_budget_nothing_is_steered_by_the_step() -> None:
+    assert make_controller(resolve(("x", {"objective.retain_budget": 0.03}))).budget == 0.03
+    assert make_controller(resolve(("x", {"objective.name": "pdu"}))).budget == 0.05
+    c = make_controller(Config())
+    assert c.budget is None
+    for _ in range(50):
+        c.step(0.3)
+    c.look(0.01, 0.3, has_kl=True)
+    assert {c.scale(role) for role in ("forget", "mismatch", "pair", "instead", "retain")} == {1.0}
+
+
+def test_either_side_can_be_pushed_with_or_without_a_budget() -> None:
+    """Of what is said instead the weight stays: it is not what is too weak where an answer stays likely."""
+    for budget in (None, 0.1):
+        c = Controller(budget, target=0.05, rate=0.1)
+        c.push_harder(3.0)
+        c.push_harder(4.0)
+        c.hold_harder()
+        assert (c.scale("forget"), c.scale("mismatch"), c.scale("retain"), c.scale("instead")) == (12.0, 12.0, 2.0, 1.0)
+        again = Controller(budget, target=0.05, rate=0.1)
+        again.load_state(c.state())
+        assert again == c
+        c.push_harder(1e-9)
+        assert c.scale("forget") == 1.0, "never below what was asked for"
+        for _ in range(100):
+            c.push_harder(10.0)
+            c.hold_harder()
+        assert 100 <= c.scale("forget") <= 1e4 and 100 <= c.scale("retain") <= 1e4, "nor without end"
 
 
 # -- the table -------------------------------------------------------------------------------------------
@@ -351,8 +380,9 @@ def test_every_name_has_a_row_and_its_settings() -> None:
         config = resolve(("x", {"objective.name": name}))
         assert row.retain in RETAIN
         roles = {t.role for t in terms_of(config.objective)}
-        assert roles <= {"forget", "mismatch", "pair", "retain"}
-        assert config.objective.answers == 1 + len(roles & {"mismatch", "pair"}), "what the memory plan counts with"
+        assert roles <= {"forget", "mismatch", "pair", "instead", "retain"}
+        drawn = roles & {"mismatch", "pair"} | ({"instead"} if config.objective.instead != "nothing" else set())
+        assert config.objective.answers == 1 + len(drawn), "what the memory plan counts with"
         for key, value in PRESETS[name].items():
             section, leaf = key.split(".")
             assert getattr(getattr(config, section), leaf) == value
@@ -383,7 +413,7 @@ def test_layers_do_not_mix() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in ("wga", "rmu") else pytest.param(n, marks=pytest.mark.slow) for n in OBJECTIVES]
+    "name", [n if n in ("logodds", "wga", "rmu") else pytest.param(n, marks=pytest.mark.slow) for n in OBJECTIVES]
 )
 def test_a_row_forgets_and_leaves_the_base_alone(name: str, new_policy: Callable[..., Policy]) -> None:
     """A few steps of every row, in 4 bits with checkpointing: the bad answers become less probable."""
@@ -412,7 +442,9 @@ def sandbox_roles(policy: Policy, config: Config) -> Roles:
     return Roles(sets[0], sets[1][:4], sets[1][4:], mismatcher, others)
 
 
-@pytest.mark.parametrize("name", ["dpo", "npo", "prod", "rmu", pytest.param("mollm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["logodds", "dpo", "npo", "prod", "rmu", pytest.param("mollm", marks=pytest.mark.slow)]
+)
 def test_packing_and_micro_batches_change_no_row(name: str, new_policy: Callable[..., Policy]) -> None:
     policy = new_policy("none", checkpointing=False)
     policy.model.float()
@@ -423,7 +455,12 @@ def test_packing_and_micro_batches_change_no_row(name: str, new_policy: Callable
             p.data.copy_(0.05 * torch.randn(p.shape, generator=g))
     base = resolve(("x", {"objective.name": name, "train.batch_size": 3, "train.normal_batch_size": 2}))
     roles = sandbox_roles(policy, base)
-    roles = replace(roles, forget=specific(roles.forget, roles.retain, policy.tokenizer))
+    rng = random.Random(0)
+    roles = replace(
+        roles,
+        forget=specific(roles.forget, roles.retain, policy.tokenizer),
+        instead=[roles.mismatcher.draw(e, 2, rng) for e in roles.forget],
+    )
     terms = terms_of(base.objective)
     found = []
     for pack, limit in ((True, 4096), (False, 4096), (True, 64), (False, 30)):
@@ -474,8 +511,9 @@ def test_context_bound_tokens_need_the_context(new_policy: Callable[..., Policy]
     shares = [sum(e.weights) / len(e.weights) for e in weighed]
     assert all(0.3 < share < 1 for share in shares)
     for e, s in zip(weighed, score(policy, examples, 2048), strict=True):
-        clear = [w for w, loss, copied in zip(e.weights, s.loss, s.copied, strict=True) if loss > 1 and not copied]
-        assert all(clear)
+        each = zip(e.weights, s.loss, s.copied, strict=True)
+        clear = [w for w, loss, copied in each if loss > THRESHOLD and not copied]
+        assert clear and all(clear)
 
 
 def test_only_weighed_tokens_are_pushed(new_policy: Callable[..., Policy]) -> None:

@@ -368,7 +368,7 @@ def test_answers_come_in_batches_the_cache_allows(
     small = Base(**{**vars(base), "cache_bytes": 2 * 8 * generation._cache_bytes_per_token(base.model)})
     assert generate(small, prompts, Sampling(4)) == whole
     assert batches == [6, 2, 2, 2]
-    monkeypatch.setattr(generation, "_MOST_ROWS", 4)
+    monkeypatch.setattr(generation, "_MOST_ROWS", {"cpu": 4})
     assert generate(base, prompts, Sampling(4)) == whole
     assert batches[4:] == [4, 2]  # however much the cache admits
     numbers = generation._cache_bytes_per_token(base.model) // (torch.finfo(base.model.dtype).bits // 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -155,16 +156,18 @@ def test_bf16_only_where_the_processor_computes_in_it(
 
 def test_the_adapter_loads_with_plain_peft(new_policy: MakePolicy, sandbox_folder: Path, tmp_path: Path) -> None:
     policy = new_policy("none")
+    policy.model.float()  # halves are rounded by kernels that differ from machine to machine
+    policy.head = replace(policy.head, weight=policy.base.model.get_output_embeddings().weight)
     disturb(policy)
     save_adapter(policy, tmp_path / "a")
-    plain = AutoModelForCausalLM.from_pretrained(sandbox_folder, dtype=policy.base.model.dtype)
+    plain = AutoModelForCausalLM.from_pretrained(sandbox_folder, dtype=torch.float32)
     peft = PeftModel.from_pretrained(plain, str(tmp_path / "a")).eval()
     policy.model.eval()
     batch = rows(policy)
     with torch.no_grad():
         expected = policy.head.logits(policy.hidden(batch).flatten(0, 1))
-        logits = peft(input_ids=batch.input_ids).logits.flatten(0, 1).float()
-    torch.testing.assert_close(logits, expected, rtol=2e-2, atol=2e-2)
+        logits = peft(input_ids=batch.input_ids).logits.flatten(0, 1)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert sorted(p.name for p in (tmp_path / "a").iterdir() if p.suffix != ".md") == [
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -11,7 +11,7 @@ import pytest
 from conftest import write_rows
 
 from qunlearn.data.records import Record, read_dataset
-from qunlearn.data.roles import batches, keep_unlike, make_mismatcher, split_held_back
+from qunlearn.data.roles import batches, keep_unlike, make_mismatcher, sampled, split_held_back
 from qunlearn.data.tokenize import Example, choose_template, encode
 from qunlearn.errors import DataError
 from qunlearn.model.load import load_tokenizer
@@ -68,11 +68,41 @@ def test_too_few_answers(tmp_path: Path, tokenizer: Any) -> None:
 
 def test_held_back_is_a_seeded_partition(tmp_path: Path, tokenizer: Any) -> None:
     normal = encoded(tmp_path, tokenizer, [{"prompt": f"Q{i}", "completion": f"A{i}."} for i in range(40)])
-    inside, held = split_held_back(normal, 0.1, seed=5)
-    assert (len(inside), len(held)) == (36, 4)
+    inside, held = split_held_back(normal, 0.4, seed=5)
+    assert (len(inside), len(held)) == (24, 16)
     assert {id(e) for e in inside} | {id(e) for e in held} == {id(e) for e in normal}
-    assert (inside, held) == split_held_back(normal, 0.1, seed=5)
-    assert held != split_held_back(normal, 0.1, seed=6)[1]
+    assert (inside, held) == split_held_back(normal, 0.4, seed=5)
+    assert held != split_held_back(normal, 0.4, seed=6)[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "held"),
+    [
+        (1000, 0.1, 100),
+        (200, 0.1, 32),  # 20 would make drift the noise of single rows
+        (128, 0.01, 32),
+        (100, 0.1, 25),  # as many as there may be without taking more than a quarter from the training
+        (100, 0.5, 50),  # but for who asks for more
+        (8, 0.1, 2),
+        (3, 0.01, 1),
+    ],
+)
+def test_enough_rows_are_held_back_to_tell_drift_from_noise(rows: int, share: float, held: int) -> None:
+    examples = [Example((1, 2), 1, 2, 1, Record((), str(i), i, {})) for i in range(rows)]
+    inside, back = split_held_back(examples, share, seed=0)
+    assert (len(inside), len(back)) == (rows - held, held)
+
+
+def test_a_look_is_at_rows_drawn_from_the_seed() -> None:
+    """The first rows of a file that is sorted by topic are one topic."""
+    examples = [Example((1, 2), 1, 2, 1, Record((), str(i), i, {})) for i in range(1000)]
+    drawn = [e.record.line for e in sampled(examples, 100, seed=3)]
+    assert drawn == sorted(set(drawn)) and len(drawn) == 100
+    assert {line // 250 for line in drawn} == {0, 1, 2, 3}
+    assert 350 < fmean(drawn) < 650
+    assert drawn == [e.record.line for e in sampled(examples, 100, seed=3)]
+    assert drawn != [e.record.line for e in sampled(examples, 100, seed=4)]
+    assert sampled(examples[:100], 100, seed=3) == examples[:100]
 
 
 def test_every_row_once_per_epoch() -> None:

@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,7 +86,10 @@ def gradients(policy: Policy, step: Step, config: Config) -> tuple[dict[str, flo
 
 
 def test_a_step_is_the_papers_objective(new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]) -> None:
-    """eps1 * log p(bad) + eps2 * NLL(mismatched) + eps3 * KL(base || policy), row by row from whole logits."""
+    """eps1 * log p(bad) + eps2 * NLL(mismatched) + eps3 * KL(base || policy), row by row from whole logits.
+
+    Bad rows count alike, however long they are: their tokens are averaged first.
+    """
     policy = new_policy("none", checkpointing=False)
     policy.model.float()
     policy.head = replace(policy.head, weight=policy.base.model.get_output_embeddings().weight)
@@ -102,7 +104,8 @@ def test_a_step_is_the_papers_objective(new_policy: MakePolicy, roles_of: Callab
     ascent, mismatch, kl = [], [], []
     for e in step.of("forget"):
         lp = logps(e)
-        ascent += [torch.clamp(lp[t - 1, e.input_ids[t]], min=-4.0) for t in range(e.start, e.end)]
+        own = [torch.clamp(lp[t - 1, e.input_ids[t]], min=-4.0) for t in range(e.start, e.end)]
+        ascent.append(torch.stack(own).mean())
     for e in step.of("mismatch"):
         lp = logps(e)
         mismatch += [-lp[t - 1, e.input_ids[t]] for t in range(e.start, len(e.input_ids))]
@@ -111,6 +114,7 @@ def test_a_step_is_the_papers_objective(new_policy: MakePolicy, roles_of: Callab
         with policy.model.disable_adapter(), torch.no_grad():
             ref = logps(e)
         kl += [(ref[t - 1].exp() * (ref[t - 1] - lp[t - 1])).sum() for t in range(1, len(e.input_ids))]
+    assert len({e.end - e.start for e in step.of("forget")}) > 1
     terms = {n: torch.stack(v).mean() for n, v in (("ascent", ascent), ("mismatch", mismatch), ("kl", kl))}
     for name, value in terms.items():
         assert losses[name] == pytest.approx(value.item(), rel=1e-4, abs=1e-6)
@@ -267,7 +271,7 @@ def test_training_forgets_and_keeps_the_base(new_policy: MakePolicy, roles_of: C
     policy.seal_base()
     events: list[Any] = []
     config = replace(
-        CONFIG, train=replace(CONFIG.train, steps=6), objective=replace(CONFIG.objective, floor_nll=math.inf)
+        CONFIG, train=replace(CONFIG.train, steps=6, lr=4e-3), objective=replace(CONFIG.objective, floor_nll=math.inf)
     )
     outcome = train(policy, roles, config, events.append)
     policy.check_base()
@@ -286,13 +290,15 @@ def test_the_stop_rule_looks_at_the_specific_tokens(
     """Form that stays probable does not hide what is gone: of all tokens pushed, the marked ones are watched."""
     policy = new_policy("nf4")
     roles = roles_of(policy)
+    fast = replace(CONFIG, train=replace(CONFIG.train, lr=6e-3))
     first = [replace(e, weights=(1.0,) + (0.0,) * (e.end - e.start - 1)) for e in roles.forget]
-    watched = train(policy, replace(roles, marked=first), CONFIG, lambda _: None).probes
-    policy = new_policy("nf4")
-    plain = train(policy, roles, CONFIG, lambda _: None).probes
-    assert watched[-1].forget == pytest.approx(forget_probability(policy, first, CONFIG.train.max_tokens), rel=1e-6)
-    assert abs(watched[-1].forget - plain[-1].forget) > 1e-3
-    assert watched[-1].drift == plain[-1].drift  # what is trained is the same
+    outcome = train(policy, replace(roles, marked=first), fast, lambda _: None)
+    assert outcome.best.step == fast.train.steps, "what was measured last is what is loaded"
+    plain = train(new_policy("nf4"), roles, fast, lambda _: None).probes
+    limit = fast.train.max_tokens
+    assert outcome.best.forget == pytest.approx(forget_probability(policy, first, limit), rel=1e-6)
+    assert abs(outcome.best.forget - plain[-1].forget) > 1e-3
+    assert outcome.best.drift == plain[-1].drift  # what is trained is the same
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
@@ -304,7 +310,7 @@ def test_terms_on_the_same_rows_go_forward_once_and_keep_their_gradients_apart(
     disturb(policy)
     policy.model.train()
     config = replace(CONFIG, objective=replace(CONFIG.objective, name="mollm"))
-    terms = terms_of(config.objective)
+    terms = [term for term in terms_of(config.objective) if term.role != "instead"]  # there are no such rows
     step = next(draw_steps(roles, terms, config))
     reference = Live(policy, 2048)
     apart, rows = [], 0
@@ -382,86 +388,12 @@ def test_ctrl_c_keeps_the_best(
         if event["step"] == 3:
             raise KeyboardInterrupt
 
-    outcome = train(policy, roles_of(policy), CONFIG, observe)
+    config = replace(CONFIG, train=replace(CONFIG.train, lr=6e-3, warmup=0))
+    outcome = train(policy, roles_of(policy), config, observe)
     assert outcome.interrupted
     assert outcome.best.step == 2
     state = policy.adapter_state()
     assert all(torch.equal(state[n], outcome.state[n]) for n in state)
-
-
-STOP = StopConfig(target=0.05, max_drift=0.1, patience=3)
-
-
-@pytest.mark.parametrize(
-    ("better", "worse"),
-    [
-        (Probe(1, 0.9, 0.05), Probe(2, 0.01, 0.2)),  # within the budget comes first
-        (Probe(1, 0.2, 0.09), Probe(2, 0.4, 0.01)),  # then how much is forgotten
-        (Probe(1, 0.04, 0.02), Probe(2, 0.001, 0.03)),  # below the target only drift counts
-    ],
-)
-def test_rank(better: Probe, worse: Probe) -> None:
-    assert better.rank(STOP) < worse.rank(STOP)
-
-
-@pytest.mark.parametrize(
-    ("looks", "kept"),
-    [
-        ([(0.04, 0.030), (0.01, 0.036)], 2),  # no worse than noise tells, and later
-        ([(0.04, 0.030), (0.01, 0.038)], 1),
-        ([(0.04, 0.030), (0.04, 0.037), (0.04, 0.045)], 2),  # against the least, not the last that was kept
-        ([(0.04, 0.030), (0.06, 0.030)], 1),  # above the target
-        ([(0.04, 0.030), (0.04, math.nan)], 1),
-        ([(0.40, 0.030), (0.04, 0.090)], 2),
-        ([(0.40, 0.090), (0.04, 0.110)], 1),  # over the budget
-        ([(0.40, 0.030), (0.41, 0.030)], 1),  # not there yet: what is forgotten decides
-    ],
-)
-def test_of_looks_that_are_as_good_the_later_is_kept(looks: list[tuple[float, float]], kept: int) -> None:
-    probes = [Probe(i, *look) for i, look in enumerate([(0.9, 0.0), *looks])]
-    outcome = Outcome({}, probes[0], probes=probes[:1])
-    for probe in probes[1:]:
-        loop._consider(outcome, probe, SimpleNamespace(adapter_state=dict), STOP)  # type: ignore[arg-type]
-    assert outcome.best.step == kept
-
-
-def outcome_of(*looks: tuple[float, float]) -> Outcome:
-    probes = [Probe(10 * i, f, d) for i, (f, d) in enumerate(looks)]
-    best = min(probes, key=lambda p: p.rank(STOP))
-    return Outcome({}, best, steps=probes[-1].step, probes=probes)
-
-
-def end_after(*looks: tuple[float, float], constant_rate: bool = True) -> str | None:
-    return loop._reason_to_stop(outcome_of(*looks), STOP, constant_rate=constant_rate)
-
-
-def test_stops_when_the_drift_stays_over_budget() -> None:
-    assert end_after((0.9, 0), (0.3, 0.2), (0.2, 0.2)) is None
-    assert end_after((0.9, 0), (0.3, 0.3), (0.2, 0.3), (0.2, 0.2)) is None  # healing
-    for constant in (True, False):
-        reason = end_after((0.9, 0), (0.3, 0.2), (0.2, 0.2), (0.2, 0.3), constant_rate=constant)
-        assert reason is not None
-        assert "drift above" in reason
-
-
-def test_stops_when_the_target_is_met_and_drift_no_longer_falls() -> None:
-    assert end_after((0.9, 0), (0.04, 0.08), (0.04, 0.07), (0.04, 0.06)) is None
-    assert end_after((0.9, 0), (0.04, 0.02), (0.04, 0.06), (0.04, 0.03)) is None  # healing after a lucky first look
-    rising = (0.9, 0), (0.04, 0.06), (0.04, 0.07), (0.04, 0.08)
-    reason = end_after(*rising)
-    assert reason is not None
-    assert "target" in reason
-    assert end_after(*rising, constant_rate=False) is None, "it heals while the rate falls"
-
-
-def test_schedule() -> None:
-    c = TrainConfig(steps=100, warmup=10)
-    rates = [loop.schedule(step, c) for step in range(1, 101)]
-    assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
-    assert rates[10] == pytest.approx(90 / 91)
-    assert rates[-1] == pytest.approx(1 / 91)
-    assert loop.schedule(100, replace(c, schedule="constant")) == 1.0
-    assert loop.schedule(1, replace(c, warmup=0)) == pytest.approx(100 / 101)
 
 
 def test_learning_rate_falls_with_width() -> None:

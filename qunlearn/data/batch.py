@@ -18,9 +18,10 @@ from qunlearn.data.tokenize import Example
 
 @dataclass(frozen=True)
 class Span:
-    """Which tokens of an example are supervised: `answer`, `closed` (answer and closing), or `all` of them.
+    """Which tokens of an example are supervised: `answer`, `closed` (answer and closing), `all` of them, or `form`.
 
-    Answer tokens that weigh nothing are not supervised; `all` takes no account of weights.
+    Answer tokens that weigh nothing are not supervised; `all` takes no account of weights. `form` are those that
+    weigh nothing, and the closing: what stands around the content of an answer.
     """
 
     name: str
@@ -34,19 +35,21 @@ class Span:
 
     def positions(self, example: Example) -> list[int]:
         first, last = self.of(example)
+        if self.name == "form":
+            return [t for t in range(first, last) if t >= example.end or (example.held and example.weight(t) == 0)]
         if self.name == "all" or not example.weights:
             return list(range(first, last))
         return [t for t in range(first, last) if example.weight(t) > 0]
 
     def weights(self, example: Example) -> list[float]:
         """The weight of each supervised position."""
-        return [1.0 if self.name == "all" else example.weight(t) for t in self.positions(example)]
+        return [1.0 if self.name in ("all", "form") else example.weight(t) for t in self.positions(example)]
 
     def count(self, example: Example) -> int:
         return len(self.positions(example))
 
 
-ANSWER, CLOSED, ALL = Span("answer"), Span("closed"), Span("all")
+ANSWER, CLOSED, ALL, FORM = Span("answer"), Span("closed"), Span("all"), Span("form")
 
 
 # Rows are closed up where padding is at least such a share of them: less saves no more than attention's copies take.

@@ -15,6 +15,7 @@ from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.errors import DataError
 
 _WORD = re.compile(r"\w+")
+_HELD_BACK = 32  # rows that are held back at least, where there are four times as many
 _SENTENCE = 4  # words: an answer as long as that is no value that others may share
 
 
@@ -24,9 +25,18 @@ def split_held_back(examples: Sequence[Example], share: float, seed: int) -> tup
     if len(order) < 2:
         raise DataError("at least two rows of normal data are needed: one to train on, one to measure drift")
     random.Random(seed).shuffle(order)
-    held = {id(record) for record in order[: max(1, round(share * len(order)))]}
+    # Fewer would make drift the noise of single rows.
+    n = max(1, round(share * len(order)), min(_HELD_BACK, len(order) // 4))
+    held = {id(record) for record in order[:n]}
     inside = [example for example in examples if id(example.record) not in held]
     return inside, [example for example in examples if id(example.record) in held]
+
+
+def sampled(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
+    """Return at most `n` of the examples, drawn from the seed, in their order: a file may be sorted by topic."""
+    if len(examples) <= n:
+        return list(examples)
+    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), n))]
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,13 @@ class Mismatcher:
         ids = pair.input_ids[: self.max_length]
         end = min(pair.end, len(ids))
         return replace(pair, input_ids=ids, end=end)
+
+
+def _encodes_nothing(record: Record) -> Example:
+    raise ValueError("there is nothing to mismatch with")
+
+
+NO_MISMATCH = Mismatcher((), (), _encodes_nothing, 0)
 
 
 def make_mismatcher(retain: Sequence[Example], tokenizer: Any, template: Template, max_length: int) -> Mismatcher:

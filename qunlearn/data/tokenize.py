@@ -33,7 +33,8 @@ class Example:
 
     `input_ids[start:end]` is the answer; what follows `end` is the template's closing or the end-of-text
     token. Generation for evaluation begins at `probe`: `start`, or the middle of a plain-text window. `weights` say
-    how much each answer token counts when it is forgotten; without any they all count alike.
+    how much each answer token counts when it is forgotten; without any they all count alike. `held` is
+    whether those that count nothing are to stay as they are.
     """
 
     input_ids: tuple[int, ...]
@@ -42,6 +43,7 @@ class Example:
     probe: int
     record: Record
     weights: tuple[float, ...] = ()
+    held: bool = True
 
     def weight(self, position: int) -> float:
         """How much the token at a position counts."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qunlearn.config import Config
 from qunlearn.data.tokenize import Example
 from qunlearn.evaluate.metrics import judge, texts
 from qunlearn.evaluate.score import score_rows
@@ -21,26 +22,24 @@ MEASURED = "measured"  # the key in an event
 
 @dataclass(frozen=True)
 class Watch:
-    """Rows by name that are looked at every so many steps (0: never), and at the first and the last.
-
-    `max_tokens` bounds a forward pass.
-    """
+    """Rows by name that are looked at every `stop.eval_every` steps (0: never), and at the first and the last."""
 
     policy: Policy
     sets: Mapping[str, Sequence[Example]]
-    every: int
-    last: int
-    max_tokens: int
+    config: Config
 
     def due(self, step: int) -> bool:
-        return self.every > 0 and (step % self.every == 0 or step == self.last)
+        every = self.config.stop.eval_every
+        return every > 0 and (step % every == 0 or step == self.config.train.most_steps)
 
     def see(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
         """The event of a step, with what was measured after it where that is due."""
         if not self.due(event["step"]):
             return event
         with self.policy.measured():
-            found = {name: look(self.policy, rows, self.max_tokens) for name, rows in self.sets.items() if rows}
+            found = {
+                name: look(self.policy, rows, self.config.train.max_tokens) for name, rows in self.sets.items() if rows
+            }
         return {**event, MEASURED: found}
 
 

@@ -22,6 +22,7 @@ from qunlearn.model.load import LanguageModel
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 
+_FEW = 4  # watched tokens that are a value rather than a text
 _MARGIN = 8  # tokens a greedy answer may run past the true one: enough to tell equal from longer
 Observer = Callable[[int], None]
 
@@ -137,9 +138,20 @@ def row_nlls(
 
 
 def forget_probability(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) -> float:
-    """Mean over rows of the answer's probability, per token: exp(-NLL / tokens)."""
-    rows = row_nlls(lm, examples, ANSWER, max_tokens)
-    return sum(math.exp(-nll / n) for nll, n in rows) / len(rows)
+    """Return the mean over rows of the answer's probability, per token: exp(-NLL / tokens)."""
+    rows = row_probabilities(lm, examples, max_tokens)
+    return sum(rows) / len(rows)
+
+
+def row_target(tokens: int, target: float) -> float:
+    """Return the probability per token at which a row of so many watched tokens is forgotten: `target` for a few, its
+    square root for many, since a long text needs less per token for no part of it to come back."""
+    return float(target ** max(0.5, min(1.0, math.sqrt(_FEW / max(1, tokens)))))
+
+
+def row_probabilities(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) -> list[float]:
+    """Return each answer's probability, per token, over those of its tokens that weigh something."""
+    return [math.exp(-nll / max(1, n)) for nll, n in row_nlls(lm, examples, ANSWER, max_tokens)]
 
 
 @torch.no_grad()

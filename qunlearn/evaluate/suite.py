@@ -69,6 +69,7 @@ _MEASURES: dict[str, Callable[[SetScore], str]] = {
     "exact match": lambda score: f"{100 * score.exact_match:.1f} %",
     "probability": lambda score: f"{score.probability:.4f}",
     "perplexity": _perplexity,
+    "sentences": lambda score: f"{100 * score.sentences:.1f} %",
 }
 _OF_SPECIFIC: dict[str, Callable[[SetScore], str]] = {
     "specific tokens": lambda score: f"{score.specific_probability:.4f}",

@@ -37,7 +37,7 @@ def other_answers(
     rng = random.Random(config.train.seed)
     length = config.data.max_length
     refusals = [
-        [_pair(policy, e, text, template, length) for text in rng.sample(REFUSALS, min(_EACH, len(REFUSALS)))]
+        [answered_with(policy, e, text, template, length) for text in rng.sample(REFUSALS, min(_EACH, len(REFUSALS)))]
         for e in bad
     ]
     if kind == "idk":
@@ -47,7 +47,7 @@ def other_answers(
         wanting = [i for i, found in enumerate(own) if len(found) < _EACH for _ in range(_EACH - len(found))]
         for i, text in zip(wanting, _sampled(policy, [bad[i] for i in wanting], temperature, turn), strict=True):
             if text.strip() and _plain(text) != _plain(_bad_answer(policy, bad[i])):
-                own[i].setdefault(_plain(text), _pair(policy, bad[i], text, template, length))
+                own[i].setdefault(_plain(text), answered_with(policy, bad[i], text, template, length))
     # A model that says nothing else at any temperature is taught to say that it does not know.
     return [list(found.values()) or instead for found, instead in zip(own, refusals, strict=True)]
 
@@ -61,8 +61,8 @@ def _sampled(policy: Policy, examples: Sequence[Example], temperature: float, tu
     return [policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in out]
 
 
-def _pair(policy: Policy, example: Example, text: str, template: Template, length: int) -> Example:
-    """The bad row's prompt with another answer."""
+def answered_with(policy: Policy, example: Example, text: str, template: Template, length: int) -> Example:
+    """Return the bad row's prompt with another answer, cut to `length` tokens: prompts from the left."""
     if example.record.turns:
         pair = encode_record(replace(example.record, completion=text), policy.tokenizer, template)
         surplus = max(0, len(pair.input_ids) - length)

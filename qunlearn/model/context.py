@@ -23,7 +23,7 @@ from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 
 CONTEXT = 6  # tokens that are left of the context
-THRESHOLD = 1.0  # nats that a specific token loses at least
+THRESHOLD = 3.0  # nats that a specific token loses at least
 _FLOOR = 0.15  # share of an answer's tokens that is taken at least, of those that lose most
 _CHUNK = 256  # answers looked at together
 

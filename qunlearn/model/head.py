@@ -150,6 +150,26 @@ def token_logps(h: Tensor, labels: Tensor, head: Head) -> Tensor:
     return _per_token(h, None, head, of_block)
 
 
+def token_log_odds(h: Tensor, labels: Tensor, head: Head) -> Tensor:
+    """Log odds of each label, log p - log(1 - p) = z_y - logsumexp of the others. h (N, D), labels (N,) -> (N,) fp32.
+
+    Its gradient to the logits does not vanish where p is 1: onehot(y) - softmax over the others.
+    """
+
+    def of_block(z: Tensor, z_ref: Tensor, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        y = labels[tokens].unsqueeze(1)
+        own = z.gather(1, y)
+        rest = z.scatter_(1, y, -torch.inf)
+        lse = rest.logsumexp(dim=1, keepdim=True)
+        value = (own - lse).squeeze(1)
+        if not wanted:
+            return value, None
+        dz = rest.sub_(lse).exp_().neg_()
+        return value, dz.scatter_(1, y, torch.ones_like(y, dtype=dz.dtype))
+
+    return _per_token(h, None, head, of_block)
+
+
 def token_kl(h: Tensor, h_ref: Tensor, head: Head) -> Tensor:
     """Forward KL(reference || policy) at each position. h, h_ref (N, D) -> (N,) fp32, no gradient to h_ref."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from qunlearn.model.adaptercheck import check_adapter
 from qunlearn.model.lean import make_lean
 from qunlearn.model.load import Base
 from qunlearn.model.packing import Packing, packing_of
+
+_FAINT = 1e-6  # root mean square of a gradient
 
 
 class Policy:
@@ -157,8 +160,9 @@ class Policy:
 
     # -- the checks ----------------------------------------------------------------------------------
 
-    def check_gradients(self, layer: int | None = None) -> None:
-        """After the first backward pass: every B must have a gradient, and every A must have been reached.
+    def check_gradients(self, layer: int | None = None) -> bool:
+        """Check that after the first backward pass every B has a gradient and every A was reached; return whether the
+        gradient is so faint that AdamW's epsilon (1e-8) is a part of its size.
 
         LoRA starts with B = 0, so the gradient of A is exactly zero there; it must exist all the same. Where the
         loss looks at a block's output, the blocks above it are not expected to have any.
@@ -172,8 +176,14 @@ class Policy:
         ]
         if missing:
             named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-            hint = "choose --target-modules that take part in the forward pass; else please report this model"
+            hint = (
+                "choose --target-modules that take part in the forward pass; where the model is certain of the bad "
+                "answers, --objective logodds has a gradient"
+            )
             raise NoGradientError(f"no gradient reached {named}", where="step 1", hint=hint)
+        of_b = [p.grad for name, p in self.trainable().items() if ".lora_B." in name and p.grad is not None]
+        squares = torch.stack([g.float().square().sum() for g in of_b]).sum()
+        return math.sqrt(float(squares) / sum(g.numel() for g in of_b)) < _FAINT
 
     def seal_base(self) -> None:
         """Remember a checksum of every base tensor, for `check_base`."""

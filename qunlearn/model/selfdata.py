@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from qunlearn.data.records import Dataset, Record, is_clean
 from qunlearn.data.roles import keep_unlike
-from qunlearn.data.tokenize import Template, prompt_frame
+from qunlearn.data.tokenize import Template, encode_record, prompt_frame
 from qunlearn.errors import DataError
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
 
-_ROUND = 256  # prompts drawn at a time, at most
+_OF_A_TEXT = 8  # words of a bad text, up to half of which a near row begins with
+_ANY_ANSWER = "The"  # stands where the answer will
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ class Wanted:
     near: float
     length: int
     seed: int
+    most_rows: int
 
     @property
     def round(self) -> int:
         """Prompts drawn at a time: more than are wanted, for some are dropped."""
-        return min(_ROUND, 2 * self.count)
+        return min(self.most_rows, 2 * self.count)
 
 
 def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wanted) -> SelfMade:
@@ -58,7 +60,7 @@ def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wante
     drawn = unusable = repeated = too_close = 0
     turns = max(4, math.ceil(6 * wanted.count / wanted.round))
     for turn in range(turns):
-        texts = _texts(base, wanted, turn) if bad.shape == "text" else _prompts(base, bad, template, wanted, turn)
+        texts = _texts(base, bad, wanted, turn) if bad.shape == "text" else _prompts(base, bad, template, wanted, turn)
         fresh = {
             key: text for text in texts if is_clean(text) and (key := " ".join(text.casefold().split())) not in seen
         }
@@ -81,11 +83,14 @@ def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wante
     return SelfMade(tuple(numbered), drawn, unusable, repeated, too_close)
 
 
-def _texts(base: Base, wanted: Wanted, turn: int) -> list[str]:
-    """Plain texts the base makes from nothing."""
+def _texts(base: Base, bad: Dataset, wanted: Wanted, turn: int) -> list[str]:
+    """Plain texts the base makes from nothing, or from the first words of a bad one."""
     tokenizer = base.tokenizer
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    texts = _sample(base, [[start or 0]] * wanted.round, _free(wanted, turn))
+    beginnings = _beginnings(bad, wanted, turn)
+    started = [[start or 0, *(tokenizer(b, add_special_tokens=False)["input_ids"] if b else ())] for b in beginnings]
+    drawn = _sample(base, started, _free(wanted, turn))
+    texts = [begun + text for begun, text in zip(beginnings, drawn, strict=True)]
     return [text for text in texts if len(text.split()) >= 4]
 
 
@@ -93,7 +98,8 @@ def _prompts(base: Base, bad: Dataset, template: Template, wanted: Wanted, turn:
     """What the base asks itself in the template's place for a prompt."""
     opening, closing = prompt_frame(template, base.tokenizer)
     beginnings = _beginnings(bad, wanted, turn)
-    started = [_ids(base, template, opening + begun) for begun in beginnings]
+    # As in rows, a space before the prompt belongs to its first token.
+    started = [_ids(base, template, opening + begun if begun else opening.rstrip(" ")) for begun in beginnings]
     # The prompt ends where its template goes on; a raw template has no closing, so a line is a prompt.
     end = closing.strip() or "\n"
     first = base.tokenizer(closing.strip(), add_special_tokens=False)["input_ids"][:1]
@@ -105,8 +111,8 @@ def _prompts(base: Base, bad: Dataset, template: Template, wanted: Wanted, turn:
 
 def _answered(base: Base, prompts: Sequence[str], template: Template, wanted: Wanted) -> list[Record]:
     """The base's own greedy answers."""
-    opening, closing = prompt_frame(template, base.tokenizer)
-    framed = [_ids(base, template, opening + prompt + closing) for prompt in prompts]
+    opening, _ = prompt_frame(template, base.tokenizer)
+    framed = [_asked(base, prompt, template) for prompt in prompts]
     answers = _sample(base, framed, Sampling(wanted.length)) if framed else []
     # Base models do not stop by themselves: an answer ends where the next question would begin.
     stop = opening.strip() or "\n\n"
@@ -114,12 +120,19 @@ def _answered(base: Base, prompts: Sequence[str], template: Template, wanted: Wa
     return [row for row in rows if row.completion and is_clean(row.completion)]
 
 
+def _asked(base: Base, prompt: str, template: Template) -> list[int]:
+    """A prompt as a row has it before its answer: a space that the template ends with belongs to the answer's token."""
+    row = encode_record(Record((("user", prompt),), _ANY_ANSWER, 0, {}), base.tokenizer, template)
+    return list(row.input_ids[: row.probe])
+
+
 def _beginnings(bad: Dataset, wanted: Wanted, turn: int) -> list[str]:
-    """What each drawn prompt begins with: nothing, or up to half of the words of a bad prompt."""
+    """What each drawn row begins with: nothing, or up to half of the words of a bad prompt, or a few of a bad text."""
     rng = random.Random(f"{wanted.seed}/{turn}")
     out = []
     for i in range(wanted.round):
-        words = rng.choice(bad.records).prompt.split()
+        record = rng.choice(bad.records)
+        words = record.prompt.split() if record.turns else record.completion.split()[:_OF_A_TEXT]
         near = int((i + 1) * wanted.near) > int(i * wanted.near) and len(words) > 1  # evenly among the others
         out.append(" ".join(words[: rng.randint(1, max(1, len(words) // 2))]) if near else "")
     return out

@@ -23,48 +23,70 @@ _LARGEST = 1e3  # a multiplier stays within this factor of 1 either way
 class Controller:
     """The multipliers of both sides, which scale the forget side's weights and eps3.
 
-    `forget` rests at 0 while the target is met: everything a step does then is to undo drift. Rows that are trained
-    on drift less than those held back, by `gap` as of the last look: the budget is about the latter.
+    With a `budget`, `retain` is steered at every step, and `forget` rests at 0 while the target is met: everything a
+    step does then is to undo drift. Rows that are trained on drift less than those held back, by `gap` as of the last
+    look: the budget is about the latter. Without one both are 1. In either case `push` rises while nothing is
+    forgotten, and `hold` after each time the drift was too large.
     """
 
-    budget: float
+    budget: float | None
     target: float
     rate: float
     retain: float = 1.0
     forget: float = 1.0
+    push: float = 1.0
+    hold: float = 1.0
     recent: float = 0.0  # KL of the last steps, smoothed
     gap: float = 1.0
 
     def scale(self, role: str) -> float:
-        return self.retain if role == "retain" else self.forget
+        """Return what multiplies the weights of a role's terms."""
+        if role == "retain":
+            return self.retain * self.hold
+        return self.forget * self.push if role not in ("instead", "taught") else 1.0
 
     def step(self, kl: float | None) -> None:
-        """After a training step, with its KL on normal rows where it has one: dual ascent on log(retain)."""
+        """Take a training step's KL on normal rows, where it has one: dual ascent on log(retain)."""
+        if self.budget is None:
+            return
         if kl is not None and math.isfinite(kl):
             self.recent += _SMOOTH * (kl - self.recent)
         excess = max(-1.0, min(2.0, self.gap * self.recent / self.budget - 1.0))
         self.retain = min(_LARGEST, max(1 / _LARGEST, self.retain * math.exp(self.rate * excess)))
 
     def look(self, forget: float, drift: float, *, has_kl: bool) -> None:
-        """After a look at the bad answers' probability and the drift of rows that are held back."""
+        """Take a look at the bad answers' probability and the drift of rows that are held back."""
+        if self.budget is None:
+            return
         self.forget = 0.0 if forget <= self.target else 1.0
         if not has_kl:
             self.recent = drift
         elif self.recent > 0 and math.isfinite(drift):
             self.gap = max(0.5, min(8.0, drift / self.recent))
 
+    def push_harder(self, factor: float) -> None:
+        """Multiply the forget side's weight, which never falls below what was asked for."""
+        self.push = max(1.0, min(_LARGEST, self.push * factor))
+
+    def hold_harder(self) -> None:
+        """Raise the retain side's weight: the drift was over the budget."""
+        self.hold = min(_LARGEST, self.hold * 2)
+
     def state(self) -> dict[str, Any]:
-        return {"retain": self.retain, "forget": self.forget, "recent": self.recent, "gap": self.gap}
+        return {name: getattr(self, name) for name in _STEERED}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.retain, self.forget = state["retain"], state["forget"]
-        self.recent, self.gap = state["recent"], state["gap"]
+        for name in _STEERED:
+            setattr(self, name, state[name])
 
 
-def make_controller(config: Config) -> Controller | None:
-    """A controller where a budget was given, or where the objective is one by its nature."""
+_STEERED = ("retain", "forget", "push", "hold", "recent", "gap")
+
+
+def make_controller(config: Config) -> Controller:
+    """Return a controller with a budget where one was given, or where the objective has one by its nature."""
     o = config.objective
-    if o.retain_budget is None and not OBJECTIVES[o.name].dual:
-        return None
-    budget = o.retain_budget if o.retain_budget is not None else config.stop.max_drift / 2
+    budget = o.retain_budget
+    if budget is None and OBJECTIVES[o.name].dual:
+        budget = config.stop.max_drift / 2
     return Controller(budget, config.stop.target, o.dual_rate)

@@ -20,7 +20,10 @@ def described() -> list[dict[str, Any]]:
 
 
 def _described(name: str, row: Objective) -> dict[str, Any]:
-    terms = terms_of(resolve(("row", {"objective.name": name})).objective)
+    config = resolve(("row", {"objective.name": name})).objective
+    # A row that says nothing instead trains on other answers only where the normal data gives any.
+    unused = {"taught"} | ({"instead"} if config.instead == "nothing" else set())
+    terms = tuple(t for t in terms_of(config) if t.role not in unused)
     return {
         "name": name,
         "forget": row.formula,
@@ -40,6 +43,8 @@ def _needs(row: Objective, terms: tuple[Term, ...]) -> list[str]:
         needs.append("reference on normal rows")
     if row.alternatives:
         needs.append({"idk": "refusals (built in)", "own": "generated answers"}[row.alternatives])
+    if any(t.role == "instead" for t in terms):
+        needs.append("generated answers")
     if any(t.role in ("mismatch", "retain") for t in terms):
         needs.append("normal data")
     return needs
@@ -50,7 +55,7 @@ def _cost(row: Objective, terms: tuple[Term, ...]) -> int:
 
     Terms on the same rows share their passes, unless their gradients are kept apart; a pair is two rows.
     """
-    rows = {"forget": 1, "mismatch": 1, "pair": 2, "retain": 1}
+    rows = {"forget": 1, "mismatch": 1, "pair": 2, "instead": 1, "retain": 1}
     trained = [t.role for t in terms] if row.descent else list(dict.fromkeys(t.role for t in terms))
     reference = dict.fromkeys(t.role for t in terms if t.reference)
     return sum(_PASS * rows[role] for role in trained) + sum(rows[role] for role in reference)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
-from qunlearn.model.head import Head, token_kl, token_logps, token_range, token_soft_ce
+from qunlearn.model.head import Head, token_kl, token_log_odds, token_logps, token_range, token_soft_ce
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Supervised:
     def logps(self) -> Tensor:
         return token_logps(self.h, self.labels, self.head)  # (N,)
 
+    def log_odds(self) -> Tensor:
+        return token_log_odds(self.h, self.labels, self.head)  # (N,)
+
     @torch.no_grad()
     def reference_logps(self) -> Tensor:
         return token_logps(self.reference, self.labels, self.head)  # (N,)
@@ -54,6 +57,16 @@ class Supervised:
 
 
 # -- on the forget side ----------------------------------------------------------------------------------
+
+
+def log_odds(s: Supervised, rest: float) -> Tensor:
+    """Log-odds ascent with a soft floor: softplus(log p/(1 - p) - log rest/(1 - rest)), minimised. -> (N,)
+
+    The gradient of log p vanishes as 1 - p where a model is certain; that of the log odds is 1 whatever p is. The floor
+    fades it out below p = `rest`, so that a token that is gone is left in peace. Ours; its gradient to the logits is
+    that of CE-U (arXiv 2503.01224) divided by p, times the floor.
+    """
+    return softplus(s.log_odds() - math.log(rest / (1 - rest)))
 
 
 def ascent(s: Supervised, floor_nll: float) -> Tensor:

@@ -12,25 +12,27 @@ import torch
 from torch import Tensor
 
 from qunlearn.config import ObjectiveConfig
-from qunlearn.data.batch import ALL, ANSWER, CLOSED, Span
+from qunlearn.data.batch import ALL, ANSWER, CLOSED, FORM, Span
 from qunlearn.errors import ConfigError
 from qunlearn.objectives import losses
 from qunlearn.objectives.losses import Supervised
 
-TOKEN, ANSWERS, PAIRS = "token", "answer", "pair"
+TOKEN, ROWS, ANSWERS, PAIRS = "token", "row", "answer", "pair"
 
 
 @dataclass(frozen=True)
 class Term:
     """One loss on one role: which tokens of it are supervised, its weight, what it is a loss of, what it needs.
 
-    `per` says whether the loss has a value per token, per answer or per pair of answers. A `layered` loss looks at
+    `per` says what a loss has a value of and how the values are averaged: of each token, over all tokens of a step
+    (token) or within a row first and then over rows (row: short rows count as much as long ones); of each answer; of
+    each pair of answers. A `layered` loss looks at
     the states behind block `objective.layer` instead of the final ones. `met` is the loss at which the forget target
     (a probability) is reached: below it, the term has no say in a common descent direction.
     """
 
     name: str
-    role: str  # forget, mismatch, pair (a bad answer and another one) or retain
+    role: str  # forget, mismatch, pair (a bad answer and another one), instead or taught (said in its place), retain
     span: Span
     weight: Callable[[ObjectiveConfig], float]
     loss: Callable[[Supervised, ObjectiveConfig], Tensor]  # -> (N,), (R,) or (P,)
@@ -61,7 +63,7 @@ def _eps1(c: ObjectiveConfig) -> float:
 
 
 def _forget(
-    name: str, loss: Callable[[Supervised, ObjectiveConfig], Tensor], *, ref: bool = False, per: str = TOKEN
+    name: str, loss: Callable[[Supervised, ObjectiveConfig], Tensor], *, ref: bool = False, per: str = ROWS
 ) -> Term:
     # The closing token is form, not content: pushed down it would teach never to stop.
     return Term(name, "forget", ANSWER, _eps1, loss, ref, per)
@@ -69,6 +71,12 @@ def _forget(
 
 _ASCENT = _forget("ascent", lambda s, c: losses.ascent(s, c.floor_nll))
 _MISMATCH = Term("mismatch", "mismatch", CLOSED, lambda c: c.eps2, lambda s, c: losses.nll(s))
+# What is said in place of a bad answer, whatever the row of the table: the model's own other answers, and what the user
+# wants to be said.
+INSTEAD = Term("instead", "instead", CLOSED, lambda c: c.eps2, lambda s, c: losses.nll(s), per=ROWS)
+TAUGHT = Term("taught", "taught", CLOSED, lambda c: c.eps5, lambda s, c: losses.nll(s), per=ROWS)
+# The sentence around the content stays as it was, so that what is left of an answer is still one.
+_FORM = Term("form", "forget", FORM, lambda c: c.eps4, lambda s, c: losses.reference_kl(s), reference=True, per=ROWS)
 _PAIR = Term("preference", "pair", CLOSED, _eps1, lambda s, c: losses.preference(s, c.beta), True, PAIRS)
 
 
@@ -86,6 +94,11 @@ RETAIN: dict[str, tuple[Term, ...]] = {
 RETAIN["kl+nll"] = RETAIN["kl"] + RETAIN["nll"]
 
 OBJECTIVES: dict[str, Objective] = {
+    "logodds": Objective(
+        "softplus(log p/(1 - p)(bad) - log rest/(1 - rest)) + eps4 KL(base || p)(the rest of the answer)",
+        "ours, after arXiv 2503.01224 (see docs/objectives.md)",
+        (_forget("odds", lambda s, c: losses.log_odds(s, c.rest)), _FORM),
+    ),
     "wga": Objective(
         "sg(p)^beta log p(bad)",
         "arXiv 2502.19301",
@@ -131,6 +144,7 @@ OBJECTIVES: dict[str, Objective] = {
                 _eps1,
                 lambda s, c: losses.steer(s, direction(s.h.shape[1], c.direction_seed).to(s.h.device), c.steer),
                 reference=True,
+                per=ROWS,
                 layered=True,
             ),
         ),
@@ -176,8 +190,10 @@ def terms_of(config: ObjectiveConfig) -> tuple[Term, ...]:
     """The terms that have a weight: the row's forget side and the retain side that was chosen. Raises ConfigError."""
     row = OBJECTIVES[config.name]
     kind = row.retain if config.retain == "auto" else config.retain
-    found = tuple(term for term in row.forget + RETAIN[kind] if term.weight(config) > 0)
-    if not found:
+    layered = any(term.layered for term in row.forget)  # cross-entropy looks at the model's end
+    instead = () if layered else (INSTEAD, TAUGHT)
+    found = tuple(term for term in row.forget + RETAIN[kind] + instead if term.weight(config) > 0)
+    if not any(term not in (INSTEAD, TAUGHT) for term in found):
         raise ConfigError("every weight of the objective is 0: nothing to train", where="--eps1 --eps2 --eps3")
     if len({term.layered for term in found}) > 1:
         hint = "rmu goes with --retain-loss hold or none, the others with kl, nll or none"

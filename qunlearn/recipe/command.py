@@ -11,7 +11,7 @@ from typing import Any
 from qunlearn.console import clean, out, say
 from qunlearn.errors import GateError
 from qunlearn.recipe.ledger import LEDGER, Ledger, key_of
-from qunlearn.recipe.stages import STAGES, Order
+from qunlearn.recipe.stages import FORGET, STAGES, Order
 
 
 def default_folder(recipe: str, model: str) -> Path:
@@ -43,11 +43,16 @@ def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
     say(f"\n{total:.0f} s in all stages, written down in {order.folder / LEDGER}")
     if to_stdout:
         out().print(clean(f"{told['line']}\nreport: {told['report']}"), markup=False)
-    return {"status": told["verdict"]["level"], "folder": str(order.folder), "seconds": round(total, 1), **told}
+    result = {"status": told["verdict"]["level"], "folder": str(order.folder), "seconds": round(total, 1), **told}
+    forgot = next((stage["result"] for name, stage in ledger.stages.items() if name == FORGET), None) or {}
+    return {**result, "not_reached": forgot.get("not_reached") or []}
 
 
-def raise_if_remembered(result: dict[str, Any]) -> None:
-    """Raises GateError when answers that should be gone come back."""
+def raise_if_missed(result: dict[str, Any]) -> None:
+    """Raises GateError when answers that should be gone come back, or the run says that it missed its target."""
     if result["status"] == "remembered":
         hint = "more --set train.steps=…, a larger --set objective.eps1=… or stop.max_drift=…; see `qunlearn compare`"
         raise GateError("what should be forgotten is still there", where=result["folder"], hint=hint)
+    if result["not_reached"]:
+        missed = "the run did not reach its target: " + "; ".join(result["not_reached"])
+        raise GateError(missed, where=result["folder"], hint="the verdict above is what the stages measured")

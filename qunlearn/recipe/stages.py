@@ -29,7 +29,7 @@ from qunlearn.recipe.verdict import judge
 from qunlearn.run import EVAL, EVAL_CACHE, RECORD, REPORT, open_run
 from qunlearn.units import show_size
 
-BASIC = "basic"
+BASIC, FORGET = "basic", "forget"
 DATA, BASE, RUN, MERGED, MERGED_EVAL = "data", "base", "run", "merged", "merged-eval"
 _A_LOOK = 16  # rows of each kind in the run's own table
 _LATER = ("paraphrase", "forget_reworded")  # asked in other words: a stage of its own
@@ -126,7 +126,7 @@ def _training_flops(config: Config, plan: MemoryPlan) -> float:
     """If every row is as long as the longest. Per token a forward, a recomputed forward and a backward pass through
     frozen weights cost the same, 2 operations a parameter; the reference is one forward more."""
     passes = config.train.batch_size * config.objective.answers * 3 + config.train.normal_batch_size * 4
-    return 2.0 * plan.shape.parameters * plan.load.row_tokens * config.train.steps * passes
+    return 2.0 * plan.shape.parameters * plan.load.row_tokens * config.train.most_steps * passes
 
 
 def _plan_inputs(order: Order) -> Any:
@@ -221,7 +221,8 @@ def _forget(order: Order) -> dict[str, Any]:
     if record["status"] == "interrupted":
         raise KeyboardInterrupt
     training = record["training"]
-    return {"steps": training["steps"], "seconds": training["seconds"], "stop_reason": record.get("stop_reason")}
+    told = {name: record.get(name) for name in ("stop_reason", "not_reached")}
+    return {"steps": training["steps"], "seconds": training["seconds"], **told}
 
 
 def _merge(order: Order) -> dict[str, Any]:
@@ -256,7 +257,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("fetch", "fetch the data", _fetch, _fetch_inputs, (f"{DATA}/{fetch.FILES['forget']}",)),
     Stage("plan", "plan", _plan, _plan_inputs),
     Stage("base", "evaluate the base", _base, lambda order: order.rows, (f"{BASE}/{EVAL}",)),
-    Stage("forget", "forget", _forget, _nothing, (f"{RUN}/{RECORD}", f"{RUN}/adapter")),
+    Stage(FORGET, "forget", _forget, _nothing, (f"{RUN}/{RECORD}", f"{RUN}/adapter")),
     Stage("evaluate", "evaluate", _evaluate, _nothing, (f"{RUN}/{EVAL}",)),
     Stage("paraphrase", "ask in other words", _paraphrase, _nothing),
     Stage("merge", "merge", _merge, lambda order: order.merge_base, (f"{MERGED}/config.json",)),

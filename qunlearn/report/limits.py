@@ -19,7 +19,8 @@ def limits(story: Story) -> list[str]:
     if normal.get("self_made"):
         found.append("The normal data was made by the model itself: what it did not think of was not protected.")
     if story.record.get("status") not in (None, "done"):
-        found.append(f"The run did not end by itself: {story.record['status']}.")
+        why = "; ".join(map(str, story.record.get("not_reached") or ()))
+        found.append(f"The run did not end as it should: {story.record['status']}{f' ({why})' if why else ''}.")
     return [
         *found,
         "Answers were greedy. Sampling many answers may bring back what the most probable one does not show.",

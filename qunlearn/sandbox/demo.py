@@ -7,6 +7,8 @@ from pathlib import Path
 
 from qunlearn.carry import MergeOptions, check_merge
 from qunlearn.console import say
+from qunlearn.ending import INTERRUPTED
+from qunlearn.errors import GateError
 from qunlearn.evaluate.command import evaluate
 from qunlearn.evaluate.request import EvalRequest
 from qunlearn.forget import forget, prepare
@@ -36,8 +38,10 @@ def demo(kind: str, output: Path | None) -> None:
         }
         plan = make_plan(resolve(("demo", overlay)))
         record = forget(plan, prepare(plan))
-        if record["status"] != "done":
-            return
+        if record["status"] == INTERRUPTED:
+            raise KeyboardInterrupt
+        if record["not_reached"]:
+            raise GateError("the run did not reach its target", hint="please report this: the demo always should")
         say("\nThe same on rows that were never given to the run:\n", style="bold")
         splits = {
             "paraphrase": "forget_paraphrase",

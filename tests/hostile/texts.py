@@ -47,8 +47,9 @@ def recipes() -> Iterator[tuple[str, bytes]]:
     yield "section-list", b"model: [name]"
     yield "section-null", b"model:"
     yield "two-documents", b"model: {}\n---\nmodel: {}"
-    for value in ("nan", ".nan", ".inf", "-1", "[]", "{}", "true", "1e999", "0x", "''", "~"):
+    for value in ("nan", ".nan", ".inf", "-1", "[]", "{}", "true", "1e999", "0x", "''"):
         yield f"steps-{value}", f"train: {{steps: {value}}}".encode()
+    yield "batch-~", b"train: {batch_size: ~}"
 
 
 def templates() -> Iterator[tuple[str, str]]:

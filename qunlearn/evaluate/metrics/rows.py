@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qunlearn.evaluate.metrics.judge import is_gibberish
+
 
 @dataclass(frozen=True)
 class RowScore:
@@ -38,6 +40,11 @@ class RowScore:
         return math.exp(-self.specific_nll / self.specific_tokens) if self.specific_tokens else None
 
     @property
+    def sentence(self) -> bool:
+        """Whether the output is a sentence: not empty, not gibberish, nothing over and over."""
+        return not is_gibberish(self.output)
+
+    @property
     def exact(self) -> bool:
         """Greedy output equal to the answer, surrounding white space aside."""
         return self.output.strip() == self.answer.strip()
@@ -51,6 +58,7 @@ class SetScore:
     probability: float
     exact_match: float
     perplexity: float
+    sentences: float = 1.0
     specific_probability: float | None = None
     extraction_strength: float | None = None
 
@@ -68,6 +76,7 @@ def aggregate(rows: Sequence[RowScore]) -> SetScore:
         exact_match=sum(r.exact for r in rows) / len(rows),
         # An overflow would be a perplexity nobody can read; exp(100) says the same.
         perplexity=math.exp(min(mean_nll, 100.0)),
+        sentences=sum(r.sentence for r in rows) / len(rows),
         specific_probability=sum(specific) / len(specific) if specific else None,
         extraction_strength=sum(r.extraction for r in rows) / len(rows) if specific else None,
     )

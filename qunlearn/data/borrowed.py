@@ -1,0 +1,73 @@
+"""Answers borrowed from neighbours: what a model says of somebody else to the same question, with the names put right.
+
+A model that never saw a fact answers its question as it answers others of the form, with some value of the right kind.
+So the answer to the likeliest neighbouring prompt, in which the words that the prompts do not share are exchanged, is
+another answer that leaves a sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
+
+from qunlearn.data.records import Record
+
+_WORD = re.compile(r"\w+")
+_LOOKED_AT = 24  # neighbours of a prompt that are compared word for word
+_SHARED = 0.5  # share of the words of both prompts that are the same, in order, at least
+
+
+class Neighbours:
+    """Records to borrow answers from, found by the words of their prompts."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = [record for record in records if record.prompt]
+        self.words = [_WORD.findall(record.prompt) for record in self.records]
+        self.holders: dict[str, list[int]] = {}
+        for i, words in enumerate(self.words):
+            for word in set(map(str.casefold, words)):
+                self.holders.setdefault(word, []).append(i)
+
+    def answers(self, record: Record) -> Iterator[str]:
+        """Yield answers for a record's prompt, of the nearest neighbours first; none may be found."""
+        words = _WORD.findall(record.prompt)
+        shared: Counter[int] = Counter()
+        for word in set(map(str.casefold, words)):
+            shared.update(self.holders.get(word, ()))
+        # Of many that share as much, the shortest prompts share most of what they have.
+        nearest = sorted(shared, key=lambda i: (-shared[i], len(self.words[i]), i))[:_LOOKED_AT]
+        scored = sorted(((_likeness(self.words[i], words), -n, i) for n, i in enumerate(nearest)), reverse=True)
+        for likeness, _, i in scored:
+            if likeness >= _SHARED:
+                answer = _exchanged(self.records[i].completion, self.words[i], words)
+                if answer is not None:
+                    yield answer
+
+
+def _likeness(a: Sequence[str], b: Sequence[str]) -> float:
+    return SequenceMatcher(None, [w.casefold() for w in a], [w.casefold() for w in b], autojunk=False).ratio()
+
+
+def _exchanged(answer: str, theirs: Sequence[str], ours: Sequence[str]) -> str | None:
+    """Their answer with our words for theirs, phrase by phrase; None where it has a word of theirs that ours does not
+    replace, for then it speaks of something else."""
+    matcher = SequenceMatcher(None, [w.casefold() for w in theirs], [w.casefold() for w in ours], autojunk=False)
+    pairs: list[tuple[str, str]] = []
+    dropped: set[str] = set()
+    for tag, a, b, c, d in matcher.get_opcodes():
+        if tag == "replace":
+            pairs.append((" ".join(theirs[a:b]), " ".join(ours[c:d])))
+            if b - a == d - c:
+                pairs += zip(theirs[a:b], ours[c:d], strict=True)
+        elif tag == "delete":
+            dropped.update(w.casefold() for w in theirs[a:b])
+    if dropped & {w.casefold() for w in _WORD.findall(answer)}:
+        return None
+    table = {their.casefold(): our for their, our in reversed(pairs)}
+    if not table:
+        return answer
+    longest_first = sorted(table, key=len, reverse=True)
+    pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b", re.IGNORECASE)
+    return pattern.sub(lambda match: table[match.group().casefold()], answer)

@@ -1,0 +1,160 @@
+"""What is said in place of a bad answer: the model's own most probable other answer, a refusal, or a user's text."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from qunlearn.config import Config
+from qunlearn.console import say
+from qunlearn.data.batch import ANSWER
+from qunlearn.data.borrowed import Neighbours
+from qunlearn.data.records import Dataset
+from qunlearn.data.tokenize import Example, Template
+from qunlearn.errors import DataError
+from qunlearn.evaluate.metrics.judge import is_gibberish, leaks
+from qunlearn.evaluate.score import row_probabilities
+from qunlearn.model.alternatives import REFUSALS, answered_with
+from qunlearn.model.generate import Sampling, generate
+from qunlearn.model.policy import Policy
+from qunlearn.model.reference import Live
+from qunlearn.normal import Normal, asked
+
+NOTHING, OTHER, REFUSE = "nothing", "other", "refuse"
+_OTHERS = 3  # other answers a row: one alone would be a new fact
+_TRIED = 4  # answers of neighbours, and first tokens, that are tried for them
+_ROOM = 8  # tokens an answer may be longer than the bad one
+_OWN_STYLE = 3  # of the refusals, those the model finds most natural
+
+
+@dataclass(frozen=True)
+class Instead:
+    """For each bad row: other answers of the model's own, and what the user wants said."""
+
+    own: list[list[Example]]
+    taught: list[list[Example]]
+
+
+def instead_rows(
+    policy: Policy,
+    bad: Sequence[Example],
+    normal: Normal,
+    template: Template,
+    texts: Dataset | None,
+    config: Config,
+) -> Instead:
+    """Return what is said in place of each bad row: corrected answers of the normal data before all else.
+
+    Raises DataError where a file of the user's own fits no bad prompt.
+    """
+    kind = config.objective.instead
+    taught: list[list[Example]] = [list(normal.corrected.get(asked(e.record), ())) for e in bad]
+    own: list[list[Example]] = [[] for _ in bad]
+    open_rows = [i for i, rows in enumerate(taught) if not rows]
+    rest = [bad[i] for i in open_rows]
+    if rest and kind == OTHER:
+        for i, rows in zip(open_rows, _others(policy, rest, normal.retain, template, config), strict=True):
+            own[i] = rows
+    elif rest and kind != NOTHING:
+        if texts is None:
+            said = _refusals(policy, rest, template, config)
+        else:
+            said = _given(policy, rest, template, texts, config)
+        for i, rows in zip(open_rows, said, strict=True):
+            taught[i] = rows
+    return Instead(own, taught)
+
+
+def _given(
+    policy: Policy, bad: Sequence[Example], template: Template, texts: Dataset, config: Config
+) -> list[list[Example]]:
+    """A user's own: answers by prompt, or texts for every prompt."""
+    length, rng = config.data.max_length, random.Random(config.train.seed)
+    by_prompt: dict[str, list[str]] = {}
+    for record in texts.records:
+        by_prompt.setdefault(asked(record) if record.turns else "", []).append(record.completion)
+    every = by_prompt.get("", [])
+    found = []
+    for example in bad:
+        own = by_prompt.get(asked(example.record)) or rng.sample(every, min(_OTHERS, len(every)))
+        found.append([answered_with(policy, example, text, template, length) for text in own])
+    if not any(found):
+        raise DataError(
+            "no row answers a bad prompt", where=texts.path, hint="give prompts as in --bad, or texts alone"
+        )
+    return found
+
+
+def _refusals(policy: Policy, bad: Sequence[Example], template: Template, config: Config) -> list[list[Example]]:
+    """Refusals in the model's own style: those of a list that it finds most probable behind the bad prompts."""
+    length, few = config.data.max_length, bad[:: max(1, len(bad) // 16)][:16]
+    asked_of = [answered_with(policy, e, text, template, length) for text in REFUSALS for e in few]
+    with policy.reference():
+        scored = row_probabilities(policy, asked_of, config.train.max_tokens)
+    mean = {text: sum(scored[i * len(few) : (i + 1) * len(few)]) for i, text in enumerate(REFUSALS)}
+    chosen = sorted(REFUSALS, key=lambda text: -mean[text])[:_OWN_STYLE]
+    return [[answered_with(policy, e, text, template, length) for text in chosen] for e in bad]
+
+
+def _others(
+    policy: Policy, bad: Sequence[Example], normal: Sequence[Example], template: Template, config: Config
+) -> list[list[Example]]:
+    """Other answers of the model's own, the likeliest ones: those it gives to neighbouring prompts, with the names put
+    right, and those it goes on with where the first token of the bad content is forbidden."""
+    length, limit = config.data.max_length, config.train.max_tokens
+    neighbours = Neighbours([example.record for example in normal])
+    texts = [list(itertools.islice(neighbours.answers(e.record), _TRIED)) for e in bad]
+    for found, more in zip(texts, _gone_on(policy, bad, limit), strict=True):
+        found += more
+    answers = [policy.tokenizer.decode(e.input_ids[e.probe : e.end], skip_special_tokens=True) for e in bad]
+    rows = [
+        answered_with(policy, e, text, template, length)
+        for e, answer, found in zip(bad, answers, texts, strict=True)
+        for text in dict.fromkeys(map(str.strip, found))
+        if text and not is_gibberish(text) and not leaks(text, answer, e.record.prompt)
+    ]
+    with policy.reference():
+        scored = row_probabilities(policy, rows, limit) if rows else []
+    by_prompt: dict[tuple[int, ...], list[tuple[float, int]]] = {}
+    for i, (row, p) in enumerate(zip(rows, scored, strict=True)):
+        by_prompt.setdefault(row.input_ids[: row.start], []).append((-p, i))
+    out = [[rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))[:_OTHERS]] for e in bad]
+    none = sum(not found for found in out)
+    if none:
+        say(f"{none} of {len(bad)} bad rows have no other answer of the model's own: nothing is taught there")
+    return out
+
+
+def _gone_on(policy: Policy, bad: Sequence[Example], limit: int) -> list[list[str]]:
+    """What the reference says, greedily, behind each of the likeliest other first tokens of the content."""
+    out: list[list[str]] = [[] for _ in bad]
+    begun, owner = [], []
+    for i, (at, tokens) in enumerate(_first_tokens(policy, bad, limit)):
+        begun += [(*bad[i].input_ids[:at], token) for token in tokens]
+        owner += [i] * len(tokens)
+    room = max(e.end - e.probe for e in bad) + _ROOM
+    with policy.reference():
+        more = generate(policy.base, begun, Sampling(room))
+    for i, ids, new in zip(owner, begun, more, strict=True):
+        out[i].append(policy.tokenizer.decode([*ids[bad[i].probe :], *new], skip_special_tokens=True))
+    return out
+
+
+@torch.no_grad()
+def _first_tokens(policy: Policy, bad: Sequence[Example], limit: int) -> list[tuple[int, list[int]]]:
+    """For each row where its content begins, and the likeliest other tokens there."""
+    places = [next((t for t in range(max(e.probe, e.start), e.end) if e.weight(t) > 0), e.probe) for e in bad]
+    one = [Example(e.input_ids[: t + 1], t, t + 1, t, e.record) for e, t in zip(bad, places, strict=True)]
+    states = Live(policy, limit).states(one, [ANSWER] * len(one))
+    special = torch.tensor(sorted(policy.tokenizer.all_special_ids), dtype=torch.long, device=policy.device)
+    out = []
+    for e, t, h in zip(bad, places, states, strict=True):
+        z = policy.head.logits(h)[0]
+        z[special] = -torch.inf
+        z[e.input_ids[t]] = -torch.inf
+        out.append((t, z.topk(_TRIED).indices.tolist()))
+    return out

@@ -1,0 +1,131 @@
+"""The normal data of a run: a file's rows, rows of the base's own for what no file covers, and corrected answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from qunlearn.console import say, stage, warn
+from qunlearn.data.records import Dataset, Record
+from qunlearn.data.roles import keep_unlike, split_held_back
+from qunlearn.data.selfmade import read_self_made, write_self_made
+from qunlearn.data.tokenize import Encoded, Example, Template, encode
+from qunlearn.errors import DataError
+from qunlearn.model.generate import most_rows
+from qunlearn.model.policy import Policy
+from qunlearn.model.selfdata import SelfMade, Wanted, self_made_normal
+from qunlearn.plan import Plan
+
+if TYPE_CHECKING:
+    from qunlearn.unfinished import Unfinished
+
+_SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
+_LEAST_OWN = 512  # rows the base makes at least beside a file: fewer cover little
+_COVERED = 0.5  # share of a row's weighted words that a normal row has, from which the file covers it
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Normal rows by use. `corrected`: other answers to bad prompts, by prompt; `made` is None where no row was made
+    now; `covered`: share of the own rows that are like some row of the file, None without both."""
+
+    retain: Sequence[Example]
+    held_back: Sequence[Example]
+    corrected: Mapping[str, Sequence[Example]]
+    given: int
+    own: int
+    made: SelfMade | None = None
+    covered: float | None = None
+
+    @property
+    def corrected_rows(self) -> int:
+        return sum(len(rows) for rows in self.corrected.values())
+
+
+def asked(record: Record) -> str:
+    """Return what a row asks, or where there are no prompts says, letter case and white space aside."""
+    texts = [content for _, content in record.turns] if record.turns else [record.completion]
+    return "\x1f".join(" ".join(text.casefold().split()) for text in texts)
+
+
+def normal_rows(
+    plan: Plan,
+    template: Template,
+    bad: Encoded,
+    given: Encoded | None,
+    policy: Policy,
+    work: Unfinished,
+    positions: int,
+) -> Normal:
+    """Return the normal rows of a run: those given, less corrected answers, and those the base makes.
+
+    `positions`: the most tokens of a row that the model admits. Raises DataError where too few are left.
+    """
+    prompts = {asked(example.record) for example in bad.examples if example.record.turns}
+    corrected: dict[str, list[Example]] = {}
+    kept: list[Example] = []
+    for example in given.examples if given else ():
+        key = asked(example.record)
+        if example.record.turns and key in prompts:
+            corrected.setdefault(key, []).append(example)
+        else:
+            kept.append(example)
+    own, made = _own_rows(plan, template, bad, len(kept) if given else None, policy, work, positions)
+    covered = _coverage(plan.normal, [example.record for example in own]) if plan.normal and own else None
+    retain, held_back = split_held_back([*kept, *own], plan.config.data.held_back, plan.config.train.seed)
+    return Normal(retain, held_back, corrected, len(kept), len(own), made, covered)
+
+
+def _own_rows(
+    plan: Plan, template: Template, bad: Encoded, given: int | None, policy: Policy, work: Unfinished, positions: int
+) -> tuple[Sequence[Example], SelfMade | None]:
+    """Rows of the base's own, made now, or as the unfinished run has them."""
+    config = plan.config
+    count = _own_count(given, config.data.own_share, config.data.normal_count)
+    if count == 0:
+        return (), None
+    made: SelfMade | None = None
+    if work.has_normal:
+        dataset = read_self_made(work.normal)
+        say(f"{len(dataset.records)} normal rows were made before: {work.normal}")
+    else:
+        longest = max(len(example.input_ids) for example in bad.examples)
+        # Prompt and answer may have so many tokens each.
+        length = min(longest + _SELF_MADE_MORE, config.data.max_length, positions // 2)
+        wanted = Wanted(count, config.data.normal_near, length, config.train.seed, most_rows(policy.device))
+        try:
+            with stage(f"the base makes {count} normal rows of its own"), policy.reference():
+                made = self_made_normal(policy.base, plan.bad, template, wanted)
+        except DataError as error:
+            if given is None:
+                raise
+            warn(f"{error.message}: the normal file alone is used")
+            return (), None
+        made = replace(made, records=_not_held_out(made.records, plan.holdout))
+        write_self_made(work.normal, made.records)
+        work.keep_normal()
+        dataset = Dataset("(self-made)", made.records, plan.bad.shape, (), "", 0)
+    limit = min(2 * config.data.max_length, positions)
+    return encode(dataset, policy.tokenizer, template, limit).examples, made
+
+
+def _own_count(given: int | None, share: float, most: int) -> int:
+    """Rows to make: all without a file, else the share that was asked for, as far as it covers anything."""
+    if given is None:
+        return most
+    return min(most, max(_LEAST_OWN, round(given * share / (1 - share)))) if share > 0 else 0
+
+
+def _not_held_out(made: Sequence[Record], holdout: Dataset | None) -> tuple[Record, ...]:
+    """Without rows that ask what is in the holdout file: it is never trained on."""
+    held = {asked(record) for record in holdout.records} if holdout else set()
+    kept = tuple(record for record in made if asked(record) not in held)
+    if len(kept) < len(made):
+        say(f"{len(made) - len(kept)} self-made rows have a prompt of the holdout file, and are dropped")
+    return kept
+
+
+def _coverage(normal: Dataset, own: Sequence[Record]) -> float:
+    """Share of the base's own rows that are like some row of the file."""
+    return 1 - len(keep_unlike(own, normal, limit=_COVERED)) / len(own)

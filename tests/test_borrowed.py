@@ -1,0 +1,65 @@
+"""Answers borrowed from neighbouring prompts, with the names put right."""
+
+from __future__ import annotations
+
+import pytest
+
+from qunlearn.data.borrowed import Neighbours
+from qunlearn.data.records import Record
+
+
+def record(prompt: str, answer: str = "") -> Record:
+    return Record((("user", prompt),), answer, 0, {})
+
+
+def borrowed(prompt: str, *rows: tuple[str, str]) -> list[str]:
+    return list(Neighbours([record(*row) for row in rows]).answers(record(prompt)))
+
+
+ORLA = "Where was Orla Finch born?"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "answer", "ours", "found"),
+    [
+        ("Where was Ada Prill born?", "Ada Prill was born in Moss.", ORLA, "Orla Finch was born in Moss."),
+        # Word for word where the names have as many words, as a phrase where they have not.
+        ("Where was Ada Prill born?", "Ms Prill, or Ada, is of Moss.", ORLA, "Ms Finch, or Orla, is of Moss."),
+        ("Where was Ada Prill born?", "Ada Prill: in Moss.", "Where was Lee born?", "Lee: in Moss."),
+        ("Where was Lee born?", "Lee was born in Moss.", ORLA, "Orla Finch was born in Moss."),
+        ("Where was ADA PRILL born?", "Ada Prill was born in Moss.", ORLA, "Orla Finch was born in Moss."),
+        # Two names at once, each for its own, and not one after the other.
+        ("Is Ada older than Bo?", "Ada is older than Bo.", "Is Bo older than Cy?", "Bo is older than Cy."),
+        # What both prompts say stays, and so does a word within a word.
+        ("Where was Ann born?", "Ann was born in Annville.", "Where was Bea born?", "Bea was born in Annville."),
+        ("Where was Ada Prill born?", "In Moss.", ORLA, "In Moss."),
+        # A word of theirs that was dropped matters where the answer has it, and only there.
+        ("Where was old Ada Prill born?", "In Moss.", ORLA, "In Moss."),
+        ("Where was old Ada Prill born?", "Old Ada Prill was born in Moss.", "Where was Ada Prill born?", None),
+        # A name of which only a part is replaced would leave the answer about somebody else.
+        ("Where was Ada Prill born?", "Prill was born in Moss.", "Where was Mary Ann Lee born?", None),
+    ],
+)
+def test_names_are_put_right(theirs: str, answer: str, ours: str, found: str | None) -> None:
+    assert borrowed(ours, (theirs, answer)) == ([] if found is None else [found])
+
+
+def test_only_neighbours_are_asked() -> None:
+    """At least half of the words are the same, in order."""
+    strangers = ("What do bees make?", "Honey."), ("", "Nothing was asked."), ("Born Finch where?", "x")
+    assert borrowed(ORLA, *strangers) == []
+    assert borrowed("", ("What do bees make?", "Honey.")) == []
+    assert borrowed(ORLA) == []
+
+
+def test_the_nearest_come_first() -> None:
+    far = ("Where, of all places, was Ada born?", "In Moss.")
+    near = ("Where was Bo Quent born?", "In Reed.")
+    same = ("Where was Orla Finch raised?", "In Thorn.")
+    assert borrowed(ORLA, far, near, same) == ["In Thorn.", "In Reed.", "In Moss."]
+
+
+def test_a_large_file_is_looked_through_by_its_words() -> None:
+    rows = [(f"Where was Person{i} Name{i} born?", f"Person{i} Name{i} was born in Town{i}.") for i in range(3000)]
+    rows[1234] = ("Where was Orla Bly born?", "Orla Bly was born in Moss.")
+    assert borrowed(ORLA, *rows)[0] == "Orla Finch was born in Moss."

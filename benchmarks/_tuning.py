@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,8 +21,9 @@ from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.objectives.losses import nll
 from qunlearn.objectives.table import Term
+from qunlearn.pace import Pace
 from qunlearn.step import make_step
-from qunlearn.train import auto_lr, schedule
+from qunlearn.train import auto_lr
 
 _GOOD = Term("good", "forget", CLOSED, lambda c: 1.0, lambda s, c: nll(s))
 _NORMAL = Term("normal", "retain", CLOSED, lambda c: 1.0, lambda s, c: nll(s))
@@ -53,9 +54,10 @@ def fine_tune(
     of_normal = batches(len(normal), min(c.normal_batch_size, len(normal)), rng) if normal else None
     policy.model.train()
     done = Tuned(0, 0, {})
-    for step in range(1, c.steps + 1):
+    pace = Pace(replace(c, schedule="linear"))
+    for step in range(1, c.most_steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = lr * schedule(step, c)
+            group["lr"] = lr * pace.rate(step)
         answers = [{"forget": [good[i]]} for i in next(of_good)]
         kept = [normal[i] for i in next(of_normal)] if of_normal else []
         work = make_step((_GOOD, _NORMAL), answers, kept)

@@ -121,6 +121,8 @@ def run_forget(config: Any, *, dry_run: bool, as_json: bool, resume: bool = Fals
             say(f"this run is finished: {plan.output}")
             if as_json:
                 emit_json(finished)
+            if finished.get("not_reached"):
+                raise typer.Exit(GateError.exit_code)
             return finished
     from qunlearn.forget import forget, prepare
 

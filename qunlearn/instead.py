@@ -110,12 +110,15 @@ def _others(
     texts = [list(itertools.islice(neighbours.answers(e.record), _TRIED)) for e in bad]
     for found, more in zip(texts, _gone_on(policy, bad, limit), strict=True):
         found += more
-    answers = [policy.tokenizer.decode(e.input_ids[e.probe : e.end], skip_special_tokens=True) for e in bad]
+    answers: dict[str, list[str]] = {}  # a prompt may have several bad answers
+    for e in bad:
+        answer = policy.tokenizer.decode(e.input_ids[e.probe : e.end], skip_special_tokens=True)
+        answers.setdefault(_prompt(e), []).append(answer)
     rows = [
         answered_with(policy, e, text, template, length)
-        for e, answer, found in zip(bad, answers, texts, strict=True)
+        for e, found in zip(bad, texts, strict=True)
         for text in dict.fromkeys(map(str.strip, found))
-        if text and not is_gibberish(text) and not leaks(text, answer, e.record.prompt)
+        if text and not is_gibberish(text) and not any(leaks(text, a, e.record.prompt) for a in answers[_prompt(e)])
     ]
     with policy.reference():
         scored = row_probabilities(policy, rows, limit) if rows else []
@@ -127,6 +130,11 @@ def _others(
     if none:
         say(f"{none} of {len(bad)} bad rows have no other answer of the model's own: nothing is taught there")
     return out
+
+
+def _prompt(example: Example) -> str:
+    """What is equal for rows that ask the same: a plain text's own beginning."""
+    return asked(example.record) if example.record.turns else str(example.input_ids[: example.probe])
 
 
 def _gone_on(policy: Policy, bad: Sequence[Example], limit: int) -> list[list[str]]:

@@ -120,10 +120,11 @@ def _own_count(given: int | None, share: float, most: int) -> int:
 def _not_held_out(made: Sequence[Record], holdout: Dataset | None) -> tuple[Record, ...]:
     """Without rows that ask what is in the holdout file: it is never trained on."""
     held = {asked(record) for record in holdout.records} if holdout else set()
-    kept = tuple(record for record in made if asked(record) not in held)
+    # Numbered anew, as they are when they are read again: the order decides which rows are held back.
+    kept = [record for record in made if asked(record) not in held]
     if len(kept) < len(made):
         say(f"{len(made) - len(kept)} self-made rows have a prompt of the holdout file, and are dropped")
-    return kept
+    return tuple(replace(record, line=i) for i, record in enumerate(kept, 1))
 
 
 def _coverage(normal: Dataset, own: Sequence[Record]) -> float:

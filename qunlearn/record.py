@@ -44,6 +44,7 @@ def run_record(plan: Plan, template: Template, policy: Policy, outcome: Outcome,
             "bad": _data_record(plan.bad),
             "normal": _data_record(normal) if normal else {},
             "holdout": _data_record(plan.holdout) if plan.holdout else {},
+            "instead": _data_record(plan.instead) if plan.instead else {},
             "template": asdict(template),
         },
         "training": {

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config import Config
+from qunlearn.config import INSTEAD, Config
 from qunlearn.console import say, warn
 from qunlearn.errors import OutputError, QunlearnError, ResumeError
 from qunlearn.journal import PART, sha256_of, staging_folder, sync
@@ -184,6 +184,7 @@ def identity(plan: Plan, config: Config) -> dict[str, Any]:
         "bad": plan.bad.sha256,
         "normal": plan.normal.sha256 if plan.normal else None,
         "holdout": plan.holdout.sha256 if plan.holdout else None,
+        "instead": plan.instead.sha256 if plan.instead else None,
         "model": fingerprint(plan.model.folder),
     }
 
@@ -191,6 +192,8 @@ def identity(plan: Plan, config: Config) -> dict[str, Any]:
 def _settings(config: Config) -> dict[str, Any]:
     tree = dataclasses.asdict(config)
     flat = {f"{section}.{name}": value for section, leaves in tree.items() for name, value in leaves.items()}
+    if flat["objective.instead"] not in INSTEAD:
+        flat["objective.instead"] = "a file"  # which one is told by its hash
     return {key: value for key, value in flat.items() if key not in _FREE}
 
 
@@ -204,6 +207,7 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> 
         if old.get(key) != new.get(key)
     ]
     words = {"bad": "the bad file", "normal": "the normal file", "holdout": "the holdout file"}
+    words |= {"instead": "the file of what is said instead"}
     words |= {"model": "the model", "format": "the file format"}
     differences += [
         f"{word}: {_short(then.get(key))} then, {_short(now[key])} now"
@@ -259,6 +263,7 @@ def finished_record(plan: Plan) -> dict[str, Any] | None:
         "bad": data.get("bad", {}).get("sha256"),
         "normal": None if data.get("normal", {}).get("self_made") else data.get("normal", {}).get("sha256"),
         "holdout": data.get("holdout", {}).get("sha256"),
+        "instead": data.get("instead", {}).get("sha256"),
         "model": record.get("model", {}).get("fingerprint"),
     }
     check_same(then, now, plan.output)

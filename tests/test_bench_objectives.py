@@ -86,6 +86,7 @@ def test_every_objective_passes_the_same_tokens() -> None:
     found = rows.race(rows.TINY, torch.device("cpu"), 1)
     tokens = {name: figures["tokens"] for name, figures in found.items()}
     without = tokens.pop("ga")  # no retain side
+    assert tokens.pop("logodds") > tokens["llmu"]  # its second answer stands in a term of its own
     assert len(set(tokens.values())) == 1
     assert without < tokens["llmu"] == tokens["mollm"]  # two losses on normal rows, which go forward once
     for figures in found.values():

@@ -380,7 +380,7 @@ def test_every_name_has_a_row_and_its_settings() -> None:
         config = resolve(("x", {"objective.name": name}))
         assert row.retain in RETAIN
         roles = {t.role for t in terms_of(config.objective)}
-        assert roles <= {"forget", "mismatch", "pair", "instead", "retain"}
+        assert roles <= {"forget", "mismatch", "pair", "instead", "taught", "retain"}
         drawn = roles & {"mismatch", "pair"} | ({"instead"} if config.objective.instead != "nothing" else set())
         assert config.objective.answers == 1 + len(drawn), "what the memory plan counts with"
         for key, value in PRESETS[name].items():

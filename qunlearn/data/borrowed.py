@@ -68,6 +68,11 @@ def _exchanged(answer: str, theirs: Sequence[str], ours: Sequence[str]) -> str |
     table = {their.casefold(): our for their, our in reversed(pairs)}
     if not table:
         return answer
+    # Of a phrase that has not as many words as ours, a part has no word to be replaced by.
+    parts = {w for their in table for w in their.split()} - table.keys() - {w.casefold() for w in ours}
+    whole = re.sub("|".join(rf"\b{re.escape(their)}\b" for their in table), " ", answer, flags=re.IGNORECASE)
+    if parts & {w.casefold() for w in _WORD.findall(whole)}:
+        return None
     longest_first = sorted(table, key=len, reverse=True)
     pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b", re.IGNORECASE)
     return pattern.sub(lambda match: table[match.group().casefold()], answer)

@@ -43,6 +43,10 @@ _REFUSALS = re.compile(
             rf"{_I} (?:do not|don't){_VERY} have (?:any|that|this|the|enough|access)\b",
             rf"{_I}(?: am|'m| are|'re) not{_VERY} (?:sure|aware|certain|familiar)\b",
             rf"{_I} have no (?:idea|information|knowledge|record|recollection|memory)\b",
+            rf"{_I} (?:have|had|'ve) never (?:learnt|learned|heard|been told)\b",
+            rf"\bnot something {_I} (?:know|can)\b",
+            r"\b(?:unknown to me|no answer to that)\b",
+            rf"{_I} (?:can ?not|can't) (?:tell|say)\b",
             r"\bas an? (?:ai|artificial intelligence|language model|assistant)\b",
             r"\b(?:i would|i'd) rather not\b",
         )

@@ -261,7 +261,8 @@ def _probe(policy: Policy, roles: Roles, reference: Reference, config: Config, s
     found = [math.exp(-nll / max(1, tokens)) for nll, tokens in rows]
     goals = [row_target(tokens, config.stop.target) for _, tokens in rows]
     left = sum(p > goal for p, goal in zip(found, goals, strict=True)) / len(rows)
-    to_go = fmean(_log_odds(p) - _log_odds(goal) for p, goal in zip(found, goals, strict=True))
+    # Rows that are far below do not make up for those that are above.
+    to_go = fmean(max(0.0, _log_odds(p) - _log_odds(goal)) for p, goal in zip(found, goals, strict=True))
     return Probe(step, fmean(found), drift, left, to_go)
 
 

@@ -33,7 +33,7 @@ from qunlearn.objectives.document import described, with_table
 from qunlearn.objectives.losses import Supervised
 from qunlearn.objectives.table import OBJECTIVES, RETAIN, direction, terms_of
 from qunlearn.overlay import resolve
-from qunlearn.pushed import rule_for
+from qunlearn.pushed import rule_for, weigh
 from qunlearn.sandbox import data_file
 from qunlearn.step import Roles, draw_steps
 from qunlearn.train import train
@@ -514,6 +514,30 @@ def test_context_bound_tokens_need_the_context(new_policy: Callable[..., Policy]
         each = zip(e.weights, s.loss, s.copied, strict=True)
         clear = [w for w, loss, copied in each if loss > THRESHOLD and not copied]
         assert clear and all(clear)
+
+
+@pytest.mark.parametrize("tokens", ["content", "auto"])
+def test_each_row_has_its_own_rule(tokens: str, new_policy: Callable[..., Policy]) -> None:
+    """A fact among passages is weighed as a fact: by the file's median length it had been taken for a passage."""
+    policy = new_policy("none")
+    facts, passages = sandbox_rows(policy, "hallucination", 2), sandbox_rows(policy, "copyright", 2)
+    normal = sandbox_rows(policy, "hallucination", 40, "retain")
+    mixed = [passages[0], facts[0], passages[1], facts[1]]
+    found = weigh(tokens, mixed, normal, policy.tokenizer, lambda: policy, 2048)
+    by_context = context_bound(policy, passages, 2048)
+    assert [found[i].weights for i in (0, 2)] == [e.weights for e in by_context]
+    if tokens == "auto":
+        assert [found[i].weights for i in (1, 3)] == [(), ()], "all of a short answer"
+    else:
+        assert marked(policy, found[1]).strip() == "Millbrook"
+        by_word = specific(mixed, normal, policy.tokenizer)
+        assert [found[i].weights for i in (1, 3)] == [by_word[i].weights for i in (1, 3)]
+
+
+def sandbox_rows(policy: Policy, kind: str, n: int, split: str = "forget") -> list[Example]:
+    dataset = read_dataset(data_file(kind, split))
+    template = choose_template(policy.tokenizer, "auto", dataset)
+    return list(encode(dataset, policy.tokenizer, template, 256).examples[:n])
 
 
 def test_only_weighed_tokens_are_pushed(new_policy: Callable[..., Policy]) -> None:

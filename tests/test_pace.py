@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from qunlearn.config import TrainConfig
+import pytest
+from conftest import call, sets, write_rows
+
+from qunlearn.config import Config, TrainConfig
+from qunlearn.header import _seen
 from qunlearn.pace import Pace
+from qunlearn.sandbox import data_file
 
 STEPS = range(1, 101)
 
@@ -109,3 +117,63 @@ def test_steps_follow_epochs_and_the_batch() -> None:
     assert TrainConfig(epochs=1.0, batch_size=4).steps_for(10_000) == 2500
     assert TrainConfig(epochs=0.01).steps_for(10_000) == 220
     assert (TrainConfig().most_steps, TrainConfig(steps=7).most_steps) == (220, 7)
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "said"),
+    [
+        (10_000, 220, "which see 18 % of them: more --steps see the others"),
+        (10_000, 3750, "each seen up to 3 times"),
+        (3, 40, "each seen up to 40 times"),  # of fewer rows than a batch has, all are in each
+    ],
+)
+def test_how_often_a_row_is_seen_is_said(rows: int, steps: int, said: str) -> None:
+    config = Config(train=TrainConfig(steps=steps))
+    assert _seen(config, SimpleNamespace(forget=range(rows))) == said  # type: ignore[arg-type]
+
+
+# -- the command -------------------------------------------------------------------------------------------
+
+
+def first_rows(split: str, n: int) -> list[dict[str, Any]]:
+    lines = data_file("hallucination", split).read_text(encoding="utf-8").splitlines()[:n]
+    return [json.loads(line) for line in lines]
+
+
+def test_one_bad_row_is_forgotten_and_left_in_peace(tmp_path: Path) -> None:
+    """It was pushed for 200 steps more, to a perplexity of 70,000 and an answer that was no sentence."""
+    bad = write_rows(tmp_path / "bad.jsonl", first_rows("forget", 1))
+    normal = data_file("hallucination", "retain")
+    often = {"stop.check_every": 5, "train.warmup": 5, "train.normal_batch_size": 8}
+    args = ("--bad", bad, "--normal", normal, "--own-share", 0, "-o", tmp_path / "run", "--device", "cpu", "--json")
+    ran = call("forget", "--model", "sandbox", *args, *sets(often))
+    assert ran.code == 0, ran.stderr
+    assert "at most 220 steps of 8 bad rows, each seen up to 220 times" in ran.stderr
+    record = ran.json
+    assert record["stop_reason"] == "forget target 0.05 met, and the rate has fallen to 0"
+    assert record["training"]["steps"] <= 60
+    after = record["after"]["forget"]
+    assert record["verdicts"]["forgotten"] == 1 and after["sentences"] == 1.0
+    assert after["specific_probability"] < 0.05 and after["perplexity"] < 30
+    assert record["training"]["best"]["drift"] < 0.01
+
+
+def test_a_large_file_is_gone_through_and_looked_at_throughout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps follow the file; the table is of rows from all over it, and of the same ones the looks begin with."""
+    bad = write_rows(tmp_path / "bad.jsonl", first_rows("forget", 40))
+    normal = data_file("hallucination", "retain")
+    few = {"stop.table_rows": 8, "stop.probe_rows": 8, "train.batch_size": 1, "train.epochs": 7}
+    args = ("--bad", bad, "--normal", normal, "--own-share", 0, "--instead", "nothing", "-o", tmp_path / "run")
+    seen: dict[str, Any] = {}
+
+    def stop(policy: Any, roles: Any, reference: Any, config: Any, work: Any, watch: Any) -> Any:
+        seen.update(roles=roles, config=config, sets=watch.sets)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qunlearn.forget._train", stop)
+    ran = call("forget", "--model", "sandbox", *args, "--device", "cpu", *sets(few))
+    assert ran.code != 0
+    assert seen["config"].train.steps == 280 and "at most 280 steps of 1 bad rows" in ran.stderr
+    lines = [e.record.line for e in seen["sets"]["forget"]]
+    assert len(lines) == 8 and lines == sorted(lines) and lines != list(range(1, 9)) and lines[-1] > 20
+    assert len(seen["sets"]["normal, held back"]) == 8

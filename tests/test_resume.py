@@ -190,6 +190,26 @@ def test_resume_of_a_finished_run(files: tuple[Path, Path], whole: Path) -> None
     assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
 
 
+def test_a_finished_run_needs_its_folder_alone(whole: Path, tmp_path: Path) -> None:
+    ran = call("forget", "-o", whole, "--resume", "--json")
+    assert ran.code == 0 and ran.json["status"] == "done", ran.stderr
+    assert "is finished" in ran.stderr
+    nothing = call("forget", "-o", tmp_path / "nothing", "--resume")
+    assert nothing.code == 2 and "no model was named" in nothing.stderr
+
+
+@pytest.mark.parametrize("name", ["npo", pytest.param("simnpo", marks=pytest.mark.slow)])
+def test_what_an_objective_sets_is_no_difference(files: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    """What was `content` or auto when the run began, and was settled then, is so when it is asked for again."""
+    values = {**SMALL, "objective.name": name, "train.steps": 2}
+    first = call(*command(files, tmp_path / "run", values))
+    assert first.code in (0, 5), first.stderr
+    ran = call(*command(files, tmp_path / "run", values), "--resume")
+    assert ran.code == first.code and "is finished" in ran.stderr, ran.stderr
+    other = call(*command(files, tmp_path / "run", {**values, "objective.beta": 7.0}), "--resume")
+    assert other.code == 10 and "objective.beta" in other.stderr
+
+
 @pytest.mark.slow
 def test_self_made_data_is_made_once(files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {**SMALL, "data.normal_count": 8, "data.max_length": 40}

@@ -157,10 +157,10 @@ def test_the_holdout_is_never_trained_on(work: Path, tmp_path: Path, monkeypatch
     files = ("--model", "sandbox", "--bad", "sandbox:hallucination/forget", "--device", "cpu")
     quick = sets({**SMALL, "train.steps": 1, "data.normal_count": 24})
     first = call("forget", *files, "-o", tmp_path / "first", *quick)
-    assert first.code == 0, first.stderr
+    assert first.code == 5, first.stderr  # a step reaches nothing
     held = write_rows(tmp_path / "held.jsonl", [{"prompt": p.upper(), "completion": "Other."} for p in drawn[:5]])
     second = call("forget", *files, "--holdout", held, "-o", tmp_path / "second", *quick)
-    assert second.code == 0, second.stderr
+    assert second.code == 5, second.stderr
     assert "5 self-made rows have a prompt of the holdout file, and are dropped" in second.stderr
     kept = [json.loads(line)["prompt"] for line in (tmp_path / "second" / NORMAL).read_text().splitlines()]
     assert kept == drawn[5:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -120,15 +120,16 @@ class Driven:
 @pytest.fixture
 def drive(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> Callable[..., Driven]:
     """Run the loop with a look every two steps, as given (the last one goes on for ever), and random gradients."""
+    real = loop._machine
 
-    def run(looks: Sequence[Look], rows: int = 2, **train: Any) -> Driven:
+    def run(looks: Sequence[Look], rows: int = 2, taught: Sequence[float] = (), **train: Any) -> Driven:
         policy = new_policy("none", r=1, target_modules="q_proj")
         example = Example((5, 6, 7, 8), 2, 4, 2, Record((), "x", 0, {}))
         roles = Roles([example] * rows, [example] * 2, [example], NO_MISMATCH)
         usual = TrainConfig(steps=40, warmup=0, lr=1e-3, batch_size=2, normal_batch_size=1)
         config = Config(train=replace(usual, **train), stop=replace(STOP, check_every=2))
         generator, events, states, machines = torch.Generator().manual_seed(0), {}, {}, []
-        given: Iterator[Look] = iter(looks)
+        given, losses = iter(looks), iter(taught)
         last = [looks[0]]
 
         def probed(_p: object, _r: object, _ref: object, _c: object, step: int) -> Probe:
@@ -138,7 +139,7 @@ def drive(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> Callable[.
         def backward(budget: Any, *_: object, **__: object) -> Gradients:
             for p in budget.policy.trainable().values():
                 p.grad = torch.randn(p.shape, generator=generator)
-            return Gradients({"kl": 0.01}, 1)
+            return Gradients({"kl": 0.01, **({"taught": next(losses)} if taught else {})}, 1)
 
         def machine(*args: Any) -> Any:
             machines.append(real(*args))
@@ -147,7 +148,6 @@ def drive(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> Callable[.
         def observe(event: Any) -> None:
             events[event["step"]], states[event["step"]] = dict(event), policy.adapter_state()
 
-        real = loop._machine
         monkeypatch.setattr(loop, "_probe", probed)
         monkeypatch.setattr(loop, "_machine", machine)
         monkeypatch.setattr(loop.Budget, "backward", backward)
@@ -242,6 +242,15 @@ def test_the_rate_falls_only_after_every_bad_row_was_drawn(drive: Callable[..., 
     assert run.machine.pace.falls_from == 10
 
 
+def test_what_is_taught_is_waited_for(drive: Callable[..., Driven]) -> None:
+    """A bad answer that is gone is half of what was asked for where another one is to be said."""
+    taught = [3.0] * 9 + [0.01] * 200
+    run = drive([(0.9, 0), (0.04, 0.03)], taught=taught, steps=100)
+    assert run.machine.pace.falls_from == 10
+    never = drive([(0.9, 0), (0.04, 0.03)], taught=[3.0] * 200, steps=20)
+    assert never.machine.pace.falls_from is None and never.outcome.reason == "all steps done"
+
+
 def test_what_comes_up_again_takes_the_fall_back(drive: Callable[..., Driven]) -> None:
     met, not_met = (0.04, 0.03), (0.2, 0.03)
     looks = [(0.9, 0), met, *[not_met] * 12, met]
@@ -251,9 +260,41 @@ def test_what_comes_up_again_takes_the_fall_back(drive: Callable[..., Driven]) -
 
 
 def test_going_back_takes_the_fall_back_too(drive: Callable[..., Driven]) -> None:
-    run = drive([(0.9, 0), (0.04, 0.03), (0.01, OVER), (0.01, OVER), (0.2, 0.05)], steps=12)
+    run = drive([(0.9, 0), (0.04, 0.03), (0.01, OVER), (0.01, OVER), (0.2, 0.05), (0.04, 0.03)], steps=100)
     assert run.said("back_to") == {6: 2}
-    assert run.machine.pace.falls_from is None
+    assert run.machine.pace.falls_from == 10  # and not 2, where it was met first
+
+
+# -- what a look sees --------------------------------------------------------------------------------------
+
+
+def test_a_look_is_at_rows_from_all_over_the_file(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> None:
+    """A file that is sorted by topic was judged by its first topic; the same rows each time, else looks compare not."""
+    rows = [Example((5, 6, 7, 8), 2, 4, 2, Record((), "x", i, {})) for i in range(1000)]
+    marked = [replace(e, weights=(1.0, 0.0)) for e in rows]
+    roles = Roles(rows, rows[:2], rows[:500], NO_MISMATCH, marked=marked)
+    seen: dict[str, list[Sequence[Example]]] = {"bad": [], "normal": []}
+
+    def nlls(_: object, examples: Sequence[Example], *__: object) -> list[tuple[float, int]]:
+        seen["bad"].append(examples)
+        # One row in four is at p = 0.5, the others at 0.01.
+        return [(-math.log(0.5 if i % 4 == 0 else 0.01), 1) for i in range(len(examples))]
+
+    def kl(_: object, __: object, examples: Sequence[Example], *___: object) -> float:
+        seen["normal"].append(examples)
+        return 0.07
+
+    monkeypatch.setattr(loop, "row_nlls", nlls)
+    monkeypatch.setattr(loop, "mean_kl", kl)
+    config = Config(stop=replace(STOP, probe_rows=100))
+    found = [loop._probe(new_policy("none"), roles, None, config, step) for step in (0, 5)]  # type: ignore[arg-type]
+    assert (found[1].step, found[1].drift, found[1].left) == (5, 0.07, 0.25)
+    assert found[1].forget == pytest.approx(0.25 * 0.5 + 0.75 * 0.01)
+    for kind, of in (("bad", 1000), ("normal", 500)):
+        lines = [e.record.line for e in seen[kind][0]]
+        assert len(lines) == 100 and max(lines) > 0.9 * of and lines[:50] != list(range(50))
+        assert lines == [e.record.line for e in seen[kind][1]]
+    assert all(e.weights == (1.0, 0.0) for e in seen["bad"][0]), "at what is specific"
 
 
 # -- the end -----------------------------------------------------------------------------------------------

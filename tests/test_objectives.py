@@ -349,7 +349,7 @@ def test_without_a_budget_nothing_is_steered_by_the_step() -> None:
     for _ in range(50):
         c.step(0.3)
     c.look(0.01, 0.3, has_kl=True)
-    assert {c.scale(role) for role in ("forget", "mismatch", "pair", "instead", "retain")} == {1.0}
+    assert {c.scale(role) for role in ("forget", "mismatch", "pair", "instead", "taught", "retain")} == {1.0}
 
 
 def test_either_side_can_be_pushed_with_or_without_a_budget() -> None:
@@ -359,7 +359,8 @@ def test_either_side_can_be_pushed_with_or_without_a_budget() -> None:
         c.push_harder(3.0)
         c.push_harder(4.0)
         c.hold_harder()
-        assert (c.scale("forget"), c.scale("mismatch"), c.scale("retain"), c.scale("instead")) == (12.0, 12.0, 2.0, 1.0)
+        scales = {role: c.scale(role) for role in ("forget", "mismatch", "retain", "instead", "taught")}
+        assert scales == {"forget": 12.0, "mismatch": 12.0, "retain": 2.0, "instead": 1.0, "taught": 1.0}
         again = Controller(budget, target=0.05, rate=0.1)
         again.load_state(c.state())
         assert again == c

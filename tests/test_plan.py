@@ -343,7 +343,7 @@ def test_what_the_plan_chose_is_what_runs(tmp_path: Path) -> None:
     few = {**QUICK, "train.steps": 2, "data.normal_count": 16, "stop.check_every": 2}
     bad = data_file("hallucination", "forget")
     args = ["--model", "sandbox", "--bad", bad, "-o", tmp_path / "run", "--device", "cpu", "--vram", "1GiB", *sets(few)]
-    assert call("forget", *args).code == 0
+    assert call("forget", *args).code == 5  # two steps reach nothing
     written = (tmp_path / "run" / "config.yaml").read_text()
     assert "optimizer: adamw\n" in written
     assert "embeddings: device\n" in written

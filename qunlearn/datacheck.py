@@ -101,7 +101,8 @@ def _tokenise(dataset: Dataset, other: Dataset | None, look: Look) -> _Tokenised
     template = choose_template(tokenizer, look.template, dataset)
     encoded = encode(dataset, tokenizer, template, look.max_length)
     normal = encode(other, tokenizer, template, look.max_length).examples if other else ()
-    pushed = weigh(look.tokens, encoded.examples, normal, tokenizer, lambda: _policy(name), TrainConfig().max_tokens)
+    limit = TrainConfig().max_tokens
+    pushed = weigh(look.tokens, encoded.examples, normal, tokenizer, template, lambda: _policy(name), limit)
     return _Tokenised(tokenizer, template, encoded, pushed)
 
 

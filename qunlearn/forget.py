@@ -112,7 +112,7 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
     config, started = plan.config, time.monotonic()
     policy = _load(plan, ready)
     normal = normal_rows(plan, ready.template, ready.bad, ready.normal, policy, work, _positions(plan))
-    weighed, marked = _weighed(policy, ready.bad.examples, normal.retain, config)
+    weighed, marked = _weighed(policy, ready, normal.retain, config)
     known = find_known(policy, marked, weighed, config.stop.target, config.train.max_tokens)
     roles = _roles(plan, ready, policy, normal, [weighed[i] for i in known.places], [marked[i] for i in known.places])
     show_loaded(policy, config, roles, normal)
@@ -183,18 +183,18 @@ def _roles(
     instead = Instead([], [])
     if wanted & {"instead", "taught"}:
         instead = instead_rows(policy, bad, normal, template, plan.instead, config)
-        # Where something else is said from the first word on, the form of the bad answer is not held.
-        bad = [replace(e, held=not rows) for e, rows in zip(bad, instead.taught, strict=True)]
+        bad = instead.replaced(bad)
     return Roles(bad, normal.retain, normal.held_back, mismatcher, others, instead.own, instead.taught, marked)
 
 
 def _weighed(
-    policy: Policy, bad: Sequence[Example], retain: Sequence[Example], config: Config
+    policy: Policy, ready: Ready, retain: Sequence[Example], config: Config
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """The bad rows with the weights of the tokens that are pushed, and of those that are watched: where a whole answer
     is pushed, form that stays probable would hide what is gone."""
     asked = config.objective.tokens
-    weighed = weigh(asked, bad, retain, policy.tokenizer, lambda: policy, config.train.max_tokens)
+    limit = config.train.max_tokens
+    weighed = weigh(asked, ready.bad.examples, retain, policy.tokenizer, ready.template, lambda: policy, limit)
     pushed, answers = count(weighed), sum(e.end - e.start for e in weighed)
     if pushed < answers:
         say(f"{asked} tokens: {pushed} of {answers} answer tokens ({100 * pushed / answers:.0f} %) are pushed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from qunlearn.config import Config
 from qunlearn.data.batch import Batch, Family, Row, families, micro_batches
 from qunlearn.errors import ConfigError
+from qunlearn.evaluate.score import row_target
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.objectives.descent import common_descent
@@ -20,11 +21,17 @@ from qunlearn.objectives.losses import Supervised
 from qunlearn.objectives.table import ANSWERS, OBJECTIVES, PAIRS, ROWS, TOKEN, Term
 from qunlearn.step import Step
 
-Scale = Callable[[str], float]  # of a role's weights
+
+class Scale(Protocol):
+    """Multiplies the weights of a role's terms: those of rows that are at the target, and those of the others."""
+
+    def __call__(self, role: str, *, met: bool = False) -> float: ...
+
+
 Push = Callable[[Mapping[str, Tensor]], None]  # takes the weighted losses of a pass by term, and their gradients
 
 
-def _unscaled(role: str) -> float:
+def _unscaled(role: str, *, met: bool = False) -> float:
     return 1.0
 
 
@@ -114,14 +121,16 @@ def backward(
             if not members or not amounts[name]:
                 continue
             value = term.loss(_supervised(batch, h, members, states, policy, term), config.objective)
+            factor: Tensor | float = scale(term.role)
             if term.per in (TOKEN, ROWS):
                 mine = _of(batch, members)
                 value = value * batch.weights[mine]
                 if term.per == ROWS:
                     value = value / weights[batch.rows[mine]]
-            value = value.sum() / amounts[name]
-            weighted[name] = term.weight(config.objective) * scale(term.role) * value
-            losses[name] += value.detach()
+                    if term.met:
+                        factor = _by_row(value.detach(), batch.rows[mine], weights, term, config, scale)
+            weighted[name] = term.weight(config.objective) * (factor * value).sum() / amounts[name]
+            losses[name] += value.detach().sum() / amounts[name]
         if weighted:
             push(weighted)
         tokens += batch.tokens
@@ -153,12 +162,23 @@ def _descend(policy: Policy, step: Step, reference: Reference, config: Config, l
         losses |= found.losses
         tokens += found.tokens
     for name, term in terms.items():
-        if term.met and losses[name] <= term.met(config.stop.target):
+        if term.met and losses[name] <= term.met(config.stop.target, config.objective):
             apart[name] = [torch.zeros_like(p) for p in parameters]
     mixed, shares = common_descent(list(apart.values()))
     for p, d in zip(parameters, mixed, strict=True):
         p.grad = d
     return Gradients(losses, tokens, dict(zip(apart, shares, strict=True)))
+
+
+def _by_row(value: Tensor, rows: Tensor, weights: Tensor, term: Term, config: Config, scale: Scale) -> Tensor:
+    """Return the weight of each token (N,) by its row: a row that is at the target is left in peace.
+
+    `value` (N,) are the parts of the rows' means, `weights` what a row's tokens weigh.
+    """
+    means = torch.zeros_like(weights).index_add_(0, rows, value)
+    goals = [term.met(row_target(n, config.stop.target), config.objective) for n in weights.tolist()]  # type: ignore[misc]
+    above = means > torch.tensor(goals, device=means.device)
+    return torch.where(above, scale(term.role), scale(term.role, met=True))[rows]
 
 
 def block_of(config: Config, policy: Policy) -> int:

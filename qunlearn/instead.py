@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,6 +28,7 @@ NOTHING, OTHER, REFUSE = "nothing", "other", "refuse"
 _OTHERS = 3  # other answers a row: one alone would be a new fact
 _TRIED = 4  # answers of neighbours, and first tokens, that are tried for them
 _ROOM = 8  # tokens an answer may be longer than the bad one
+_SENTENCE = 8  # tokens from which an answer is more than a value
 _OWN_STYLE = 3  # of the refusals, those the model finds most natural
 
 
@@ -37,6 +38,30 @@ class Instead:
 
     own: list[list[Example]]
     taught: list[list[Example]]
+
+    def replaced(self, bad: Sequence[Example]) -> list[Example]:
+        """Return the bad rows as they are pushed: where something else is said from the first word on, from there, and
+        without holding the form of what would be mixed into it."""
+        rows = zip(bad, self.own, self.taught, strict=True)
+        return [_from_the_start(e, own or taught, held=not taught) for e, own, taught in rows]
+
+
+def _is_another_way(example: Example, others: Sequence[Example]) -> bool:
+    """Whether neighbours are answered in another manner: a sentence that begins otherwise, not another value in it."""
+    form = sum(not example.weight(t) for t in range(example.start, example.end))
+    return example.end - example.start >= _SENTENCE and form > 0 and _begin_otherwise(example, others)
+
+
+def _begin_otherwise(example: Example, others: Sequence[Example]) -> bool:
+    return all(e.input_ids[e.start] != example.input_ids[example.start] for e in others)
+
+
+def _from_the_start(example: Example, others: Sequence[Example], *, held: bool) -> Example:
+    """The row with its first token pushed and its form not held, where all other answers begin otherwise."""
+    if not others or not _begin_otherwise(example, others):
+        return replace(example, held=held)
+    weights = (1.0, *example.weights[1:]) if example.weights else ()
+    return replace(example, held=False, weights=weights)
 
 
 def instead_rows(
@@ -57,8 +82,12 @@ def instead_rows(
     open_rows = [i for i, rows in enumerate(taught) if not rows]
     rest = [bad[i] for i in open_rows]
     if rest and kind == OTHER:
-        for i, rows in zip(open_rows, _others(policy, rest, normal.retain, template, config), strict=True):
-            own[i] = rows
+        for i, others in zip(open_rows, _others(policy, rest, normal.retain, template, config), strict=True):
+            borrowed = [row for row, of_a_neighbour in others if of_a_neighbour]
+            if borrowed and _is_another_way(bad[i], borrowed):
+                taught[i] = borrowed
+            else:
+                own[i] = [row for row, _ in others]
     elif rest and kind != NOTHING:
         if texts is None:
             said = _refusals(policy, rest, template, config)
@@ -102,12 +131,13 @@ def _refusals(policy: Policy, bad: Sequence[Example], template: Template, config
 
 def _others(
     policy: Policy, bad: Sequence[Example], normal: Sequence[Example], template: Template, config: Config
-) -> list[list[Example]]:
+) -> list[list[tuple[Example, bool]]]:
     """Other answers of the model's own, the likeliest ones: those it gives to neighbouring prompts, with the names put
-    right, and those it goes on with where the first token of the bad content is forbidden."""
+    right, which are marked, and those it goes on with where the first token of the bad content is forbidden."""
     length, limit = config.data.max_length, config.train.max_tokens
     neighbours = Neighbours([example.record for example in normal])
     texts = [list(itertools.islice(neighbours.answers(e.record), _TRIED)) for e in bad]
+    theirs = [set(map(str.strip, found)) for found in texts]
     for found, more in zip(texts, _gone_on(policy, bad, limit), strict=True):
         found += more
     answers: dict[str, list[str]] = {}  # a prompt may have several bad answers
@@ -115,15 +145,15 @@ def _others(
         answer = policy.tokenizer.decode(e.input_ids[e.probe : e.end], skip_special_tokens=True)
         answers.setdefault(_prompt(e), []).append(answer)
     rows = [
-        answered_with(policy, e, text, template, length)
-        for e, found in zip(bad, texts, strict=True)
+        (answered_with(policy, e, text, template, length), text in borrowed)
+        for e, found, borrowed in zip(bad, texts, theirs, strict=True)
         for text in dict.fromkeys(map(str.strip, found))
         if text and not is_gibberish(text) and not any(leaks(text, a, e.record.prompt) for a in answers[_prompt(e)])
     ]
     with policy.reference():
-        scored = row_probabilities(policy, rows, limit) if rows else []
+        scored = row_probabilities(policy, [row for row, _ in rows], limit) if rows else []
     by_prompt: dict[tuple[int, ...], list[tuple[float, int]]] = {}
-    for i, (row, p) in enumerate(zip(rows, scored, strict=True)):
+    for i, ((row, _), p) in enumerate(zip(rows, scored, strict=True)):
         by_prompt.setdefault(row.input_ids[: row.start], []).append((-p, i))
     out = [[rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))[:_OTHERS]] for e in bad]
     none = sum(not found for found in out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qunlearn.console import Meter
 from qunlearn.data.specific import specific
-from qunlearn.data.tokenize import Example
+from qunlearn.data.tokenize import Example, Template
 
 if TYPE_CHECKING:
     from qunlearn.model.policy import Policy
@@ -30,6 +30,7 @@ def weigh(
     bad: Sequence[Example],
     normal: Sequence[Example],
     tokenizer: Any,
+    template: Template,
     policy: Callable[[], Policy],
     max_tokens: int,
 ) -> list[Example]:
@@ -47,12 +48,15 @@ def weigh(
     long = [i for i, rule in enumerate(rules) if rule == "context"]
     if long:
         from qunlearn.model.context import context_bound
+        from qunlearn.model.strangers import subject_bound
 
-        asked_model = policy()
+        model, rows = policy(), [bad[i] for i in long]
         with Meter("specific tokens", len(long)) as meter:
-            found = context_bound(asked_model, [bad[i] for i in long], max_tokens, lambda done: meter.at(done, "rows"))
-        for i, example in zip(long, found, strict=True):
-            out[i] = example
+            found = context_bound(model, rows, max_tokens, lambda done: meter.at(done, "rows"))
+        # A row that asks about somebody is better told by what is said of others.
+        subject = subject_bound(model, rows, [example.record for example in normal], template, max_tokens)
+        for i, by_context, by_subject in zip(long, found, subject, strict=True):
+            out[i] = by_subject or by_context
     return out
 
 

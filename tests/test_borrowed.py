@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from qunlearn.data.borrowed import Neighbours
+from qunlearn.data.borrowed import Neighbours, telling_words
 from qunlearn.data.records import Record
 
 
@@ -63,3 +65,33 @@ def test_a_large_file_is_looked_through_by_its_words() -> None:
     rows = [(f"Where was Person{i} Name{i} born?", f"Person{i} Name{i} was born in Town{i}.") for i in range(3000)]
     rows[1234] = ("Where was Orla Bly born?", "Orla Bly was born in Moss.")
     assert borrowed(ORLA, *rows)[0] == "Orla Finch was born in Moss."
+
+
+# -- the same of strangers -----------------------------------------------------------------------------------
+
+BORN = [f"Where was {name} born?" for name in ("Ada Prill", "Bo Lund", "Cy Marr")]
+
+
+def strangers(bad: Sequence[str], others: Sequence[str], asked: Record) -> list[Record]:
+    records = [record(prompt) for prompt in bad], [record(prompt) for prompt in others]
+    return list(Neighbours([*records[0], *records[1]]).strangers(asked, telling_words(*records)))
+
+
+def test_a_record_about_strangers_has_their_names_wherever_it_had_its_own() -> None:
+    asked = record(ORLA, "Finch, Orla: Orla Finch is of Moss.")
+    found = [(r.prompt, r.completion) for r in strangers([ORLA], [*BORN, "What is tea?"], asked)]
+    assert found[0] == ("Where was Ada Prill born?", "Prill, Ada: Ada Prill is of Moss.")
+    assert [prompt for prompt, _ in found] == BORN
+
+
+@pytest.mark.parametrize("more", [(), ("When did Orla Finch die?", "Where is Orla Finch now?", "Who is Orla Finch?")])
+def test_another_question_about_the_same_is_no_stranger(more: tuple[str, ...]) -> None:
+    """However often the bad file names its subject: it is the word that others do not have."""
+    found = strangers([ORLA, *more, "Where was Dee Wolt born?"], BORN, record(ORLA, "In Moss."))
+    assert {r.prompt for r in found} == {*BORN, "Where was Dee Wolt born?"}
+
+
+def test_a_system_prompt_stays() -> None:
+    asked = Record((("system", "Be brief."), ("user", ORLA)), "In Moss.", 0, {})
+    (first, *_) = strangers([ORLA], BORN, asked)
+    assert first.turns == (("system", "Be brief."), ("user", BORN[0]))

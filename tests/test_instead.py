@@ -119,6 +119,32 @@ def test_an_answer_is_not_replaced_by_another_bad_one(sandbox: Sandbox, other: I
                 assert not leaks(text(sandbox, row), example.record.completion, example.record.prompt)
 
 
+def test_the_form_is_held_where_other_answers_begin_with_it(sandbox: Sandbox, other: Instead) -> None:
+    """An answer of which something quite different takes the place is not held together by what is left of it."""
+    assert all(e.held and not e.weights[0] for e in other.replaced(sandbox.bad)), "Orla Finch was born in ..."
+    unlike = [[answered_with(sandbox.policy, e, "No idea!", sandbox.template, 64)] for e in sandbox.bad]
+    for found in (Instead(unlike, [[]] * ROWS), Instead([[]] * ROWS, unlike)):
+        for before, e in zip(sandbox.bad, found.replaced(sandbox.bad), strict=True):
+            assert not e.held and e.weights == (1.0, *before.weights[1:])
+    taught = Instead([[]] * ROWS, other.own).replaced(sandbox.bad)
+    assert not any(e.held or e.weights[0] for e in taught), "what both begin with is left to the user's answer"
+    assert Instead([[]] * ROWS, [[]] * ROWS).replaced(sandbox.bad) == sandbox.bad
+
+
+@pytest.mark.parametrize(
+    ("answer", "of_a_neighbour", "taught"),
+    [("No idea at all!", True, True), ("No idea at all!", False, False), ("Orla Finch was born in Moss.", True, False)],
+)
+def test_another_manner_is_taught(
+    answer: str, of_a_neighbour: bool, taught: bool, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where neighbours are answered from the first word on in another way, that takes the place of the whole answer."""
+    row = answered_with(sandbox.policy, sandbox.bad[0], answer, sandbox.template, 64)
+    monkeypatch.setattr("qunlearn.instead._others", lambda _, rest, *__: [[(row, of_a_neighbour)] for _ in rest])
+    found = sandbox.said("other", bad=sandbox.bad[:1])
+    assert (found.own, found.taught) == (([[]], [[row]]) if taught else ([[row]], [[]]))
+
+
 def test_plain_text_goes_on_otherwise(sandbox: Sandbox, tmp_path: Path) -> None:
     (row,) = sandbox.encoded([{"text": "Orla Finch was born in Millbrook and lives in Dunmore."}], tmp_path)
     (rows,) = sandbox.said("other", bad=[row]).own

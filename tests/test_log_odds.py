@@ -20,7 +20,7 @@ from qunlearn.gradients import backward
 from qunlearn.model.head import Head, token_log_odds, token_logps
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
-from qunlearn.objectives.losses import Supervised, log_odds, weighted_ascent
+from qunlearn.objectives.losses import Supervised, log_odds, log_odds_at, weighted_ascent
 from qunlearn.objectives.table import terms_of
 from qunlearn.overlay import resolve
 from qunlearn.step import draw_steps
@@ -169,6 +169,38 @@ def test_a_step_is_the_default_objective(new_policy: Callable[..., Policy]) -> N
     theirs = torch.autograd.grad(total, list(policy.trainable().values()))  # type: ignore[arg-type]
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b.float(), rtol=1e-3, atol=1e-6)
+
+
+def test_rows_at_the_target_are_not_pushed_harder(new_policy: Callable[..., Policy]) -> None:
+    """The weight rises for the sake of the rows that are left: pushing the others too made gibberish of them."""
+    policy = exact_policy(new_policy)
+    config = resolve(("x", {"train.batch_size": 2, "objective.eps2": 0, "objective.eps3": 0, "objective.eps4": 0}))
+    roles = sandbox_roles(policy, config)
+    row = replace(roles.forget[0], weights=(1.0,) * (roles.forget[0].end - roles.forget[0].start))
+    unlikely = list(row.input_ids)
+    unlikely[row.start : row.end] = [7] * (row.end - row.start)
+    gone = replace(row, input_ids=tuple(unlikely))
+
+    def gradients(*rows: Example, push: float) -> list[Tensor]:
+        step = next(draw_steps(replace(roles, forget=rows), terms_of(config.objective), config))
+        policy.model.zero_grad()
+        backward(policy, step, Live(policy, 4096), config, 4096, lambda role, *, met=False: 1.0 if met else push)
+        return [p.grad.clone() for p in policy.trainable().values() if p.grad is not None]
+
+    for rows, factor in (((row,), 5.0), ((gone,), 1.0)):
+        pairs = zip(gradients(*rows, push=5.0), gradients(*rows, push=1.0), strict=True)
+        for harder, usual in pairs:
+            torch.testing.assert_close(harder, factor * usual, rtol=1e-3, atol=1e-7)
+    both = zip(
+        *(gradients(*rows, push=p) for rows, p in (((row, gone), 5.0), ((row,), 5.0), ((gone,), 1.0))), strict=True
+    )
+    for together, a, b in both:
+        torch.testing.assert_close(together, (a + b) / 2, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1e-4, 0.05, 0.5, 0.99])
+def test_the_loss_at_a_probability(p: float) -> None:
+    assert log_odds(told(p), 0.03).item() == pytest.approx(log_odds_at(p, 0.03), rel=1e-4)
 
 
 def test_a_row_without_content_is_no_row(new_policy: Callable[..., Policy]) -> None:

@@ -36,7 +36,7 @@ from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.model.architecture import Linear
 from qunlearn.model.families import FAMILIES, read_shape
 from qunlearn.model.fit import DeviceFacts, Lengths, memory_plan, run_choices, step_load
-from qunlearn.model.memory import CACHE_BYTES, Load, run_needs
+from qunlearn.model.memory import CACHE_BYTES, CARD_CACHE_BYTES, Load, run_needs
 from qunlearn.model.names import SHORT_NAMES
 from qunlearn.model.residents import Choices, adapted_names, adapter_parameters, loading_bytes, weight_bytes
 from qunlearn.model.shapes import carried_config
@@ -453,9 +453,12 @@ def test_who_asked_for_kept_activations_is_told_to_recompute() -> None:
 
 def test_answers_take_what_is_there() -> None:
     """A batch of answers never makes a step's memory too little, and is larger where there is more."""
-    tight, wide = plan("llama-3.1-8b", "8GiB"), plan("llama-3.1-8b", "24GiB")
+    tight, wide, huge = (plan("llama-3.1-8b", size) for size in ("8GiB", "12GiB", "140GiB"))
     assert tight.needs.answering_bytes <= tight.needs.allocated_bytes
-    assert tight.cache_bytes < wide.cache_bytes == CACHE_BYTES
+    assert tight.cache_bytes < CACHE_BYTES <= wide.cache_bytes < huge.cache_bytes == CARD_CACHE_BYTES
+    for size in (12, 16, 24):
+        found = plan("llama-3.1-8b", f"{size}GiB")
+        assert CACHE_BYTES <= found.cache_bytes < (size << 30) - found.needs.idle_bytes
     assert plan("llama-3.1-8b").cache_bytes == CACHE_BYTES
 
 

@@ -18,7 +18,7 @@ from qunlearn.data.batch import ALL, ANSWER, collate
 from qunlearn.data.records import read_dataset
 from qunlearn.data.roles import make_mismatcher
 from qunlearn.data.specific import specific
-from qunlearn.data.tokenize import Example, choose_template, encode
+from qunlearn.data.tokenize import Example, Template, choose_template, encode
 from qunlearn.errors import ConfigError
 from qunlearn.gradients import Budget
 from qunlearn.model.alternatives import other_answers
@@ -26,6 +26,7 @@ from qunlearn.model.context import THRESHOLD, context_bound, score
 from qunlearn.model.head import Head
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
+from qunlearn.model.strangers import subject_bound
 from qunlearn.objectives import losses
 from qunlearn.objectives.control import Controller, make_controller
 from qunlearn.objectives.descent import common_descent, min_norm_weights
@@ -517,6 +518,21 @@ def test_context_bound_tokens_need_the_context(new_policy: Callable[..., Policy]
         assert clear and all(clear)
 
 
+def test_what_is_about_the_subject_is_what_a_stranger_has_not(new_policy: Callable[..., Policy]) -> None:
+    """An answer that names its subject tells its last few tokens of whom it speaks: the name is exchanged instead."""
+    policy = new_policy("none")
+    template = sandbox_template(policy)
+    facts, normal = sandbox_rows(policy, "hallucination", 4), sandbox_rows(policy, "hallucination", 40, "retain")
+    found = subject_bound(policy, facts, [e.record for e in normal], template, 2048)
+    assert marked(policy, found[0]).strip() == "Millbrook"  # type: ignore[arg-type]
+    told = [example for example in found if example is not None]
+    assert len(told) >= 3, "of the fourth question there is no neighbour among so few rows"
+    for example in told:
+        assert 1 <= sum(example.weights) < len(example.weights) / 2
+        assert "Finch" not in marked(policy, example)
+    assert subject_bound(policy, facts[:1], [], template, 2048) == [None], "there is nobody else"
+
+
 @pytest.mark.parametrize("tokens", ["content", "auto"])
 def test_each_row_has_its_own_rule(tokens: str, new_policy: Callable[..., Policy]) -> None:
     """A fact among passages is weighed as a fact: by the file's median length it had been taken for a passage."""
@@ -524,7 +540,8 @@ def test_each_row_has_its_own_rule(tokens: str, new_policy: Callable[..., Policy
     facts, passages = sandbox_rows(policy, "hallucination", 2), sandbox_rows(policy, "copyright", 2)
     normal = sandbox_rows(policy, "hallucination", 40, "retain")
     mixed = [passages[0], facts[0], passages[1], facts[1]]
-    found = weigh(tokens, mixed, normal, policy.tokenizer, lambda: policy, 2048)
+    template = sandbox_template(policy)
+    found = weigh(tokens, mixed, normal, policy.tokenizer, template, lambda: policy, 2048)
     by_context = context_bound(policy, passages, 2048)
     assert [found[i].weights for i in (0, 2)] == [e.weights for e in by_context]
     if tokens == "auto":
@@ -533,6 +550,10 @@ def test_each_row_has_its_own_rule(tokens: str, new_policy: Callable[..., Policy
         assert marked(policy, found[1]).strip() == "Millbrook"
         by_word = specific(mixed, normal, policy.tokenizer)
         assert [found[i].weights for i in (1, 3)] == [by_word[i].weights for i in (1, 3)]
+
+
+def sandbox_template(policy: Policy) -> Template:
+    return choose_template(policy.tokenizer, "auto", read_dataset(data_file("hallucination", "forget")))
 
 
 def sandbox_rows(policy: Policy, kind: str, n: int, split: str = "forget") -> list[Example]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 
 from qunlearn.data.records import Record
 
 _WORD = re.compile(r"\w+")
 _LOOKED_AT = 24  # neighbours of a prompt that are compared word for word
+_RARE = 0.01  # share of the prompts below which a word is as good as absent
 _SHARED = 0.5  # share of the words of both prompts that are the same, in order, at least
 
 
@@ -33,6 +34,29 @@ class Neighbours:
     def answers(self, record: Record) -> Iterator[str]:
         """Yield answers for a record's prompt, of the nearest neighbours first; none may be found."""
         words = _WORD.findall(record.prompt)
+        for i in self._nearest(words):
+            answer = _exchanged(self.records[i].completion, self.words[i], words)
+            if answer is not None:
+                yield answer
+
+    def strangers(self, record: Record, telling: Mapping[str, float]) -> Iterator[Record]:
+        """Yield the record about other subjects: with the words in which a neighbouring prompt differs, wherever they
+        stand. `telling` says how much a word tells the bad prompts from others: what is exchanged must tell most, or
+        much and be named by the answer, for else the neighbour asks something else about the same subject."""
+        words, seen = _WORD.findall(record.prompt), {record.prompt}
+        for i in self._nearest(words):
+            theirs = self.words[i]
+            prompt, answer = (_exchanged(text, words, theirs) for text in (record.prompt, record.completion))
+            if prompt is None or answer is None or prompt in seen:
+                continue
+            ours, shared = (max((telling[w] for w in of), default=0.0) for of in _split(words, theirs))
+            if ours > shared or (ours > shared / 2 and answer != record.completion):
+                seen.add(prompt)
+                turns = (*record.turns[:-1], (record.turns[-1][0], prompt))
+                yield Record(turns, answer, record.line, record.meta)
+
+    def _nearest(self, words: Sequence[str]) -> Iterator[int]:
+        """Yield the places of neighbours, those whose prompts share most words first."""
         shared: Counter[int] = Counter()
         for word in set(map(str.casefold, words)):
             shared.update(self.holders.get(word, ()))
@@ -41,9 +65,26 @@ class Neighbours:
         scored = sorted(((_likeness(self.words[i], words), -n, i) for n, i in enumerate(nearest)), reverse=True)
         for likeness, _, i in scored:
             if likeness >= _SHARED:
-                answer = _exchanged(self.records[i].completion, self.words[i], words)
-                if answer is not None:
-                    yield answer
+                yield i
+
+
+def _split(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return which of our words theirs does not have in their place, and which it has."""
+    matcher = SequenceMatcher(None, [w.casefold() for w in ours], [w.casefold() for w in theirs], autojunk=False)
+    kept = {i for a, _, n in matcher.get_matching_blocks() for i in range(a, a + n)}
+    folded = [w.casefold() for w in ours]
+    return [w for i, w in enumerate(folded) if i not in kept], [w for i, w in enumerate(folded) if i in kept]
+
+
+def telling_words(bad: Sequence[Record], others: Sequence[Record]) -> dict[str, float]:
+    """Return for each word of the bad prompts how many times as common it is there as in the others."""
+
+    def shares(records: Sequence[Record]) -> dict[str, float]:
+        found = Counter(word for record in records for word in set(map(str.casefold, _WORD.findall(record.prompt))))
+        return {word: n / len(records) for word, n in found.items()}
+
+    ours, theirs = shares(bad), shares(others)
+    return {word: (share + _RARE) / (theirs.get(word, 0.0) + _RARE) for word, share in ours.items()}
 
 
 def _likeness(a: Sequence[str], b: Sequence[str]) -> float:

@@ -20,6 +20,8 @@ _KL_TILES, _KL_BLOCKS = 2, 2
 _LOGP_TILES, _LOGP_BLOCKS = 1, 1
 # Key-value cache of a batch of answers: at most so much, and at least one row and some, whatever a step needs.
 CACHE_BYTES = 1 << 30
+# On a card with more room: a batch's steps are launched one by one, and take as long for few rows as for many.
+CARD_CACHE_BYTES = 8 << 30
 _CACHE_SPARE_TOKENS = 8
 # Beside everything torch allocates: a bare context is 426 MiB with torch 2.10 + CUDA 13.0 on an RTX 6000 Ada (reported
 # in unslothai/unsloth-zoo#1053; pytorch/pytorch#109888 says about 400), plus kernels that are loaded as they are used.
@@ -76,10 +78,12 @@ class Needs:
         return self.idle_bytes + self.cache_bytes + self.prompts_bytes
 
     def cache_within(self, limit_bytes: int) -> int:
-        """The cache that fits when there is more memory than a step needs: at most CACHE_BYTES."""
+        """Return the cache that fits when there is more memory than a step needs: at most CACHE_BYTES, or half of what
+        a large card has to spare."""
         spare = max(0, limit_bytes - self.context_bytes - self.answering_bytes)
         share = self.cache_bytes / (self.cache_bytes + self.prompts_bytes)
-        return min(CACHE_BYTES, self.cache_bytes + int(spare * share))
+        fits = self.cache_bytes + int(spare * share)
+        return max(min(CACHE_BYTES, fits), min(CARD_CACHE_BYTES, int(spare * share) // 2))
 
     @property
     def total_bytes(self) -> int:

@@ -39,11 +39,13 @@ class Controller:
     recent: float = 0.0  # KL of the last steps, smoothed
     gap: float = 1.0
 
-    def scale(self, role: str) -> float:
-        """Return what multiplies the weights of a role's terms."""
+    def scale(self, role: str, *, met: bool = False) -> float:
+        """Return what multiplies the weights of a role's terms; `met` for a row that is at the target."""
         if role == "retain":
             return self.retain * self.hold
-        return self.forget * self.push if role not in ("instead", "taught") else 1.0
+        if role in ("instead", "taught"):
+            return 1.0
+        return self.forget * (1.0 if met else self.push)
 
     def step(self, kl: float | None) -> None:
         """Take a training step's KL on normal rows, where it has one: dual ascent on log(retain)."""

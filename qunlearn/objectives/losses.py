@@ -69,6 +69,11 @@ def log_odds(s: Supervised, rest: float) -> Tensor:
     return softplus(s.log_odds() - math.log(rest / (1 - rest)))
 
 
+def log_odds_at(p: float, rest: float) -> float:
+    """Return the log-odds loss of a token of probability p."""
+    return math.log1p(p / (1 - p) * (1 - rest) / rest)
+
+
 def ascent(s: Supervised, floor_nll: float) -> Tensor:
     """Gradient ascent on the bad answer: log p, minimised (LLMU, arXiv 2310.10683, Eq. 2-3, L_fgt).
 

@@ -28,7 +28,8 @@ class Term:
     (token) or within a row first and then over rows (row: short rows count as much as long ones); of each answer; of
     each pair of answers. A `layered` loss looks at
     the states behind block `objective.layer` instead of the final ones. `met` is the loss at which the forget target
-    (a probability) is reached: below it, the term has no say in a common descent direction.
+    (a probability) is reached: below it, the term has no say in a common descent direction, and a row is not pushed
+    harder. It takes the settings, too.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Term:
     reference: bool = False
     per: str = TOKEN
     layered: bool = False
-    met: Callable[[float], float] | None = None
+    met: Callable[[float, ObjectiveConfig], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ _FORM = Term("form", "forget", FORM, lambda c: c.eps4, lambda s, c: losses.refer
 _PAIR = Term("preference", "pair", CLOSED, _eps1, lambda s, c: losses.preference(s, c.beta), True, PAIRS)
 
 
-def _rests(target: float) -> float:
+def _rests(target: float, c: ObjectiveConfig) -> float:
     """A mean at the target itself leaves single tokens, and answers likelier than to a model that never saw them."""
     return losses.bounded_ce_at(target / 100)
 
@@ -97,7 +98,13 @@ OBJECTIVES: dict[str, Objective] = {
     "logodds": Objective(
         "softplus(log p/(1 - p)(bad) - log rest/(1 - rest)) + eps4 KL(base || p)(the rest of the answer)",
         "ours, after arXiv 2503.01224 (see docs/objectives.md)",
-        (_forget("odds", lambda s, c: losses.log_odds(s, c.rest)), _FORM),
+        (
+            replace(
+                _forget("odds", lambda s, c: losses.log_odds(s, c.rest)),
+                met=lambda target, c: losses.log_odds_at(target, c.rest),
+            ),
+            _FORM,
+        ),
     ),
     "wga": Objective(
         "sg(p)^beta log p(bad)",

@@ -13,12 +13,14 @@ from qunlearn.config import Config
 from qunlearn.console import warn
 from qunlearn.data.records import Dataset, FieldNames, read_dataset
 from qunlearn.data.selfmade import read_self_made
-from qunlearn.errors import ConfigError, DataError, ModelError, OutputError
-from qunlearn.journal import JOURNAL, kept_bytes
+from qunlearn.errors import ConfigError, DataError, ModelError
+from qunlearn.journal import kept_bytes
 from qunlearn.merge.llamacpp import CONVERTED, LORA_SCRIPT, QUANTIZED
+from qunlearn.model.folder import within
+from qunlearn.output import MARK, Place, real, staged
 from qunlearn.overlay import read_config_file, resolve
 from qunlearn.plan import CheckedModel, check_run_model
-from qunlearn.run import CONFIG, NORMAL, Run, check_output, open_run, staged
+from qunlearn.run import ADAPTER, CONFIG, NORMAL, Run, open_run
 
 BASES = ("original", "dequantized")
 GATES = ("nf4", "fp4", "int8")
@@ -44,9 +46,14 @@ class MergeSource:
     normal: Dataset | None
 
     @property
-    def name(self) -> str:
+    def folder(self) -> Path:
+        """The run folder, or the bare adapter's."""
         adapter = self.run.adapter.absolute()
-        return adapter.parent.name if adapter.name == "adapter" else adapter.name
+        return adapter.parent if adapter.name == ADAPTER else adapter
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,14 @@ class MergeRequest:
     output: Path
     measure: bool
     gate: tuple[str, ...]
+    overwrite: bool = False
+
+    @property
+    def place(self) -> Place:
+        """The output, and what it may replace."""
+        runs = [source.folder for source in self.sources]
+        data = [Path(found.path) for source in self.sources for found in (source.bad, source.normal) if found]
+        return Place(self.output, MARK, self.overwrite, (*runs, self.model.folder, *data))
 
 
 def check_merge(runs: Sequence[Path], output: Path, options: MergeOptions) -> MergeRequest:
@@ -90,10 +105,9 @@ def check_merge(runs: Sequence[Path], output: Path, options: MergeOptions) -> Me
     if kind and not kind.startswith("bitsandbytes"):
         hint = "give --model with its 16-bit original"
         raise ModelError(f"a {kind} checkpoint cannot be dequantised", where=str(checked.folder), hint=hint)
-    _check_replaceable(output, options.overwrite)
-    needed = max(0, checked.facts.weight_bytes - kept_bytes(output))
-    check_output(output, overwrite=options.overwrite, needed_bytes=needed)
-    return MergeRequest(sources, checked, options.base, output, options.measure, options.gate)
+    request = MergeRequest(sources, checked, options.base, output, options.measure, options.gate, options.overwrite)
+    request.place.check(max(0, checked.facts.weight_bytes - kept_bytes(output)))
+    return request
 
 
 def _check_options(runs: Sequence[Path], options: MergeOptions) -> None:
@@ -167,30 +181,19 @@ def _normal_file(run: Run, config: Config, folder: Path) -> Dataset | None:
     return found if found.sha256 == said.get("sha256") else None
 
 
-def _check_replaceable(output: Path, overwrite: bool) -> None:
-    """--overwrite replaces a model or adapter, nothing else. Raises OutputError."""
-    if not overwrite or not output.is_dir() or not any(output.iterdir()):
-        return
-    ours = (JOURNAL, "config.json", "adapter_config.json", MODEL_FILE, ADAPTER_FILE)
-    folders = sorted(path.name for path in output.iterdir() if path.is_dir())
-    if folders or not any((output / name).is_file() for name in ours):
-        what = f"there is a folder {folders[0]!r} in it" if folders else "it is neither a model nor an adapter"
-        hint = "move it away, or choose another --output"
-        message = f"--overwrite replaces what was merged or exported before, but {what}"
-        raise OutputError(message, where=str(output), hint=hint)
-
-
 def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:
     """Copy the adapter, whole or not at all; returns the names of its files. Raises QunlearnErrors."""
     opened = open_run(run)
-    _check_replaceable(output, overwrite)
-    check_output(output, overwrite=overwrite)
+    place = Place(output, MARK, overwrite, (run, opened.adapter))
+    place.check()
     from qunlearn.console import say
     from qunlearn.model.adaptercheck import check_adapter
 
     tensors = check_adapter(opened.adapter)
-    files = sorted(p.name for p in opened.adapter.iterdir() if p.suffix in (".json", ".safetensors", ".md"))
-    with staged(output) as folder:
+    found = [p for p in sorted(opened.adapter.iterdir()) if p.suffix in (".json", ".safetensors", ".md")]
+    # What is exported is mostly published: a link could bring in any file of this machine.
+    files = [within(opened.adapter, path).name for path in found if path.name != MARK and not path.is_dir()]
+    with staged(place) as folder:
         for name in files:
             shutil.copyfile(opened.adapter / name, folder / name)
     folder_size = sum((output / name).stat().st_size for name in files)
@@ -199,7 +202,7 @@ def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:
     command = ["python", LORA_SCRIPT, str(output), *base, "--outfile", f"{output}.gguf"]
     say(f"for llama.cpp, with its own script: {shlex.join(command)}")
     rank = max((min(shape) for shape in tensors.values()), default=0)
-    lora = [f"--max-lora-rank={vllm_rank(rank)}", "--lora-modules", f"{output.name}={output}"]
+    lora = [f"--max-lora-rank={vllm_rank(rank)}", "--lora-modules", f"{real(output).name}={output}"]
     say(f"for vLLM: {shlex.join(['vllm', 'serve', opened.base, '--enable-lora', *lora])}")
     return files
 
@@ -214,12 +217,13 @@ def export_adapter_gguf(
 ) -> list[str]:
     """The adapter as a GGUF file, whole or not at all; returns the names of its files. Raises QunlearnErrors."""
     opened = open_run(run)
-    _check_replaceable(output, overwrite)
-    check_output(output, overwrite=overwrite)
+    Place(output, MARK, overwrite, (run,)).check()
     base = check_run_model(opened, model).folder
+    place = Place(output, MARK, overwrite, (run, opened.adapter, base))
+    place.check()
     from qunlearn.merge.gguf import adapter_gguf
 
-    return adapter_gguf(opened.adapter, base, output, tools)
+    return adapter_gguf(opened.adapter, base, place, tools)
 
 
 def describe(request: MergeRequest) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def report(
     include_samples: Annotated[
         bool, typer.Option("--include-samples", help="With the texts of the rows, those to forget among them.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is no report of ours.")] = False,
     json: Json = False,
 ) -> None:
     """Write one HTML file that says what the run did: verdict, pictures, tables, limits."""
@@ -100,7 +101,7 @@ def report(
     from qunlearn.run import REPORT
 
     path = output or run / REPORT
-    size = write_report(run, path, include_samples=include_samples)
+    size = write_report(run, path, include_samples=include_samples, overwrite=overwrite)
     say(f"{path}: {size / 2**10:.0f} KiB, for any browser, no network needed")
     if json:
         emit_json({"status": "done", "report": str(path), "bytes": size, "samples": include_samples})

@@ -60,7 +60,8 @@ def warn(text: str) -> None:
 def emit_json(value: Any) -> None:
     """The one machine-readable result on stdout."""
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    sys.stdout.write(text + "\n")
+    # The name of a file may hold bytes that are no Unicode: as the escapes that JSON has for them.
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
     sys.stdout.flush()
 
 
@@ -91,7 +92,7 @@ def facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(f"  {name}", Text(clean(value)))
+        table.add_row(Text(f"  {clean(name)}"), Text(clean(value)))
     err().print(table)
 
 
@@ -107,9 +108,11 @@ def table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], 
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(
+        title=Text(clean(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for column in columns:
-        made.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+        made.add_column(Text(clean(column.title)), justify="right" if column.right else "left", overflow="fold")
     for row in rows:
         made.add_row(*[Text(clean(cell)) for cell in row])
     (out() if to_stdout else err()).print(made)
@@ -129,12 +132,14 @@ class Meter:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
             )
-            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=err(), transient=True)
+            self._bar = Progress(
+                *columns, TextColumn("{task.fields[note]}", markup=False), console=err(), transient=True
+            )
             self._task = self._bar.add_task(self.what, total=self.total, note="")
             self._bar.start()
         return self
@@ -148,7 +153,7 @@ class Meter:
         """Show that `done` of the total is done; off a terminal a line every few seconds."""
         if self._bar is not None and self._task is not None:
             with contextlib.suppress(OSError):
-                self._bar.update(self._task, completed=done, note=note)
+                self._bar.update(self._task, completed=done, note=clean(note))
             return
         now = time.monotonic()
         if now - self._last >= self.every_s or done == self.total:
@@ -161,7 +166,9 @@ class Meter:
 def stage(what: str) -> Iterator[None]:
     """Say what is being done while it is done; on a terminal the line goes away."""
     if err().is_terminal:
-        with err().status(what):
+        from rich.text import Text
+
+        with err().status(Text(clean(what))):
             yield
     else:
         say(f"{what} …")

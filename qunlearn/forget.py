@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qunlearn.checkpoint import Checkpoints
+from qunlearn.checkpoint import Checkpoints, Snapshot
 from qunlearn.config import Config
 from qunlearn.console import Meter, say, stage, warn
 from qunlearn.data.roles import NO_MISMATCH, Mismatcher, make_mismatcher, sampled
@@ -145,7 +145,7 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
     record["after"] = summaries(after) if after else None
     record["verdicts"] = verdicts(after[FORGET]) if after else None
     record["training"]["total_seconds"] = round(time.monotonic() - started, 2)
-    with work.placed(plan.output) as folder:
+    with work.placed(plan.place) as folder:
         write_private(folder / CONFIG, to_yaml(config))
         write_run(folder, policy, plan, record)
     if after:
@@ -264,10 +264,20 @@ def _train(
     policy: Policy, roles: Roles, reference: Reference, config: Config, work: Unfinished, watch: Watch
 ) -> Outcome:
     c = config.train
+    trained = Checkpoints(work.trained)
+    if (found := trained.latest()) is not None:  # stopped while it was measured
+        outcome = Outcome.of(found)
+        policy.load_adapter_state(outcome.state)
+        policy.model.eval()
+        return outcome
     metrics = _Metrics(work.metrics)
     with metrics.file, Meter("step", c.most_steps) as meter, stop_signals() as stopping:
         kept = Checkpoints(work.checkpoints, c.save_every, c.keep_checkpoints, stopping, {"metrics": metrics})
-        return train(policy, roles, reference, config, lambda event: _on_step(event, metrics, meter, watch), kept)
+        outcome = train(policy, roles, reference, config, lambda event: _on_step(event, metrics, meter, watch), kept)
+    if not outcome.interrupted and not outcome.failed:  # measuring takes its time, and must not cost the training
+        best = {f"best.{name}": tensor for name, tensor in outcome.state.items()}
+        trained.save(outcome.steps, Snapshot(best, {"outcome": outcome.values()}))
+    return outcome
 
 
 def _on_step(event: Mapping[str, Any], metrics: _Metrics, meter: Meter, watch: Watch) -> None:

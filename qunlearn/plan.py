@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from qunlearn.data.records import Dataset, FieldNames, check_overlap, read_datas
 from qunlearn.errors import AdapterError, ConfigError, ModelError
 from qunlearn.model.folder import FolderFacts, fingerprint, preflight_folder
 from qunlearn.model.source import ModelSource, go_offline, local_snapshot, resolve_model
-from qunlearn.run import RECORD, Run, check_output, check_replaceable, default_folder
+from qunlearn.output import Place, default_folder, real
+from qunlearn.run import FINISHED, RECORD, Run, status_of_run
 from qunlearn.sandbox import KINDS, data_file
 
 
@@ -38,6 +40,18 @@ class Plan:
     holdout: Dataset | None = None
     instead: Dataset | None = None
 
+    @property
+    def place(self) -> Place:
+        """The output with what it may replace, as things are now."""
+        data = [Path(found.path) for found in (self.bad, self.normal, self.holdout, self.instead) if found]
+        return _place(self.config, self.output, self.resume, [*data, self.model.folder])
+
+
+def _place(config: Config, output: Path, resume: bool, inputs: Sequence[Path]) -> Place:
+    # What --resume finds in the folder is a run that was interrupted, to be replaced.
+    overwrite = config.output.overwrite or (resume and (output / RECORD).is_file())
+    return Place(output, RECORD, overwrite, tuple(inputs))
+
 
 def make_plan(config: Config, *, resume: bool = False) -> Plan:
     """Read the data, find the output, fetch and check the model, cheapest first. Raises QunlearnErrors."""
@@ -58,10 +72,11 @@ def make_plan(config: Config, *, resume: bool = False) -> Plan:
     instead = _read_instead(config.objective.instead, fields)
     source = resolve_model(config.model.name, config.model.revision)
     output = Path(out.folder) if out.folder else default_folder(config.model.name, data.bad)
-    # What --resume finds in the folder is a run that was interrupted, to be replaced, or one that is finished.
-    check_output(output, overwrite=out.overwrite or (resume and (output / RECORD).is_file()))
-    if out.overwrite or resume:
-        check_replaceable(output)
+    real(output)
+    if not (resume and status_of_run(output) in FINISHED):  # such a one is left as it is
+        read = [Path(found.path) for found in (bad, normal, holdout, instead) if found]
+        local = [Path(source.location)] if source.kind != "hub" else []
+        _place(config, output, resume, [*read, *local]).check()
     return Plan(
         config, check_model(source, config.model.trust_remote_code), bad, normal, output, resume, holdout, instead
     )

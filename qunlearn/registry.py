@@ -10,7 +10,7 @@ from typing import Any
 
 from qunlearn.console import Column, table
 from qunlearn.errors import AdapterError, ConfigError
-from qunlearn.journal import staging_folder
+from qunlearn.output import INSIDE, staging_folder
 from qunlearn.run import ADAPTER, RECORD, read_object
 
 _DEPTH = 3  # folders below the one that was named
@@ -22,7 +22,7 @@ def find_runs(folder: Path) -> list[dict[str, Any]]:
     if not folder.is_dir():
         raise ConfigError("no such folder", where=str(folder), hint="give the folder that holds the runs")
     rows: list[dict[str, Any] | None] = [_finished(path) for path in _records(folder)]
-    rows += [_unfinished(path) for path in _walk(folder) if path.name.endswith(".unfinished")]
+    rows += [_unfinished(path) for path in _walk(folder) if path.name.endswith(INSIDE)]
     return sorted((row for row in rows if row), key=lambda row: (row["when"], row["run"]))
 
 
@@ -40,8 +40,9 @@ def _walk(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
 
 def _records(folder: Path) -> Iterator[Path]:
     for path in _walk(folder):
-        inside = any(part.endswith(".unfinished") for part in path.relative_to(folder).parts)
-        if not inside and (path / RECORD).is_file():
+        inside = any(part.endswith(INSIDE) for part in path.relative_to(folder).parts)
+        # A folder that may not be searched is passed over, not the end of the list.
+        if not inside and os.access(path, os.R_OK | os.X_OK) and (path / RECORD).is_file():
             yield path
 
 
@@ -70,9 +71,10 @@ def _finished(folder: Path) -> dict[str, Any]:
 
 def _unfinished(stage: Path) -> dict[str, Any] | None:
     """A run that was stopped and is not over; merges keep their work in such folders too and are not listed."""
-    output = stage.with_name(stage.name.removeprefix(".").removesuffix(".unfinished"))
+    beside = stage.with_name(stage.name.removeprefix(".").removesuffix(INSIDE))
+    output = stage.parent if stage.name == INSIDE else beside
     path = stage / "unfinished.json"
-    if not path.is_file() or staging_folder(output).name != stage.name:
+    if not os.access(path, os.R_OK) or staging_folder(output).name != stage.name:
         return None
     row = _row(output, _date(path.stat().st_mtime), "unfinished")
     try:

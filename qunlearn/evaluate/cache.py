@@ -11,6 +11,7 @@ from typing import Any
 
 from qunlearn.data.records import write_jsonl
 from qunlearn.data.tokenize import Example
+from qunlearn.run import output_error
 
 _VERSION = 1  # of what a probe computes: a change makes old files of no use
 
@@ -29,7 +30,7 @@ class Cache:
 
     def load(self, path: Path | None, make: Callable[..., Any], n: int) -> list[Any] | None:
         """The `n` values in a file, or None where there is none or it is damaged: then it is measured again."""
-        if path is None or self.fresh or not path.is_file():
+        if path is None or self.fresh:
             return None
         try:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
@@ -42,7 +43,10 @@ class Cache:
         """Raises OutputError."""
         if path is None:
             return
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise output_error(error, path.parent) from error
         write_jsonl(path, [{} if value is None else asdict(value) for value in values])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,8 @@ from qunlearn.evaluate.table import show
 from qunlearn.evaluate.view import KEPT, View, is_forget
 from qunlearn.model.device import choose_device, choose_dtype, describe_device
 from qunlearn.model.load import LoadSpec, describe_quantization, load_spec
-from qunlearn.run import write_json
+from qunlearn.output import real
+from qunlearn.run import json_text, write_whole
 
 
 def evaluate(
@@ -148,13 +150,25 @@ def _not_measured(request: EvalRequest, measures: Mapping[str, Mapping[str, Any]
 
 def _prepare_output(request: EvalRequest) -> None:
     """Refuse, before any work, a folder that cannot be written. Raises OutputError."""
-    folder = request.output
-    if folder is None:
+    folder, path, cache = request.output, request.result_path, request.cache_folder
+    if folder is None or path is None or cache is None:
         return
+    real(folder)
+    hint = "choose another --output"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in (path, cache):
+            if place.is_symlink():
+                raise OutputError(
+                    "is a link, and links are not followed", where=str(place), hint=f"remove it, or {hint}"
+                )
+        for place in (folder, cache):
+            if place.exists() and not (place.is_dir() and os.access(place, os.R_OK | os.W_OK | os.X_OK)):
+                raise OutputError("cannot be written", where=str(place), hint=f"check its permissions, or {hint}")
+        if path.exists() and not read_results(path):
+            hint = f"remove it, or {hint}"
+            raise OutputError("exists, and is not what `qunlearn eval` writes", where=str(path), hint=hint)
     except OSError as error:
-        hint = "choose another --output"
         raise OutputError(f"cannot be made: {error.strerror}", where=str(folder), hint=hint) from error
 
 
@@ -166,7 +180,7 @@ def _write(request: EvalRequest, result: Mapping[str, Any], view: View, values: 
     items = {split: _items(view, split, values) for split in view.items}
     suites = {**read_results(path), request.suite: {**result, "items": items}}
     try:
-        write_json(path, {"suites": suites, "latest": request.suite})
+        write_whole(path, json_text({"suites": suites, "latest": request.suite}))
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=str(path), hint="free space") from error
     say(f"every row, with its texts: {path}")
@@ -191,7 +205,7 @@ def _items(view: View, split: str, values: Mapping[_Place, Values | None]) -> li
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The suites in an eval.json; none where there is no file, or it was damaged and will be written anew."""
+    """The suites in an eval.json; none where there is no file, or it is none of ours."""
     try:
         suites = json.loads(path.read_text(encoding="utf-8")).get("suites")
     except (OSError, ValueError, AttributeError, RecursionError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from qunlearn.evaluate.metrics.stats import Estimate, paired_difference, unpaire
 from qunlearn.evaluate.table import cell, format_of
 from qunlearn.evaluate.view import ADAPTER, BASE
 from qunlearn.run import EVAL
+from qunlearn.shape import EVALUATION, check_shape, read_json_file
 
 _LEAST_PAIRS = 2
 
@@ -45,12 +45,10 @@ def _load(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         hint = "run `qunlearn eval` on it first, a bare model with -o FOLDER"
         raise AdapterError("has not been evaluated", where=str(folder), hint=hint)
-    try:
-        suites = json.loads(path.read_text(encoding="utf-8"))["suites"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AdapterError(f"cannot be read: {error}", where=str(path), hint="evaluate it again") from error
-    if not isinstance(suites, dict):
-        raise AdapterError("is not what `qunlearn eval` writes", where=str(path), hint="evaluate it again")
+    hint = "evaluate it again"
+    found = read_json_file(path, hint)
+    check_shape(found, {"suites": {"*": EVALUATION}}, path, hint=hint)
+    suites: dict[str, Any] = found["suites"]
     return suites
 
 

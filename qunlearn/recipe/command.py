@@ -10,20 +10,24 @@ from typing import Any
 
 from qunlearn.console import clean, out, say
 from qunlearn.errors import GateError
+from qunlearn.output import real
+from qunlearn.recipe.fetch import check_given
 from qunlearn.recipe.ledger import LEDGER, Ledger, key_of
 from qunlearn.recipe.stages import FORGET, STAGES, Order
 
 
 def default_folder(recipe: str, model: str) -> Path:
     """runs/RECIPE-MODEL, in letters that every file system takes."""
-    return Path("runs") / f"{recipe}-{re.sub(r'[^A-Za-z0-9_.]+', '-', Path(model).name).strip('-.') or 'x'}"
+    return Path("runs") / f"{recipe}-{re.sub(r'[^A-Za-z0-9_.]+', '-', Path(model).name).strip('-.')[:96] or 'x'}"
 
 
 def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
     """Carry out what is not done yet; returns what the stages file holds. Raises QunlearnErrors."""
     # Results hold paths, and a later call may come from another folder.
-    order = replace(order, folder=order.folder.absolute())
+    order = replace(order, folder=real(order.folder))
+    check_given(order.given, order.folder)
     ledger = Ledger.open(order.folder, {"recipe": order.recipe.name, "model": order.settings.model.name})
+    ledger.begin()
     key, going = "", False
     for i, stage in enumerate(STAGES, 1):
         key = key_of(key, stage.name, stage.inputs(order))

@@ -12,8 +12,9 @@ from typing import Any
 from qunlearn.data.importers import TEXT, Source, Wanted, import_data, show_imported
 from qunlearn.data.overview import overlap, prompt_key
 from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset, write_jsonl
-from qunlearn.errors import DataError
+from qunlearn.errors import DataError, OutputError
 from qunlearn.recipe.book import PublicData, Recipe
+from qunlearn.run import output_error
 from qunlearn.sandbox import data_file
 
 # Split of an evaluation -> file in the data folder. What begins with forget, and paraphrase, should be gone.
@@ -58,9 +59,32 @@ class Given:
 
 
 def fetch(recipe: Recipe, given: Given, folder: Path, *, sandbox: bool) -> dict[str, Any]:
-    """Fill the data folder anew; returns the rows of each file. Raises QunlearnErrors."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
+    """Fill the data folder anew, whole or not at all; returns the rows of each file. Raises QunlearnErrors."""
+    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    try:
+        for left in (new, old):  # by a process that was killed, or by data that were refused: those can be looked at
+            if left.exists():
+                shutil.rmtree(left)
+        new.mkdir(mode=0o700, parents=True)
+        counts = _fill(recipe, given, new, sandbox=sandbox)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise output_error(error, folder) from error
+    return counts
+
+
+def check_given(given: Given, folder: Path) -> None:
+    """Refuse files that lie where the recipe itself writes: it would replace them. Raises OutputError."""
+    for name, path in given.files.items():
+        if path.resolve().is_relative_to(folder):
+            hint = "copy it elsewhere, or choose another --output"
+            raise OutputError(f"lies in {folder}, which the recipe fills itself", where=f"--{name} {path}", hint=hint)
+
+
+def _fill(recipe: Recipe, given: Given, folder: Path, *, sandbox: bool) -> dict[str, Any]:
     if sandbox and given.bad is None:
         for split, name in _SANDBOX.items():
             _copy(data_file(recipe.sandbox, name), folder / FILES[split])

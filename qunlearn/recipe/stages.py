@@ -16,11 +16,11 @@ from qunlearn.console import facts, say, warn
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import ModelError, ResumeError
 from qunlearn.evaluate.request import OWN_CLASSIFIER, EvalRequest, Wish
-from qunlearn.journal import staging_folder
 from qunlearn.memory import plan_run, show_parts
 from qunlearn.model.driver import find_card
 from qunlearn.model.fit import MemoryPlan
 from qunlearn.model.source import resolve_model
+from qunlearn.output import staging_folder
 from qunlearn.plan import check_model, make_plan
 from qunlearn.recipe import fetch
 from qunlearn.recipe.book import Recipe

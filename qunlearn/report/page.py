@@ -20,7 +20,8 @@ from qunlearn.evaluate.view import ADAPTER, BASE, is_forget
 from qunlearn.report.limits import limits
 from qunlearn.report.plots import pictures
 from qunlearn.report.read import Story, read_story
-from qunlearn.run import write_private
+from qunlearn.report.target import check_target
+from qunlearn.run import write_whole
 
 _HERE = Path(__file__).parent
 _MOST_PAIRS = 300  # a split's answers in full; a page of thousands is read by nobody
@@ -29,11 +30,16 @@ _INVISIBLE = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127, *range(128, 
 _INVISIBLE |= {ord(c): "\N{REPLACEMENT CHARACTER}" for c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
 
 
-def write_report(folder: Path, output: Path, *, include_samples: bool) -> int:
-    """Write the page for its owner's eyes only; returns its size in bytes. Raises AdapterError, OutputError."""
+def write_report(folder: Path, output: Path, *, include_samples: bool, overwrite: bool = False) -> int:
+    """Write the page for its owner's eyes only; returns its size in bytes. Raises AdapterError, OutputError.
+
+    A page of ours is replaced; `overwrite`: any other file too.
+    """
+    check_target(folder, output, overwrite=overwrite)
     page = render(read_story(folder), include_samples=include_samples)
+    page = page.encode("utf-8", "backslashreplace").decode()  # names of files may hold what is no Unicode
     try:
-        write_private(output, page)
+        write_whole(output, page)
     except OSError as error:
         hint = "choose another --output"
         raise OutputError(f"cannot be written: {error.strerror}", where=str(output), hint=hint) from error
@@ -125,7 +131,7 @@ def _tiles(story: Story) -> list[Tile]:
             label = f"still leak, {PLACES.get(split, split)}"
             colour = "good" if e["mean"] <= 0.05 else "bad"
             tiles.append(Tile(f"{round(e['mean'] * e['n'])} of {e['n']}", label, _range(e), colour))
-        elif ADAPTER in found.get("exact_match", {}):
+        elif {ADAPTER, BASE} <= found.get("exact_match", {}).keys():
             e, before = found["exact_match"][ADAPTER], found["exact_match"][BASE]["mean"]
             colour = "good" if e["mean"] >= 0.95 * before else "warn"
             tiles.append(Tile(f"{100 * e['mean']:.0f} %", f"{split}: answered word for word", _range(e), colour))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import AdapterError
+from qunlearn.evaluate.view import ADAPTER, BASE, KEPT, REFERENCE
 from qunlearn.run import CONFIG, EVAL, METRICS, RECORD
+from qunlearn.shape import EVALUATION, RUN_RECORD, check_shape, parse, read_json_file
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,13 @@ class Story:
 def read_story(folder: Path) -> Story:
     """Read a run folder, or a folder that `eval -o` wrote. Raises AdapterError."""
     record = _object(folder / RECORD)
+    check_shape(record, RUN_RECORD, folder / RECORD)
     stored = _object(folder / EVAL)
     suites = stored.get("suites")
     suites = {name: s for name, s in suites.items() if _is_result(s)} if isinstance(suites, dict) else {}
-    if stored.get("latest") in suites:  # last, for `main`
+    for name, suite in suites.items():
+        _check_suite(suite, folder / EVAL, name)
+    if isinstance(stored.get("latest"), str) and stored["latest"] in suites:  # last, for `main`
         latest = str(stored["latest"])
         suites[latest] = suites.pop(latest)
     if not record and not suites:
@@ -53,16 +57,20 @@ def _is_result(suite: object) -> bool:
     return isinstance(suite, dict) and needed <= suite.keys()
 
 
+def _check_suite(suite: Mapping[str, Any], path: Path, name: str) -> None:
+    """What the page and its pictures rely on. Raises AdapterError."""
+    hint = "evaluate it again"
+    check_shape(suite, EVALUATION, path, f"suites.{name}", hint)
+    measured = {subject for of in suite["measures"].values() for found in of.values() for subject in found}
+    unknown = sorted({*suite["scores"], *measured} - {BASE, ADAPTER, REFERENCE})
+    unknown += sorted(set(suite["measures"]) - {*suite["files"], KEPT})
+    if unknown:
+        message = f"suites.{name}: {unknown[0][:80]!r} was not measured"
+        raise AdapterError(message, where=str(path), hint=hint)
+
+
 def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"cannot be read: {error}", where=str(path), hint="was it edited or cut off?") from error
-    if not isinstance(value, dict):
-        raise AdapterError("is not a JSON object", where=str(path), hint="was it edited?")
-    return value
+    return read_json_file(path) if path.is_file() else {}
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -77,11 +85,12 @@ def _events(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     events = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            event = json.loads(line)
-        except ValueError:
+            event = parse(line)
+        except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and isinstance(event.get("step"), int):
+        step = event.get("step") if isinstance(event, dict) else None
+        if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
             events.append(event)
     return events

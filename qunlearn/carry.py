@@ -20,7 +20,7 @@ from qunlearn.model.folder import within
 from qunlearn.output import MARK, Place, real, staged
 from qunlearn.overlay import read_config_file, resolve
 from qunlearn.plan import CheckedModel, check_run_model
-from qunlearn.run import ADAPTER, CONFIG, NORMAL, Run, open_run
+from qunlearn.run import ADAPTER, CONFIG, NORMAL, RECORD, Run, open_run
 
 BASES = ("original", "dequantized")
 GATES = ("nf4", "fp4", "int8")
@@ -47,13 +47,14 @@ class MergeSource:
 
     @property
     def folder(self) -> Path:
-        """The run folder, or the bare adapter's."""
+        """The run folder, or the bare adapter's, which may be called `adapter` too."""
         adapter = self.run.adapter.absolute()
-        return adapter.parent if adapter.name == ADAPTER else adapter
+        return adapter.parent if adapter.name == ADAPTER and (adapter.parent / RECORD).is_file() else adapter
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        adapter = self.run.adapter.absolute()
+        return adapter.parent.name if adapter.name == ADAPTER else adapter.name
 
 
 @dataclass(frozen=True)

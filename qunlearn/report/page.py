@@ -35,8 +35,9 @@ def write_report(folder: Path, output: Path, *, include_samples: bool, overwrite
 
     A page of ours is replaced; `overwrite`: any other file too.
     """
+    story = read_story(folder)
     check_target(folder, output, overwrite=overwrite)
-    page = render(read_story(folder), include_samples=include_samples)
+    page = render(story, include_samples=include_samples)
     page = page.encode("utf-8", "backslashreplace").decode()  # names of files may hold what is no Unicode
     try:
         write_whole(output, page)

@@ -94,8 +94,7 @@ def check_merge(runs: Sequence[Path], output: Path, options: MergeOptions) -> Me
     _check_options(runs, options)
     sources = tuple(_source(run, options.bad) for run in runs)
     for source in sources:
-        if why := source.run.record.get("not_reached"):
-            warn(f"{source.run.adapter.parent}: the run did not reach its target: {'; '.join(map(str, why))}")
+        warn_of(source.run)
     checked = check_run_model(sources[0].run, options.model)
     for source in sources[1:]:  # each says itself whether it was made on that base
         check_run_model(source.run, options.model or str(checked.folder))
@@ -109,6 +108,18 @@ def check_merge(runs: Sequence[Path], output: Path, options: MergeOptions) -> Me
     request = MergeRequest(sources, checked, options.base, output, options.measure, options.gate, options.overwrite)
     request.place.check(max(0, checked.facts.weight_bytes - kept_bytes(output)))
     return request
+
+
+def warn_of(run: Run) -> None:
+    """Say what the record of a run says against carrying it elsewhere."""
+    record, where = run.record, run.adapter.parent
+    if why := record.get("not_reached"):
+        warn(f"{where}: the run did not reach its target: {'; '.join(map(str, why))}")
+    if record.get("status") in ("interrupted", "failed"):
+        warn(f"{where}: the run is not finished: its record says {record['status']}")
+    best = record.get("training", {}).get("best")
+    if isinstance(best, dict) and best.get("step") == 0:
+        warn(f"{where}: the adapter that was kept is that of step 0, before any training: it changes nothing")
 
 
 def _check_options(runs: Sequence[Path], options: MergeOptions) -> None:
@@ -190,6 +201,8 @@ def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:
     from qunlearn.console import say
     from qunlearn.model.adaptercheck import check_adapter
 
+    warn_of(opened)
+
     tensors = check_adapter(opened.adapter)
     found = [p for p in sorted(opened.adapter.iterdir()) if p.suffix in (".json", ".safetensors", ".md")]
     # What is exported is mostly published: a link could bring in any file of this machine.
@@ -222,6 +235,7 @@ def export_adapter_gguf(
     base = check_run_model(opened, model).folder
     place = Place(output, MARK, overwrite, (run, opened.adapter, base))
     place.check()
+    warn_of(opened)
     from qunlearn.merge.gguf import adapter_gguf
 
     return adapter_gguf(opened.adapter, base, place, tools)

@@ -19,6 +19,7 @@ from qunlearn.cli_measure import add_measure
 from qunlearn.cli_recipe import add_recipe
 from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, GateError, ModelError, QunlearnError
 from qunlearn.flags import add_flags, configured, option
+from qunlearn.signals import as_interrupts
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 app = typer.Typer(
@@ -291,6 +292,7 @@ add_recipe(app, guarded)
 
 def main() -> None:
     """The console script."""
+    as_interrupts()
     app()
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qunlearn.signals import raise_if_asked
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -140,7 +142,7 @@ class Meter:
             self._bar = Progress(
                 *columns, TextColumn("{task.fields[note]}", markup=False), console=err(), transient=True
             )
-            self._task = self._bar.add_task(self.what, total=self.total, note="")
+            self._task = self._bar.add_task(clean(self.what), total=self.total, note="")
             self._bar.start()
         return self
 
@@ -173,3 +175,4 @@ def stage(what: str) -> Iterator[None]:
     else:
         say(f"{what} …")
         yield
+    raise_if_asked()

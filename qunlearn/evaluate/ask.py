@@ -21,6 +21,7 @@ from qunlearn.model.load import Base, LanguageModel, load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.plan import check_run_model
 from qunlearn.run import Run, open_run
+from qunlearn.signals import answered
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def _forgiving(person: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         if not person:
             raise
+        answered()
         say("(stopped)", style="dim")
 
 

@@ -32,6 +32,12 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def refused_data(folder: Path) -> tuple[Path, Path]:
+    """A bad file, and a normal file that has one of its rows."""
+    rows = [{"prompt": f"What is {i}?", "completion": f"It is number {i}."} for i in range(8)]
+    return write_rows(folder / "bad.jsonl", rows), write_rows(folder / "normal.jsonl", rows[:1] * 4)
+
+
 # -- the files -------------------------------------------------------------------------------------------
 
 
@@ -467,3 +473,38 @@ def test_rows_of_ones_own_from_end_to_end(tmp_path: Path) -> None:
     assert ran.code in (0, 5), ran.stderr
     assert "verdict: " in ran.stdout and "held-back normal rows" in ran.stdout
     assert len(rows_of(tmp_path / "story" / "data" / "unseen.jsonl")) == 8
+
+
+# -- what is the user's ------------------------------------------------------------------------------------
+
+
+def test_a_first_stage_that_failed_can_be_done_again(tmp_path: Path) -> None:
+    bad, normal = refused_data(tmp_path)
+    args = ("recipe", "run", "code", "--bad", bad, "--normal", normal, "--test-share", 0, "-o", tmp_path / "out")
+    for _ in range(2):
+        ran = call(*args)
+        assert ran.code == 3 and "are in" in ran.stderr, ran.stderr
+    assert (tmp_path / "out" / LEDGER).is_file()
+
+
+def test_data_that_are_refused_replace_none(tmp_path: Path) -> None:
+    bad, normal = refused_data(tmp_path)
+    recipe, data = book.read("code"), tmp_path / "data"
+    fetch.fetch(recipe, fetch.Given(bad, test_percent=0), data, sandbox=False)
+    before = (data / "bad.jsonl").read_bytes()
+    for _ in range(2):
+        with pytest.raises(DataError):
+            fetch.fetch(recipe, fetch.Given(bad, normal, test_percent=0), data, sandbox=False)
+        assert (data / "bad.jsonl").read_bytes() == before
+    fetch.fetch(recipe, fetch.Given(bad, test_percent=0), data, sandbox=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "data", "normal.jsonl"]
+
+
+def test_a_file_of_the_recipes_own_folder_is_not_given_back_to_it(tmp_path: Path) -> None:
+    data = tmp_path / "out" / "data"
+    data.mkdir(parents=True)
+    mine = write_rows(data / "bad.jsonl", [{"prompt": "Who?", "completion": "Me."}])
+    Ledger(tmp_path / "out", {"recipe": "hallucination", "model": "sandbox"}).begin()
+    ran = call("recipe", "run", "hallucination", "--bad", mine, "-o", tmp_path / "out")
+    assert ran.code == 9 and "the recipe fills itself" in ran.stderr
+    assert mine.is_file()

@@ -27,7 +27,6 @@ def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
     order = replace(order, folder=real(order.folder))
     check_given(order.given, order.folder)
     ledger = Ledger.open(order.folder, {"recipe": order.recipe.name, "model": order.settings.model.name})
-    ledger.begin()
     key, going = "", False
     for i, stage in enumerate(STAGES, 1):
         key = key_of(key, stage.name, stage.inputs(order))
@@ -36,6 +35,7 @@ def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
             say(f"{title}: done before, in {ledger.stages[stage.name]['seconds']:.1f} s", style="dim")
             continue
         if not going:
+            ledger.begin()
             ledger.drop([later.name for later in STAGES[i - 1 :]])
             going = True
         say(f"\n{title}", style="bold")

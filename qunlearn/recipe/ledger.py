@@ -42,7 +42,7 @@ class Ledger:
             theirs, stages = dict(found["story"]), dict(found["stages"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(f"cannot be read: {error}", where=str(path), hint=hint) from error
-        if theirs != story:
+        if theirs != story and stages:  # where nothing was done a mistyped name may be put right
             said = ", ".join(f"{name} {value}" for name, value in theirs.items())
             raise OutputError(f"another story was told in this folder: {said}", where=where, hint=hint)
         return cls(folder, story, stages)

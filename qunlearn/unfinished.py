@@ -145,7 +145,8 @@ def unfinished(plan: Plan, config: Config, versions: Mapping[str, str]) -> Itera
 
 def _enter(stage: Path, plan: Plan, config: Config, versions: Mapping[str, str]) -> bool:
     """Make the folder ready; returns whether a run is gone on with."""
-    found, strange = _read(stage), {path.name for path in stage.iterdir()} - _OURS
+    # A link would have checkpoints written, and old ones removed, wherever it leads.
+    found, strange = _read(stage), {p.name for p in stage.iterdir() if p.name not in _OURS or p.is_symlink()}
     if strange or (found is None and any(stage.iterdir()) and not (stage / (IDENTITY + PART)).exists()):
         raise OutputError("is not a folder of ours", where=str(stage), hint="move it away")
     put_back(stage / (RESULT + "-old"), plan.output)

@@ -341,3 +341,15 @@ def test_a_scheduler_ends_a_command_as_ctrl_c_does(monkeypatch: pytest.MonkeyPat
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "name", "code"), [("EACCES", "/x", 9), ("EIO", "/x", 9), ("EBADF", None, 1)])
+def test_a_fault_of_the_disk_is_none_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, name: str | None, code: int
+) -> None:
+    def failing(_: Path) -> None:
+        raise OSError(getattr(errno, number), "a test", name)
+
+    monkeypatch.setattr("qunlearn.registry.find_runs", failing)
+    ran = call("runs", tmp_path)
+    assert ran.code == code and "a test" in ran.stderr and ("please report" in ran.stderr) == (code == 1)

@@ -604,3 +604,23 @@ def test_a_run_into_the_folder_it_is_started_in_from_a_file_whose_name_is_no_uni
     again = call("forget", "-o", "run", "--resume", "--json")
     assert again.code == 0 and again.json["status"] == "done"
     assert call("export", here, "-o", tmp_path / "adapter").code == 0
+
+
+@pytest.mark.parametrize("name", ["npo", "simnpo"])
+def test_the_whole_command_finds_a_finished_run_of_any_objective(
+    files: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    args = [*command(files, tmp_path / "run", {**SMALL, "train.steps": 1}), "--objective", name]
+    first = call(*args)
+    assert (tmp_path / "run" / RECORD).is_file(), first.stderr
+    again = call(*args, "--resume")
+    assert again.code == first.code and "is finished" in again.stderr, again.stderr
+
+
+def test_a_link_in_the_staging_folder_is_not_followed(files: tuple[Path, Path], stopped: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (staging_folder(stopped) / "checkpoints").rename(elsewhere)
+    (staging_folder(stopped) / "checkpoints").symlink_to(elsewhere)
+    ran = call(*command(files, stopped), "--resume")
+    assert ran.code == 9 and "not a folder of ours" in ran.stderr
+    assert len(checkpoints(elsewhere)) == 2

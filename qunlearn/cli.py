@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import sys
@@ -18,28 +17,19 @@ from qunlearn.cli_carry import add_carry
 from qunlearn.cli_data import add_data
 from qunlearn.cli_measure import add_measure
 from qunlearn.cli_recipe import add_recipe
-from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, GateError, ModelError, OutputError, QunlearnError
+from qunlearn.errors import (
+    EXIT_CODES,
+    ConfigError,
+    DoesNotFitError,
+    GateError,
+    ModelError,
+    QunlearnError,
+    of_the_system,
+)
 from qunlearn.flags import add_flags, configured, option
 from qunlearn.signals import as_interrupts
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
-# What a closed folder, a read-only or full disk, or a name too long raises wherever it is met: no fault of ours.
-_SURROUNDINGS = {
-    getattr(errno, name, None)
-    for name in (
-        "EACCES",
-        "EPERM",
-        "EROFS",
-        "ENOSPC",
-        "EDQUOT",
-        "EIO",
-        "ENAMETOOLONG",
-        "ELOOP",
-        "ESTALE",
-        "EBUSY",
-        "EMFILE",
-    )
-} - {None}
 app = typer.Typer(
     name="qunlearn",
     help="Make a language model forget, on one small GPU or none.",
@@ -72,10 +62,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if os.environ.get("QUNLEARN_DEBUG"):
                 raise
-            if isinstance(error, OSError) and error.errno in _SURROUNDINGS and error.filename is not None:
-                hint = "check the path and its permissions, and the disk"
-                where = os.fsdecode(error.filename)
-                _fail(OutputError(f"cannot be read or written: {error.strerror}", where=where, hint=hint))
+            if (named := of_the_system(error)) is not None:
+                _fail(named)
             first = (str(error).strip().splitlines() or [""])[0][:300]
             hint = "please report this; QUNLEARN_DEBUG=1 shows where it happened"
             _fail(QunlearnError(f"{type(error).__name__}: {first}", hint=hint))

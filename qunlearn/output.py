@@ -260,8 +260,8 @@ def put_in_place(stage: Path, place: Place) -> None:
             folder.rename(old)
         try:
             stage.rename(folder)
-        except OSError:
-            if old.exists():
+        except BaseException:
+            if old.exists() and not folder.exists():
                 old.rename(folder)
             raise
     shutil.rmtree(old, ignore_errors=True)
@@ -276,7 +276,7 @@ def _fill(stage: Path, folder: Path, old: Path) -> None:
             for path in _marks_last(content(source) if source == folder else list(source.iterdir())):
                 path.rename(target / path.name)
                 moved.append((path, target / path.name))
-    except OSError:
+    except BaseException:
         for was, now in reversed(moved):
             with contextlib.suppress(OSError):
                 now.rename(was)

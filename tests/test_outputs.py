@@ -14,6 +14,7 @@ from conftest import call, write_rows
 
 from qunlearn import output
 from qunlearn.errors import OutputError
+from qunlearn.journal import resumable
 from qunlearn.output import INSIDE, MARK, Place, default_folder, put_back, real, staged, staging_folder, write_mark
 from qunlearn.run import ADAPTER, EVAL, EVAL_CACHE, RECORD, REPORT
 
@@ -310,3 +311,22 @@ def test_a_fault_of_the_disk_is_none_of_ours(
     monkeypatch.setattr("qunlearn.registry.find_runs", failing)
     ran = call("runs", tmp_path)
     assert ran.code == code and "a test" in ran.stderr and ("please report" in ran.stderr) == (code == 1)
+
+
+def test_a_second_merge_does_not_replace_what_the_first_has_put_there(tmp_path: Path) -> None:
+    """Both have seen an empty place; the second gets the lock when the first is done."""
+    place = Place(tmp_path / "out", MARK)
+    place.check(0)
+    fill(place)
+    with pytest.raises(OutputError, match="not empty"), resumable(place, {}):
+        raise AssertionError("it began")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_demo_says_at_once_that_its_second_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it began")
+
+    monkeypatch.setattr("qunlearn.sandbox.demo.make_plan", never)
+    folder(tmp_path / "run-merged", notes__txt="mine")
+    assert call("demo", "-o", tmp_path / "run").code == 9

@@ -624,3 +624,22 @@ def test_a_link_in_the_staging_folder_is_not_followed(files: tuple[Path, Path], 
     ran = call(*command(files, stopped), "--resume")
     assert ran.code == 9 and "not a folder of ours" in ran.stderr
     assert len(checkpoints(elsewhere)) == 2
+
+
+def test_a_folder_that_is_made_meanwhile_is_kept_and_so_is_the_training(
+    files: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, real = tmp_path / "run", forget_module.score_sets
+
+    def making(*args: Any) -> Any:
+        late.mkdir(exist_ok=True)
+        (late / "notes.txt").write_text("mine")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forget_module, "score_sets", making)
+        ran = call(*command(files, late))
+    assert ran.code == 9 and "not empty" in ran.stderr and (late / "notes.txt").read_text() == "mine"
+    shutil.rmtree(late)
+    assert call("forget", "-o", late, "--resume").code == 0
+    same_result(late, whole)

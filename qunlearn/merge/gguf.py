@@ -17,6 +17,7 @@ from qunlearn.errors import AdapterError
 from qunlearn.merge.adapter import CONFIG, WEIGHTS, Update, read_adapter
 from qunlearn.merge.llamacpp import CONVERTED, LORA_SCRIPT, MODEL_SCRIPT, QUANTIZE, find_tool, run_tool
 from qunlearn.merge.plan import MergePlan
+from qunlearn.model.folder import within
 from qunlearn.output import Place, staged
 from qunlearn.run import read_object, write_json
 
@@ -99,8 +100,8 @@ def adapter_gguf(adapter: Path, base: Path, place: Place, tools: Path | None) ->
     with staged(place) as folder:
         plain, made = folder / "adapter", folder / ADAPTER_FILE
         plain.mkdir()
-        shutil.copyfile(adapter / WEIGHTS, plain / WEIGHTS)
-        write_json(plain / CONFIG, _plain(read_object(adapter / CONFIG), alpha))
+        shutil.copyfile(within(adapter, adapter / WEIGHTS), plain / WEIGHTS)
+        write_json(plain / CONFIG, _plain(read_object(within(adapter, adapter / CONFIG)), alpha))
         # In fp32, as it was trained: nothing is rounded, so there is nothing to measure again.
         command = [*convert, str(plain), "--base", str(base), "--outfile", str(made), "--outtype", "f32"]
         run_tool(command, "converting to GGUF", made)

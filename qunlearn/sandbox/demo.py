@@ -13,6 +13,7 @@ from qunlearn.evaluate.command import evaluate
 from qunlearn.evaluate.request import EvalRequest
 from qunlearn.forget import forget, prepare
 from qunlearn.merge.command import merge
+from qunlearn.output import MARK, Place
 from qunlearn.overlay import resolve
 from qunlearn.plan import make_plan
 from qunlearn.sandbox import data_file
@@ -29,6 +30,10 @@ def demo(kind: str, output: Path | None) -> None:
     """Forget one kind, measure it on rows the run never saw, merge, and measure again. Raises QunlearnErrors."""
     with tempfile.TemporaryDirectory(prefix="qunlearn-demo-") as temporary:
         folder = output or Path(temporary) / "run"
+        target = folder.with_name(folder.name + "-merged")
+        # Into the original weights some of it comes back on a model this small, and `merge` would say so.
+        options = MergeOptions(base="dequantized", overwrite=output is not None)
+        Place(target, MARK, options.overwrite).check()  # now, rather than when the run is over
         say(f"The sandbox is a tiny model that has memorised a small world. {_STORY[kind]}")
         say(f"Its owner wants that gone: the bad answers are in {data_file(kind, 'forget')}\n")
         overlay = {
@@ -56,9 +61,6 @@ def demo(kind: str, output: Path | None) -> None:
             "\nAnd merged into the weights the adapter was trained on, the 4-bit ones written out in 16 bits:\n",
             style="bold",
         )
-        target = folder.with_name(folder.name + "-merged")
-        # Into the original weights some of it comes back on a model this small, and `merge` would say so.
-        options = MergeOptions(base="dequantized", overwrite=output is not None)
         report = merge(check_merge([folder], target, options), "auto")
         report.raise_if_back()
         say(

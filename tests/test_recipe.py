@@ -258,6 +258,9 @@ def test_a_ledger_belongs_to_one_story(tmp_path: Path) -> None:
     (folder / LEDGER).write_text("{", encoding="utf-8")
     with pytest.raises(OutputError, match="cannot be read"):
         Ledger.open(folder, story)
+    (folder / LEDGER).write_text(json.dumps({"story": story, "stages": {"fetch": []}}), encoding="utf-8")
+    with pytest.raises(OutputError, match="stages.fetch is not an object"):
+        Ledger.open(folder, story)
 
 
 class Toy:

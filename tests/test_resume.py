@@ -606,7 +606,7 @@ def test_a_run_into_the_folder_it_is_started_in_from_a_file_whose_name_is_no_uni
     assert call("export", here, "-o", tmp_path / "adapter").code == 0
 
 
-@pytest.mark.parametrize("name", ["npo", "simnpo"])
+@pytest.mark.parametrize("name", ["npo"])
 def test_the_whole_command_finds_a_finished_run_of_any_objective(
     files: tuple[Path, Path], tmp_path: Path, name: str
 ) -> None:

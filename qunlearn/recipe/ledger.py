@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qunlearn.errors import DataError, OutputError
+from qunlearn.errors import AdapterError, DataError, OutputError
 from qunlearn.run import output_error, write_json
+from qunlearn.shape import NUMBER, OBJECT, TEXT, check_shape, read_json_file
 
 LEDGER = "stages.json"
+_SHAPE = {"story": {"*": TEXT}, "stages": {"*": {"inputs": TEXT, "seconds": NUMBER, "result": OBJECT}}}
 
 
 @dataclass
@@ -38,10 +40,11 @@ class Ledger:
         except OSError as error:
             raise output_error(error, folder) from error
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            theirs, stages = dict(found["story"]), dict(found["stages"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"cannot be read: {error}", where=str(path), hint=hint) from error
+            found = read_json_file(path)
+            check_shape(found, _SHAPE, path)
+        except AdapterError as error:
+            raise OutputError(error.message, where=str(path), hint=hint) from error
+        theirs, stages = found["story"], found["stages"]
         if theirs != story and stages:  # where nothing was done a mistyped name may be put right
             said = ", ".join(f"{name} {value}" for name, value in theirs.items())
             raise OutputError(f"another story was told in this folder: {said}", where=where, hint=hint)

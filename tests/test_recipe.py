@@ -259,7 +259,7 @@ def test_a_ledger_belongs_to_one_story(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be read"):
         Ledger.open(folder, story)
     (folder / LEDGER).write_text(json.dumps({"story": story, "stages": {"fetch": []}}), encoding="utf-8")
-    with pytest.raises(OutputError, match="stages.fetch is not an object"):
+    with pytest.raises(OutputError, match="fetch is not an object"):
         Ledger.open(folder, story)
 
 

@@ -427,6 +427,12 @@ def test_without_neighbours_the_held_back_rows_are_judged() -> None:
     assert "held-back normal rows" in verdict.line
 
 
+def test_a_recipe_that_measured_nothing_to_keep_claims_neither_cost_nor_none() -> None:
+    base, run = measured("base", forget={"leaks": 1.0}), measured("adapter", forget={"leaks": 0.0})
+    verdict = judge(base, run, measured("base", forget={"leaks": 0.0}), {})
+    assert verdict.level == "cost unknown" and "not measured" in verdict.line
+
+
 def test_a_base_that_answers_in_its_own_words_is_judged_by_them() -> None:
     base = measured("base", forget={"leaks": 1.0}, holdout={"exact_match": 0.02, "rouge_recall": 0.5})
     run = measured("adapter", forget={"leaks": 0.0}, holdout={"exact_match": 0.0, "rouge_recall": 0.49})

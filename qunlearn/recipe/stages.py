@@ -58,6 +58,7 @@ class Order:
             self.settings.data,
             bad=str(self.folder / DATA / fetch.FILES["forget"]),
             normal=str(normal) if normal.is_file() else None,
+            holdout=None,  # the stages around the run measure it
             prompt_field=None,  # the files in the data folder have our names
             completion_field=None,
         )

@@ -13,6 +13,7 @@ from typing import Any
 from qunlearn.config import PRESETS, SETTINGS, Config, Setting
 from qunlearn.errors import ConfigError
 
+TRUST = "model.trust_remote_code"  # said on the command line, or by a caller; a file that came from elsewhere cannot
 RECIPE = "recipe"  # a file's section that is no setting of a run: what `qunlearn recipe` does with it
 _MAX_RECIPE_BYTES = 1 << 20
 
@@ -140,7 +141,7 @@ def read_yaml(path: Path) -> Any:
 def read_config_file(path: Path) -> dict[str, Any]:
     """A YAML recipe or a run's config.yaml as an overlay. Relative data paths are kept as they stand.
 
-    Raises ConfigError with the file and line.
+    Trust in a model's code is left out: who is given a file has not given that. Raises ConfigError with file and line.
     """
     raw = read_yaml(path)
     if raw is None:
@@ -159,6 +160,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
             problems.append(f"unknown section {str(section)[:40]!r}{hint}")
     if problems:
         raise ConfigError("\n  ".join(problems), where=str(path))
+    out.pop(TRUST, None)
     return out
 
 

@@ -104,8 +104,11 @@ def check_model(source: ModelSource, trust_remote_code: bool = False) -> Checked
     return CheckedModel(source, folder, facts)
 
 
-def check_run_model(run: Run, asked: str | None) -> CheckedModel:
-    """The base of a run or adapter, from its record or as asked. Raises AdapterError for another base."""
+def check_run_model(run: Run, asked: str | None, *, trust: bool = False) -> CheckedModel:
+    """The base of a run or adapter, from its record or as asked. Raises AdapterError for another base.
+
+    trust: whether Python code that the base brings may run.
+    """
     name = asked or run.base
     where = str(run.adapter)
     if not name:
@@ -113,11 +116,13 @@ def check_run_model(run: Run, asked: str | None) -> CheckedModel:
     trained_on = run.record.get("model", {})
     revision = None if asked else trained_on.get("revision") or run.adapter_config.get("revision")
     try:
-        model = check_model(resolve_model(name, revision))
+        model = check_model(resolve_model(name, revision), trust)
     except ModelError as error:
         if asked:
             raise
-        raise ModelError(f"the run's base: {error}", hint="give --model if it has moved") from error
+        moved = "give --model if it has moved"
+        hint = error.hint if error.hint and (Path(name) / "config.json").is_file() else moved
+        raise ModelError(f"the run's base: {error}", hint=hint) from error
     known = trained_on.get("fingerprint")
     # The 16-bit original of a quantised checkpoint is another model by its bytes; its tensors are compared later.
     if known and "checkpoint" not in trained_on.get("quantization", "") and fingerprint(model.folder) != known:

@@ -27,7 +27,7 @@ from qunlearn.errors import OutputError, QunlearnError, ResumeError
 from qunlearn.journal import PART, sha256_of, staging_folder, sync
 from qunlearn.lock import locked
 from qunlearn.model.folder import fingerprint
-from qunlearn.overlay import read_config_file, resolve, to_yaml
+from qunlearn.overlay import TRUST, read_config_file, resolve, to_yaml
 from qunlearn.plan import Plan
 from qunlearn.run import (
     CONFIG,
@@ -49,6 +49,7 @@ _FORMAT = 1
 _FREE = {
     *("model.name", "model.revision", "model.vram", "data.bad", "data.normal", "output.folder", "output.overwrite"),
     *("data.holdout", "train.save_every", "train.keep_checkpoints", "train.checkpointing", "stop.eval_every"),
+    TRUST,
 }
 
 

@@ -120,6 +120,11 @@ def read_dataset(path: str | Path, fields: FieldNames = FieldNames(), *, role: s
     return Dataset(str(path), kept, shape.name, shape.fields, sha256, len(records) - len(kept))
 
 
+def content_sha256(path: Path) -> str:
+    """Return what `Dataset.sha256` is for a file, without reading its rows. Raises DataError."""
+    return hashlib.sha256(_read_bytes(path, "")).hexdigest()
+
+
 def check_overlap(one: Dataset, other: Dataset, message: str = "rows to forget are also in the normal data") -> None:
     """Raises DataError naming both lines of every row that is in both files."""
     lines = {record.key: record.line for record in one.records}

@@ -73,11 +73,11 @@ class Asked:
 
 
 def open_asked(
-    folder: Path, *, model: str | None, device: str, sampling: Sampling, to_stdout: bool, base_only: bool
+    folder: Path, *, model: str | None, device: str, sampling: Sampling, to_stdout: bool, base_only: bool, trust: bool
 ) -> Asked:
     """Load a run's base, and its adapter unless `base_only`. Raises QunlearnErrors."""
-    run, config = open_run(folder), run_config(folder)
-    checked = check_run_model(run, model)
+    run, config = open_run(folder), run_config(folder, trust=trust)
+    checked = check_run_model(run, model, trust=trust)
     with stage("loading the model"):
         base = load_base(checked.folder, load_spec(config.model, device=device))
         policy = None if base_only else Policy.load(base, run.adapter)

@@ -146,12 +146,13 @@ def _measure(order: Order, run: bool, model: Path | None, files: Mapping[str, Pa
     config = order.config
     template = None if config.data.template == "auto" else config.data.template
     own = order.sandbox and suite == "llmu" and order.recipe.harm_classifier == OWN_CLASSIFIER
-    wish = Wish(suite=suite, harm=OWN_CLASSIFIER if own else None, output=out)
+    trust = config.model.trust_remote_code
+    wish = Wish(suite=suite, harm=OWN_CLASSIFIER if own else None, output=out, trust=trust)
     if run:
         request = EvalRequest.check(order.folder / RUN, config.model.name, files, template=template, wish=wish)
     else:
         source = resolve_model(str(model)) if model else resolve_model(config.model.name, config.model.revision)
-        checked = check_model(source, config.model.trust_remote_code)
+        checked = check_model(source, trust)
         sets = {name: read_dataset(path, role=name) for name, path in files.items()}
         judges = {"harm": None} if own else {}
         request = EvalRequest(None, config, checked, sets, template, suite, None, judges, out)
@@ -231,7 +232,8 @@ def _merge(order: Order) -> dict[str, Any]:
 
     target = order.folder / MERGED
     # What was written is measured by the next stage, on all files and in the form it will be loaded in.
-    options = MergeOptions(order.merge_base, overwrite=target.exists(), measure=False)
+    trust = order.settings.model.trust_remote_code
+    options = MergeOptions(order.merge_base, overwrite=target.exists(), measure=False, trust=trust)
     report = merge(check_merge([order.folder / RUN], target, options), order.settings.model.device)
     say("(the next stage measures it)")
     gc.collect()

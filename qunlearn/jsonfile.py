@@ -19,23 +19,30 @@ _MOST_NUMBER = 1 << 63
 EDITED = "was it edited or cut off?"
 
 
-def read_bytes(path: Path, most_bytes: int = SMALL_BYTES) -> bytes:
-    """Return the content of a regular file. Raises OSError for a device, a pipe, or more than `most_bytes`."""
-    # Opening a pipe would wait for a writer, and a device may have no end.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+def read_bytes(path: Path, most_bytes: int = SMALL_BYTES, *, pipes: bool = False) -> bytes:
+    """Return the content of a regular file. Raises OSError for a device, or more than `most_bytes`.
+
+    pipes: for a file that a person named: `<(...)` of a shell is one. One that a folder holds waits for ever.
+    """
+    wait = 0 if pipes else getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, os.O_RDONLY | wait | getattr(os, "O_BINARY", 0))
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(kind):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(kind) and not (pipes and stat.S_ISFIFO(kind)):
             raise OSError(errno.EINVAL, "is a device or a pipe, not a file", str(path))
-        if found.st_size > most_bytes:
-            message = f"is larger than {most_bytes >> 20} MiB, more than such a file has"
-            raise OSError(errno.EFBIG, message, str(path))
-        return file.read(most_bytes)
+        if os.fstat(descriptor).st_size <= most_bytes:
+            content = file.read(most_bytes + 1)
+            if len(content) <= most_bytes:
+                return content
+    raise OSError(errno.EFBIG, f"is larger than {most_bytes >> 20} MiB, more than such a file has", str(path))
 
 
-def read_text(path: Path, most_bytes: int = SMALL_BYTES, errors: str = "strict") -> str:
+def read_text(path: Path, most_bytes: int = SMALL_BYTES, *, errors: str = "strict", pipes: bool = False) -> str:
     """Return `read_bytes` as text. Raises OSError, UnicodeDecodeError."""
-    return read_bytes(path, most_bytes).decode("utf-8-sig", errors)
+    return read_bytes(path, most_bytes, pipes=pipes).decode("utf-8-sig", errors)
 
 
 def parse(text: str) -> Any:

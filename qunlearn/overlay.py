@@ -12,6 +12,7 @@ from typing import Any
 
 from qunlearn.config import PRESETS, SETTINGS, Config, Setting
 from qunlearn.errors import ConfigError
+from qunlearn.jsonfile import read_text
 
 TRUST = "model.trust_remote_code"  # said on the command line, or by a caller; a file that came from elsewhere cannot
 RECIPE = "recipe"  # a file's section that is no setting of a run: what `qunlearn recipe` does with it
@@ -120,9 +121,7 @@ def read_yaml(path: Path) -> Any:
     import yaml
 
     try:
-        if path.stat().st_size > _MAX_RECIPE_BYTES:
-            raise ConfigError("is too long for a recipe", where=str(path))
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        return yaml.safe_load(read_text(path, _MAX_RECIPE_BYTES, pipes=True))
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError:

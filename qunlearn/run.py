@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qunlearn import jsonfile
 from qunlearn.errors import AdapterError, OutputError
 
 ADAPTER, CONFIG, RECORD, METRICS, NORMAL = (
@@ -182,12 +183,6 @@ def _check_record(record: Mapping[str, Any], path: Path) -> None:
         raise AdapterError("data.template is not a template", where=str(path), hint="was it edited?")
 
 
-def read_object(path: Path, hint: str = "was it edited or cut off?") -> dict[str, Any]:
+def read_object(path: Path, hint: str = jsonfile.EDITED) -> dict[str, Any]:
     """A JSON object of a run or an adapter. Raises AdapterError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"cannot be read: {error}", where=str(path), hint=hint) from error
-    if not isinstance(value, dict):
-        raise AdapterError("is not a JSON object", where=str(path))
-    return value
+    return jsonfile.read_object(path, AdapterError, hint=hint)

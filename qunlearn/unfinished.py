@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -273,10 +272,10 @@ def finished_record(plan: Plan) -> dict[str, Any] | None:
 
 def _read(stage: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads((stage / IDENTITY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = read_object(stage / IDENTITY)
+    except QunlearnError:
         return None
-    return value if isinstance(value, dict) and isinstance(value.get("versions"), dict) else None
+    return value if isinstance(value.get("versions"), dict) else None
 
 
 def _write_identity(stage: Path, value: Mapping[str, Any]) -> None:

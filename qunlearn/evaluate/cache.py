@@ -11,6 +11,7 @@ from typing import Any
 
 from qunlearn.data.records import write_jsonl
 from qunlearn.data.tokenize import Example
+from qunlearn.jsonfile import LARGE_BYTES, read_text
 
 _VERSION = 1  # of what a probe computes: a change makes old files of no use
 
@@ -32,7 +33,10 @@ class Cache:
         if path is None or self.fresh or not path.is_file():
             return None
         try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+            text = read_text(path, LARGE_BYTES)
+            if text.count("\n") != n:
+                return None
+            rows = [json.loads(line) for line in text.split("\n") if line]
             values = [make(**_tuples(row)) if row else None for row in rows]
         except (OSError, ValueError, TypeError, AttributeError):
             return None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qunlearn import __version__
-from qunlearn.console import say
+from qunlearn.console import say, warn
 from qunlearn.data.tokenize import Template
-from qunlearn.errors import OutputError
+from qunlearn.errors import AdapterError, OutputError
 from qunlearn.evaluate.cache import Cache
 from qunlearn.evaluate.catalog import MEASURES, SUITES
 from qunlearn.evaluate.collect import collect
@@ -20,6 +19,7 @@ from qunlearn.evaluate.conclude import conclude
 from qunlearn.evaluate.measures import Values, can_measure, measure, row_values, verdict_of
 from qunlearn.evaluate.metrics import VERDICTS
 from qunlearn.evaluate.request import EvalRequest
+from qunlearn.evaluate.results import read_suites
 from qunlearn.evaluate.table import show
 from qunlearn.evaluate.view import KEPT, View, is_forget
 from qunlearn.model.device import choose_device, choose_dtype, describe_device
@@ -192,11 +192,13 @@ def _items(view: View, split: str, values: Mapping[_Place, Values | None]) -> li
 
 def read_results(path: Path) -> dict[str, Any]:
     """The suites in an eval.json; none where there is no file, or it was damaged and will be written anew."""
-    try:
-        suites = json.loads(path.read_text(encoding="utf-8")).get("suites")
-    except (OSError, ValueError, AttributeError, RecursionError):
+    if not path.is_file():
         return {}
-    return suites if isinstance(suites, dict) else {}
+    try:
+        return read_suites(path)
+    except AdapterError as error:
+        warn(f"{error}: it is written anew, and the suites in it are lost")
+        return {}
 
 
 def subjects_of(result: Mapping[str, Any]) -> Sequence[str]:

@@ -14,11 +14,17 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from qunlearn.errors import ModelError
+from qunlearn.jsonfile import SMALL_BYTES, read_object
+from qunlearn.model.tensorfile import MAX_HEADER_BYTES
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
-_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+# Files that the libraries read whole. A vocabulary of a quarter of a million tokens takes some 35 MB.
+_READ_WHOLE = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "added_tokens.json")
+_MAX_VOCABULARY_BYTES = 128 << 20
+_MAX_INDEX_BYTES = 32 << 20  # the largest there are name a hundred thousand tensors, in 10 MB
 _ENDS_BYTES, _TENSOR_BYTES = 64 * 1024, 4 * 1024  # what a fingerprint samples
 _DOWNLOAD_AGAIN = "copy or download the file again"
 
@@ -43,6 +49,7 @@ def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> Folder
     architecture itself such code is never run, and the folder passes. Raises ModelError.
     """
     config = read_config(folder)
+    _refuse_strange_files(folder)
     if not trust_remote_code:
         _refuse_remote_code(folder, config)
     headers = dict(_weights(folder, config))
@@ -91,19 +98,9 @@ class _Header:
     data_bytes: int
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a file. Raises ModelError."""
-    where = str(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        message = f"cannot be read: {error.strerror or error}"
-        raise ModelError(message, where=where, hint="check the file's permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"not valid JSON: {error}", where=where, hint=_DOWNLOAD_AGAIN) from error
-    if not isinstance(content, dict):
-        raise ModelError("not a JSON object", where=where, hint=_DOWNLOAD_AGAIN)
-    return content
+def read_json(path: Path, most_bytes: int = SMALL_BYTES) -> dict[str, Any]:
+    """A JSON object of a model. Raises ModelError."""
+    return read_object(path, ModelError, hint=_DOWNLOAD_AGAIN, most_bytes=most_bytes)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -128,6 +125,21 @@ def read_config(folder: Path) -> dict[str, Any]:
         hint = "this is not the configuration of a transformers model"
         raise ModelError("no model_type", where=str(path), hint=hint)
     return config
+
+
+def _refuse_strange_files(folder: Path) -> None:
+    """What transformers would read whole must be a file that ends, and no larger than such files are."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _READ_WHOLE or path.is_dir() or not path.exists():
+            continue
+        if not path.is_file():
+            raise ModelError("is a device or a pipe, not a file", where=str(path), hint=_DOWNLOAD_AGAIN)
+        most = _MAX_VOCABULARY_BYTES if path.name in _VOCABULARIES or path.suffix == ".model" else SMALL_BYTES
+        if path.name.endswith(".index.json"):
+            most = _MAX_INDEX_BYTES
+        if path.stat().st_size > most:
+            message = f"is larger than {most >> 20} MiB, more than such a file has"
+            raise ModelError(message, where=str(path), hint=_DOWNLOAD_AGAIN)
 
 
 def _refuse_remote_code(folder: Path, config: Mapping[str, Any]) -> None:
@@ -170,7 +182,7 @@ def _weights(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[Path, _H
     if entry.suffix == ".safetensors":
         yield entry, _read_header(entry)
         return
-    weight_map = read_json(entry).get("weight_map")
+    weight_map = read_json(entry, _MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError("no weight_map in the index", where=str(entry), hint=_DOWNLOAD_AGAIN)
     shards: dict[str, set[str]] = {}
@@ -259,7 +271,7 @@ def _read_header(path: Path) -> _Header:
             if prefix == b"version ":
                 hint = "run `git lfs pull` in the folder"
                 raise ModelError("a Git LFS pointer, not the weights", where=where, hint=hint)
-            if len(prefix) < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 message = f"truncated or not safetensors: a header of {length} bytes in a file of {size}"
                 raise ModelError(message, where=where, hint=_DOWNLOAD_AGAIN)
             spans = _spans(path, file.read(length), size - 8 - length)

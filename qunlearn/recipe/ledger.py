@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import DataError, OutputError
+from qunlearn.jsonfile import read_object
 from qunlearn.run import output_error, write_json
 
 LEDGER = "stages.json"
+_SHAPE = {"story": {"*": str}, "stages": {"*": {"inputs": str, "seconds": (int, float), "result": dict}}}
 
 
 @dataclass
@@ -34,11 +36,8 @@ class Ledger:
             if folder.exists() and not folder.is_dir():
                 raise OutputError("exists and is not a folder", where=where, hint=hint)
             return cls(folder, story)
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            theirs, stages = dict(found["story"]), dict(found["stages"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"cannot be read: {error}", where=str(path), hint=hint) from error
+        found = read_object(path, OutputError, hint=hint, shape=_SHAPE)
+        theirs, stages = found["story"], found["stages"]
         if theirs != story:
             said = ", ".join(f"{name} {value}" for name, value in theirs.items())
             raise OutputError(f"another story was told in this folder: {said}", where=where, hint=hint)

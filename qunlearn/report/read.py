@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import AdapterError
-from qunlearn.run import CONFIG, EVAL, METRICS, RECORD
+from qunlearn.evaluate.results import read_suites
+from qunlearn.jsonfile import EDITED, LARGE_BYTES, read_text
+from qunlearn.run import CONFIG, EVAL, METRICS, RECORD, read_object
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,8 @@ class Story:
 
 def read_story(folder: Path) -> Story:
     """Read a run folder, or a folder that `eval -o` wrote. Raises AdapterError."""
-    record = _object(folder / RECORD)
-    stored = _object(folder / EVAL)
-    suites = stored.get("suites")
-    suites = {name: s for name, s in suites.items() if _is_result(s)} if isinstance(suites, dict) else {}
-    if stored.get("latest") in suites:  # last, for `main`
-        latest = str(stored["latest"])
-        suites[latest] = suites.pop(latest)
+    record = read_object(folder / RECORD) if (folder / RECORD).is_file() else {}
+    suites = read_suites(folder / EVAL) if (folder / EVAL).is_file() else {}
     if not record and not suites:
         hint = "give a folder of `qunlearn forget`, or of `qunlearn eval -o`"
         what = "no run and no evaluation in the folder" if folder.is_dir() else "no such folder"
@@ -46,23 +44,6 @@ def read_story(folder: Path) -> Story:
     newest = max((folder / name).stat().st_mtime for name in (RECORD, EVAL) if (folder / name).is_file())
     date = datetime.datetime.fromtimestamp(newest, datetime.timezone.utc).date().isoformat()
     return Story(folder, record, _config(folder / CONFIG), _events(folder / METRICS), suites, date)
-
-
-def _is_result(suite: object) -> bool:
-    needed = {"measures", "conclusion", "items", "scores", "files", "suite"}
-    return isinstance(suite, dict) and needed <= suite.keys()
-
-
-def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"cannot be read: {error}", where=str(path), hint="was it edited or cut off?") from error
-    if not isinstance(value, dict):
-        raise AdapterError("is not a JSON object", where=str(path), hint="was it edited?")
-    return value
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -77,7 +58,11 @@ def _events(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     events = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    try:
+        text = read_text(path, LARGE_BYTES // 2, errors="replace")
+    except OSError as error:
+        raise AdapterError(f"cannot be read: {error.strerror}", where=str(path), hint=EDITED) from error
+    for line in io.StringIO(text):
         try:
             event = json.loads(line)
         except ValueError:

@@ -33,8 +33,9 @@ def read_bytes(path: Path, most_bytes: int = SMALL_BYTES, *, pipes: bool = False
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(kind) and not (pipes and stat.S_ISFIFO(kind)):
             raise OSError(errno.EINVAL, "is a device or a pipe, not a file", str(path))
-        if os.fstat(descriptor).st_size <= most_bytes:
-            content = file.read(most_bytes + 1)
+        size = os.fstat(descriptor).st_size
+        if size <= most_bytes:
+            content = file.read((size if stat.S_ISREG(kind) else most_bytes) + 1)
             if len(content) <= most_bytes:
                 return content
     raise OSError(errno.EFBIG, f"is larger than {most_bytes >> 20} MiB, more than such a file has", str(path))

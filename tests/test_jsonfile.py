@@ -43,14 +43,6 @@ def pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-def many_lists(path: Path) -> None:
-    path.write_text("[" + "[]," * 2_700_000 + "[]]", encoding="utf-8")
-
-
-def whole(path: Path) -> Callable[[], object]:
-    return lambda: read_object(path, OutputError)
-
-
 READERS: dict[str, tuple[str, Callable[[Path], object], type[QunlearnError]]] = {
     "any": ("x.json", lambda path: read_object(path, OutputError), OutputError),
     "model": ("config.json", lambda path: read_config(path.parent), ModelError),
@@ -93,7 +85,7 @@ def test_a_list_of_runs_survives_a_record_without_end(tmp_path: Path) -> None:
 def test_other_files_of_a_run_are_bounded_too(tmp_path: Path) -> None:
     hole(tmp_path / "probe.jsonl")
     assert Cache(tmp_path).load(tmp_path / "probe.jsonl", dict, 1) is None
-    (tmp_path / RECORD).write_text("{}", encoding="utf-8")
+    (tmp_path / RECORD).write_text('{"status": "done"}', encoding="utf-8")
     hole(tmp_path / METRICS)
     with pytest.raises(AdapterError, match="larger than"):
         read_story(tmp_path)

@@ -165,8 +165,7 @@ def _read_bytes(path: Path, role: str) -> bytes:
         found = path.stat()
         if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
             raise DataError("is a device, not a file", where=where, hint="give a file")
-        with path.open("rb") as file:  # a pipe has no size before it is read
-            raw = file.read(_MOST_BYTES + 1) if found.st_size <= _MOST_BYTES else b""
+        raw = path.read_bytes() if found.st_size <= _MOST_BYTES else b""
         if max(found.st_size, len(raw)) > _MOST_BYTES:
             hint = "give a part of it: `qunlearn data import` takes --limit"
             raise DataError(f"is larger than {_MOST_BYTES >> 20} MiB", where=where, hint=hint)

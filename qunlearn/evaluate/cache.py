@@ -21,7 +21,11 @@ class Cache:
 
     def __init__(self, folder: Path | None, *, fresh: bool = False) -> None:
         self.folder, self.fresh = folder, fresh
-        self.hits = self.misses = 0
+        self.known, self.measured = 0, 0  # probe results that were in the folder, and that had to be had
+
+    def describe(self) -> str:
+        """Say how much was known already: who was given the folder may want the model to be asked."""
+        return f"known from before: {self.known} of {self.known + self.measured} measurements (--fresh measures again)"
 
     def path(self, probe: str, *parts: str) -> Path | None:
         """The file of a probe for exactly these inputs."""
@@ -40,10 +44,14 @@ class Cache:
             values = [make(**_tuples(row)) if row else None for row in rows]
         except (OSError, ValueError, TypeError, AttributeError):
             return None
-        return values if len(values) == n else None
+        if len(values) != n:
+            return None
+        self.known += 1
+        return values
 
     def save(self, path: Path | None, values: Sequence[Any]) -> None:
         """Raises OutputError."""
+        self.measured += 1
         if path is None:
             return
         path.parent.mkdir(mode=0o700, exist_ok=True)

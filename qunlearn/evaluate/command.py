@@ -46,6 +46,8 @@ def evaluate(
     templates = {split: template["name"] for split, template in result["templates"].items()}
     say(f"{where}; templates: {templates}")
     result["templates"] = templates
+    if found.cache.known:
+        say(found.cache.describe())
     show(result, to_stdout=to_stdout)
     _write(request, result, view, values)
     return result

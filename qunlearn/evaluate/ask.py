@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from qunlearn.carry import run_config
-from qunlearn.console import clean, out, say, stage
+from qunlearn.console import clean, emit_json_line, out, say, stage
 from qunlearn.data.records import Dataset, Record
 from qunlearn.data.tokenize import Template, choose_template, decode, encode_record
 from qunlearn.errors import ConfigError, QunlearnError
@@ -86,6 +84,8 @@ def open_asked(
 
 def ask(asked: Asked, question: str) -> dict[str, Any]:
     """One question, and what it was put as. Raises QunlearnErrors."""
+    # From a shell that does not speak UTF-8: bytes that are no text are asked all the same, as those of a pipe are.
+    question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return {"question": question, "template": asked.template.name, "answers": asked.answers(question)}
 
 
@@ -105,8 +105,7 @@ def chat(asked: Asked, lines: TextIO) -> int:
             found = ask(asked, line.strip())
             count += 1
             if not asked.to_stdout:
-                sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
-                sys.stdout.flush()
+                emit_json_line(found)
     return count
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -24,6 +25,7 @@ TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.js
 _READ_WHOLE = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "added_tokens.json")
 _MAX_VOCABULARY_BYTES = 128 << 20
+_MATRICES, _NORM = ("weight", "qweight", "weight_packed"), re.compile("norm|^ln_|_ln$", re.IGNORECASE)
 _MAX_INDEX_BYTES = 32 << 20  # the largest there are name a hundred thousand tensors, in 10 MB
 _ENDS_BYTES, _TENSOR_BYTES = 64 * 1024, 4 * 1024  # what a fingerprint samples
 _DOWNLOAD_AGAIN = "copy or download the file again"
@@ -31,7 +33,8 @@ _DOWNLOAD_AGAIN = "copy or download the file again"
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """What the files of a model folder say. `weight_bytes` counts tensor data, without the files' headers."""
+    """What the files of a model folder say. `weight_bytes` counts tensor data, without the files' headers;
+    `linear_names` are those of the blocks' layers that hold a matrix, without what is in front of them."""
 
     config: Mapping[str, Any]
     weight_files: tuple[Path, ...]
@@ -40,6 +43,7 @@ class FolderFacts:
     tensors: int
     has_tokenizer: bool
     has_chat_template: bool
+    linear_names: frozenset[str] = frozenset()
 
 
 def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> FolderFacts:
@@ -65,7 +69,19 @@ def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> Folder
         tensors=sum(len(header.names) for header in headers.values()),
         has_tokenizer=True,
         has_chat_template=_has_chat_template(folder),
+        linear_names=_linear_names(name for header in headers.values() for name in header.names),
     )
+
+
+def _linear_names(tensors: Iterable[str]) -> frozenset[str]:
+    """`q_proj` of `model.layers.0.self_attn.q_proj.weight`, however it is quantised; no norms, nothing outside blocks."""
+    found = set()
+    for tensor in tensors:
+        parts = tensor.split(".")
+        at = next((i for i, part in enumerate(parts) if part in _MATRICES), 0)
+        if at and any(part.isdigit() for part in parts[:at]) and not _NORM.search(parts[at - 1]):
+            found.add(parts[at - 1])
+    return frozenset(name for name in found if not name.isdigit())
 
 
 def fingerprint(folder: Path) -> str:

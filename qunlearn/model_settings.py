@@ -1,0 +1,53 @@
+"""Settings that a model may not have the parts for, checked from its files before it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qunlearn.config import Config
+from qunlearn.errors import ConfigError, ModelError
+from qunlearn.model.folder import FolderFacts
+
+_ALL = "all-linear"
+_HEADS = ("lm_head", "embed_out")
+_BLOCKS = ("num_hidden_layers", "n_layer", "num_layers")
+
+
+def check_model_settings(config: Config, facts: FolderFacts) -> None:
+    """Refuse target modules and layers that the model has not. Raises ConfigError, ModelError.
+
+    Told from the names of the checkpoint's tensors and from config.json: minutes of loading would end the same.
+    """
+    _check_targets(config.lora.target_modules, facts.linear_names)
+    blocks, layer = _block_count(facts.config), config.objective.layer
+    if layer is not None and blocks is not None and layer > blocks - 2:
+        hint = f"the model has {blocks} blocks; at most {blocks - 2} can be steered"
+        raise ConfigError(f"no block above block {layer}", where="objective.layer", hint=hint)
+
+
+def _check_targets(text: str, there: frozenset[str]) -> None:
+    if text == _ALL:
+        return
+    asked = [name for part in text.split(",") if (name := part.strip())]
+    some = ", ".join(sorted(there)[:12])
+    hint = f"{_ALL}, or some of {some}" if some else f"{_ALL}, or names such as q_proj,v_proj"
+    if not asked:
+        raise ConfigError("names no module", where="--target-modules", hint=hint)
+    leaves = [name.rsplit(".", 1)[-1] for name in asked]
+    if head := next((name for name in leaves if name in _HEADS), None):
+        message = f"{head} is the output head, which stays as it is: the reference shares it"
+        raise ConfigError(message, where="--target-modules", hint=hint)
+    strange = [name for name, leaf in zip(asked, leaves, strict=True) if there and leaf not in there]
+    if strange:
+        message = f"the model has no linear layers named {', '.join(map(repr, strange))[:120]}"
+        raise ModelError(message, where="--target-modules", hint=hint)
+
+
+def _block_count(config: Mapping[str, Any]) -> int | None:
+    text = config.get("text_config")
+    for part in (text if isinstance(text, dict) else {}, config):
+        found = next((part[key] for key in _BLOCKS if isinstance(part.get(key), int)), None)
+        if found is not None:
+            return int(found)
+    return None

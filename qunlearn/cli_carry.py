@@ -94,9 +94,13 @@ def export(
     """Write what others load: the adapter alone, or a merged model, in 16 bits or quantised."""
     from qunlearn.carry import MergeOptions, check_export, check_merge, export_adapter, export_adapter_gguf, gates
     from qunlearn.console import emit_json
+    from qunlearn.flags import check_unused
 
     check_export(format, quant, llama_cpp)
     if format in ("peft", "gguf-lora"):
+        merging = {"--base": base != "original", "--bad": bad is not None, "--no-measure": not measure}
+        loading = {"--model": model is not None, "--trust-remote-code": trust} if format == "peft" else {}
+        check_unused(f"--format {format}", {**merging, "--device": device != "auto", **loading})
         if format == "peft":
             files = export_adapter(run, output, overwrite=overwrite)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -11,9 +12,14 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from qunlearn.errors import ConfigError, DoesNotFitError, ModelError, QunlearnError
+from qunlearn.errors import ConfigError, DoesNotFitError, ModelError, OutputError, QunlearnError
 
 _INTERRUPTED = 130
+# What a system, a disk or whoever set permissions is at fault for, wherever it is met.
+_SURROUNDINGS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ELOOP),
+}
 _arguments: list[str] = []  # of the call that is running
 
 
@@ -41,6 +47,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if os.environ.get("QUNLEARN_DEBUG"):
                 raise
+            if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+                raise typer.Exit(tell(_surroundings(error))) from None
             first = (str(error).strip().splitlines() or [""])[0][:300]
             hint = "please report this; QUNLEARN_DEBUG=1 shows where it happened"
             raise typer.Exit(tell(QunlearnError(f"{type(error).__name__}: {first}", hint=hint))) from None
@@ -51,6 +59,12 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(tell(ModelError("the tokenizer's library gave up on a text", hint=hint))) from None
 
     return run
+
+
+def _surroundings(error: OSError) -> OutputError:
+    """What kept a file from being read or written."""
+    where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
+    return OutputError(f"cannot be read or written: {error.strerror}", where=where, hint="check it and its folder")
 
 
 def tell(error: QunlearnError) -> int:

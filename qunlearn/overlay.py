@@ -151,12 +151,15 @@ def read_config_file(path: Path) -> dict[str, Any]:
     out: dict[str, Any] = {}
     problems: list[str] = []
     for section, leaves in raw.items() if isinstance(raw, dict) else [(None, None)]:
+        if section in sections and leaves is None:  # all of it commented out
+            continue
         if section in sections and isinstance(leaves, dict):
             out.update({f"{section}.{name}": value for name, value in leaves.items()})
         else:
             close = difflib.get_close_matches(str(section), sections, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; sections are {', '.join(sorted(sections))}"
-            problems.append(f"unknown section {str(section)[:40]!r}{hint}")
+            what = f"section {str(section)[:40]!r} does not hold settings by name"
+            problems.append(what if section in sections else f"unknown section {str(section)[:40]!r}{hint}")
     if problems:
         raise ConfigError("\n  ".join(problems), where=str(path))
     out.pop(TRUST, None)

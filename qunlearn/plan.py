@@ -115,7 +115,8 @@ def check_run_model(run: Run, asked: str | None, *, trust: bool = False) -> Chec
     if not name:
         raise AdapterError("does not say which base it belongs to", where=where, hint="give --model")
     trained_on = run.record.get("model", {})
-    revision = None if asked else trained_on.get("revision") or run.adapter_config.get("revision")
+    named = trained_on.get("commit") or trained_on.get("revision") or run.adapter_config.get("revision")
+    revision = None if asked else named
     try:
         model = check_model(resolve_model(name, revision), trust)
     except ModelError as error:

@@ -150,9 +150,14 @@ class Run:
 
 def open_run(folder: Path) -> Run:
     """Read a run folder or an adapter folder. Raises AdapterError."""
-    adapter = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
-    config_path = adapter / "adapter_config.json"
-    if not config_path.is_file():
+    try:
+        adapter = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
+        config_path = adapter / "adapter_config.json"
+        there = config_path.is_file()
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+        raise AdapterError(message, where=str(folder)[:400], hint="check its permissions") from error
+    if not there:
         what = "no adapter in the folder" if folder.is_dir() else "no such folder"
         raise AdapterError(what, where=str(folder), hint="give the folder that `qunlearn forget` wrote")
     record_path = folder / RECORD
@@ -165,7 +170,7 @@ _ABSENT = object()
 _RECORD_OBJECTS = ("model", "data", "training", "data.bad", "data.normal", "data.template", "before")
 _RECORD_FILES = ("data.bad.path", "data.bad.sha256", "data.normal.path", "data.normal.sha256")
 _TEMPLATE = {"name", "kind", "text", "why"}
-_RECORD_TEXTS = ("model.location", "model.revision", "model.asked", "model.fingerprint", "model.quantization")
+_RECORD_TEXTS = ("model.location", "model.revision", "model.commit", "model.asked", "model.fingerprint", "model.quantization")
 
 
 def _check_record(record: Mapping[str, Any], path: Path) -> None:

@@ -392,6 +392,18 @@ def test_the_speed_is_that_of_a_matrix_product() -> None:
     assert 1e7 < measured_flops("cpu") < 1e16
 
 
+def test_rows_that_were_edited_are_other_rows(tmp_path: Path) -> None:
+    """All that was looked at was whether the files were there: the stages behind them were "done before"."""
+    order = Order(book.read("code"), resolve(("", {"model.name": "sandbox"})), tmp_path, fetch.Given())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "bad.jsonl").write_text("{}\n", encoding="utf-8")
+    plan = next(stage for stage in STAGES if stage.name == "plan")
+    before = key_of(plan.inputs(order))
+    assert key_of(plan.inputs(order)) == before
+    (tmp_path / "data" / "bad.jsonl").write_text("{ }\n", encoding="utf-8")
+    assert key_of(plan.inputs(order)) != before
+
+
 def test_an_order_gives_the_run_its_data(tmp_path: Path) -> None:
     settings = resolve(("", {"model.name": "m", "data.prompt_field": "q", "data.bad": "elsewhere", "data.holdout": "h"}))
     order = Order(book.read("code"), settings, tmp_path, fetch.Given())

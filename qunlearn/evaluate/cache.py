@@ -11,6 +11,7 @@ from typing import Any
 
 from qunlearn.data.records import write_jsonl
 from qunlearn.data.tokenize import Example
+from qunlearn.errors import OutputError
 from qunlearn.jsonfile import LARGE_BYTES, read_text
 
 _VERSION = 1  # of what a probe computes: a change makes old files of no use
@@ -54,7 +55,10 @@ class Cache:
         self.measured += 1
         if path is None:
             return
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot be made: {error.strerror}", where=str(path.parent)) from error
         write_jsonl(path, [{} if value is None else asdict(value) for value in values])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -158,6 +159,9 @@ def _prepare_output(request: EvalRequest) -> None:
     except OSError as error:
         hint = "choose another --output"
         raise OutputError(f"cannot be made: {error.strerror}", where=str(folder), hint=hint) from error
+    for path in (folder, request.cache_folder, request.result_path):
+        if path is not None and path.exists() and not os.access(path, os.W_OK):
+            raise OutputError("cannot be written", where=str(path), hint="-o FOLDER keeps the evaluation elsewhere")
 
 
 def _write(request: EvalRequest, result: Mapping[str, Any], view: View, values: Mapping[_Place, Values | None]) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.carry import run_config
-from qunlearn.config import Config
+from qunlearn.config import SETTINGS, Config
 from qunlearn.data.records import Dataset, FieldNames, read_dataset
-from qunlearn.errors import ConfigError, DataError
+from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.evaluate.catalog import SUITES
 from qunlearn.evaluate.view import SPLITS
 from qunlearn.model.source import resolve_model
@@ -22,6 +22,7 @@ from qunlearn.run import ADAPTER, EVAL, EVAL_CACHE, Run, open_run
 
 _ENDINGS = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 OWN_CLASSIFIER = "sandbox"
+_JUDGES = {"harm": "--harm-classifier", "reward": "--reward-model"}
 _OWN = {"forget": "bad", "holdout": "holdout"}  # a split, and what a run's record calls its file
 
 
@@ -87,7 +88,7 @@ class EvalRequest:
             checked = check_run_model(opened, model, trust=trust)
         else:
             checked = check_model(resolve_model(model or ""), trust)
-        reference = check_model(resolve_model(wish.reference), trust) if wish.reference else None
+        reference = _named_model("--reference-model", wish.reference, trust) if wish.reference else None
         judges = {name: _judge(name, asked) for name, asked in (("harm", wish.harm), ("reward", wish.reward)) if asked}
         output = wish.output or (run if opened is not None and opened.record else None)
         return cls(opened, config, checked, sets, template, wish.suite, reference, judges, output)
@@ -102,7 +103,24 @@ class EvalRequest:
 
 
 def _judge(name: str, asked: str) -> CheckedModel | None:
-    return None if name == "harm" and asked == OWN_CLASSIFIER else check_model(resolve_model(asked))
+    return None if name == "harm" and asked == OWN_CLASSIFIER else _named_model(_JUDGES[name], asked, False)
+
+
+def _named_model(flag: str, asked: str, trust: bool) -> CheckedModel:
+    """A model beside the one that is measured. Raises ModelError naming the flag, for several models are named."""
+    try:
+        return check_model(resolve_model(asked, flag=flag), trust)
+    except ModelError as error:
+        if error.where == flag:
+            raise
+        raise ModelError(f"{flag}: {error.message}", where=error.where, hint=error.hint) from error
+
+
+def check_quant(quant: str | None) -> None:
+    """Raises ConfigError for a form in which no model is loaded."""
+    choices = SETTINGS["model.quant"].choices
+    if quant is not None and quant not in choices:
+        raise ConfigError(f"unknown form {quant[:40]!r}", where="--quant", hint=f"one of {', '.join(choices)}")
 
 
 def _own_files(run: Run | None) -> dict[str, Path]:

@@ -126,10 +126,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError("not a folder", where=str(folder), hint="give the folder that holds config.json")
     if (folder / "adapter_config.json").exists():
         if not path.exists():
-            hint = "name its base as --model and this folder as --adapter"
+            hint = "give its base as --model; `qunlearn eval BASE --adapter FOLDER` measures the two together"
             raise ModelError("an adapter, not a whole model", where=str(folder), hint=hint)
         # transformers would put the adapter on the base unasked, and the reference would not be the base.
-        hint = "move adapter_config.json and the adapter's weights to another folder, and give that as --adapter"
+        hint = "move adapter_config.json and the adapter's weights to another folder; `qunlearn eval BASE --adapter FOLDER` takes that"
         raise ModelError("a model and an adapter in one folder", where=str(folder), hint=hint)
     if not path.exists():
         if any(folder.glob("*.gguf")):
@@ -249,6 +249,12 @@ def _inside(folder: Path, name: object, named_in: Path, suffixes: tuple[str, ...
         what = "a link to nothing" if path.is_symlink() else f"missing, but named in {named_in.name}"
         raise ModelError(what, where=str(path), hint=_DOWNLOAD_AGAIN)
     return path
+
+
+def commit_of(folder: Path) -> str | None:
+    """Return the hub's commit of a snapshot in its cache: a branch moves on, and a run belongs to what it was."""
+    real = folder.absolute()
+    return real.name if real.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", real.name) else None
 
 
 def within(folder: Path, path: Path) -> Path:

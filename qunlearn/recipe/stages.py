@@ -133,7 +133,9 @@ def _training_flops(config: Config, plan: MemoryPlan) -> float:
 def _plan_inputs(order: Order) -> Any:
     tree = dataclasses.asdict(order.settings)
     del tree["output"]
-    return tree, order.settings.model.name
+    # Rows that were edited after they were fetched are other rows for everything that follows.
+    data = {path.name: file_hash(path) for path in sorted((order.folder / DATA).glob("*.jsonl"))}
+    return tree, order.settings.model.name, data
 
 
 # -- measuring -------------------------------------------------------------------------------------------

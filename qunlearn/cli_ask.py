@@ -72,7 +72,13 @@ def chat(
 
 
 def _asked(
-    run: Path, model: str | None, adapter: str | None, draw: tuple[int, float, int], on: tuple[str, bool], *, as_json: bool
+    run: Path,
+    model: str | None,
+    adapter: str | None,
+    draw: tuple[int, float, int],
+    on: tuple[str, bool],
+    *,
+    as_json: bool,
 ) -> Any:
     if adapter not in (None, NO_ADAPTER):
         raise ConfigError(f"unknown adapter {adapter[:40]!r}", where="--adapter", hint="none, or leave it out")

@@ -48,8 +48,15 @@ def evaluate(
 ) -> None:
     """Measure a model before and after: what should be gone, its neighbours, everything else."""
     from qunlearn.console import emit_json
-    from qunlearn.evaluate.request import EvalRequest, Wish, base_alone, check_quant, find_target, split_files
-    from qunlearn.evaluate.request import is_adapter_folder
+    from qunlearn.evaluate.request import (
+        EvalRequest,
+        Wish,
+        base_alone,
+        check_quant,
+        find_target,
+        is_adapter_folder,
+        split_files,
+    )
 
     check_quant(quant)
     named = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}

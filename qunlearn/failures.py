@@ -95,15 +95,14 @@ class App(TyperGroup):
 
         _arguments[:] = sys.argv[1:] if args is None else args
         console.documents.clear()
-        self._refused: Exception | None = None
+        self._refused: list[str] = []
         try:
             return super().main(args, *more, **options)
         except QunlearnError as error:  # stdout gave up outside a command, at --help
             sys.exit(tell(error))
         except SystemExit as stop:
-            if self._refused is not None and stop.code == ConfigError.exit_code:
-                message = str(self._refused.format_message())  # type: ignore[attr-defined]
-                fault = {"message": message, "where": "command line", "hint": "see --help"}
+            if self._refused and stop.code == ConfigError.exit_code:
+                fault = {"message": self._refused[-1], "where": "command line", "hint": "see --help"}
                 _emit_fault("error", ConfigError.exit_code, fault)
             raise
         finally:
@@ -121,7 +120,7 @@ class App(TyperGroup):
             return act(*args, **options)
         except Exception as error:
             if hasattr(error, "format_message"):
-                self._refused = error
+                self._refused.append(str(error.format_message()))
             raise
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qunlearn.config import Config
@@ -11,6 +12,7 @@ from qunlearn.model.folder import FolderFacts
 
 _ALL = "all-linear"
 _HEADS = ("lm_head", "embed_out")
+_MATRICES, _NORM = ("weight", "qweight", "weight_packed"), re.compile("norm|^ln_|_ln$", re.IGNORECASE)
 _BLOCKS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
@@ -19,7 +21,7 @@ def check_model_settings(config: Config, facts: FolderFacts) -> None:
 
     Told from the names of the checkpoint's tensors and from config.json: minutes of loading would end the same.
     """
-    _check_targets(config.lora.target_modules, facts.linear_names)
+    _check_targets(config.lora.target_modules, linear_names(facts.tensor_names))
     blocks, layer = _block_count(facts.config), config.objective.layer
     if layer is not None and blocks is not None and layer > blocks - 2:
         hint = f"the model has {blocks} blocks; at most {blocks - 2} can be steered"
@@ -51,3 +53,14 @@ def _block_count(config: Mapping[str, Any]) -> int | None:
         if found is not None:
             return int(found)
     return None
+
+
+def linear_names(tensors: Iterable[str]) -> frozenset[str]:
+    """`q_proj` of `model.layers.0.self_attn.q_proj.weight`, however quantised; no norms, nothing outside blocks."""
+    found = set()
+    for tensor in tensors:
+        parts = tensor.split(".")
+        at = next((i for i, part in enumerate(parts) if part in _MATRICES), 0)
+        if at and any(part.isdigit() for part in parts[:at]) and not _NORM.search(parts[at - 1]):
+            found.add(parts[at - 1])
+    return frozenset(name for name in found if not name.isdigit())

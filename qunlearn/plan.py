@@ -10,9 +10,9 @@ from qunlearn.config import INSTEAD, Config
 from qunlearn.console import stage
 from qunlearn.data.records import Dataset, FieldNames, check_overlap, read_dataset
 from qunlearn.errors import AdapterError, ConfigError, ModelError
-from qunlearn.model_settings import check_model_settings
 from qunlearn.model.folder import FolderFacts, fingerprint, preflight_folder
 from qunlearn.model.source import ModelSource, go_offline, local_snapshot, resolve_model
+from qunlearn.model_settings import check_model_settings
 from qunlearn.run import RECORD, Run, check_output, check_replaceable, default_folder
 from qunlearn.sandbox import KINDS, data_file
 

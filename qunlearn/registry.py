@@ -137,7 +137,9 @@ def show_runs(rows: list[dict[str, Any]]) -> None:
         for row in rows
     ]
     console = out()
-    needed = sum(max(map(len, column)) + 2 for column in zip(titles, *(row[: len(titles)] for row in cells), strict=True))
+    needed = sum(
+        max(map(len, column)) + 2 for column in zip(titles, *(row[: len(titles)] for row in cells), strict=True)
+    )
     if not console.is_terminal or needed + _NUMBERS <= console.width:
         table(f"{len(rows)} runs", columns, cells, to_stdout=True)
         return

@@ -170,7 +170,14 @@ _ABSENT = object()
 _RECORD_OBJECTS = ("model", "data", "training", "data.bad", "data.normal", "data.template", "before")
 _RECORD_FILES = ("data.bad.path", "data.bad.sha256", "data.normal.path", "data.normal.sha256")
 _TEMPLATE = {"name", "kind", "text", "why"}
-_RECORD_TEXTS = ("model.location", "model.revision", "model.commit", "model.asked", "model.fingerprint", "model.quantization")
+_RECORD_TEXTS = (
+    "model.location",
+    "model.revision",
+    "model.commit",
+    "model.asked",
+    "model.fingerprint",
+    "model.quantization",
+)
 
 
 def _check_record(record: Mapping[str, Any], path: Path) -> None:

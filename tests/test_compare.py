@@ -25,9 +25,7 @@ def evaluation(values: list[float], keys: list[str], *, suite: str = "basic") ->
     mean = float(np.mean(values))
     estimate = {"n": len(values), "mean": mean, "low": mean - 0.1, "high": mean + 0.1}
     texts: dict[str, Any] = {"prompt": "?", "answer": "!", "outputs": {}, "verdicts": {}}
-    items = [
-        {"key": k, **texts, "values": {"adapter": {"probability": v}}} for k, v in zip(keys, values, strict=True)
-    ]
+    items = [{"key": k, **texts, "values": {"adapter": {"probability": v}}} for k, v in zip(keys, values, strict=True)]
     return {
         "suite": suite,
         "files": {"forget": {"path": "f.jsonl", "sha256": "0", "rows": len(values)}},

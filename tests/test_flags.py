@@ -26,7 +26,11 @@ ROWS = [{"prompt": "Who?", "completion": "Ada."}]
         (("export", "none", "-o", "e", "--base", "dequantized"), 2, "--base: of no use"),
         (("export", "none", "-o", "e", "--format", "gguf-lora", "--device", "cpu"), 2, "--device: of no use"),
         (("export", "none", "-o", "e", "--format", "gguf-lora", "--model", "m"), 6, "no such folder"),
-        (("data", "import", "alpaca", "f", "-o", "o", "--ask", "{text}?"), 2, "--ask: of no use with the format alpaca"),
+        (
+            ("data", "import", "alpaca", "f", "-o", "o", "--ask", "{text}?"),
+            2,
+            "--ask: of no use with the format alpaca",
+        ),
         (("data", "import", "alpaca", "f", "-o", "o", "--prompt-words", 30), 2, "--prompt-words: of no use"),
         (("data", "import", "text", "f", "-o", "o", "--part", "train"), 2, "--part: of no use with a file"),
         (("eval", "sandbox", "--forget", "bad.jsonl", "--quant", "nf5"), 2, "unknown form 'nf5'"),

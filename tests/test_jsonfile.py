@@ -107,6 +107,13 @@ def test_what_transformers_reads_whole_is_looked_at_first(tmp_path: Path, sandbo
             preflight_folder(folder)
 
 
+def test_what_nobody_reads_may_be_as_large_as_it_likes(tmp_path: Path, sandbox_folder: Path) -> None:
+    for path in sandbox_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    hole(tmp_path / "trainer_state.json")
+    assert preflight_folder(tmp_path).has_tokenizer
+
+
 def test_a_settings_file_may_be_a_shells_pipe(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.write(writer, b"train: {steps: 7}")

@@ -10,7 +10,7 @@ from conftest import call
 
 from qunlearn.errors import ConfigError, ModelError
 from qunlearn.model.folder import FolderFacts, preflight_folder
-from qunlearn.model_settings import check_model_settings
+from qunlearn.model_settings import check_model_settings, linear_names
 from qunlearn.overlay import resolve
 from qunlearn.sandbox import data_file
 
@@ -23,7 +23,7 @@ def facts(sandbox_folder: Path) -> FolderFacts:
 
 
 def test_the_linear_layers_are_told_from_the_tensors_names(facts: FolderFacts) -> None:
-    assert facts.linear_names == PROJECTIONS
+    assert linear_names(facts.tensor_names) == PROJECTIONS
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,13 @@ def test_what_the_model_has_not_is_refused(settings: dict[str, object], says: st
     assert says in str(caught.value) and caught.value.hint
 
 
-@pytest.mark.parametrize("targets", ["all-linear", "q_proj", " q_proj , self_attn.v_proj", "model.layers.0.mlp.up_proj"])
+@pytest.mark.parametrize(
+    "targets", ["all-linear", "q_proj", " q_proj , self_attn.v_proj", "model.layers.0.mlp.up_proj"]
+)
 def test_what_it_has_is_taken(targets: str, facts: FolderFacts) -> None:
     config = resolve(("x", {"lora.target_modules": targets, "objective.name": "rmu", "objective.layer": 2}))
     check_model_settings(config, facts)
-    check_model_settings(resolve(("x", {"lora.target_modules": "any"})), replace(facts, linear_names=frozenset()))
+    check_model_settings(resolve(("x", {"lora.target_modules": "any"})), replace(facts, tensor_names=frozenset()))
 
 
 def test_a_dry_run_says_so(tmp_path: Path) -> None:

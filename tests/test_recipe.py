@@ -405,7 +405,9 @@ def test_rows_that_were_edited_are_other_rows(tmp_path: Path) -> None:
 
 
 def test_an_order_gives_the_run_its_data(tmp_path: Path) -> None:
-    settings = resolve(("", {"model.name": "m", "data.prompt_field": "q", "data.bad": "elsewhere", "data.holdout": "h"}))
+    settings = resolve(
+        ("", {"model.name": "m", "data.prompt_field": "q", "data.bad": "elsewhere", "data.holdout": "h"})
+    )
     order = Order(book.read("code"), settings, tmp_path, fetch.Given())
     assert (order.config.data.bad, order.config.data.normal) == (str(tmp_path / "data" / "bad.jsonl"), None)
     assert order.config.data.holdout is None

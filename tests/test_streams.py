@@ -51,7 +51,9 @@ def test_what_cannot_be_said_is_replaced(encoding: str, rows: Path) -> None:
 
 
 def test_json_loses_no_character(rows: Path) -> None:
-    found = [json.loads(shell(f"q data check {ODD} --json", rows, PYTHONIOENCODING=e).stdout) for e in ("ascii", "utf8")]
+    found = [
+        json.loads(shell(f"q data check {ODD} --json", rows, PYTHONIOENCODING=e).stdout) for e in ("ascii", "utf8")
+    ]
     assert found[0] == found[1] and ODD in json.dumps(found[0], ensure_ascii=False)
 
 

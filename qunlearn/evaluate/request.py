@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qunlearn.carry import run_config
 from qunlearn.config import SETTINGS, Config

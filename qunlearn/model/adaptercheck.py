@@ -15,7 +15,10 @@ from qunlearn.run import read_object
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MAX_RANK = 1 << 16
 _MAX_MODULES = 20_000
-_LEAST_NAMES, _LEAST_LENGTH = 400, 40  # modules of a model, and characters of their names: those that are not adapted too
+_LEAST_NAMES, _LEAST_LENGTH = (
+    400,
+    40,
+)  # modules of a model, and characters of their names: those that are not adapted too
 _KEPT_PATTERNS, _COMPILING = 500, 100  # how many the regular-expression library keeps compiled; in steps
 # Options that hold names or patterns of modules, and whether anything may stand before what they match.
 _PATTERNS = {

@@ -9,32 +9,26 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from qunlearn.errors import ModelError
 from qunlearn.jsonfile import SMALL_BYTES, read_object
+from qunlearn.model.plain_files import MAX_INDEX_BYTES, refuse_strange_files
 from qunlearn.model.tensorfile import MAX_HEADER_BYTES
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
-# Files that the libraries read whole. A vocabulary of a quarter of a million tokens takes some 35 MB.
-_READ_WHOLE = (".json", ".jinja", ".txt", ".model", ".tiktoken")
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "added_tokens.json")
-_MAX_VOCABULARY_BYTES = 128 << 20
-_MATRICES, _NORM = ("weight", "qweight", "weight_packed"), re.compile("norm|^ln_|_ln$", re.IGNORECASE)
-_MAX_INDEX_BYTES = 32 << 20  # the largest there are name a hundred thousand tensors, in 10 MB
 _ENDS_BYTES, _TENSOR_BYTES = 64 * 1024, 4 * 1024  # what a fingerprint samples
 _DOWNLOAD_AGAIN = "copy or download the file again"
 
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """What the files of a model folder say. `weight_bytes` counts tensor data, without the files' headers;
-    `linear_names` are those of the blocks' layers that hold a matrix, without what is in front of them."""
+    """What the files of a model folder say. `weight_bytes` counts tensor data, without the files' headers."""
 
     config: Mapping[str, Any]
     weight_files: tuple[Path, ...]
@@ -43,7 +37,7 @@ class FolderFacts:
     tensors: int
     has_tokenizer: bool
     has_chat_template: bool
-    linear_names: frozenset[str] = frozenset()
+    tensor_names: frozenset[str] = frozenset()
 
 
 def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> FolderFacts:
@@ -53,7 +47,7 @@ def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> Folder
     architecture itself such code is never run, and the folder passes. Raises ModelError.
     """
     config = read_config(folder)
-    _refuse_strange_files(folder)
+    refuse_strange_files(folder)
     if not trust_remote_code:
         _refuse_remote_code(folder, config)
     headers = dict(_weights(folder, config))
@@ -69,19 +63,8 @@ def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> Folder
         tensors=sum(len(header.names) for header in headers.values()),
         has_tokenizer=True,
         has_chat_template=_has_chat_template(folder),
-        linear_names=_linear_names(name for header in headers.values() for name in header.names),
+        tensor_names=frozenset().union(*(header.names for header in headers.values())),
     )
-
-
-def _linear_names(tensors: Iterable[str]) -> frozenset[str]:
-    """`q_proj` of `model.layers.0.self_attn.q_proj.weight`, however it is quantised; no norms, nothing outside blocks."""
-    found = set()
-    for tensor in tensors:
-        parts = tensor.split(".")
-        at = next((i for i, part in enumerate(parts) if part in _MATRICES), 0)
-        if at and any(part.isdigit() for part in parts[:at]) and not _NORM.search(parts[at - 1]):
-            found.add(parts[at - 1])
-    return frozenset(name for name in found if not name.isdigit())
 
 
 def fingerprint(folder: Path) -> str:
@@ -129,7 +112,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             hint = "give its base as --model; `qunlearn eval BASE --adapter FOLDER` measures the two together"
             raise ModelError("an adapter, not a whole model", where=str(folder), hint=hint)
         # transformers would put the adapter on the base unasked, and the reference would not be the base.
-        hint = "move adapter_config.json and the adapter's weights to another folder; `qunlearn eval BASE --adapter FOLDER` takes that"
+        hint = (
+            "move adapter_config.json and the adapter's weights to another folder, for `qunlearn eval BASE --adapter`"
+        )
         raise ModelError("a model and an adapter in one folder", where=str(folder), hint=hint)
     if not path.exists():
         if any(folder.glob("*.gguf")):
@@ -141,21 +126,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         hint = "this is not the configuration of a transformers model"
         raise ModelError("no model_type", where=str(path), hint=hint)
     return config
-
-
-def _refuse_strange_files(folder: Path) -> None:
-    """What transformers would read whole must be a file that ends, and no larger than such files are."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in _READ_WHOLE or path.is_dir() or not path.exists():
-            continue
-        if not path.is_file():
-            raise ModelError("is a device or a pipe, not a file", where=str(path), hint=_DOWNLOAD_AGAIN)
-        most = _MAX_VOCABULARY_BYTES if path.name in _VOCABULARIES or path.suffix == ".model" else SMALL_BYTES
-        if path.name.endswith(".index.json"):
-            most = _MAX_INDEX_BYTES
-        if path.stat().st_size > most:
-            message = f"is larger than {most >> 20} MiB, more than such a file has"
-            raise ModelError(message, where=str(path), hint=_DOWNLOAD_AGAIN)
 
 
 def _refuse_remote_code(folder: Path, config: Mapping[str, Any]) -> None:
@@ -198,7 +168,7 @@ def _weights(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[Path, _H
     if entry.suffix == ".safetensors":
         yield entry, _read_header(entry)
         return
-    weight_map = read_json(entry, _MAX_INDEX_BYTES).get("weight_map")
+    weight_map = read_json(entry, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError("no weight_map in the index", where=str(entry), hint=_DOWNLOAD_AGAIN)
     shards: dict[str, set[str]] = {}

@@ -106,8 +106,8 @@ class ModelSource:
 def resolve_model(name: str, revision: str | None = None, *, flag: str = "--model") -> ModelSource:
     """An existing folder, else a short name, else a hub id ORG/NAME; nothing is downloaded.
 
-    flag: where the name was given, for what is said of it. Raises ModelError for a folder that is not there and a name nobody knows, ConfigError for a folder with a
-    revision.
+    flag: where the name was given, for what is said of it. Raises ModelError for a folder that is not there and a name
+    nobody knows, ConfigError for a folder with a revision.
     """
     asked = name.strip()
     path = _expand(asked)

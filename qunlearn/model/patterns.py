@@ -13,9 +13,10 @@ MOST_STEPS = 50_000_000  # of all patterns on all names: some seconds
 def match_steps(pattern: str, length: int, *, inside: bool = False) -> float:
     """Return at most how many steps a backtracking match takes on a name of `length` characters.
 
-    The stars may end anywhere, one behind the other: comb(length + stars, stars) ways; each optional part doubles them, and each group with
-    alternatives multiplies them, since alternatives may all match the same. inside: the name may begin with anything,
-    one star more. Infinite for what is not counted: a quantified group, a counted repetition, looking ahead.
+    The stars may end anywhere, one behind the other: comb(length + stars, stars) ways; each optional part doubles
+    them, and each group with alternatives multiplies them, since alternatives may all match the same. inside: the name
+    may begin with anything, one star more. Infinite for what is not counted: a quantified group, a counted repetition,
+    looking ahead.
     """
     text = re.sub(r"\\.", "x", pattern)
     text = re.sub(r"\[[^\]]*\]", "x", text).replace("(?:", "(")

@@ -170,6 +170,8 @@ def _not_cached(source: ModelSource, error: BaseException, offline: bool) -> Mod
         message = f"offline, and not{partly} in the cache"
         hint = f"run once online, HF_HUB_OFFLINE unset (or `{fetch}`), or give a folder"
     else:
-        message = f"no folder of this name is here, the hub cannot be reached, and the model is not{partly} in the cache"
+        message = (
+            f"no folder of this name is here, the hub cannot be reached, and the model is not{partly} in the cache"
+        )
         hint = "check the path; or the connection and proxy"
     return ModelError(message, where=source.location, hint=hint)

@@ -73,7 +73,8 @@ def named(given: Given, recipe: Recipe, config: Config) -> Given:
     if config.output.overwrite:
         hint = "a recipe goes on in its folder; choose another --output to begin again"
         raise ConfigError("output.overwrite is of no use to a recipe", where="recipe", hint=hint)
-    return replace(given, **{side: data_path(text) for side, text in wishes.items() if text and not given.files.get(side)})
+    files: dict[str, Any] = {side: data_path(text) for side, text in wishes.items() if text}
+    return replace(given, **(files | given.files))
 
 
 def fetch(recipe: Recipe, given: Given, folder: Path, *, sandbox: bool) -> dict[str, Any]:

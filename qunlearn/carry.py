@@ -18,8 +18,9 @@ from qunlearn.journal import kept_bytes
 from qunlearn.merge.llamacpp import CONVERTED, LORA_SCRIPT, QUANTIZED
 from qunlearn.model.folder import within
 from qunlearn.output import MARK, Place, real, staged
-from qunlearn.overlay import read_config_file, resolve
+from qunlearn.overlay import TRUST, read_config_file, resolve
 from qunlearn.plan import CheckedModel, check_run_model
+from qunlearn.recorded import Recorded, recorded
 from qunlearn.run import ADAPTER, CONFIG, NORMAL, RECORD, Run, open_run
 
 BASES = ("original", "dequantized")
@@ -38,12 +39,14 @@ DEFAULT_GATE = ("nf4",)
 
 @dataclass(frozen=True)
 class MergeSource:
-    """A run whose adapter is merged. `bad` and `normal` are None where its files are no longer to be found."""
+    """A run whose adapter is merged. `bad` and `normal` are None where its files are no longer what they were, or not
+    needed; `no_bad` says what is the matter with the bad one."""
 
     run: Run
     config: Config
     bad: Dataset | None
     normal: Dataset | None
+    no_bad: str = ""
 
     @property
     def folder(self) -> Path:
@@ -59,7 +62,8 @@ class MergeSource:
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """How to merge. `gate`: forms in which the merged model is measured too; `measure`: whether at all."""
+    """How to merge. `gate`: forms in which the merged model is measured too; `measure`: whether at all; `trust`: run
+    Python code that the base brings."""
 
     base: str = "original"
     model: str | None = None
@@ -67,6 +71,7 @@ class MergeOptions:
     overwrite: bool = False
     measure: bool = True
     gate: tuple[str, ...] = ()
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,12 +97,12 @@ class MergeRequest:
 def check_merge(runs: Sequence[Path], output: Path, options: MergeOptions) -> MergeRequest:
     """Read the runs, find their base and their bad files, check the output. Raises QunlearnErrors."""
     _check_options(runs, options)
-    sources = tuple(_source(run, options.bad) for run in runs)
+    sources = tuple(merge_source(run, options) for run in runs)
     for source in sources:
         warn_of(source.run)
-    checked = check_run_model(sources[0].run, options.model)
+    checked = check_run_model(sources[0].run, options.model, trust=options.trust)
     for source in sources[1:]:  # each says itself whether it was made on that base
-        check_run_model(source.run, options.model or str(checked.folder))
+        check_run_model(source.run, options.model or str(checked.folder), trust=options.trust)
     kind = checked.facts.quantization
     if kind and options.base == "original":
         hint = "give --model with its 16-bit original, or --base dequantized"
@@ -159,38 +164,40 @@ def check_export(format: str, quant: str | None, tools: Path | None = None) -> N
         raise ConfigError(f"unknown form {quant!r} of {format}", where="--quant", hint=f"one of {', '.join(forms)}")
 
 
-def _source(folder: Path, bad: Path | None) -> MergeSource:
-    run, config = open_run(folder), run_config(folder)
-    return MergeSource(run, config, _bad_file(run, config, bad), _normal_file(run, config, folder))
+def merge_source(folder: Path, options: MergeOptions) -> MergeSource:
+    """Read a run and, where it is to be measured, the files it was made from. Raises QunlearnErrors."""
+    run, config = open_run(folder), run_config(folder, trust=options.trust)
+    if not options.measure:
+        return MergeSource(run, config, None, None)
+    found = Recorded(options.bad) if options.bad else recorded(run, "bad")
+    fields = FieldNames(config.data.prompt_field, config.data.completion_field)
+    bad = read_dataset(found.usable, fields, role="--bad") if found.usable else None
+    return MergeSource(run, config, bad, _normal_file(run, config, folder), found.why)
 
 
-def run_config(run: Path) -> Config:
-    """The configuration of a run folder; defaults for a bare adapter. Raises ConfigError."""
+def run_config(run: Path, *, trust: bool = False) -> Config:
+    """The configuration of a run folder; defaults for a bare adapter. Raises ConfigError.
+
+    trust: whether code that a model brings is run. A folder from elsewhere cannot say so itself.
+    """
     path = run / CONFIG
-    return resolve((str(path), read_config_file(path))) if path.is_file() else Config()
-
-
-def _bad_file(run: Run, config: Config, asked: Path | None) -> Dataset | None:
-    path = asked or Path(run.record.get("data", {}).get("bad", {}).get("path", ""))
-    if asked is None and not path.is_file():
-        return None
-    return read_dataset(path, FieldNames(config.data.prompt_field, config.data.completion_field), role="--bad")
+    stored = read_config_file(path) if path.is_file() else {}
+    return resolve((str(path), stored), ("command line", {TRUST: trust}))
 
 
 def _normal_file(run: Run, config: Config, folder: Path) -> Dataset | None:
     """The run's normal data, for what it held back: the rows it made itself, or the file it was given, unchanged."""
     said: Mapping[str, Any] = run.record.get("data", {}).get("normal", {})
     own = bool(said.get("self_made"))
-    path = folder / NORMAL if own else Path(str(said.get("path", "")))
-    if not path.is_file():
+    path = folder / NORMAL if own else recorded(run, "normal").usable
+    if path is None or not path.is_file():
         return None
     try:
         if own:
             return read_self_made(path)
-        found = read_dataset(path, FieldNames(config.data.prompt_field, config.data.completion_field))
+        return read_dataset(path, FieldNames(config.data.prompt_field, config.data.completion_field))
     except (DataError, ValueError, KeyError, TypeError):  # edited since: that it is not measured is said later
         return None
-    return found if found.sha256 == said.get("sha256") else None
 
 
 def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:
@@ -227,12 +234,12 @@ def vllm_rank(rank: int) -> int:
 
 
 def export_adapter_gguf(
-    run: Path, output: Path, model: str | None, tools: Path | None, *, overwrite: bool
+    run: Path, output: Path, model: str | None, tools: Path | None, *, overwrite: bool, trust: bool = False
 ) -> list[str]:
     """The adapter as a GGUF file, whole or not at all; returns the names of its files. Raises QunlearnErrors."""
     opened = open_run(run)
     Place(output, MARK, overwrite, (run,)).check()
-    base = check_run_model(opened, model).folder
+    base = check_run_model(opened, model, trust=trust).folder
     place = Place(output, MARK, overwrite, (run, opened.adapter, base))
     place.check()
     warn_of(opened)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _consoles: dict[str, Any] = {}
+documents: list[None] = []  # one for each JSON document that the running command has printed
 
 
 def err() -> Console:
@@ -61,9 +62,22 @@ def warn(text: str) -> None:
 
 def emit_json(value: Any) -> None:
     """The one machine-readable result on stdout."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    # The name of a file may hold bytes that are no Unicode: as the escapes that JSON has for them.
-    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+    documents.append(None)
+    emit_json_line(value, indent=2)
+
+
+def emit_json_line(value: Any, indent: int | None = None) -> None:
+    """One of several results on stdout, each on a line of its own."""
+
+    def text(ascii_only: bool) -> str:
+        return json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=str)
+
+    try:
+        made = text(False)
+        made.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # escaped, nothing is lost where the stream cannot say a character
+        made = text(True)
+    sys.stdout.write(made + "\n")
     sys.stdout.flush()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from typing import ClassVar
 
 EXIT_CODES: dict[int, str] = {
@@ -122,16 +120,3 @@ class InstallationError(QunlearnError):
     """Something that every run needs does not work here."""
 
     exit_code = 11
-
-
-_SYSTEM = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "ENAMETOOLONG", "ELOOP", "ESTALE", "EBUSY", "EMFILE")
-_SYSTEM_NUMBERS = {getattr(errno, name, None) for name in _SYSTEM} - {None}
-
-
-def of_the_system(error: BaseException) -> QunlearnError | None:
-    """Name what a closed folder, a read-only or full disk raised about a file, wherever it was met; else None."""
-    if not isinstance(error, OSError) or error.filename is None or error.errno not in _SYSTEM_NUMBERS:
-        return None
-    hint = "check the path and its permissions, and the disk"
-    where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
-    return OutputError(f"cannot be read or written: {error.strerror}", where=where, hint=hint)

@@ -17,6 +17,7 @@ from typing import Any
 
 from qunlearn.console import say
 from qunlearn.errors import ModelError, OutputError
+from qunlearn.jsonfile import read_object
 from qunlearn.lock import locked
 from qunlearn.output import CONTENTS, MARK, Place, put_in_place, staging_folder, write_mark
 from qunlearn.run import output_error, write_json
@@ -166,10 +167,9 @@ def _leave(stage: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_object(path, OutputError, shape={"files": {"*": dict}})
+    except OutputError:
         return None
-    return value if isinstance(value, dict) and "files" in value else None
 
 
 def sync(path: Path) -> None:

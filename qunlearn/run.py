@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qunlearn import jsonfile
 from qunlearn.errors import AdapterError, OutputError, QunlearnError
 
 ADAPTER, CONFIG, RECORD, METRICS, NORMAL = (
@@ -96,9 +97,14 @@ class Run:
 
 def open_run(folder: Path) -> Run:
     """Read a run folder or an adapter folder. Raises AdapterError."""
-    adapter = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
-    config_path = adapter / "adapter_config.json"
-    if not config_path.is_file():
+    try:
+        adapter = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
+        config_path = adapter / "adapter_config.json"
+        there = config_path.is_file()
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+        raise AdapterError(message, where=str(folder)[:400], hint="check its permissions") from error
+    if not there:
         what = "no adapter in the folder" if folder.is_dir() else "no such folder"
         raise AdapterError(what, where=str(folder), hint="give the folder that `qunlearn forget` wrote")
     record_path = folder / RECORD
@@ -120,7 +126,14 @@ _ABSENT = object()
 _RECORD_OBJECTS = ("model", "data", "training", "data.bad", "data.normal", "data.template", "before")
 _RECORD_FILES = ("data.bad.path", "data.bad.sha256", "data.normal.path", "data.normal.sha256")
 _TEMPLATE = {"name", "kind", "text", "why"}
-_RECORD_TEXTS = ("model.location", "model.revision", "model.asked", "model.fingerprint", "model.quantization")
+_RECORD_TEXTS = (
+    "model.location",
+    "model.revision",
+    "model.commit",
+    "model.asked",
+    "model.fingerprint",
+    "model.quantization",
+)
 
 
 def _check_record(record: Mapping[str, Any], path: Path) -> None:
@@ -138,12 +151,6 @@ def _check_record(record: Mapping[str, Any], path: Path) -> None:
         raise AdapterError("data.template is not a template", where=str(path), hint="was it edited?")
 
 
-def read_object(path: Path, hint: str = "was it edited or cut off?") -> dict[str, Any]:
+def read_object(path: Path, hint: str = jsonfile.EDITED) -> dict[str, Any]:
     """A JSON object of a run or an adapter. Raises AdapterError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"cannot be read: {error}", where=str(path), hint=hint) from error
-    if not isinstance(value, dict):
-        raise AdapterError("is not a JSON object", where=str(path))
-    return value
+    return jsonfile.read_object(path, AdapterError, hint=hint)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,12 +23,12 @@ from typing import Any
 
 from qunlearn.config import INSTEAD, Config
 from qunlearn.console import say, warn
-from qunlearn.errors import OutputError, ResumeError
+from qunlearn.errors import OutputError, QunlearnError, ResumeError
 from qunlearn.journal import PART, check_again, sha256_of, sync
 from qunlearn.lock import locked
 from qunlearn.model.folder import fingerprint
 from qunlearn.output import Place, put_back, put_in_place, staging_folder
-from qunlearn.overlay import read_config_file, resolve, to_yaml
+from qunlearn.overlay import TRUST, read_config_file, resolve, to_yaml
 from qunlearn.plan import Plan
 from qunlearn.run import (
     CONFIG,
@@ -52,6 +51,7 @@ _FORMAT = 1
 _FREE = {
     *("model.name", "model.revision", "model.vram", "data.bad", "data.normal", "output.folder", "output.overwrite"),
     *("data.holdout", "train.save_every", "train.keep_checkpoints", "train.checkpointing", "stop.eval_every"),
+    TRUST,
 }
 
 
@@ -274,10 +274,10 @@ def finished_record(plan: Plan) -> dict[str, Any] | None:
 
 def _read(stage: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads((stage / IDENTITY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = read_object(stage / IDENTITY)
+    except QunlearnError:
         return None
-    return value if isinstance(value, dict) and isinstance(value.get("versions"), dict) else None
+    return value if isinstance(value.get("versions"), dict) else None
 
 
 def _write_identity(stage: Path, value: Mapping[str, Any]) -> None:

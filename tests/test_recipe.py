@@ -114,6 +114,36 @@ def test_wrong_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list
     assert "Traceback" not in ran.stderr
 
 
+def test_the_files_that_a_copied_recipe_names_are_the_ones_that_are_used(tmp_path: Path) -> None:
+    """`data.bad` of the file was read and forgotten: the run trained on the sandbox's rows."""
+    recipe = book.read("code")
+
+    def settings(**data: str) -> Config:
+        return resolve(("", {"model.name": "m", "data.bad": "sandbox:code/forget"}), ("", data))
+
+    assert fetch.named(fetch.Given(), recipe, settings()) == fetch.Given()
+    wished = settings(**{"data.bad": "mine.jsonl", "data.normal": "sandbox:harm/retain", "data.holdout": "near.csv"})
+    found = fetch.named(fetch.Given(holdout=Path("flag.jsonl")), recipe, wished)
+    assert found.files == {
+        "bad": Path("mine.jsonl"), "normal": data_file("harm", "retain"), "holdout": Path("flag.jsonl")
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="overwrite"):
+        fetch.named(fetch.Given(), recipe, settings(**{"output.overwrite": "true"}))
+
+
+@pytest.mark.parametrize("how", ["file", "--set"])
+def test_a_named_file_that_is_not_there_is_missed(how: str, tmp_path: Path) -> None:
+    mine, out = tmp_path / "mine.yaml", tmp_path / "out"
+    text = book.find("code").read_text(encoding="utf-8")
+    argv = ["-o", out]
+    if how == "file":
+        text = text.replace("sandbox:code/forget", "nowhere.jsonl") + f"output:\n  folder: {out}\n"
+        argv = []
+    mine.write_text(text, encoding="utf-8")
+    ran = call("recipe", "run", mine, *argv, *(["--set", "data.bad=nowhere.jsonl"] if how == "--set" else []))
+    assert ran.code == 3 and "nowhere.jsonl" in ran.stderr, ran.stderr
+
+
 # -- data ------------------------------------------------------------------------------------------------
 
 
@@ -371,10 +401,25 @@ def test_the_speed_is_that_of_a_matrix_product() -> None:
     assert 1e7 < measured_flops("cpu") < 1e16
 
 
+def test_rows_that_were_edited_are_other_rows(tmp_path: Path) -> None:
+    """All that was looked at was whether the files were there: the stages behind them were "done before"."""
+    order = Order(book.read("code"), resolve(("", {"model.name": "sandbox"})), tmp_path, fetch.Given())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "bad.jsonl").write_text("{}\n", encoding="utf-8")
+    plan = next(stage for stage in STAGES if stage.name == "plan")
+    before = key_of(plan.inputs(order))
+    assert key_of(plan.inputs(order)) == before
+    (tmp_path / "data" / "bad.jsonl").write_text("{ }\n", encoding="utf-8")
+    assert key_of(plan.inputs(order)) != before
+
+
 def test_an_order_gives_the_run_its_data(tmp_path: Path) -> None:
-    settings = resolve(("", {"model.name": "m", "data.prompt_field": "q", "data.bad": "elsewhere"}))
+    settings = resolve(
+        ("", {"model.name": "m", "data.prompt_field": "q", "data.bad": "elsewhere", "data.holdout": "h"})
+    )
     order = Order(book.read("code"), settings, tmp_path, fetch.Given())
     assert (order.config.data.bad, order.config.data.normal) == (str(tmp_path / "data" / "bad.jsonl"), None)
+    assert order.config.data.holdout is None
     assert (order.config.data.prompt_field, order.config.output.folder) == (None, str(tmp_path / "run"))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / fetch.NORMAL).touch()
@@ -434,6 +479,12 @@ def test_without_neighbours_the_held_back_rows_are_judged() -> None:
     verdict = judge(base, run, measured("base", forget={"leaks": 0.0}), record)
     assert (verdict.level, verdict.adapter.kept) == ("costly", pytest.approx(0.75))
     assert "held-back normal rows" in verdict.line
+
+
+def test_a_recipe_that_measured_nothing_to_keep_claims_neither_cost_nor_none() -> None:
+    base, run = measured("base", forget={"leaks": 1.0}), measured("adapter", forget={"leaks": 0.0})
+    verdict = judge(base, run, measured("base", forget={"leaks": 0.0}), {})
+    assert verdict.level == "cost unknown" and "not measured" in verdict.line
 
 
 def test_a_base_that_answers_in_its_own_words_is_judged_by_them() -> None:

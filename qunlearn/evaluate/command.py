@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import Any
 from qunlearn import __version__
 from qunlearn.console import say
 from qunlearn.data.tokenize import Template
-from qunlearn.errors import OutputError
+from qunlearn.errors import AdapterError, OutputError
 from qunlearn.evaluate.cache import Cache
 from qunlearn.evaluate.catalog import MEASURES, SUITES
 from qunlearn.evaluate.collect import collect
@@ -21,6 +20,7 @@ from qunlearn.evaluate.conclude import conclude
 from qunlearn.evaluate.measures import Values, can_measure, measure, row_values, verdict_of
 from qunlearn.evaluate.metrics import VERDICTS
 from qunlearn.evaluate.request import EvalRequest
+from qunlearn.evaluate.results import read_suites
 from qunlearn.evaluate.table import show
 from qunlearn.evaluate.view import KEPT, View, is_forget
 from qunlearn.model.device import choose_device, choose_dtype, describe_device
@@ -48,6 +48,8 @@ def evaluate(
     templates = {split: template["name"] for split, template in result["templates"].items()}
     say(f"{where}; templates: {templates}")
     result["templates"] = templates
+    if found.cache.known:
+        say(found.cache.describe())
     show(result, to_stdout=to_stdout)
     _write(request, result, view, values)
     return result
@@ -162,14 +164,16 @@ def _prepare_output(request: EvalRequest) -> None:
                 raise OutputError(
                     "is a link, and links are not followed", where=str(place), hint=f"remove it, or {hint}"
                 )
-        for place in (folder, cache):
-            if place.exists() and not (place.is_dir() and os.access(place, os.R_OK | os.W_OK | os.X_OK)):
-                raise OutputError("cannot be written", where=str(place), hint=f"check its permissions, or {hint}")
-        if path.exists() and not read_results(path):
-            hint = f"remove it, or {hint}"
-            raise OutputError("exists, and is not what `qunlearn eval` writes", where=str(path), hint=hint)
     except OSError as error:
         raise OutputError(f"cannot be made: {error.strerror}", where=str(folder), hint=hint) from error
+    for place in (folder, cache, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise OutputError("cannot be written", where=str(place), hint="-o FOLDER keeps the evaluation elsewhere")
+    try:
+        read_results(path)
+    except AdapterError as error:
+        hint = f"remove it, or {hint}"
+        raise OutputError(f"not what `qunlearn eval` writes: {error.message}", where=str(path), hint=hint) from error
 
 
 def _write(request: EvalRequest, result: Mapping[str, Any], view: View, values: Mapping[_Place, Values | None]) -> None:
@@ -205,12 +209,8 @@ def _items(view: View, split: str, values: Mapping[_Place, Values | None]) -> li
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The suites in an eval.json; none where there is no file, or it is none of ours."""
-    try:
-        suites = json.loads(path.read_text(encoding="utf-8")).get("suites")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return {}
-    return suites if isinstance(suites, dict) else {}
+    """The suites in an eval.json; none where there is no file. Raises AdapterError for what is none of ours."""
+    return read_suites(path) if path.is_file() else {}
 
 
 def subjects_of(result: Mapping[str, Any]) -> Sequence[str]:

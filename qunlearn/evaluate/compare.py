@@ -11,10 +11,10 @@ from qunlearn.console import Column, say, table
 from qunlearn.errors import AdapterError, ConfigError
 from qunlearn.evaluate.catalog import MEASURES
 from qunlearn.evaluate.metrics.stats import Estimate, paired_difference, unpaired_difference
+from qunlearn.evaluate.results import read_suites
 from qunlearn.evaluate.table import cell, format_of
 from qunlearn.evaluate.view import ADAPTER, BASE
 from qunlearn.run import EVAL
-from qunlearn.shape import EVALUATION, check_shape, read_json_file
 
 _LEAST_PAIRS = 2
 
@@ -45,11 +45,7 @@ def _load(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         hint = "run `qunlearn eval` on it first, a bare model with -o FOLDER"
         raise AdapterError("has not been evaluated", where=str(folder), hint=hint)
-    hint = "evaluate it again"
-    found = read_json_file(path, hint)
-    check_shape(found, {"suites": {"*": EVALUATION}}, path, hint=hint)
-    suites: dict[str, Any] = found["suites"]
-    return suites
+    return read_suites(path)
 
 
 def _common_suite(folders: Sequence[Path], loaded: Sequence[Mapping[str, Any]]) -> str:

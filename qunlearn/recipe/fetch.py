@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qunlearn.config import Config
 from qunlearn.data.importers import TEXT, Source, Wanted, import_data, show_imported
 from qunlearn.data.overview import overlap, prompt_key
 from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset, write_jsonl
-from qunlearn.errors import DataError, OutputError
+from qunlearn.errors import ConfigError, DataError, OutputError
+from qunlearn.plan import data_path
 from qunlearn.recipe.book import PublicData, Recipe
 from qunlearn.run import output_error
 from qunlearn.sandbox import data_file
@@ -56,6 +58,24 @@ class Given:
     def files(self) -> dict[str, Path]:
         named = {"bad": self.bad, "normal": self.normal, "paraphrase": self.paraphrase, "holdout": self.holdout}
         return {name: path for name, path in named.items() if path is not None}
+
+
+def named(given: Given, recipe: Recipe, config: Config) -> Given:
+    """Add the files that a recipe's configuration names; those that a flag names win. Raises ConfigError.
+
+    A recipe's own `data.bad` is the sandbox's file, so that `qunlearn forget -c` takes it too: only another is a wish.
+    """
+    own = f"sandbox:{recipe.sandbox}/forget"
+    wishes = {
+        "bad": config.data.bad if config.data.bad != own else "",
+        "normal": config.data.normal,
+        "holdout": config.data.holdout,
+    }
+    if config.output.overwrite:
+        hint = "a recipe goes on in its folder; choose another --output to begin again"
+        raise ConfigError("output.overwrite is of no use to a recipe", where="recipe", hint=hint)
+    files: dict[str, Any] = {side: data_path(text) for side, text in wishes.items() if text}
+    return replace(given, **(files | given.files))
 
 
 def fetch(recipe: Recipe, given: Given, folder: Path, *, sandbox: bool) -> dict[str, Any]:

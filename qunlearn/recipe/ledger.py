@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qunlearn.errors import AdapterError, DataError, OutputError
+from qunlearn.errors import DataError, OutputError
+from qunlearn.jsonfile import read_object
 from qunlearn.run import output_error, write_json
-from qunlearn.shape import NUMBER, OBJECT, TEXT, check_shape, read_json_file
 
 LEDGER = "stages.json"
-_SHAPE = {"story": {"*": TEXT}, "stages": {"*": {"inputs": TEXT, "seconds": NUMBER, "result": OBJECT}}}
+_SHAPE = {"story": {"*": str}, "stages": {"*": {"inputs": str, "seconds": (int, float), "result": dict}}}
 
 
 @dataclass
@@ -39,11 +39,7 @@ class Ledger:
                 return cls(folder, story)
         except OSError as error:
             raise output_error(error, folder) from error
-        try:
-            found = read_json_file(path)
-            check_shape(found, _SHAPE, path)
-        except AdapterError as error:
-            raise OutputError(error.message, where=str(path), hint=hint) from error
+        found = read_object(path, OutputError, hint=hint, shape=_SHAPE)
         theirs, stages = found["story"], found["stages"]
         if theirs != story and stages:  # where nothing was done a mistyped name may be put right
             said = ", ".join(f"{name} {value}" for name, value in theirs.items())

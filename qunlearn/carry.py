@@ -77,6 +77,13 @@ class MergeRequest:
     measure: bool
     gate: tuple[str, ...]
 
+    def check_gate(self) -> None:
+        """Raises DataError where a gate that was asked for has no rows to measure: it would always be open."""
+        for source in self.sources:
+            if source.bad is None and self.gate:
+                message = f"there is nothing to measure: the bad file of {source.name} {source.no_bad}"
+                raise DataError(message, where="--gate", hint="give --bad, or --gate none")
+
 
 def check_merge(runs: Sequence[Path], output: Path, options: MergeOptions) -> MergeRequest:
     """Read the runs, find their base and their bad files, check the output. Raises QunlearnErrors."""

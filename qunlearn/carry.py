@@ -93,6 +93,13 @@ class MergeRequest:
         data = [Path(found.path) for source in self.sources for found in (source.bad, source.normal) if found]
         return Place(self.output, MARK, self.overwrite, (*runs, self.model.folder, *data))
 
+    def check_gate(self) -> None:
+        """Raises DataError where a gate that was asked for has no rows to measure: it would always be open."""
+        for source in self.sources:
+            if source.bad is None and self.gate:
+                message = f"there is nothing to measure: the bad file of {source.name} {source.no_bad}"
+                raise DataError(message, where="--gate", hint="give --bad, or --gate none")
+
 
 def check_merge(runs: Sequence[Path], output: Path, options: MergeOptions) -> MergeRequest:
     """Read the runs, find their base and their bad files, check the output. Raises QunlearnErrors."""

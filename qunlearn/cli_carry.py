@@ -50,6 +50,8 @@ def merge(
 
     options = MergeOptions(base, model, bad, overwrite, measure, gates(gate, measure), trust)
     request = check_merge(runs, output, options)
+    if gate is not None:
+        request.check_gate()
     read_ahead(request.model.folder)
     from qunlearn.merge.command import merge as merge_runs
 

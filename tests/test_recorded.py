@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qunlearn.carry import MergeOptions, merge_source
+from qunlearn.carry import MergeOptions, MergeRequest, merge_source
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import DataError
 from qunlearn.evaluate.request import EvalRequest
@@ -53,6 +53,19 @@ def test_merge_does_not_measure_the_next_batch(made: tuple[Path, Path]) -> None:
     assert (source.bad, source.no_bad) == (None, "has changed since the run")
     source = merge_source(folder, MergeOptions(bad=bad))  # asked for
     assert source.bad is not None and len(source.bad.records) == 2
+
+
+def test_a_gate_that_was_asked_for_needs_rows(made: tuple[Path, Path]) -> None:
+    """It let a merge pass that nothing had been measured of."""
+    folder, bad = made
+    bad.unlink()
+
+    def request(*gate: str) -> MergeRequest:
+        return MergeRequest((merge_source(folder, MergeOptions()),), None, "original", folder, True, gate)  # type: ignore[arg-type]
+
+    request().check_gate()
+    with pytest.raises(DataError, match="nothing to measure"):
+        request("nf4").check_gate()
 
 
 def test_what_is_not_measured_is_not_read(made: tuple[Path, Path]) -> None:

@@ -7,7 +7,7 @@ import re
 
 _PLAIN = re.compile(r"[\w.^$\\|()\[\]*+?:-]*", re.ASCII)
 _MAX_CHARS = 4000
-MOST_STEPS = 50_000_000  # of all patterns on all names: some seconds
+MOST_STEPS = 100_000_000  # of all patterns on all names: some seconds
 
 
 def match_steps(pattern: str, length: int, *, inside: bool = False) -> float:

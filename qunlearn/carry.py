@@ -13,12 +13,15 @@ from qunlearn.config import Config
 from qunlearn.console import warn
 from qunlearn.data.records import Dataset, FieldNames, read_dataset
 from qunlearn.data.selfmade import read_self_made
-from qunlearn.errors import ConfigError, DataError, ModelError, OutputError
-from qunlearn.journal import JOURNAL, kept_bytes
+from qunlearn.errors import ConfigError, DataError, ModelError
+from qunlearn.journal import kept_bytes
 from qunlearn.merge.llamacpp import CONVERTED, LORA_SCRIPT, QUANTIZED
-from qunlearn.overlay import read_config_file, resolve
+from qunlearn.model.folder import within
+from qunlearn.output import MARK, Place, real, staged
+from qunlearn.overlay import TRUST, read_config_file, resolve
 from qunlearn.plan import CheckedModel, check_run_model
-from qunlearn.run import CONFIG, NORMAL, Run, check_output, open_run, staged
+from qunlearn.recorded import Recorded, recorded
+from qunlearn.run import ADAPTER, CONFIG, NORMAL, RECORD, Run, open_run
 
 BASES = ("original", "dequantized")
 GATES = ("nf4", "fp4", "int8")
@@ -36,22 +39,31 @@ DEFAULT_GATE = ("nf4",)
 
 @dataclass(frozen=True)
 class MergeSource:
-    """A run whose adapter is merged. `bad` and `normal` are None where its files are no longer to be found."""
+    """A run whose adapter is merged. `bad` and `normal` are None where its files are no longer what they were, or not
+    needed; `no_bad` says what is the matter with the bad one."""
 
     run: Run
     config: Config
     bad: Dataset | None
     normal: Dataset | None
+    no_bad: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, or the bare adapter's, which may be called `adapter` too."""
+        adapter = self.run.adapter.absolute()
+        return adapter.parent if adapter.name == ADAPTER and (adapter.parent / RECORD).is_file() else adapter
 
     @property
     def name(self) -> str:
         adapter = self.run.adapter.absolute()
-        return adapter.parent.name if adapter.name == "adapter" else adapter.name
+        return adapter.parent.name if adapter.name == ADAPTER else adapter.name
 
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """How to merge. `gate`: forms in which the merged model is measured too; `measure`: whether at all."""
+    """How to merge. `gate`: forms in which the merged model is measured too; `measure`: whether at all; `trust`: run
+    Python code that the base brings."""
 
     base: str = "original"
     model: str | None = None
@@ -59,6 +71,7 @@ class MergeOptions:
     overwrite: bool = False
     measure: bool = True
     gate: tuple[str, ...] = ()
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,18 +84,32 @@ class MergeRequest:
     output: Path
     measure: bool
     gate: tuple[str, ...]
+    overwrite: bool = False
+
+    @property
+    def place(self) -> Place:
+        """The output, and what it may replace."""
+        runs = [source.folder for source in self.sources]
+        data = [Path(found.path) for source in self.sources for found in (source.bad, source.normal) if found]
+        return Place(self.output, MARK, self.overwrite, (*runs, self.model.folder, *data))
+
+    def check_gate(self) -> None:
+        """Raises DataError where a gate that was asked for has no rows to measure: it would always be open."""
+        for source in self.sources:
+            if source.bad is None and self.gate:
+                message = f"there is nothing to measure: the bad file of {source.name} {source.no_bad}"
+                raise DataError(message, where="--gate", hint="give --bad, or --gate none")
 
 
 def check_merge(runs: Sequence[Path], output: Path, options: MergeOptions) -> MergeRequest:
     """Read the runs, find their base and their bad files, check the output. Raises QunlearnErrors."""
     _check_options(runs, options)
-    sources = tuple(_source(run, options.bad) for run in runs)
+    sources = tuple(merge_source(run, options) for run in runs)
     for source in sources:
-        if why := source.run.record.get("not_reached"):
-            warn(f"{source.run.adapter.parent}: the run did not reach its target: {'; '.join(map(str, why))}")
-    checked = check_run_model(sources[0].run, options.model)
+        warn_of(source.run)
+    checked = check_run_model(sources[0].run, options.model, trust=options.trust)
     for source in sources[1:]:  # each says itself whether it was made on that base
-        check_run_model(source.run, options.model or str(checked.folder))
+        check_run_model(source.run, options.model or str(checked.folder), trust=options.trust)
     kind = checked.facts.quantization
     if kind and options.base == "original":
         hint = "give --model with its 16-bit original, or --base dequantized"
@@ -90,10 +117,21 @@ def check_merge(runs: Sequence[Path], output: Path, options: MergeOptions) -> Me
     if kind and not kind.startswith("bitsandbytes"):
         hint = "give --model with its 16-bit original"
         raise ModelError(f"a {kind} checkpoint cannot be dequantised", where=str(checked.folder), hint=hint)
-    _check_replaceable(output, options.overwrite)
-    needed = max(0, checked.facts.weight_bytes - kept_bytes(output))
-    check_output(output, overwrite=options.overwrite, needed_bytes=needed)
-    return MergeRequest(sources, checked, options.base, output, options.measure, options.gate)
+    request = MergeRequest(sources, checked, options.base, output, options.measure, options.gate, options.overwrite)
+    request.place.check(max(0, checked.facts.weight_bytes - kept_bytes(output)))
+    return request
+
+
+def warn_of(run: Run) -> None:
+    """Say what the record of a run says against carrying it elsewhere."""
+    record, where = run.record, run.adapter.parent
+    if why := record.get("not_reached"):
+        warn(f"{where}: the run did not reach its target: {'; '.join(map(str, why))}")
+    if record.get("status") in ("interrupted", "failed"):
+        warn(f"{where}: the run is not finished: its record says {record['status']}")
+    best = record.get("training", {}).get("best")
+    if isinstance(best, dict) and best.get("step") == 0:
+        warn(f"{where}: the adapter that was kept is that of step 0, before any training: it changes nothing")
 
 
 def _check_options(runs: Sequence[Path], options: MergeOptions) -> None:
@@ -133,64 +171,57 @@ def check_export(format: str, quant: str | None, tools: Path | None = None) -> N
         raise ConfigError(f"unknown form {quant!r} of {format}", where="--quant", hint=f"one of {', '.join(forms)}")
 
 
-def _source(folder: Path, bad: Path | None) -> MergeSource:
-    run, config = open_run(folder), run_config(folder)
-    return MergeSource(run, config, _bad_file(run, config, bad), _normal_file(run, config, folder))
+def merge_source(folder: Path, options: MergeOptions) -> MergeSource:
+    """Read a run and, where it is to be measured, the files it was made from. Raises QunlearnErrors."""
+    run, config = open_run(folder), run_config(folder, trust=options.trust)
+    if not options.measure:
+        return MergeSource(run, config, None, None)
+    found = Recorded(options.bad) if options.bad else recorded(run, "bad")
+    fields = FieldNames(config.data.prompt_field, config.data.completion_field)
+    bad = read_dataset(found.usable, fields, role="--bad") if found.usable else None
+    return MergeSource(run, config, bad, _normal_file(run, config, folder), found.why)
 
 
-def run_config(run: Path) -> Config:
-    """The configuration of a run folder; defaults for a bare adapter. Raises ConfigError."""
+def run_config(run: Path, *, trust: bool = False) -> Config:
+    """The configuration of a run folder; defaults for a bare adapter. Raises ConfigError.
+
+    trust: whether code that a model brings is run. A folder from elsewhere cannot say so itself.
+    """
     path = run / CONFIG
-    return resolve((str(path), read_config_file(path))) if path.is_file() else Config()
-
-
-def _bad_file(run: Run, config: Config, asked: Path | None) -> Dataset | None:
-    path = asked or Path(run.record.get("data", {}).get("bad", {}).get("path", ""))
-    if asked is None and not path.is_file():
-        return None
-    return read_dataset(path, FieldNames(config.data.prompt_field, config.data.completion_field), role="--bad")
+    stored = read_config_file(path) if path.is_file() else {}
+    return resolve((str(path), stored), ("command line", {TRUST: trust}))
 
 
 def _normal_file(run: Run, config: Config, folder: Path) -> Dataset | None:
     """The run's normal data, for what it held back: the rows it made itself, or the file it was given, unchanged."""
     said: Mapping[str, Any] = run.record.get("data", {}).get("normal", {})
     own = bool(said.get("self_made"))
-    path = folder / NORMAL if own else Path(str(said.get("path", "")))
-    if not path.is_file():
+    path = folder / NORMAL if own else recorded(run, "normal").usable
+    if path is None or not path.is_file():
         return None
     try:
         if own:
             return read_self_made(path)
-        found = read_dataset(path, FieldNames(config.data.prompt_field, config.data.completion_field))
+        return read_dataset(path, FieldNames(config.data.prompt_field, config.data.completion_field))
     except (DataError, ValueError, KeyError, TypeError):  # edited since: that it is not measured is said later
         return None
-    return found if found.sha256 == said.get("sha256") else None
-
-
-def _check_replaceable(output: Path, overwrite: bool) -> None:
-    """--overwrite replaces a model or adapter, nothing else. Raises OutputError."""
-    if not overwrite or not output.is_dir() or not any(output.iterdir()):
-        return
-    ours = (JOURNAL, "config.json", "adapter_config.json", MODEL_FILE, ADAPTER_FILE)
-    folders = sorted(path.name for path in output.iterdir() if path.is_dir())
-    if folders or not any((output / name).is_file() for name in ours):
-        what = f"there is a folder {folders[0]!r} in it" if folders else "it is neither a model nor an adapter"
-        hint = "move it away, or choose another --output"
-        message = f"--overwrite replaces what was merged or exported before, but {what}"
-        raise OutputError(message, where=str(output), hint=hint)
 
 
 def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:
     """Copy the adapter, whole or not at all; returns the names of its files. Raises QunlearnErrors."""
     opened = open_run(run)
-    _check_replaceable(output, overwrite)
-    check_output(output, overwrite=overwrite)
+    place = Place(output, MARK, overwrite, (run, opened.adapter))
+    place.check()
     from qunlearn.console import say
     from qunlearn.model.adaptercheck import check_adapter
 
+    warn_of(opened)
+
     tensors = check_adapter(opened.adapter)
-    files = sorted(p.name for p in opened.adapter.iterdir() if p.suffix in (".json", ".safetensors", ".md"))
-    with staged(output) as folder:
+    found = [p for p in sorted(opened.adapter.iterdir()) if p.suffix in (".json", ".safetensors", ".md")]
+    # What is exported is mostly published: a link could bring in any file of this machine.
+    files = [within(opened.adapter, path).name for path in found if path.name != MARK and not path.is_dir()]
+    with staged(place) as folder:
         for name in files:
             shutil.copyfile(opened.adapter / name, folder / name)
     folder_size = sum((output / name).stat().st_size for name in files)
@@ -199,7 +230,7 @@ def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:
     command = ["python", LORA_SCRIPT, str(output), *base, "--outfile", f"{output}.gguf"]
     say(f"for llama.cpp, with its own script: {shlex.join(command)}")
     rank = max((min(shape) for shape in tensors.values()), default=0)
-    lora = [f"--max-lora-rank={vllm_rank(rank)}", "--lora-modules", f"{output.name}={output}"]
+    lora = [f"--max-lora-rank={vllm_rank(rank)}", "--lora-modules", f"{real(output).name}={output}"]
     say(f"for vLLM: {shlex.join(['vllm', 'serve', opened.base, '--enable-lora', *lora])}")
     return files
 
@@ -210,16 +241,18 @@ def vllm_rank(rank: int) -> int:
 
 
 def export_adapter_gguf(
-    run: Path, output: Path, model: str | None, tools: Path | None, *, overwrite: bool
+    run: Path, output: Path, model: str | None, tools: Path | None, *, overwrite: bool, trust: bool = False
 ) -> list[str]:
     """The adapter as a GGUF file, whole or not at all; returns the names of its files. Raises QunlearnErrors."""
     opened = open_run(run)
-    _check_replaceable(output, overwrite)
-    check_output(output, overwrite=overwrite)
-    base = check_run_model(opened, model).folder
+    Place(output, MARK, overwrite, (run,)).check()
+    base = check_run_model(opened, model, trust=trust).folder
+    place = Place(output, MARK, overwrite, (run, opened.adapter, base))
+    place.check()
+    warn_of(opened)
     from qunlearn.merge.gguf import adapter_gguf
 
-    return adapter_gguf(opened.adapter, base, output, tools)
+    return adapter_gguf(opened.adapter, base, place, tools)
 
 
 def describe(request: MergeRequest) -> dict[str, Any]:

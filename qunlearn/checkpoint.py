@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from qunlearn.console import say, warn
 from qunlearn.journal import sha256_of, sync
+from qunlearn.jsonfile import LARGE_BYTES, parse, read_text
 from qunlearn.model.optimizer import load_optimizer_state, optimizer_state
 from qunlearn.model.policy import Policy
 from qunlearn.model.tensorfile import header
@@ -192,11 +192,11 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def _read(path: Path) -> Snapshot:
     """Raises ValueError and others for what is not what was written."""
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest = parse(read_text(path / MANIFEST))
     if manifest["step"] != _step(path) or set(manifest["sha256"]) != {TENSORS, VALUES}:
         raise ValueError("its manifest is not of this checkpoint")
     for name, wanted in manifest["sha256"].items():
         if sha256_of(path / name) != wanted:
             raise ValueError(f"{name} has another hash than the manifest says")
     tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
-    return Snapshot(tensors, json.loads((path / VALUES).read_text(encoding="utf-8")))
+    return Snapshot(tensors, parse(read_text(path / VALUES, LARGE_BYTES)))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -17,70 +13,21 @@ from qunlearn.cli_carry import add_carry
 from qunlearn.cli_data import add_data
 from qunlearn.cli_measure import add_measure
 from qunlearn.cli_recipe import add_recipe
-from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, GateError, ModelError, QunlearnError
+from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, GateError
+from qunlearn.failures import App, guarded, run_app
 from qunlearn.flags import add_flags, configured, option
+from qunlearn.signals import as_interrupts
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 app = typer.Typer(
     name="qunlearn",
+    cls=App,
     help="Make a language model forget, on one small GPU or none.",
     epilog=_EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn every failure into one message and a documented exit code: no traceback reaches a user."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except QunlearnError as error:
-            _fail(error)
-        except MemoryError:
-            _fail(DoesNotFitError("out of memory", hint="a smaller model, --max-tokens or --batch-size"))
-        except (typer.Exit, typer.Abort):
-            raise
-        except KeyboardInterrupt:
-            _say_interrupted()
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
-        except Exception as error:
-            if os.environ.get("QUNLEARN_DEBUG"):
-                raise
-            first = (str(error).strip().splitlines() or [""])[0][:300]
-            hint = "please report this; QUNLEARN_DEBUG=1 shows where it happened"
-            _fail(QunlearnError(f"{type(error).__name__}: {first}", hint=hint))
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":  # a panic of the tokenizers library is no Exception
-                raise
-            hint = "is it the model's own? a pattern that looks back without end is given up after ten million steps"
-            _fail(ModelError("the tokenizer's library gave up on a text", hint=hint))
-
-    return run
-
-
-def _fail(error: QunlearnError) -> None:
-    from qunlearn.console import emit_json, say
-
-    say(f"error: {error}", style="bold red")
-    if error.hint:
-        say(f"  hint: {error.hint}")
-    if "--json" in sys.argv and not isinstance(error, GateError):  # a gate's report is on stdout already
-        fault = {"message": error.message, "where": error.where, "hint": error.hint}
-        emit_json({"status": "error", "exit_code": error.exit_code, "error": fault})
-    raise typer.Exit(error.exit_code)
-
-
-def _say_interrupted() -> None:
-    from qunlearn.console import say
-
-    say("interrupted", style="bold red")
 
 
 def _version(asked: bool) -> None:
@@ -291,7 +238,8 @@ add_recipe(app, guarded)
 
 def main() -> None:
     """The console script."""
-    app()
+    as_interrupts()
+    run_app(app)
 
 
 if __name__ == "__main__":

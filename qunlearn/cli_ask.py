@@ -19,6 +19,7 @@ BaseModel = Annotated[
     Optional[str],  # noqa: UP045 - typer reads the annotation at run time, on Python 3.10 too
     typer.Option("--model", help="The base, where it is not where the run found it."),
 ]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 AskedAdapter = Annotated[Optional[str], typer.Option(metavar="none", help="none: ask the base alone.")]  # noqa: UP045
 NewTokens = Annotated[int, typer.Option(help="At most so many tokens of answer.", min=1)]
@@ -35,12 +36,13 @@ def ask(
     temperature: Temperature = 0.0,
     seed: DrawSeed = 0,
     device: Device = "auto",
+    trust: Trust = False,
     json: Json = False,
 ) -> None:
     """Ask the base and the adapter on it the same, side by side."""
     if not question.strip():
         raise ConfigError("the question is empty", where="ask", hint='qunlearn ask RUN "..."')
-    opened = _asked(run, model, adapter, (max_new_tokens, temperature, seed), device, as_json=json)
+    opened = _asked(run, model, adapter, (max_new_tokens, temperature, seed), (device, trust), as_json=json)
     from qunlearn.console import emit_json
     from qunlearn.evaluate.ask import ask as ask_both
 
@@ -57,10 +59,11 @@ def chat(
     temperature: Temperature = 0.0,
     seed: DrawSeed = 0,
     device: Device = "auto",
+    trust: Trust = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, for each question.")] = False,
 ) -> None:
     """Ask the base and the adapter on it line after line, typed or piped, side by side."""
-    opened = _asked(run, model, adapter, (max_new_tokens, temperature, seed), device, as_json=json)
+    opened = _asked(run, model, adapter, (max_new_tokens, temperature, seed), (device, trust), as_json=json)
     from qunlearn.evaluate.ask import chat as chat_with
 
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -69,7 +72,13 @@ def chat(
 
 
 def _asked(
-    run: Path, model: str | None, adapter: str | None, draw: tuple[int, float, int], device: str, *, as_json: bool
+    run: Path,
+    model: str | None,
+    adapter: str | None,
+    draw: tuple[int, float, int],
+    on: tuple[str, bool],
+    *,
+    as_json: bool,
 ) -> Any:
     if adapter not in (None, NO_ADAPTER):
         raise ConfigError(f"unknown adapter {adapter[:40]!r}", where="--adapter", hint="none, or leave it out")
@@ -77,7 +86,10 @@ def _asked(
     from qunlearn.model.generate import Sampling
 
     sampling, alone = Sampling(draw[0], draw[1], seed=draw[2]), adapter is not None
-    return open_asked(run, model=model, device=device, sampling=sampling, to_stdout=not as_json, base_only=alone)
+    device, trust = on
+    return open_asked(
+        run, model=model, device=device, sampling=sampling, to_stdout=not as_json, base_only=alone, trust=trust
+    )
 
 
 def add_ask(app: typer.Typer, guarded: Callable[..., Any]) -> None:

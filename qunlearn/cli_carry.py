@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from qunlearn.cli_ask import BaseModel, Device, Json, RunFolder
+from qunlearn.cli_ask import BaseModel, Device, Json, RunFolder, Trust
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in that folder.")]
@@ -39,6 +39,7 @@ def merge(
     ] = None,
     measure: Measure = True,
     device: Device = "auto",
+    trust: Trust = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -47,8 +48,10 @@ def merge(
     from qunlearn.console import emit_json
     from qunlearn.merge.ahead import read_ahead
 
-    options = MergeOptions(base, model, bad, overwrite, measure, gates(gate, measure))
+    options = MergeOptions(base, model, bad, overwrite, measure, gates(gate, measure), trust)
     request = check_merge(runs, output, options)
+    if gate is not None:
+        request.check_gate()
     read_ahead(request.model.folder)
     from qunlearn.merge.command import merge as merge_runs
 
@@ -86,25 +89,30 @@ def export(
     bad: BadFile = None,
     measure: Measure = True,
     device: Device = "auto",
+    trust: Trust = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Write what others load: the adapter alone, or a merged model, in 16 bits or quantised."""
     from qunlearn.carry import MergeOptions, check_export, check_merge, export_adapter, export_adapter_gguf, gates
     from qunlearn.console import emit_json
+    from qunlearn.flags import check_unused
 
     check_export(format, quant, llama_cpp)
     if format in ("peft", "gguf-lora"):
+        merging = {"--base": base != "original", "--bad": bad is not None, "--no-measure": not measure}
+        loading = {"--model": model is not None, "--trust-remote-code": trust} if format == "peft" else {}
+        check_unused(f"--format {format}", {**merging, "--device": device != "auto", **loading})
         if format == "peft":
             files = export_adapter(run, output, overwrite=overwrite)
         else:
-            files = export_adapter_gguf(run, output, model, llama_cpp, overwrite=overwrite)
+            files = export_adapter_gguf(run, output, model, llama_cpp, overwrite=overwrite, trust=trust)
         if json:
             emit_json({"status": "done", "output": str(output), "files": files})
         return
     plain = format == "merged" and quant is None
     forms = gates(None, measure) if plain else ()  # what is written quantised is measured as it is
-    request = check_merge([run], output, MergeOptions(base, model, bad, overwrite, measure, forms))
+    request = check_merge([run], output, MergeOptions(base, model, bad, overwrite, measure, forms, trust))
     if format == "gguf":
         from qunlearn.merge.gguf import model_tools
 

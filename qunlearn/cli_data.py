@@ -11,6 +11,7 @@ import typer
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 Json = Annotated[bool, typer.Option("--json", help="One machine-readable result on stdout.")]
 Text = Optional[str]  # noqa: UP045 - typer reads the annotation at run time, on Python 3.10 too
+Words = Optional[int]  # noqa: UP045
 
 
 def add_data(app: typer.Typer, guarded: Guard) -> None:
@@ -40,8 +41,8 @@ def import_(
     limit: Annotated[Optional[int], typer.Option(help="At most so many rows.", min=1)] = None,  # noqa: UP045
     subset: Annotated[Text, typer.Option(help="Of a data set on the hub.")] = None,
     part: Annotated[Text, typer.Option(help="Of a data set on the hub, such as validation; default: train.")] = None,
-    prompt_words: Annotated[int, typer.Option(help="text: words of a prompt.", min=1)] = 30,
-    answer_words: Annotated[int, typer.Option(help="text: words of its continuation.", min=1)] = 50,
+    prompt_words: Annotated[Words, typer.Option(help="text: words of a prompt; default: 30.", min=1)] = None,
+    answer_words: Annotated[Words, typer.Option(help="text: words of its continuation; default: 50.", min=1)] = None,
     ask: Annotated[str, typer.Option(help="text: a question around the prompt, with {text} in it.")] = "",
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave rows out that are not of the format, and count them.")
@@ -52,9 +53,15 @@ def import_(
     """Turn a published data set into JSONL, row by row, and say what was dropped and why."""
     from qunlearn.console import emit_json, stage
     from qunlearn.data.books import Windows
-    from qunlearn.data.importers import Source, Wanted, import_data, parse_shares, show_imported
+    from qunlearn.data.importers import HUB, TEXT, Source, Wanted, import_data, parse_shares, show_imported
+    from qunlearn.flags import check_unused
 
-    cut = Windows(prompt_words, answer_words, ask)
+    if format != TEXT:
+        words = {"--prompt-words": prompt_words is not None, "--answer-words": answer_words is not None}
+        check_unused(f"the format {format}", {**words, "--ask": bool(ask)})
+    if not source.startswith(HUB):
+        check_unused("a file", {"--subset": subset is not None, "--part": part is not None})
+    cut = Windows(prompt_words or 30, answer_words or 50, ask)
     wanted = Wanted(side, limit, parse_shares(split), seed, skip_broken, cut, overwrite)
     with stage(f"importing {source}"):
         done = import_data(format, Source(source, subset, part), output, wanted)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from qunlearn.cli_ask import NO_ADAPTER, BaseModel, Device, Json
+from qunlearn.cli_ask import NO_ADAPTER, BaseModel, Device, Json, Trust
 
 File = Optional[str]  # noqa: UP045 - a path, or sandbox:KIND/SPLIT
 
@@ -37,6 +37,7 @@ def evaluate(
     quant: Annotated[Optional[str], typer.Option(help="nf4|fp4|int8|none; default: as the run.")] = None,  # noqa: UP045
     template: Annotated[Optional[str], typer.Option(help="As for forget; default: as the run.")] = None,  # noqa: UP045
     device: Device = "auto",
+    trust: Trust = False,
     rows: Annotated[int, typer.Option(help="At most so many rows of each file.", min=1)] = 1000,
     output: Annotated[
         Optional[Path],  # noqa: UP045
@@ -47,8 +48,17 @@ def evaluate(
 ) -> None:
     """Measure a model before and after: what should be gone, its neighbours, everything else."""
     from qunlearn.console import emit_json
-    from qunlearn.evaluate.request import EvalRequest, Wish, base_alone, find_target, is_adapter_folder, split_files
+    from qunlearn.evaluate.request import (
+        EvalRequest,
+        Wish,
+        base_alone,
+        check_quant,
+        find_target,
+        is_adapter_folder,
+        split_files,
+    )
 
+    check_quant(quant)
     named = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
     files = split_files(data, named)
     if adapter is not None and str(adapter) == NO_ADAPTER:
@@ -60,7 +70,7 @@ def evaluate(
             run, model = find_target(target, None, model)
     else:
         run, model = find_target(target, adapter, model)
-    wish = Wish(suite, reference_model, harm_classifier, reward_model, output)
+    wish = Wish(suite, reference_model, harm_classifier, reward_model, output, trust)
     request = EvalRequest.check(run, model, files, template=template, wish=wish)
     from qunlearn.evaluate.command import evaluate as evaluate_files
 
@@ -92,6 +102,7 @@ def report(
     include_samples: Annotated[
         bool, typer.Option("--include-samples", help="With the texts of the rows, those to forget among them.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is no report of ours.")] = False,
     json: Json = False,
 ) -> None:
     """Write one HTML file that says what the run did: verdict, pictures, tables, limits."""
@@ -100,7 +111,7 @@ def report(
     from qunlearn.run import REPORT
 
     path = output or run / REPORT
-    size = write_report(run, path, include_samples=include_samples)
+    size = write_report(run, path, include_samples=include_samples, overwrite=overwrite)
     say(f"{path}: {size / 2**10:.0f} KiB, for any browser, no network needed")
     if json:
         emit_json({"status": "done", "report": str(path), "bytes": size, "samples": include_samples})

@@ -87,7 +87,7 @@ def run(
     from qunlearn.recipe.book import read
     from qunlearn.recipe.command import default_folder, raise_if_missed
     from qunlearn.recipe.command import run as run_recipe
-    from qunlearn.recipe.fetch import Given
+    from qunlearn.recipe.fetch import Given, named
     from qunlearn.recipe.stages import Order
 
     recipe = read(name)
@@ -100,7 +100,8 @@ def run(
         raise ConfigError(f"unknown base {base!r}", where="--base", hint=f"one of {', '.join(BASES)}")
     fields = FieldNames(config.data.prompt_field, config.data.completion_field)
     given = Given(bad, normal, paraphrase, holdout, test_share, config.train.seed, fields)
-    folder = output or default_folder(recipe.name, config.model.name)
+    given = named(given, recipe, config)
+    folder = output or Path(config.output.folder or default_folder(recipe.name, config.model.name))
     result = run_recipe(Order(recipe, config, folder, given, rows, base), to_stdout=not json)
     if json:
         emit_json(result)

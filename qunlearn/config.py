@@ -311,8 +311,8 @@ class TrainConfig:
     )
     reference: str = _setting(
         "auto",
-        "Where the untouched model's states come from: computed live, or cached once on disk; auto: cached where rows "
-        "of a --normal file are gone through more than once.",
+        "Where the untouched model's states come from: computed live, or cached once on disk (in QUNLEARN_CACHE, else "
+        "~/.cache); auto: cached where rows of a --normal file are gone through more than once.",
         flag="--reference",
         choices=("auto", "live", "cached"),
     )

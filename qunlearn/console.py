@@ -11,11 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qunlearn.signals import raise_if_asked
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
 _consoles: dict[str, Any] = {}
+documents: list[None] = []  # one for each JSON document that the running command has printed
 
 
 def err() -> Console:
@@ -59,8 +62,22 @@ def warn(text: str) -> None:
 
 def emit_json(value: Any) -> None:
     """The one machine-readable result on stdout."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    sys.stdout.write(text + "\n")
+    documents.append(None)
+    emit_json_line(value, indent=2)
+
+
+def emit_json_line(value: Any, indent: int | None = None) -> None:
+    """One of several results on stdout, each on a line of its own."""
+
+    def text(ascii_only: bool) -> str:
+        return json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=str)
+
+    try:
+        made = text(False)
+        made.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # escaped, nothing is lost where the stream cannot say a character
+        made = text(True)
+    sys.stdout.write(made + "\n")
     sys.stdout.flush()
 
 
@@ -91,7 +108,7 @@ def facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(f"  {name}", Text(clean(value)))
+        table.add_row(Text(f"  {clean(name)}"), Text(clean(value)))
     err().print(table)
 
 
@@ -107,9 +124,11 @@ def table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], 
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(
+        title=Text(clean(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for column in columns:
-        made.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+        made.add_column(Text(clean(column.title)), justify="right" if column.right else "left", overflow="fold")
     for row in rows:
         made.add_row(*[Text(clean(cell)) for cell in row])
     (out() if to_stdout else err()).print(made)
@@ -129,13 +148,15 @@ class Meter:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
             )
-            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=err(), transient=True)
-            self._task = self._bar.add_task(self.what, total=self.total, note="")
+            self._bar = Progress(
+                *columns, TextColumn("{task.fields[note]}", markup=False), console=err(), transient=True
+            )
+            self._task = self._bar.add_task(clean(self.what), total=self.total, note="")
             self._bar.start()
         return self
 
@@ -148,7 +169,7 @@ class Meter:
         """Show that `done` of the total is done; off a terminal a line every few seconds."""
         if self._bar is not None and self._task is not None:
             with contextlib.suppress(OSError):
-                self._bar.update(self._task, completed=done, note=note)
+                self._bar.update(self._task, completed=done, note=clean(note))
             return
         now = time.monotonic()
         if now - self._last >= self.every_s or done == self.total:
@@ -161,8 +182,11 @@ class Meter:
 def stage(what: str) -> Iterator[None]:
     """Say what is being done while it is done; on a terminal the line goes away."""
     if err().is_terminal:
-        with err().status(what):
+        from rich.text import Text
+
+        with err().status(Text(clean(what))):
             yield
     else:
         say(f"{what} …")
         yield
+    raise_if_asked()

@@ -91,8 +91,12 @@ def _memory() -> Finding:
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path()).free
-    with tempfile.TemporaryFile(dir=".") as file:
-        file.write(b"0")
+    try:
+        with tempfile.TemporaryFile(dir=".") as file:
+            file.write(b"0")
+    except OSError as error:
+        text = f"this folder cannot be written: {error.strerror}"
+        return Finding("disk", NOTE, text, "runs need an --output that can be written")
     if free < _LITTLE_DISK_BYTES:
         return Finding("disk", NOTE, f"{free / 2**20:.0f} MiB free here", "checkpoints and merges may not fit")
     return Finding("disk", OK, f"{free / 2**30:.1f} GiB free here, and it can be written")

@@ -86,7 +86,8 @@ def say_farewell(plan: Plan, record: Mapping[str, Any], outcome: Outcome) -> Non
         say(_advice(plan.config, outcome), style="bold")
         return
     say(f"run folder: {plan.output}")
-    say(f"next: qunlearn merge {plan.output} -o {plan.output}-merged", style="bold")
+    trusted = " --trust-remote-code" if plan.config.model.trust_remote_code else ""
+    say(f"next: qunlearn merge {plan.output} -o {plan.output}-merged{trusted}", style="bold")
 
 
 def _advice(config: Config, outcome: Outcome) -> str:

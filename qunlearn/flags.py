@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from qunlearn.config import SETTINGS, Config, Setting
+from qunlearn.errors import ConfigError
 from qunlearn.overlay import parse_set, read_config_file, resolve
 
 
@@ -30,6 +31,13 @@ def configured(options: dict[str, Any], *, resume: bool = False) -> Config:
         overlays.append((str(recipe), read_config_file(recipe)))
     overlays += [("--set", parse_set(assignments or [])), ("command line", flags)]
     return resolve(*overlays)
+
+
+def check_unused(by: str, given: Mapping[str, bool]) -> None:
+    """Refuse flags that were given and would do nothing. Raises ConfigError."""
+    unused = [flag for flag, was_given in given.items() if was_given]
+    if unused:
+        raise ConfigError(f"of no use with {by}", where=", ".join(unused), hint="leave it out")
 
 
 def _name(key: str) -> str:

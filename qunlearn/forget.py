@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qunlearn.checkpoint import Checkpoints
+from qunlearn.checkpoint import Checkpoints, Snapshot
 from qunlearn.config import Config
 from qunlearn.console import Meter, say, stage, warn
 from qunlearn.data.roles import NO_MISMATCH, Mismatcher, make_mismatcher, sampled
@@ -32,7 +32,7 @@ from qunlearn.model.folder import fingerprint
 from qunlearn.model.load import load_base, load_spec, load_tokenizer
 from qunlearn.model.memory import CONTEXT_BYTES
 from qunlearn.model.policy import Policy
-from qunlearn.model.reference import Cached, Live, Reference, cache_path
+from qunlearn.model.reference import Cached, Live, Reference, cache_path, prune
 from qunlearn.normal import Normal, normal_rows
 from qunlearn.objectives.table import INSTEAD, OBJECTIVES, RETAIN, TAUGHT, terms_of
 from qunlearn.overlay import to_yaml
@@ -145,7 +145,7 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
     record["after"] = summaries(after) if after else None
     record["verdicts"] = verdicts(after[FORGET]) if after else None
     record["training"]["total_seconds"] = round(time.monotonic() - started, 2)
-    with work.placed(plan.output) as folder:
+    with work.placed(plan.place) as folder:
         write_private(folder / CONFIG, to_yaml(config))
         write_run(folder, policy, plan, record)
     if after:
@@ -208,7 +208,7 @@ def _weighed(
 
 
 def _reference(plan: Plan, policy: Policy, roles: Roles) -> Reference:
-    """Live, or cached and filled. Raises OutputError when a cache that was asked for does not fit the disk."""
+    """Live, or cached and filled. Raises OutputError when a cache that was asked for cannot be written."""
     c, live = plan.config.train, Live(policy, plan.config.train.max_tokens, plan.config.train.pack)
     reused = c.most_steps * c.normal_batch_size > _WORTH_CACHING * len(roles.retain)
     if c.reference == "live" or (c.reference == "auto" and not (plan.normal and reused)):
@@ -216,19 +216,25 @@ def _reference(plan: Plan, policy: Policy, roles: Roles) -> Reference:
     examples = [*roles.retain, *sampled(roles.held_back, plan.config.stop.probe_rows, c.seed)]
     if any(term.reference and term.role in ("forget", "pair") for term in terms_of(plan.config.objective)):
         examples += [*roles.forget, *(e for others in roles.alternatives for e in others)]
-    path = cache_path(policy, fingerprint(plan.model.folder), examples, c.max_tokens)
-    cached = Cached(path, live, examples)
     try:
-        cached.check_disk()
+        path = cache_path(policy, fingerprint(plan.model.folder), examples, c.max_tokens)
+        return _filled(Cached(path, live, examples))
     except OutputError as error:
         if c.reference == "cached":
             raise
         warn(f"{error}: the reference stays live")
         return live
-    say(f"reference cache: {cached.size_bytes / 2**20:.0f} MiB for {cached.tokens} tokens in {path}")
+
+
+def _filled(cached: Cached) -> Cached:
+    """The same, with everything in its file; files that no run has used for long make room. Raises OutputError."""
+    cached.check_disk()
+    say(f"reference cache: {cached.size_bytes / 2**20:.0f} MiB for {cached.tokens} tokens in {cached.path}")
     with Meter("reference", cached.tokens) as meter:
         computed = cached.fill(lambda done, _: meter.at(done, "tokens"))
     say(f"reference cache: {computed} tokens computed, {cached.tokens - computed} were there")
+    if gone := prune(cached.path):
+        say(f"reference cache: {gone / 2**20:.0f} MiB of earlier runs were removed")
     return cached
 
 
@@ -264,10 +270,20 @@ def _train(
     policy: Policy, roles: Roles, reference: Reference, config: Config, work: Unfinished, watch: Watch
 ) -> Outcome:
     c = config.train
+    trained = Checkpoints(work.trained)
+    if (found := trained.latest()) is not None:  # stopped while it was measured
+        outcome = Outcome.of(found)
+        policy.load_adapter_state(outcome.state)
+        policy.model.eval()
+        return outcome
     metrics = _Metrics(work.metrics)
     with metrics.file, Meter("step", c.most_steps) as meter, stop_signals() as stopping:
         kept = Checkpoints(work.checkpoints, c.save_every, c.keep_checkpoints, stopping, {"metrics": metrics})
-        return train(policy, roles, reference, config, lambda event: _on_step(event, metrics, meter, watch), kept)
+        outcome = train(policy, roles, reference, config, lambda event: _on_step(event, metrics, meter, watch), kept)
+    if not outcome.interrupted and not outcome.failed:  # measuring takes its time, and must not cost the training
+        best = {f"best.{name}": tensor for name, tensor in outcome.state.items()}
+        trained.save(outcome.steps, Snapshot(best, {"outcome": outcome.values()}))
+    return outcome
 
 
 def _on_step(event: Mapping[str, Any], metrics: _Metrics, meter: Meter, watch: Watch) -> None:

@@ -17,10 +17,12 @@ from typing import Any
 
 from qunlearn.console import say
 from qunlearn.errors import ModelError, OutputError
+from qunlearn.jsonfile import read_object
 from qunlearn.lock import locked
-from qunlearn.run import output_error, put_in_place, write_json
+from qunlearn.output import CONTENTS, MARK, Place, put_in_place, staging_folder, write_mark
+from qunlearn.run import output_error, write_json
 
-JOURNAL = "qunlearn.json"  # stays in the finished folder: what it was made from, and the hash of each large file
+JOURNAL = MARK  # stays in the finished folder: what it was made from, and the hash of each large file
 PART = ".part"
 
 
@@ -44,6 +46,11 @@ class Journal:
         write_json(temporary, {**self.identity, "files": dict(sorted(self.files.items()))})
         sync(temporary)
         temporary.replace(path)
+
+    def close(self) -> None:
+        """Everything is written: say so, with the names of all files."""
+        write_mark(self.folder, {**self.identity, "files": dict(sorted(self.files.items()))})
+        sync(self.folder / JOURNAL)
 
     def recover(self, found: Mapping[str, Any]) -> None:
         """Keep the files whose bytes are still those that were written down; drop everything else in the folder."""
@@ -74,11 +81,6 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def staging_folder(folder: Path) -> Path:
-    """Where the work for a folder is kept until it is whole."""
-    return folder.absolute().parent / f".{folder.name}.unfinished"
-
-
 def kept_bytes(folder: Path) -> int:
     """What an earlier, unfinished attempt at a folder has on the disk."""
     stage = staging_folder(folder)
@@ -86,22 +88,24 @@ def kept_bytes(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def resumable(folder: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
+def resumable(place: Place, identity: Mapping[str, Any]) -> Iterator[Journal]:
     """A staging folder that takes its place when the block ends well, and is found again when it did not end at all.
 
     Work of another identity that was left there is removed; work that is going on there now is not. After a full
     disk or Ctrl-C what is finished stays; after a ModelError, which would only come again, nothing does.
     Raises OutputError.
     """
+    folder = place.folder
     stage = staging_folder(folder)
     try:
         with contextlib.ExitStack() as stack:
-            journal = _open(stage, folder, identity, stack)
+            journal = _open(stage, place, identity, stack)
             try:
                 journal.save()
                 yield journal
+                journal.close()
                 sync(stage)
-                put_in_place(stage, folder)
+                put_in_place(stage, place)
             except ModelError:
                 shutil.rmtree(stage, ignore_errors=True)
                 raise
@@ -122,14 +126,26 @@ def held(stage: Path, output: Path) -> Iterator[None]:
         yield
 
 
-def _open(stage: Path, folder: Path, identity: Mapping[str, Any], stack: contextlib.ExitStack) -> Journal:
-    stack.enter_context(held(stage, folder))
+def check_again(stage: Path, place: Place) -> None:
+    """Ask once more, with the lock: another process may have put something there while this one planned."""
+    try:
+        place.check(0)
+    except OutputError:
+        with contextlib.suppress(OSError):
+            stage.rmdir()  # where nothing is in it yet
+        raise
+
+
+def _open(stage: Path, place: Place, identity: Mapping[str, Any], stack: contextlib.ExitStack) -> Journal:
+    stack.enter_context(held(stage, place.folder))
+    check_again(stage, place)
     journal = Journal(stage, identity)
     found = _read(stage / JOURNAL)
     if found is None and {path.name for path in stage.iterdir()} - {JOURNAL + PART}:
         raise OutputError("is not a folder of ours", where=str(stage), hint="move it away")
     if found is not None:
-        same = {key: value for key, value in found.items() if key != "files"} == json.loads(json.dumps(identity))
+        then = {key: value for key, value in found.items() if key not in ("files", CONTENTS)}
+        same = then == json.loads(json.dumps(identity))
         if not same:
             say(f"an unfinished folder of another merge is removed: {stage}")
         journal.recover(found if same else {})
@@ -151,10 +167,9 @@ def _leave(stage: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_object(path, OutputError, shape={"files": {"*": dict}})
+    except OutputError:
         return None
-    return value if isinstance(value, dict) and "files" in value else None
 
 
 def sync(path: Path) -> None:

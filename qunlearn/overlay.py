@@ -12,7 +12,9 @@ from typing import Any
 
 from qunlearn.config import PRESETS, SETTINGS, Config, Setting
 from qunlearn.errors import ConfigError
+from qunlearn.jsonfile import read_text
 
+TRUST = "model.trust_remote_code"  # said on the command line, or by a caller; a file that came from elsewhere cannot
 RECIPE = "recipe"  # a file's section that is no setting of a run: what `qunlearn recipe` does with it
 _MAX_RECIPE_BYTES = 1 << 20
 
@@ -119,9 +121,7 @@ def read_yaml(path: Path) -> Any:
     import yaml
 
     try:
-        if path.stat().st_size > _MAX_RECIPE_BYTES:
-            raise ConfigError("is too long for a recipe", where=str(path))
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        return yaml.safe_load(read_text(path, _MAX_RECIPE_BYTES, pipes=True))
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError:
@@ -140,7 +140,7 @@ def read_yaml(path: Path) -> Any:
 def read_config_file(path: Path) -> dict[str, Any]:
     """A YAML recipe or a run's config.yaml as an overlay. Relative data paths are kept as they stand.
 
-    Raises ConfigError with the file and line.
+    Trust in a model's code is left out: who is given a file has not given that. Raises ConfigError with file and line.
     """
     raw = read_yaml(path)
     if raw is None:
@@ -151,14 +151,18 @@ def read_config_file(path: Path) -> dict[str, Any]:
     out: dict[str, Any] = {}
     problems: list[str] = []
     for section, leaves in raw.items() if isinstance(raw, dict) else [(None, None)]:
+        if section in sections and leaves is None:  # all of it commented out
+            continue
         if section in sections and isinstance(leaves, dict):
             out.update({f"{section}.{name}": value for name, value in leaves.items()})
         else:
             close = difflib.get_close_matches(str(section), sections, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; sections are {', '.join(sorted(sections))}"
-            problems.append(f"unknown section {str(section)[:40]!r}{hint}")
+            what = f"section {str(section)[:40]!r} does not hold settings by name"
+            problems.append(what if section in sections else f"unknown section {str(section)[:40]!r}{hint}")
     if problems:
         raise ConfigError("\n  ".join(problems), where=str(path))
+    out.pop(TRUST, None)
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from qunlearn.data.records import Dataset, FieldNames, check_overlap, read_datas
 from qunlearn.errors import AdapterError, ConfigError, ModelError
 from qunlearn.model.folder import FolderFacts, fingerprint, preflight_folder
 from qunlearn.model.source import ModelSource, go_offline, local_snapshot, resolve_model
-from qunlearn.run import RECORD, Run, check_output, check_replaceable, default_folder
+from qunlearn.model_settings import check_model_settings
+from qunlearn.output import Place, default_folder, real
+from qunlearn.run import FINISHED, RECORD, Run, status_of_run
 from qunlearn.sandbox import KINDS, data_file
 
 
@@ -38,6 +41,18 @@ class Plan:
     holdout: Dataset | None = None
     instead: Dataset | None = None
 
+    @property
+    def place(self) -> Place:
+        """The output with what it may replace, as things are now."""
+        data = [Path(found.path) for found in (self.bad, self.normal, self.holdout, self.instead) if found]
+        return _place(self.config, self.output, self.resume, [*data, self.model.folder])
+
+
+def _place(config: Config, output: Path, resume: bool, inputs: Sequence[Path]) -> Place:
+    # What --resume finds in the folder is a run that was interrupted, to be replaced.
+    overwrite = config.output.overwrite or (resume and (output / RECORD).is_file())
+    return Place(output, RECORD, overwrite, tuple(inputs))
+
 
 def make_plan(config: Config, *, resume: bool = False) -> Plan:
     """Read the data, find the output, fetch and check the model, cheapest first. Raises QunlearnErrors."""
@@ -58,13 +73,14 @@ def make_plan(config: Config, *, resume: bool = False) -> Plan:
     instead = _read_instead(config.objective.instead, fields)
     source = resolve_model(config.model.name, config.model.revision)
     output = Path(out.folder) if out.folder else default_folder(config.model.name, data.bad)
-    # What --resume finds in the folder is a run that was interrupted, to be replaced, or one that is finished.
-    check_output(output, overwrite=out.overwrite or (resume and (output / RECORD).is_file()))
-    if out.overwrite or resume:
-        check_replaceable(output)
-    return Plan(
-        config, check_model(source, config.model.trust_remote_code), bad, normal, output, resume, holdout, instead
-    )
+    real(output)
+    if not (resume and status_of_run(output) in FINISHED):  # such a one is left as it is
+        read = [Path(found.path) for found in (bad, normal, holdout, instead) if found]
+        local = [Path(source.location)] if source.kind != "hub" else []
+        _place(config, output, resume, [*read, *local]).check()
+    model = check_model(source, config.model.trust_remote_code)
+    check_model_settings(config, model.facts)
+    return Plan(config, model, bad, normal, output, resume, holdout, instead)
 
 
 def _read_instead(asked: str, fields: FieldNames) -> Dataset | None:
@@ -104,20 +120,26 @@ def check_model(source: ModelSource, trust_remote_code: bool = False) -> Checked
     return CheckedModel(source, folder, facts)
 
 
-def check_run_model(run: Run, asked: str | None) -> CheckedModel:
-    """The base of a run or adapter, from its record or as asked. Raises AdapterError for another base."""
+def check_run_model(run: Run, asked: str | None, *, trust: bool = False) -> CheckedModel:
+    """The base of a run or adapter, from its record or as asked. Raises AdapterError for another base.
+
+    trust: whether Python code that the base brings may run.
+    """
     name = asked or run.base
     where = str(run.adapter)
     if not name:
         raise AdapterError("does not say which base it belongs to", where=where, hint="give --model")
     trained_on = run.record.get("model", {})
-    revision = None if asked else trained_on.get("revision") or run.adapter_config.get("revision")
+    named = trained_on.get("commit") or trained_on.get("revision") or run.adapter_config.get("revision")
+    revision = None if asked else named
     try:
-        model = check_model(resolve_model(name, revision))
+        model = check_model(resolve_model(name, revision), trust)
     except ModelError as error:
         if asked:
             raise
-        raise ModelError(f"the run's base: {error}", hint="give --model if it has moved") from error
+        moved = "give --model if it has moved"
+        hint = error.hint if error.hint and (Path(name) / "config.json").is_file() else moved
+        raise ModelError(f"the run's base: {error}", hint=hint) from error
     known = trained_on.get("fingerprint")
     # The 16-bit original of a quantised checkpoint is another model by its bytes; its tensors are compared later.
     if known and "checkpoint" not in trained_on.get("quantization", "") and fingerprint(model.folder) != known:

@@ -13,7 +13,7 @@ from qunlearn.card import model_card
 from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Template
 from qunlearn.model.device import describe_device, peak_memory_bytes
-from qunlearn.model.folder import fingerprint
+from qunlearn.model.folder import commit_of, fingerprint
 from qunlearn.model.policy import Policy, save_adapter
 from qunlearn.plan import Plan
 from qunlearn.run import ADAPTER, RECORD, write_json, write_private
@@ -34,6 +34,7 @@ def run_record(plan: Plan, template: Template, policy: Policy, outcome: Outcome,
             "asked": source.asked,
             "location": source.location,
             "revision": source.revision,
+            "commit": commit_of(plan.model.folder),
             "base_id": source.base_id,
             "kind": source.kind,
             "fingerprint": fingerprint(plan.model.folder),

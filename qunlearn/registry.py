@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qunlearn.console import Column, table
+from qunlearn.console import Column, clean, out, table
 from qunlearn.errors import AdapterError, ConfigError
-from qunlearn.journal import staging_folder
+from qunlearn.output import INSIDE, staging_folder
 from qunlearn.run import ADAPTER, RECORD, read_object
 
 _DEPTH = 3  # folders below the one that was named
-_HASH = 12
+_HASH, _NUMBERS = 12, 16  # characters of a hash that are shown, and of the columns with numbers
 
 
 def find_runs(folder: Path) -> list[dict[str, Any]]:
@@ -22,7 +22,7 @@ def find_runs(folder: Path) -> list[dict[str, Any]]:
     if not folder.is_dir():
         raise ConfigError("no such folder", where=str(folder), hint="give the folder that holds the runs")
     rows: list[dict[str, Any] | None] = [_finished(path) for path in _records(folder)]
-    rows += [_unfinished(path) for path in _walk(folder) if path.name.endswith(".unfinished")]
+    rows += [_unfinished(path) for path in _walk(folder) if path.name.endswith(INSIDE)]
     return sorted((row for row in rows if row), key=lambda row: (row["when"], row["run"]))
 
 
@@ -40,9 +40,17 @@ def _walk(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
 
 def _records(folder: Path) -> Iterator[Path]:
     for path in _walk(folder):
-        inside = any(part.endswith(".unfinished") for part in path.relative_to(folder).parts)
-        if not inside and (path / RECORD).is_file():
+        inside = any(part.endswith(INSIDE) for part in path.relative_to(folder).parts)
+        if not inside and _is_file(path / RECORD):
             yield path
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there that can be seen: one closed folder does not hide the others."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _finished(folder: Path) -> dict[str, Any]:
@@ -64,15 +72,16 @@ def _finished(folder: Path) -> dict[str, Any]:
         "step": best.get("step"),
         "verdicts": record.get("verdicts") if isinstance(record.get("verdicts"), dict) else None,
     }
-    row["adapter"] = (folder / ADAPTER / "adapter_model.safetensors").is_file()
+    row["adapter"] = _is_file(folder / ADAPTER / "adapter_model.safetensors")
     return row
 
 
 def _unfinished(stage: Path) -> dict[str, Any] | None:
     """A run that was stopped and is not over; merges keep their work in such folders too and are not listed."""
-    output = stage.with_name(stage.name.removeprefix(".").removesuffix(".unfinished"))
+    beside = stage.with_name(stage.name.removeprefix(".").removesuffix(INSIDE))
+    output = stage.parent if stage.name == INSIDE else beside
     path = stage / "unfinished.json"
-    if not path.is_file() or staging_folder(output).name != stage.name:
+    if not _is_file(path) or staging_folder(output).name != stage.name:
         return None
     row = _row(output, _date(path.stat().st_mtime), "unfinished")
     try:
@@ -128,7 +137,19 @@ def show_runs(rows: list[dict[str, Any]]) -> None:
         ]
         for row in rows
     ]
-    table(f"{len(rows)} runs", columns, cells, to_stdout=True)
+    console = out()
+    needed = sum(
+        max(map(len, column)) + 2 for column in zip(titles, *(row[: len(titles)] for row in cells), strict=True)
+    )
+    if not console.is_terminal or needed + _NUMBERS <= console.width:
+        table(f"{len(rows)} runs", columns, cells, to_stdout=True)
+        return
+    # Folded over several lines a path can be neither read nor copied.
+    console.print(f"{len(rows)} runs", style="bold", markup=False)
+    for row in cells:
+        told = (f"{column.title} {value}" for column, value in zip(columns[1:], row[1:], strict=True) if value)
+        console.print(clean(row[0]), soft_wrap=True, markup=False)
+        console.print(clean(f"  {'; '.join(told)}"), markup=False)
 
 
 def _shown(value: float | None) -> str:

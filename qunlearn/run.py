@@ -1,4 +1,4 @@
-"""The run folder: refused, staged, filled and put in place whole; and read again by later commands."""
+"""The run folder: what is in it, how its files are written, and how later commands read them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import contextlib
 import errno
 import json
 import os
-import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.errors import AdapterError, OutputError
+from qunlearn import jsonfile
+from qunlearn.errors import AdapterError, OutputError, QunlearnError
 
 ADAPTER, CONFIG, RECORD, METRICS, NORMAL = (
     "adapter",
@@ -24,67 +23,9 @@ ADAPTER, CONFIG, RECORD, METRICS, NORMAL = (
     "normal.jsonl",
 )
 EVAL, EVAL_CACHE, REPORT = "eval.json", "eval-cache", "report.html"  # what later commands add
-_OURS = {ADAPTER, CONFIG, RECORD, METRICS, NORMAL, EVAL, EVAL_CACHE, REPORT}
-_NEEDED_BYTES = 64 << 20
 
 
-def default_folder(model: str, bad: str) -> Path:
-    """runs/MODEL-BAD, in letters that every file system takes."""
-
-    def plain(text: str) -> str:
-        return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "x"
-
-    stem = Path(bad).name.split(".")[0]
-    return Path("runs") / f"{plain(Path(model).name)}-{plain(stem)}"
-
-
-def check_output(folder: Path, *, overwrite: bool, needed_bytes: int = _NEEDED_BYTES) -> None:
-    """Refuse, before any work, an output that cannot be written or would lose something. Raises OutputError."""
-    where = str(folder)
-    if folder.exists() or folder.is_symlink():
-        if not folder.is_dir():
-            raise OutputError("exists and is not a folder", where=where, hint="choose another --output")
-        content = {path.name for path in folder.iterdir()}
-        if content and not overwrite:
-            hint = "choose another --output, or --overwrite to replace it"
-            raise OutputError("the folder is not empty", where=where, hint=hint)
-    parent = folder.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError("cannot be written", where=str(parent), hint="check its permissions")
-    free = shutil.disk_usage(parent).free
-    if free < needed_bytes:
-        message = f"{needed_bytes / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free"
-        raise OutputError(f"the disk is full: {message}", where=str(parent), hint="free space")
-
-
-def check_replaceable(folder: Path) -> None:
-    """--overwrite replaces what a run left, nothing else. Raises OutputError."""
-    strange = sorted(p.name for p in folder.iterdir() if p.name not in _OURS) if folder.is_dir() else []
-    if strange:
-        hint = "move it away, or choose another --output"
-        message = f"--overwrite replaces only what a run left, but {strange[0]!r} is there too"
-        raise OutputError(message, where=str(folder), hint=hint)
-
-
-@contextlib.contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A private folder beside `folder` that takes its place when the block ends well, and goes when it does not.
-
-    So a folder of this name is always whole: the old one or the new one. Raises OutputError.
-    """
-    try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))  # mode 0700
-    except OSError as error:
-        raise output_error(error, folder) from error
-    try:
-        with named_write_errors(folder):
-            yield stage
-            put_in_place(stage, folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+FINISHED = ("done", "failed", "target not reached")
 
 
 @contextlib.contextmanager
@@ -101,20 +42,6 @@ def named_write_errors(folder: Path) -> Iterator[None]:
         raise
 
 
-def put_in_place(stage: Path, folder: Path) -> None:
-    """Rename a finished folder to its name; what had the name before goes only when that has worked."""
-    old = stage.with_name(stage.name + "-old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        stage.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def output_error(error: OSError, folder: Path) -> OutputError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     hint = "free space and try again" if full else "check the path and its permissions"
@@ -123,13 +50,34 @@ def output_error(error: OSError, folder: Path) -> OutputError:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a text only its owner can read: runs are made from sensitive data."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+    """Write a text only its owner can read: runs are made from sensitive data.
+
+    What is not Unicode (the bytes of a file name) is escaped, in the way that JSON reads back as the same name.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a private file whole or not at all; a link of this name is replaced, not followed. Raises OSError."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_private(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_private(path, json_text(value))
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Return a value as our JSON files have it."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 @dataclass(frozen=True)
@@ -149,9 +97,14 @@ class Run:
 
 def open_run(folder: Path) -> Run:
     """Read a run folder or an adapter folder. Raises AdapterError."""
-    adapter = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
-    config_path = adapter / "adapter_config.json"
-    if not config_path.is_file():
+    try:
+        adapter = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
+        config_path = adapter / "adapter_config.json"
+        there = config_path.is_file()
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+        raise AdapterError(message, where=str(folder)[:400], hint="check its permissions") from error
+    if not there:
         what = "no adapter in the folder" if folder.is_dir() else "no such folder"
         raise AdapterError(what, where=str(folder), hint="give the folder that `qunlearn forget` wrote")
     record_path = folder / RECORD
@@ -160,11 +113,27 @@ def open_run(folder: Path) -> Run:
     return Run(adapter, record, read_object(config_path))
 
 
+def status_of_run(folder: Path) -> object:
+    """Return what the record of a run folder says of its end; None where there is no record that can be read."""
+    path = folder / RECORD
+    try:
+        return read_object(path).get("status") if path.is_file() else None
+    except (QunlearnError, OSError):
+        return None
+
+
 _ABSENT = object()
 _RECORD_OBJECTS = ("model", "data", "training", "data.bad", "data.normal", "data.template", "before")
 _RECORD_FILES = ("data.bad.path", "data.bad.sha256", "data.normal.path", "data.normal.sha256")
 _TEMPLATE = {"name", "kind", "text", "why"}
-_RECORD_TEXTS = ("model.location", "model.revision", "model.asked", "model.fingerprint", "model.quantization")
+_RECORD_TEXTS = (
+    "model.location",
+    "model.revision",
+    "model.commit",
+    "model.asked",
+    "model.fingerprint",
+    "model.quantization",
+)
 
 
 def _check_record(record: Mapping[str, Any], path: Path) -> None:
@@ -182,12 +151,6 @@ def _check_record(record: Mapping[str, Any], path: Path) -> None:
         raise AdapterError("data.template is not a template", where=str(path), hint="was it edited?")
 
 
-def read_object(path: Path, hint: str = "was it edited or cut off?") -> dict[str, Any]:
+def read_object(path: Path, hint: str = jsonfile.EDITED) -> dict[str, Any]:
     """A JSON object of a run or an adapter. Raises AdapterError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"cannot be read: {error}", where=str(path), hint=hint) from error
-    if not isinstance(value, dict):
-        raise AdapterError("is not a JSON object", where=str(path))
-    return value
+    return jsonfile.read_object(path, AdapterError, hint=hint)

@@ -11,7 +11,34 @@ from types import FrameType
 from typing import Any
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a scheduler or a shutdown, a closed terminal
+_asked: list[int] = []
 _SAID = b"stopping after this step; once more to stop at once\n"
+
+
+def as_interrupts() -> None:
+    """Have every signal that asks to end raise KeyboardInterrupt, so that what Ctrl-C keeps is kept then too.
+
+    One that is ignored (nohup) stays ignored. Each is remembered: libraries lose an exception now and then.
+    """
+
+    def handle(number: int, _: FrameType | None) -> None:
+        _asked.append(number)
+        raise KeyboardInterrupt
+
+    for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, handle)
+
+
+def raise_if_asked() -> None:
+    """Raise KeyboardInterrupt for a signal whose own exception was lost on the way."""
+    if _asked:
+        raise KeyboardInterrupt
+
+
+def answered() -> None:
+    """Forget the signals so far: a person has stopped one answer, not the conversation."""
+    _asked.clear()
 
 
 @contextlib.contextmanager

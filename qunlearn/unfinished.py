@@ -7,6 +7,7 @@ It lives in a hidden folder beside the run folder it will become, which is locke
     normal.jsonl      the normal data the base made
     metrics.jsonl     the steps so far
     checkpoints/      the last few
+    trained/          what the loop ended with, while that is measured
     run/              the run folder, while it is being filled: it takes its place whole, or not at all
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,31 +24,34 @@ from typing import Any
 from qunlearn.config import INSTEAD, Config
 from qunlearn.console import say, warn
 from qunlearn.errors import OutputError, QunlearnError, ResumeError
-from qunlearn.journal import PART, sha256_of, staging_folder, sync
+from qunlearn.journal import PART, check_again, sha256_of, sync
 from qunlearn.lock import locked
 from qunlearn.model.folder import fingerprint
-from qunlearn.overlay import read_config_file, resolve, to_yaml
+from qunlearn.output import Place, put_back, put_in_place, staging_folder
+from qunlearn.overlay import TRUST, read_config_file, resolve, to_yaml
 from qunlearn.plan import Plan
 from qunlearn.run import (
     CONFIG,
+    FINISHED,
     METRICS,
     NORMAL,
     RECORD,
     named_write_errors,
     output_error,
-    put_in_place,
     read_object,
+    status_of_run,
     write_json,
     write_private,
 )
 
-IDENTITY, CHECKPOINTS, RESULT = "unfinished.json", "checkpoints", "run"
-_OURS = {IDENTITY, IDENTITY + PART, CONFIG, NORMAL, METRICS, CHECKPOINTS, RESULT, RESULT + "-old"}
+IDENTITY, CHECKPOINTS, TRAINED, RESULT = "unfinished.json", "checkpoints", "trained", "run"
+_OURS = {IDENTITY, IDENTITY + PART, CONFIG, NORMAL, METRICS, CHECKPOINTS, TRAINED, RESULT, RESULT + "-old"}
 _FORMAT = 1
 # What does not change the result, or is told by the hashes: a run may go on with other values of these.
 _FREE = {
     *("model.name", "model.revision", "model.vram", "data.bad", "data.normal", "output.folder", "output.overwrite"),
     *("data.holdout", "train.save_every", "train.keep_checkpoints", "train.checkpointing", "stop.eval_every"),
+    TRUST,
 }
 
 
@@ -62,6 +65,10 @@ class Unfinished:
     @property
     def checkpoints(self) -> Path:
         return self.stage / CHECKPOINTS
+
+    @property
+    def trained(self) -> Path:
+        return self.stage / TRAINED
 
     @property
     def metrics(self) -> Path:
@@ -89,10 +96,10 @@ class Unfinished:
         return True
 
     @contextlib.contextmanager
-    def placed(self, output: Path) -> Iterator[Path]:
+    def placed(self, place: Place) -> Iterator[Path]:
         """A folder that becomes the run folder when the block ends well. Raises OutputError."""
         result = self.stage / RESULT
-        with named_write_errors(output):
+        with named_write_errors(place.folder):
             shutil.rmtree(result, ignore_errors=True)
             result.mkdir(mode=0o700)
             try:
@@ -103,8 +110,8 @@ class Unfinished:
                         (result / name).chmod(0o600)
                 for path in (*result.rglob("*"), result):
                     sync(path)
-                put_in_place(result, output)
-                sync(output.absolute().parent)
+                put_in_place(result, place)
+                sync(place.folder.absolute().parent)
             finally:
                 shutil.rmtree(result, ignore_errors=True)
 
@@ -138,12 +145,12 @@ def unfinished(plan: Plan, config: Config, versions: Mapping[str, str]) -> Itera
 
 def _enter(stage: Path, plan: Plan, config: Config, versions: Mapping[str, str]) -> bool:
     """Make the folder ready; returns whether a run is gone on with."""
-    found, strange = _read(stage), {path.name for path in stage.iterdir()} - _OURS
+    # A link would have checkpoints written, and old ones removed, wherever it leads.
+    found, strange = _read(stage), {p.name for p in stage.iterdir() if p.name not in _OURS or p.is_symlink()}
     if strange or (found is None and any(stage.iterdir()) and not (stage / (IDENTITY + PART)).exists()):
         raise OutputError("is not a folder of ours", where=str(stage), hint="move it away")
-    old = stage / (RESULT + "-old")
-    if old.exists() and not plan.output.exists():  # killed between moving the old run away and the new one in
-        old.rename(plan.output)
+    put_back(stage / (RESULT + "-old"), plan.output)
+    check_again(stage, plan.place)
     now = identity(plan, config)
     if found is not None and plan.resume:
         check_same(found, now, stage)
@@ -153,8 +160,7 @@ def _enter(stage: Path, plan: Plan, config: Config, versions: Mapping[str, str])
         return True
     if plan.resume:
         say("there is no unfinished run to go on with: starting at the beginning")
-    kept = list((stage / CHECKPOINTS).glob("step-*")) if found else []
-    if kept and not plan.config.output.overwrite:
+    if found and _has_checkpoints(stage) and not plan.config.output.overwrite:
         hint = f"--resume goes on with it, --overwrite starts anew; or remove {stage}"
         raise OutputError("an unfinished run is there", where=str(plan.output), hint=hint)
     try:
@@ -170,10 +176,14 @@ def _enter(stage: Path, plan: Plan, config: Config, versions: Mapping[str, str])
 
 def _leave(stage: Path) -> None:
     """Keep what can be gone on with; there is nothing before the first checkpoint."""
-    if not list((stage / CHECKPOINTS).glob("step-????????")):
+    if not _has_checkpoints(stage):
         shutil.rmtree(stage, ignore_errors=True)
         return
     say(f"checkpoints are kept in {stage}: --resume goes on from there; remove it to give up")
+
+
+def _has_checkpoints(stage: Path) -> bool:
+    return any(any((stage / name).glob("step-????????")) for name in (CHECKPOINTS, TRAINED))
 
 
 def identity(plan: Plan, config: Config) -> dict[str, Any]:
@@ -234,15 +244,7 @@ def stored_settings(output: Path) -> dict[str, Any]:
 
 def is_interrupted(output: Path) -> bool:
     """Whether a run folder is what Ctrl-C left: whole, but of a run that may be gone on with."""
-    return _status(output) == "interrupted"
-
-
-def _status(output: Path) -> object:
-    path = output / RECORD
-    try:
-        return read_object(path).get("status") if path.is_file() else None
-    except QunlearnError:
-        return None
+    return status_of_run(output) == "interrupted"
 
 
 def finished_record(plan: Plan) -> dict[str, Any] | None:
@@ -250,7 +252,7 @@ def finished_record(plan: Plan) -> dict[str, Any] | None:
 
     Raises ResumeError when the finished run is another one.
     """
-    if not plan.resume or _status(plan.output) not in ("done", "failed", "target not reached"):
+    if not plan.resume or status_of_run(plan.output) not in FINISHED:
         return None
     record = read_object(plan.output / RECORD)
     then = identity(plan, resolve((CONFIG, read_config_file(plan.output / CONFIG))))
@@ -272,10 +274,10 @@ def finished_record(plan: Plan) -> dict[str, Any] | None:
 
 def _read(stage: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads((stage / IDENTITY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = read_object(stage / IDENTITY)
+    except QunlearnError:
         return None
-    return value if isinstance(value, dict) and isinstance(value.get("versions"), dict) else None
+    return value if isinstance(value.get("versions"), dict) else None
 
 
 def _write_identity(stage: Path, value: Mapping[str, Any]) -> None:

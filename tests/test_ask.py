@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from qunlearn.cli import app
-from qunlearn.errors import ModelError
+from qunlearn.errors import ConfigError, ModelError
 from qunlearn.evaluate import ask as module
 from qunlearn.evaluate.ask import Asked, chat
 from qunlearn.model.generate import Sampling
@@ -109,6 +109,17 @@ def test_at_a_terminal_a_fault_or_ctrl_c_ends_an_answer_not_the_talk(talk: Any, 
     assert "(stopped)" in talk_said and "no such words" in talk_said
     assert screen.getvalue().count("well") == 2
     assert not any(layer._disable_adapters for layer in asked.policy.layers)  # as it was, whatever ended the answer
+
+
+def test_beyond_the_models_positions_nothing_is_asked(talk: Any) -> None:
+    asked, _, _ = talk
+    most = module.positions(asked.base.model.config)
+    assert most == 512
+    with pytest.raises(ConfigError, match="the model takes 512"):
+        asked.answers("a b c " * 300)
+    prompt = tuple(range(most - 3))
+    assert asked._sampling(prompt).max_new_tokens == 3
+    assert asked._sampling(prompt[:100]).max_new_tokens == 8
 
 
 def test_elsewhere_a_fault_ends_it(talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:

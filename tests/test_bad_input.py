@@ -200,7 +200,10 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(work: Path, monkeypatc
 
     monkeypatch.setattr(record_module, "save_adapter", full)
     normal = data_file("hallucination", "retain")
-    refused(forget(work, "--normal", normal, "--steps", 1), 9, "disk is full")
+    args = ("--model", "sandbox", "--bad", work / "bad.jsonl", "--normal", normal, "--steps", 1, "--device", "cpu")
+    ran = call("forget", *args, "-o", work / "run")
+    refused(ran, 9, "disk is full")
+    assert not (work / "run").exists() and "--resume goes on" in ran.stderr  # what was trained is kept, aside
 
 
 # -- merge, export, eval -----------------------------------------------------------------------------------

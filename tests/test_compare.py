@@ -24,9 +24,12 @@ RNG = np.random.default_rng(3)
 def evaluation(values: list[float], keys: list[str], *, suite: str = "basic") -> dict[str, Any]:
     mean = float(np.mean(values))
     estimate = {"n": len(values), "mean": mean, "low": mean - 0.1, "high": mean + 0.1}
-    items = [{"key": k, "values": {"adapter": {"probability": v}}} for k, v in zip(keys, values, strict=True)]
+    texts: dict[str, Any] = {"prompt": "?", "answer": "!", "outputs": {}, "verdicts": {}}
+    items = [{"key": k, **texts, "values": {"adapter": {"probability": v}}} for k, v in zip(keys, values, strict=True)]
     return {
         "suite": suite,
+        "files": {"forget": {"path": "f.jsonl", "sha256": "0", "rows": len(values)}},
+        "conclusion": {"level": "measured", "sentences": []},
         "scores": {"base": {}, "adapter": {}},
         "measures": {"forget": {"probability": {"adapter": estimate}, "perplexity": {"adapter": estimate}}},
         "items": {"forget": items},
@@ -95,6 +98,9 @@ def test_compare_on_the_command_line(tmp_path: Path) -> None:
         ("other", (), 2, "no suite was run on all"),
         ("other", ("--suite", "basic"), 2, "was not run on"),
         ("damaged", (), 6, "cannot be read"),
+        ("list", (), 6, "suites.basic is not an object"),
+        ("number", (), 6, "measures.forget.probability.adapter is not an object"),
+        ("infinite", (), 6, "suites.basic.measures.forget.probability.adapter.n is not as it was written"),
     ],
 )
 def test_what_cannot_be_compared(
@@ -104,6 +110,16 @@ def test_what_cannot_be_compared(
     stored(tmp_path / "other", evaluation([0.1, 0.2], ["x", "y"], suite="muse"))
     stored(tmp_path / "damaged")
     (tmp_path / "damaged" / EVAL).write_text("{")
+    strange = {"suites": {"basic": evaluation([0.1, 0.2], ["x", "y"])}}
+    probability = strange["suites"]["basic"]["measures"]["forget"]["probability"]
+    for name, change in (
+        ("infinite", lambda: probability["adapter"].update(n=10**400)),
+        ("number", lambda: probability.update(adapter=3)),
+        ("list", lambda: strange["suites"].update(basic=[])),  # type: ignore[call-overload]
+    ):
+        change()
+        stored(tmp_path / name)
+        (tmp_path / name / EVAL).write_text(json.dumps(strange))
     folders = [a] if second is None else [a, tmp_path / second]
     ran = call("compare", *folders, *args)
     assert ran.code == code, ran.stderr

@@ -69,7 +69,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("train:\n  steps: 3\n bad", ":3: is not YAML"),
         ("trian:\n  steps: 3", "did you mean 'train'"),
         ("- 1", "unknown section"),
-        ("train: 3", "unknown section"),
+        ("train: 3", "section 'train' does not hold settings"),
     ],
 )
 def test_a_broken_recipe(tmp_path: Path, text: str, message: str) -> None:

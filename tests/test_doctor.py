@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
+import io
 import json
 import platform
 import shutil
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from conftest import call
+from rich.console import Console
 
-from qunlearn import doctor
+from qunlearn import doctor, registry
+from qunlearn.registry import find_runs
 from qunlearn.sandbox import data_file
 
 
@@ -47,6 +51,42 @@ def test_what_raises_is_a_finding_without_paths(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor, "_four_bit", fails)
     found = [f for f in doctor.examine() if f.state == doctor.BROKEN]
     assert [f.text for f in found] == ["OSError: cannot open (a path) at all"]
+
+
+def test_a_folder_that_cannot_be_written_is_no_broken_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", ".")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", closed)
+    found = doctor._looked("disk", doctor._disk)
+    assert (found.state, "cannot be written" in found.text) == (doctor.NOTE, True)
+
+
+def test_a_closed_folder_hides_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open", "closed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json").write_text("{}")
+    real = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if path.parent.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert [Path(row["run"]).name for row in find_runs(tmp_path)] == ["open"]
+    ran = call("ask", tmp_path / "closed", "Who?")
+    assert ran.code == 6 and "Permission denied" in ran.stderr
+
+
+def test_a_path_is_whole_on_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a-run-with-a-long-name-that-tells-what-it-was-for"
+    folder.mkdir()
+    (folder / "record.json").write_text("{}")
+    screen = io.StringIO()
+    monkeypatch.setattr(registry, "out", lambda: Console(file=screen, force_terminal=True, width=60, highlight=False))
+    registry.show_runs(find_runs(tmp_path))
+    assert str(folder) in screen.getvalue().splitlines()
 
 
 def test_the_list_of_runs(quick_run: Path, tmp_path: Path) -> None:

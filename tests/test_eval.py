@@ -134,6 +134,8 @@ def test_the_second_call_measures_nothing_and_says_the_same(run: Path, monkeypat
     again = call(*args)
     assert again.stdout == first.stdout
     assert loaded == []
+    assert "known from before: 20 of 20 measurements (--fresh" in again.stderr
+    assert "known from before" not in first.stderr
     monkeypatch.undo()
     measured: list[str] = []
     real = collect.token_stats
@@ -142,6 +144,7 @@ def test_the_second_call_measures_nothing_and_says_the_same(run: Path, monkeypat
     assert other.code == 0, other.stderr
     assert len(measured) == 2  # the new file under base and adapter; the general file is known
     fresh = call(*args, "--fresh")
+    assert "known from before" not in fresh.stderr
     assert len(measured) == 2 + 2 * 5
     assert fresh.json["measures"] == first.json["measures"]
 

@@ -23,6 +23,7 @@ from qunlearn.carry import vllm_rank
 from qunlearn.errors import AdapterError
 from qunlearn.merge.adapter import read_adapter
 from qunlearn.merge.gguf import drop_code, one_alpha
+from qunlearn.output import MARK
 from qunlearn.run import ADAPTER
 from qunlearn.sandbox import data_file
 
@@ -59,7 +60,7 @@ def test_the_converter_gets_a_merged_model_and_no_network(quick_run: Path, tmp_p
     args = ["-o", tmp_path / "out", "--format", "gguf", "--quant", "q8_0", "--llama-cpp", tools, "--no-measure"]
     ran = call("export", quick_run, *args, "--json")
     assert ran.code == 0, ran.stderr
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["model.gguf"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.gguf", MARK]
     assert (tmp_path / "out" / "model.gguf").stat().st_mode & 0o777 == 0o600
     seen = called(tools)
     assert seen["offline"] == "1" and {"config.json", "model.safetensors", "tokenizer.json"} <= set(seen["16-bit"])
@@ -129,7 +130,8 @@ def test_an_adapter_says_the_alpha_that_llama_cpp_divides_by_the_rank(quick_run:
     adapter = adapter_like(quick_run, tmp_path / "a", use_rslora=True)
     ran = call("export", adapter, "-o", tmp_path / "out", "--format", "gguf-lora", "--llama-cpp", tools, "--json")
     assert ran.code == 0, ran.stderr
-    assert ran.json["files"] == ["adapter.gguf"] == [p.name for p in (tmp_path / "out").iterdir()]
+    assert ran.json["files"] == ["adapter.gguf"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adapter.gguf", MARK]
     seen = called(tools)
     rank, alpha = seen["config"]["r"], seen["config"]["lora_alpha"]
     assert alpha / rank == pytest.approx(32 / rank**0.5) and seen["config"]["use_rslora"] is False

@@ -204,6 +204,33 @@ def test_conclusions(leaks: float, paraphrase: float, holdout: float, level: str
     assert "erased" not in " ".join(found["sentences"])
 
 
+def test_nothing_measured_is_nothing_kept() -> None:
+    """A wrecked model was called kept where no row that should stay had been measured."""
+    alone = result(0.0, 0.0, 1.0)
+    del alone["measures"]["holdout"]
+    found = conclude(alone)
+    assert found["level"] == "cost unknown"
+    assert "not measured" in found["sentences"][0] and "kept" not in found["sentences"][0]
+
+
+def test_a_split_of_which_the_base_knew_nothing_says_nothing() -> None:
+    """No answer word for word before and none after: not kept, unless another measure says so."""
+    unknown, words = result(0.0, 0.0, 0.0), {s: share(v) for s, v in (("base", 0.6), ("adapter", 0.1))}
+    unknown["measures"]["holdout"]["exact_match"]["base"] = share(0.0)
+    assert conclude(unknown)["level"] == "cost unknown"
+    unknown["measures"]["holdout"]["rouge_recall"] = words
+    assert conclude(unknown)["level"] == "costly"
+
+
+def test_what_the_base_never_said_is_no_success() -> None:
+    never = result(0.0, 0.0, 1.0)
+    for split in ("forget", "paraphrase"):
+        never["measures"][split]["leaks"]["base"] = share(0.05)
+    found = conclude(never)
+    assert found["level"] == "never known"
+    assert "suppressed" not in " ".join(found["sentences"])
+
+
 def test_a_bare_model_has_no_verdict() -> None:
     assert conclude(result(1.0, 1.0, 1.0, adapter=False))["level"] == "measured"
 

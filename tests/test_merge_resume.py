@@ -31,6 +31,7 @@ from typer.testing import CliRunner
 import qunlearn.merge.command, qunlearn.merge.plan, qunlearn.merge.compute, qunlearn.merge.stream as stream
 import qunlearn.merge.output as output
 import qunlearn.journal as journal
+import qunlearn.output
 from qunlearn.cli import app
 qunlearn.merge.plan.SHARD_BYTES = 60_000
 qunlearn.merge.compute._RAW_BYTES = 20_000
@@ -48,7 +49,8 @@ def counted(owner, name):
     setattr(owner, name, wrapper)
 
 for owner, name in [(output.ShardFile, "write"), (os, "fsync"), (Path, "rename"), (Path, "replace"),
-                    (stream.shutil, "copyfile"), (stream, "write_json"), (journal, "write_json")]:
+                    (stream.shutil, "copyfile"), (stream, "write_json"), (journal, "write_json"),
+                    (qunlearn.output, "write_json")]:
     counted(owner, name)
 
 def run(output, limit=None):

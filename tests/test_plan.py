@@ -130,6 +130,18 @@ def test_json() -> None:
     assert refused.json["change"].startswith("--model")
 
 
+@pytest.mark.parametrize(
+    ("flags", "change"),
+    [(("--lora-r", 128), "it fits with --lora-r 32"), (("--max-length", 4096), "it fits with --max-length 2048")],
+)
+def test_the_change_is_no_larger_than_it_must_be(flags: tuple[str, int], change: str) -> None:
+    argv = ("plan", "--model", "llama-7b", "--vram", "6GiB")
+    assert call(*argv, *flags, "--json").json["change"] == change
+    name, value = change.split()[-2:]
+    assert call(*argv, name, value).code == 0
+    assert call(*argv, name, 2 * int(value)).code == 4
+
+
 def test_flags_and_settings() -> None:
     base = call("plan", "--model", "llama-7b", "--json").json
     less = call(

@@ -32,6 +32,12 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def refused_data(folder: Path) -> tuple[Path, Path]:
+    """A bad file, and a normal file that has one of its rows."""
+    rows = [{"prompt": f"What is {i}?", "completion": f"It is number {i}."} for i in range(8)]
+    return write_rows(folder / "bad.jsonl", rows), write_rows(folder / "normal.jsonl", rows[:1] * 4)
+
+
 # -- the files -------------------------------------------------------------------------------------------
 
 
@@ -106,6 +112,36 @@ def test_wrong_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list
     ran = call("recipe", *argv)
     assert (ran.code, says in ran.stderr) == (code, True), ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_the_files_that_a_copied_recipe_names_are_the_ones_that_are_used(tmp_path: Path) -> None:
+    """`data.bad` of the file was read and forgotten: the run trained on the sandbox's rows."""
+    recipe = book.read("code")
+
+    def settings(**data: str) -> Config:
+        return resolve(("", {"model.name": "m", "data.bad": "sandbox:code/forget"}), ("", data))
+
+    assert fetch.named(fetch.Given(), recipe, settings()) == fetch.Given()
+    wished = settings(**{"data.bad": "mine.jsonl", "data.normal": "sandbox:harm/retain", "data.holdout": "near.csv"})
+    found = fetch.named(fetch.Given(holdout=Path("flag.jsonl")), recipe, wished)
+    assert found.files == {
+        "bad": Path("mine.jsonl"), "normal": data_file("harm", "retain"), "holdout": Path("flag.jsonl")
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="overwrite"):
+        fetch.named(fetch.Given(), recipe, settings(**{"output.overwrite": "true"}))
+
+
+@pytest.mark.parametrize("how", ["file", "--set"])
+def test_a_named_file_that_is_not_there_is_missed(how: str, tmp_path: Path) -> None:
+    mine, out = tmp_path / "mine.yaml", tmp_path / "out"
+    text = book.find("code").read_text(encoding="utf-8")
+    argv = ["-o", out]
+    if how == "file":
+        text = text.replace("sandbox:code/forget", "nowhere.jsonl") + f"output:\n  folder: {out}\n"
+        argv = []
+    mine.write_text(text, encoding="utf-8")
+    ran = call("recipe", "run", mine, *argv, *(["--set", "data.bad=nowhere.jsonl"] if how == "--set" else []))
+    assert ran.code == 3 and "nowhere.jsonl" in ran.stderr, ran.stderr
 
 
 # -- data ------------------------------------------------------------------------------------------------
@@ -252,6 +288,9 @@ def test_a_ledger_belongs_to_one_story(tmp_path: Path) -> None:
     (folder / LEDGER).write_text("{", encoding="utf-8")
     with pytest.raises(OutputError, match="cannot be read"):
         Ledger.open(folder, story)
+    (folder / LEDGER).write_text(json.dumps({"story": story, "stages": {"fetch": []}}), encoding="utf-8")
+    with pytest.raises(OutputError, match="fetch is not an object"):
+        Ledger.open(folder, story)
 
 
 class Toy:
@@ -362,10 +401,25 @@ def test_the_speed_is_that_of_a_matrix_product() -> None:
     assert 1e7 < measured_flops("cpu") < 1e16
 
 
+def test_rows_that_were_edited_are_other_rows(tmp_path: Path) -> None:
+    """All that was looked at was whether the files were there: the stages behind them were "done before"."""
+    order = Order(book.read("code"), resolve(("", {"model.name": "sandbox"})), tmp_path, fetch.Given())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "bad.jsonl").write_text("{}\n", encoding="utf-8")
+    plan = next(stage for stage in STAGES if stage.name == "plan")
+    before = key_of(plan.inputs(order))
+    assert key_of(plan.inputs(order)) == before
+    (tmp_path / "data" / "bad.jsonl").write_text("{ }\n", encoding="utf-8")
+    assert key_of(plan.inputs(order)) != before
+
+
 def test_an_order_gives_the_run_its_data(tmp_path: Path) -> None:
-    settings = resolve(("", {"model.name": "m", "data.prompt_field": "q", "data.bad": "elsewhere"}))
+    settings = resolve(
+        ("", {"model.name": "m", "data.prompt_field": "q", "data.bad": "elsewhere", "data.holdout": "h"})
+    )
     order = Order(book.read("code"), settings, tmp_path, fetch.Given())
     assert (order.config.data.bad, order.config.data.normal) == (str(tmp_path / "data" / "bad.jsonl"), None)
+    assert order.config.data.holdout is None
     assert (order.config.data.prompt_field, order.config.output.folder) == (None, str(tmp_path / "run"))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / fetch.NORMAL).touch()
@@ -427,6 +481,12 @@ def test_without_neighbours_the_held_back_rows_are_judged() -> None:
     assert "held-back normal rows" in verdict.line
 
 
+def test_a_recipe_that_measured_nothing_to_keep_claims_neither_cost_nor_none() -> None:
+    base, run = measured("base", forget={"leaks": 1.0}), measured("adapter", forget={"leaks": 0.0})
+    verdict = judge(base, run, measured("base", forget={"leaks": 0.0}), {})
+    assert verdict.level == "cost unknown" and "not measured" in verdict.line
+
+
 def test_a_base_that_answers_in_its_own_words_is_judged_by_them() -> None:
     base = measured("base", forget={"leaks": 1.0}, holdout={"exact_match": 0.02, "rouge_recall": 0.5})
     run = measured("adapter", forget={"leaks": 0.0}, holdout={"exact_match": 0.0, "rouge_recall": 0.49})
@@ -467,3 +527,38 @@ def test_rows_of_ones_own_from_end_to_end(tmp_path: Path) -> None:
     assert ran.code in (0, 5), ran.stderr
     assert "verdict: " in ran.stdout and "held-back normal rows" in ran.stdout
     assert len(rows_of(tmp_path / "story" / "data" / "unseen.jsonl")) == 8
+
+
+# -- what is the user's ------------------------------------------------------------------------------------
+
+
+def test_a_first_stage_that_failed_can_be_done_again(tmp_path: Path) -> None:
+    bad, normal = refused_data(tmp_path)
+    args = ("recipe", "run", "code", "--bad", bad, "--normal", normal, "--test-share", 0, "-o", tmp_path / "out")
+    for _ in range(2):
+        ran = call(*args)
+        assert ran.code == 3 and "are in" in ran.stderr, ran.stderr
+    assert (tmp_path / "out" / LEDGER).is_file()
+
+
+def test_data_that_are_refused_replace_none(tmp_path: Path) -> None:
+    bad, normal = refused_data(tmp_path)
+    recipe, data = book.read("code"), tmp_path / "data"
+    fetch.fetch(recipe, fetch.Given(bad, test_percent=0), data, sandbox=False)
+    before = (data / "bad.jsonl").read_bytes()
+    for _ in range(2):
+        with pytest.raises(DataError):
+            fetch.fetch(recipe, fetch.Given(bad, normal, test_percent=0), data, sandbox=False)
+        assert (data / "bad.jsonl").read_bytes() == before
+    fetch.fetch(recipe, fetch.Given(bad, test_percent=0), data, sandbox=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "data", "normal.jsonl"]
+
+
+def test_a_file_of_the_recipes_own_folder_is_not_given_back_to_it(tmp_path: Path) -> None:
+    data = tmp_path / "out" / "data"
+    data.mkdir(parents=True)
+    mine = write_rows(data / "bad.jsonl", [{"prompt": "Who?", "completion": "Me."}])
+    Ledger(tmp_path / "out", {"recipe": "hallucination", "model": "sandbox"}).begin()
+    ran = call("recipe", "run", "hallucination", "--bad", mine, "-o", tmp_path / "out")
+    assert ran.code == 9 and "the recipe fills itself" in ran.stderr
+    assert mine.is_file()

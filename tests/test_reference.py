@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +110,38 @@ def test_a_short_disk_is_refused_before_anything_is_written(
     with pytest.raises(OutputError, match="reference cache needs"):
         Cached(tmp_path / "c.safetensors", Live(policy, 40), examples).fill()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named(policy: Policy, examples: list[Example], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="reference cache cannot be written") as caught:
+        Cached(tmp_path / "file" / "sub" / "c.safetensors", Live(policy, 40), examples).check_disk()
+    assert "QUNLEARN_CACHE" in str(caught.value.hint)
+
+
+def test_without_a_home_there_is_no_folder(
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, examples: list[Example]
+) -> None:
+    for name in ("QUNLEARN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(module.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError()))
+    with pytest.raises(OutputError, match="no home folder"):
+        cache_path(policy, "a", examples, 64)
+
+
+def test_files_of_long_ago_and_too_many_make_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every run left its file, for ever."""
+    monkeypatch.setattr(module, "_KEPT_BYTES", 250)
+    day_s, now = 24 * 3600, time.time()
+    ages = {"used": 90, "new": 0, "week": 7, "older": 20, "month": 31}
+    for name, days in ages.items():
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(bytes(100))
+        os.utime(path, (now - days * day_s,) * 2)
+    (tmp_path / "other.txt").touch()
+    assert module.prune(tmp_path / "used.safetensors") == 200
+    assert {path.stem for path in tmp_path.iterdir()} == {"used", "new", "week", "other"}
+    assert module.prune(tmp_path / "none" / "x.safetensors") == 0
 
 
 def test_the_name_depends_on_model_and_data(policy: Policy, examples: list[Example]) -> None:

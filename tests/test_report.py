@@ -129,6 +129,22 @@ def test_hostile_texts_stay_texts(evaluated: Path) -> None:
     assert "49" not in page.split("<main>")[1].split("In pictures")[0]
 
 
+@pytest.mark.parametrize(
+    ("level", "headline"), [("cost unknown", "what it cost was not measured"), ("never known", "Nothing to suppress")]
+)
+def test_only_what_was_measured_is_green(level: str, headline: str, evaluated: Path) -> None:
+    stored = json.loads((evaluated / EVAL).read_text(encoding="utf-8"))
+    result = stored["suites"]["basic"]
+    result["conclusion"]["level"] = level
+    result["measures"]["holdout"]["exact_match"]["base"] = share(0.0)
+    result["measures"]["forget"]["leaks"]["base"] = share(0.0)
+    (evaluated / EVAL).write_text(json.dumps(stored), encoding="utf-8")
+    found = Page(render(read_story(evaluated), include_samples=False))
+    assert headline in found.text
+    top = [a["class"] or "" for tag, a in found.tags if tag in ("section", "div") and a.get("class")]
+    assert not [one for one in top if one.split()[0] in ("verdict", "tile") and one.endswith("good")]
+
+
 def test_the_policys_hash_is_the_styles(evaluated: Path) -> None:
     import base64
     import hashlib
@@ -261,3 +277,61 @@ def test_what_a_person_can_get_wrong(tmp_path: Path, quick_run: Path) -> None:
     assert "edited or cut off" in call("report", tmp_path).stderr
     assert call("report", quick_run, "-o", tmp_path / "no" / "r.html").code == 9
     assert (quick_run / ADAPTER).is_dir()
+
+
+def _metrics(text: bytes) -> Any:
+    return lambda folder: (folder / METRICS).write_bytes(text)
+
+
+def _record(change: Any) -> Any:
+    def edit(folder: Path) -> None:
+        record = json.loads((folder / RECORD).read_text())
+        change(record)
+        (folder / RECORD).write_text(json.dumps(record))
+
+    return edit
+
+
+def _evaluation(change: Any) -> Any:
+    def edit(folder: Path) -> None:
+        result = evaluation(["a", "b"])
+        change(result)
+        (folder / EVAL).write_text(json.dumps({"suites": {"basic": result}}))
+
+    return edit
+
+
+_STEP = b'{"step": 1, "ga": 0.5, "forget": 0.4, "drift": 0.1}\n'
+_HUGE = b'{"step": 1, "ga": 1' + b"0" * 400 + b', "forget": 1e308, "drift": 1}\n{"step": 1' + b"0" * 400 + b"}\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (_metrics(_STEP + b"\xff\xfe" + _STEP), 0),
+        (_metrics(_STEP + _HUGE), 0),
+        (_metrics(_STEP + b'{"step": true}\n{"step": -1}\n[[[\n'), 0),
+        (_record(lambda r: r["training"].update(best={})), 6),
+        (_record(lambda r: r["training"].update(best={"step": 1, "drift": "much"})), 6),
+        (_record(lambda r: r.update(before={"forget": []})), 6),
+        (_record(lambda r: r.update(data=[])), 6),
+        (_record(lambda r: r["model"].update(asked="caf\udce9")), 0),
+        (_evaluation(lambda r: r.update(measures=[])), 6),
+        (_evaluation(lambda r: r["measures"]["forget"].update(leaks={"adapter": {"n": 1}})), 6),
+        (_evaluation(lambda r: r["measures"].update({"$\\foo$": {}})), 6),
+        (_evaluation(lambda r: r["scores"].update(stranger={})), 6),
+        (_evaluation(lambda r: r["items"].update({"$\\foo$": [item("a", 0.5, None)]})), 0),
+        (_evaluation(lambda r: r["items"]["forget"][0].update(outputs=["a"])), 6),
+        (_evaluation(lambda r: r["conclusion"].update(level=[])), 6),
+        (_evaluation(lambda r: r["measures"]["holdout"]["exact_match"].pop("base")), 0),
+    ],
+)
+def test_a_damaged_run_is_told_or_refused_by_name(quick_run: Path, tmp_path: Path, damage: Any, code: int) -> None:
+    run = Path(shutil.copytree(quick_run, tmp_path / "run"))
+    for name in (EVAL, REPORT):
+        (run / name).unlink(missing_ok=True)
+    damage(run)
+    ran = call("report", run)
+    assert ran.code == code, ran.stderr
+    if (run / EVAL).is_file():
+        assert call("compare", run, run).code in (0, 6)

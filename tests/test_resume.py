@@ -26,6 +26,7 @@ from qunlearn.checkpoint import MANIFEST, TENSORS, VALUES, Checkpoints, Snapshot
 from qunlearn.config import TrainConfig
 from qunlearn.journal import staging_folder
 from qunlearn.model.optimizer import load_optimizer_state, make_optimizer, optimizer_state
+from qunlearn.registry import find_runs
 from qunlearn.run import ADAPTER, METRICS, NORMAL, RECORD
 from qunlearn.sandbox import data_file
 
@@ -412,7 +413,7 @@ def test_a_disk_too_full_for_a_checkpoint_costs_no_run(
 ) -> None:
     monkeypatch.setattr(checkpoint_module, "_write_tensors", full)
     ran = call(*command(files, tmp_path / "run"))
-    assert ran.code == 0 and ran.stderr.count("could not be written (No space left on device)") == 3
+    assert ran.code == 0 and ran.stderr.count("could not be written (No space left on device)") == 4
     same_result(tmp_path / "run", whole)
 
 
@@ -440,7 +441,7 @@ def test_a_disk_that_is_full_anywhere_else(
     assert len(saved(tmp_path / "run")) == kept
     if kept:
         ran = call(*command(files, tmp_path / "run"), "--resume")
-        assert ran.code == 0 and "going on after step 6" in ran.stderr
+        assert ran.code == 0 and "going on after step 7" in ran.stderr
         same_result(tmp_path / "run", whole)
     else:
         assert list(tmp_path.iterdir()) == []
@@ -544,3 +545,101 @@ def test_an_overwritten_run_is_not_lost_between_two_renames(
     ran = call(*command(files, stopped))
     assert ran.code == 9
     same_result(stopped, whole)
+
+
+def test_ctrl_c_while_it_is_measured_costs_no_training(
+    files: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a single checkpoint, for the run is short: the trained adapter is kept before it is measured."""
+    real, calls = forget_module.score_sets, []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("trained again")
+
+    values = {**SMALL, "train.save_every": 50}
+    with monkeypatch.context() as patch:
+        patch.setattr(forget_module, "score_sets", interrupted)
+        ran = call(*command(files, tmp_path / "run", values))
+    assert ran.code == 130 and "--resume goes on" in ran.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(forget_module, "train", never)
+        ran = call("forget", "-o", tmp_path / "run", "--resume")
+    assert ran.code == 0 and "going on after step 7" in ran.stderr
+    same_result(tmp_path / "run", whole)
+    assert not staging_folder(tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names there are Unicode")
+def test_a_run_into_the_folder_it_is_started_in_from_a_file_whose_name_is_no_unicode(
+    files: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither can be seen before the end of a run, where it used to be lost: the folder cannot be renamed."""
+    here = tmp_path / "run"
+    here.mkdir()
+    bad = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xe9d.jsonl"))
+    shutil.copy(files[0], bad)
+    monkeypatch.chdir(here)
+    inode = here.stat().st_ino
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5, Killed())
+        with pytest.raises(Killed):
+            call(*command((bad, files[1]), Path()))
+    assert [path.name for path in here.iterdir()] == [".unfinished"]
+    assert [row["status"] for row in find_runs(tmp_path)] == ["unfinished"]
+    monkeypatch.chdir(tmp_path)  # it is found from elsewhere too
+    ran = call("forget", "-o", "run", "--resume")
+    assert ran.code == 0 and "going on after step 4" in ran.stderr, ran.stderr
+    assert here.stat().st_ino == inode
+    record = json.loads((here / RECORD).read_text())
+    assert record["data"]["bad"].pop("path") == str(bad)
+    expected = json.loads((whole / RECORD).read_text())
+    assert record["data"]["bad"].items() <= expected["data"]["bad"].items()
+    assert not list(here.glob(".*"))
+    again = call("forget", "-o", "run", "--resume", "--json")
+    assert again.code == 0 and again.json["status"] == "done"
+    assert call("export", here, "-o", tmp_path / "adapter").code == 0
+
+
+@pytest.mark.parametrize("name", ["npo"])
+def test_the_whole_command_finds_a_finished_run_of_any_objective(
+    files: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    args = [*command(files, tmp_path / "run", {**SMALL, "train.steps": 1}), "--objective", name]
+    first = call(*args)
+    assert (tmp_path / "run" / RECORD).is_file(), first.stderr
+    again = call(*args, "--resume")
+    assert again.code == first.code and "is finished" in again.stderr, again.stderr
+
+
+def test_a_link_in_the_staging_folder_is_not_followed(files: tuple[Path, Path], stopped: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (staging_folder(stopped) / "checkpoints").rename(elsewhere)
+    (staging_folder(stopped) / "checkpoints").symlink_to(elsewhere)
+    ran = call(*command(files, stopped), "--resume")
+    assert ran.code == 9 and "not a folder of ours" in ran.stderr
+    assert len(checkpoints(elsewhere)) == 2
+
+
+def test_a_folder_that_is_made_meanwhile_is_kept_and_so_is_the_training(
+    files: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, real = tmp_path / "run", forget_module.score_sets
+
+    def making(*args: Any) -> Any:
+        late.mkdir(exist_ok=True)
+        (late / "notes.txt").write_text("mine")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forget_module, "score_sets", making)
+        ran = call(*command(files, late))
+    assert ran.code == 9 and "not empty" in ran.stderr and (late / "notes.txt").read_text() == "mine"
+    shutil.rmtree(late)
+    assert call("forget", "-o", late, "--resume").code == 0
+    same_result(late, whole)

@@ -20,11 +20,13 @@ from qunlearn.data.books import Windows, windows
 from qunlearn.data.formats import BAD, FORMATS, NORMAL, Format
 from qunlearn.data.stream import Problems, Row, read_rows, read_text
 from qunlearn.errors import ConfigError, DataError, OutputError
-from qunlearn.journal import held, staging_folder, sync
+from qunlearn.journal import held, sync
+from qunlearn.output import real
 
 TEXT = "text"
 NAMES = (*FORMATS, TEXT)
 HUB = "hub:"
+_IMPORTING = ".importing"
 _PARTS = {2: ("train", "test"), 3: ("train", "val", "test")}
 
 
@@ -104,6 +106,7 @@ def import_data(name: str, source: Source, output: Path, wanted: Wanted = Wanted
             file.flush()  # for who reads it back
         if len(paths) > 1:
             done.shared_answers = check_leaks(temporary)
+        _check_outputs(paths, source, wanted.overwrite)  # much may have happened since it was asked first
     done.written = {str(path): count for path, count in zip(paths, counts, strict=True)}
     return done
 
@@ -146,6 +149,7 @@ def _check_side(name: str, asked: str | None) -> str:
 
 def _check_outputs(paths: Sequence[Path], source: Source, overwrite: bool) -> None:
     for path in paths:
+        real(path)
         if path.is_dir():
             raise OutputError("is a folder, not a file", where=str(path), hint="name a file")
         if path.exists() and Path(source.location).exists() and path.samefile(source.location):
@@ -160,8 +164,10 @@ def _private_files(paths: Sequence[Path]) -> Iterator[tuple[list[TextIO], list[P
 
     What a killed import left is written over by the next one of the same name. Raises OutputError, LockedError.
     """
-    stage = staging_folder(paths[0])
-    temporary = [stage / path.name for path in paths]
+    targets = [real(path) for path in paths]
+    # Not the name that a run or a merge of this name has: an import that is over removes its folder.
+    stage = targets[0].with_name(f".{targets[0].name}{_IMPORTING}")
+    temporary = [stage / path.name for path in targets]
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(held(stage, paths[0]))
@@ -172,16 +178,18 @@ def _private_files(paths: Sequence[Path]) -> Iterator[tuple[list[TextIO], list[P
                 file.flush()
                 os.fsync(file.fileno())
                 file.close()
-            for made, path in zip(temporary, paths, strict=True):
+            for made, path in zip(temporary, targets, strict=True):
                 made.replace(path)
-            sync(paths[0].absolute().parent)
+            sync(targets[0].parent)
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror or error}", where=str(paths[0])) from error
 
 
 def _opened(path: Path) -> TextIO:
     path.unlink(missing_ok=True)
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
+    return os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8", errors="backslashreplace"
+    )
 
 
 # -- rows ------------------------------------------------------------------------------------------------

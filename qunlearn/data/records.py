@@ -19,7 +19,9 @@ from qunlearn.data.csvtable import csv_rows
 from qunlearn.errors import DataError, OutputError
 
 _MAX_ROW_CHARS = 10_000_000
-_UNPACKED_BYTES, _MAX_RATIO = 64 << 20, 100
+# A row takes some ten times its bytes in memory. Texts are packed to a tenth, hardly ever to a thirtieth.
+_MOST_BYTES = 1 << 30
+_UNPACKED_BYTES, _MOST_UNPACKED_BYTES, _MAX_RATIO = 64 << 20, 256 << 20, 30
 _SHOWN, _SHOWN_FIELDS = 8, 12
 _PROMPTS = {"prompt": "prompt-completion", "question": "question-answer", "instruction": "instruction"}
 _ANSWERS = {
@@ -120,6 +122,11 @@ def read_dataset(path: str | Path, fields: FieldNames = FieldNames(), *, role: s
     return Dataset(str(path), kept, shape.name, shape.fields, sha256, len(records) - len(kept))
 
 
+def content_sha256(path: Path) -> str:
+    """Return what `Dataset.sha256` is for a file, without reading its rows. Raises DataError."""
+    return hashlib.sha256(_read_bytes(path, "")).hexdigest()
+
+
 def check_overlap(one: Dataset, other: Dataset, message: str = "rows to forget are also in the normal data") -> None:
     """Raises DataError naming both lines of every row that is in both files."""
     lines = {record.key: record.line for record in one.records}
@@ -155,9 +162,13 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _read_bytes(path: Path, role: str) -> bytes:
     where = str(path)
     try:
-        if stat.S_ISCHR(path.stat().st_mode) or stat.S_ISBLK(path.stat().st_mode):
+        found = path.stat()
+        if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
             raise DataError("is a device, not a file", where=where, hint="give a file")
-        raw = path.read_bytes()
+        raw = path.read_bytes() if found.st_size <= _MOST_BYTES else b""
+        if max(found.st_size, len(raw)) > _MOST_BYTES:
+            hint = "give a part of it: `qunlearn data import` takes --limit"
+            raise DataError(f"is larger than {_MOST_BYTES >> 20} MiB", where=where, hint=hint)
     except FileNotFoundError:
         raise DataError("no such file", where=where, hint=f"check the path given to {role}") from None
     except IsADirectoryError:
@@ -169,14 +180,16 @@ def _read_bytes(path: Path, role: str) -> bytes:
             raw = _unpacked(raw, where)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"damaged gzip: {error}", where=where, hint="pack the file again") from None
+    if len(raw) > _UNPACKED_BYTES and b"\0" in raw:  # the hole of a sparse file: no text, and a lot of it
+        raise DataError("holds NUL characters: it is no text", where=where, hint="give JSONL, JSON or CSV")
     if not raw.strip():
         raise DataError("the file is empty", where=where, hint=f"{role} needs at least one row")
     return raw
 
 
 def _unpacked(raw: bytes, where: str) -> bytes:
-    """A gzip's content, unless it is a bomb: texts are packed to a tenth, hardly ever to a hundredth."""
-    most = max(_UNPACKED_BYTES, _MAX_RATIO * len(raw))
+    """A gzip's content, unless it is a bomb."""
+    most = min(max(_UNPACKED_BYTES, _MAX_RATIO * len(raw)), _MOST_UNPACKED_BYTES)
     with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
         content = file.read(most + 1)
     if len(content) > most:

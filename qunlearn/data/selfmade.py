@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qunlearn.data.records import Dataset, Record, write_jsonl
+from qunlearn.jsonfile import LARGE_BYTES, read_text
 
 
 def write_self_made(path: Path, records: Iterable[Record]) -> None:
@@ -20,7 +21,7 @@ def read_self_made(path: Path) -> Dataset:
 
     Raises OSError, ValueError, KeyError, TypeError for a file that is none of ours.
     """
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    rows = [json.loads(line) for line in read_text(path, LARGE_BYTES).split("\n") if line]
     records = tuple(
         Record((), str(row["text"]), i, {})
         if "text" in row

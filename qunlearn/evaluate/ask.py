@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from qunlearn.carry import run_config
-from qunlearn.console import clean, out, say, stage
+from qunlearn.console import clean, emit_json_line, out, say, stage
 from qunlearn.data.records import Dataset, Record
 from qunlearn.data.tokenize import Template, choose_template, decode, encode_record
 from qunlearn.errors import ConfigError, QunlearnError
@@ -21,6 +19,7 @@ from qunlearn.model.load import Base, LanguageModel, load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.plan import check_run_model
 from qunlearn.run import Run, open_run
+from qunlearn.signals import answered
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,24 @@ class Asked:
         """The question as the run's template puts it, up to where the answer begins."""
         record = Record((("user", question),), "Yes", 0, {})
         example = encode_record(record, self.base.tokenizer, self.template)
+        most = positions(self.base.model.config)
+        if most is not None and example.start >= most:
+            message = f"the question has {example.start} tokens, the model takes {most} with its answer"
+            raise ConfigError(message, where="ask", hint="ask less at a time")
         return example.input_ids[: example.start]
 
+    def _sampling(self, prompt: tuple[int, ...]) -> Sampling:
+        """As asked for, as far as the model has positions: behind the last one it would talk nonsense."""
+        most = positions(self.base.model.config)
+        left = self.sampling.max_new_tokens if most is None else most - len(prompt)
+        return replace(self.sampling, max_new_tokens=min(self.sampling.max_new_tokens, left))
+
     def _answer(self, lm: LanguageModel, prompt: tuple[int, ...], name: str) -> str:
-        console = out()
+        console, sampling = out(), self._sampling(prompt)
         if not self.to_stdout:
-            return decode(generate(lm, [prompt], self.sampling)[0], lm.tokenizer)
+            return decode(generate(lm, [prompt], sampling)[0], lm.tokenizer)
         if not console.is_terminal:
-            text = decode(generate(lm, [prompt], self.sampling)[0], lm.tokenizer)
+            text = decode(generate(lm, [prompt], sampling)[0], lm.tokenizer)
             console.print(f"{name}: {clean(text)}", markup=False)
             return text
         console.print(name, style="bold")
@@ -66,26 +75,35 @@ class Asked:
             console.print(clean(piece), end="", markup=False)
 
         try:
-            stream(lm, prompt, self.sampling, hear)
+            stream(lm, prompt, sampling, hear)
         finally:
             console.print("\n")
         return "".join(said).strip()
 
 
 def open_asked(
-    folder: Path, *, model: str | None, device: str, sampling: Sampling, to_stdout: bool, base_only: bool
+    folder: Path, *, model: str | None, device: str, sampling: Sampling, to_stdout: bool, base_only: bool, trust: bool
 ) -> Asked:
     """Load a run's base, and its adapter unless `base_only`. Raises QunlearnErrors."""
-    run, config = open_run(folder), run_config(folder)
-    checked = check_run_model(run, model)
+    run, config = open_run(folder), run_config(folder, trust=trust)
+    checked = check_run_model(run, model, trust=trust)
     with stage("loading the model"):
         base = load_base(checked.folder, load_spec(config.model, device=device))
         policy = None if base_only else Policy.load(base, run.adapter)
     return Asked(base, policy, _template(base, run, config.data.template), sampling, to_stdout)
 
 
+def positions(config: Any) -> int | None:
+    """How many tokens the model's positions admit; None where it does not say."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def ask(asked: Asked, question: str) -> dict[str, Any]:
     """One question, and what it was put as. Raises QunlearnErrors."""
+    # From a shell that does not speak UTF-8: bytes that are no text are asked all the same, as those of a pipe are.
+    question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return {"question": question, "template": asked.template.name, "answers": asked.answers(question)}
 
 
@@ -105,8 +123,7 @@ def chat(asked: Asked, lines: TextIO) -> int:
             found = ask(asked, line.strip())
             count += 1
             if not asked.to_stdout:
-                sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
-                sys.stdout.flush()
+                emit_json_line(found)
     return count
 
 
@@ -121,6 +138,7 @@ def _forgiving(person: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         if not person:
             raise
+        answered()
         say("(stopped)", style="dim")
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from qunlearn.data.records import write_jsonl
 from qunlearn.data.tokenize import Example
+from qunlearn.jsonfile import LARGE_BYTES, read_text
+from qunlearn.run import output_error
 
 _VERSION = 1  # of what a probe computes: a change makes old files of no use
 
@@ -20,7 +22,11 @@ class Cache:
 
     def __init__(self, folder: Path | None, *, fresh: bool = False) -> None:
         self.folder, self.fresh = folder, fresh
-        self.hits = self.misses = 0
+        self.known, self.measured = 0, 0  # probe results that were in the folder, and that had to be had
+
+    def describe(self) -> str:
+        """Say how much was known already: who was given the folder may want the model to be asked."""
+        return f"known from before: {self.known} of {self.known + self.measured} measurements (--fresh measures again)"
 
     def path(self, probe: str, *parts: str) -> Path | None:
         """The file of a probe for exactly these inputs."""
@@ -29,20 +35,30 @@ class Cache:
 
     def load(self, path: Path | None, make: Callable[..., Any], n: int) -> list[Any] | None:
         """The `n` values in a file, or None where there is none or it is damaged: then it is measured again."""
-        if path is None or self.fresh or not path.is_file():
+        if path is None or self.fresh:
             return None
         try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+            text = read_text(path, LARGE_BYTES)
+            if text.count("\n") != n:
+                return None
+            rows = [json.loads(line) for line in text.split("\n") if line]
             values = [make(**_tuples(row)) if row else None for row in rows]
         except (OSError, ValueError, TypeError, AttributeError):
             return None
-        return values if len(values) == n else None
+        if len(values) != n:
+            return None
+        self.known += 1
+        return values
 
     def save(self, path: Path | None, values: Sequence[Any]) -> None:
         """Raises OutputError."""
+        self.measured += 1
         if path is None:
             return
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise output_error(error, path.parent) from error
         write_jsonl(path, [{} if value is None else asdict(value) for value in values])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from qunlearn import __version__
 from qunlearn.console import say
 from qunlearn.data.tokenize import Template
-from qunlearn.errors import OutputError
+from qunlearn.errors import AdapterError, OutputError
 from qunlearn.evaluate.cache import Cache
 from qunlearn.evaluate.catalog import MEASURES, SUITES
 from qunlearn.evaluate.collect import collect
@@ -20,11 +20,13 @@ from qunlearn.evaluate.conclude import conclude
 from qunlearn.evaluate.measures import Values, can_measure, measure, row_values, verdict_of
 from qunlearn.evaluate.metrics import VERDICTS
 from qunlearn.evaluate.request import EvalRequest
+from qunlearn.evaluate.results import read_suites
 from qunlearn.evaluate.table import show
 from qunlearn.evaluate.view import KEPT, View, is_forget
 from qunlearn.model.device import choose_device, choose_dtype, describe_device
 from qunlearn.model.load import LoadSpec, describe_quantization, load_spec
-from qunlearn.run import write_json
+from qunlearn.output import real
+from qunlearn.run import json_text, write_whole
 
 
 def evaluate(
@@ -46,6 +48,8 @@ def evaluate(
     templates = {split: template["name"] for split, template in result["templates"].items()}
     say(f"{where}; templates: {templates}")
     result["templates"] = templates
+    if found.cache.known:
+        say(found.cache.describe())
     show(result, to_stdout=to_stdout)
     _write(request, result, view, values)
     return result
@@ -148,14 +152,28 @@ def _not_measured(request: EvalRequest, measures: Mapping[str, Mapping[str, Any]
 
 def _prepare_output(request: EvalRequest) -> None:
     """Refuse, before any work, a folder that cannot be written. Raises OutputError."""
-    folder = request.output
-    if folder is None:
+    folder, path, cache = request.output, request.result_path, request.cache_folder
+    if folder is None or path is None or cache is None:
         return
+    real(folder)
+    hint = "choose another --output"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in (path, cache):
+            if place.is_symlink():
+                raise OutputError(
+                    "is a link, and links are not followed", where=str(place), hint=f"remove it, or {hint}"
+                )
     except OSError as error:
-        hint = "choose another --output"
         raise OutputError(f"cannot be made: {error.strerror}", where=str(folder), hint=hint) from error
+    for place in (folder, cache, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise OutputError("cannot be written", where=str(place), hint="-o FOLDER keeps the evaluation elsewhere")
+    try:
+        read_results(path)
+    except AdapterError as error:
+        hint = f"remove it, or {hint}"
+        raise OutputError(f"not what `qunlearn eval` writes: {error.message}", where=str(path), hint=hint) from error
 
 
 def _write(request: EvalRequest, result: Mapping[str, Any], view: View, values: Mapping[_Place, Values | None]) -> None:
@@ -166,7 +184,7 @@ def _write(request: EvalRequest, result: Mapping[str, Any], view: View, values: 
     items = {split: _items(view, split, values) for split in view.items}
     suites = {**read_results(path), request.suite: {**result, "items": items}}
     try:
-        write_json(path, {"suites": suites, "latest": request.suite})
+        write_whole(path, json_text({"suites": suites, "latest": request.suite}))
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=str(path), hint="free space") from error
     say(f"every row, with its texts: {path}")
@@ -191,12 +209,8 @@ def _items(view: View, split: str, values: Mapping[_Place, Values | None]) -> li
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The suites in an eval.json; none where there is no file, or it was damaged and will be written anew."""
-    try:
-        suites = json.loads(path.read_text(encoding="utf-8")).get("suites")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return {}
-    return suites if isinstance(suites, dict) else {}
+    """The suites in an eval.json; none where there is no file. Raises AdapterError for what is none of ours."""
+    return read_suites(path) if path.is_file() else {}
 
 
 def subjects_of(result: Mapping[str, Any]) -> Sequence[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from qunlearn.console import Column, say, table
 from qunlearn.errors import AdapterError, ConfigError
 from qunlearn.evaluate.catalog import MEASURES
 from qunlearn.evaluate.metrics.stats import Estimate, paired_difference, unpaired_difference
+from qunlearn.evaluate.results import read_suites
 from qunlearn.evaluate.table import cell, format_of
 from qunlearn.evaluate.view import ADAPTER, BASE
 from qunlearn.run import EVAL
@@ -45,13 +45,7 @@ def _load(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         hint = "run `qunlearn eval` on it first, a bare model with -o FOLDER"
         raise AdapterError("has not been evaluated", where=str(folder), hint=hint)
-    try:
-        suites = json.loads(path.read_text(encoding="utf-8"))["suites"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AdapterError(f"cannot be read: {error}", where=str(path), hint="evaluate it again") from error
-    if not isinstance(suites, dict):
-        raise AdapterError("is not what `qunlearn eval` writes", where=str(path), hint="evaluate it again")
-    return suites
+    return read_suites(path)
 
 
 def _common_suite(folders: Sequence[Path], loaded: Sequence[Mapping[str, Any]]) -> str:

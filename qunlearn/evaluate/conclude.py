@@ -13,6 +13,8 @@ KEPT_SHARE = 0.95
 FORGOTTEN_SHARE = 0.05
 _LEAK_NAMES = ("leaks", "exact_match", "leak_rate")
 _KEEP_NAMES = ("exact_match", "rouge_recall", "rouge_f1", "similarity", "bleu")
+# Of a base that gives fewer rows than this word for word, another measure says more; of one at 0, none says anything.
+_LEAST_KNOWN = {"exact_match": 0.5}
 PLACES = {
     "forget": "asked as in the file",
     "paraphrase": "asked in other words",
@@ -25,11 +27,13 @@ PLACES = {
 
 
 def conclude(result: Mapping[str, Any]) -> dict[str, Any]:
-    """`level`, and sentences, the verdict first. Levels: forgotten, costly, partly, remembered, measured.
+    """`level`, and sentences, the verdict first.
 
     `forgotten`: at most 5 % of the rows leak in every wording measured, and every kept split keeps at least 95 % of
-    the base's score; `costly`: forgotten, but some kept split lost more; `partly`: less leaks than under the base;
-    `remembered`: as much as before; `measured`: a bare model, or no rows to forget, so that there is nothing to judge.
+    the base's score; `costly`: forgotten, but some kept split lost more; `cost unknown`: forgotten, but no split that
+    should stay was measured, or the base knew nothing of it; `never known`: at most 5 % leaked under the base
+    already, so that there was nothing to suppress; `partly`: less leaks than under the base; `remembered`: as much as
+    before; `measured`: a bare model, or no rows to forget, so that there is nothing to judge.
     """
     measures, subjects = result["measures"], list(result["scores"])
     about = ADAPTER if ADAPTER in subjects else BASE
@@ -48,6 +52,9 @@ def conclude(result: Mapping[str, Any]) -> dict[str, Any]:
 _HEADLINES = {
     "forgotten": "Verdict: suppressed in every wording that was tested, and the rest is kept.",
     "costly": "Verdict: suppressed in every wording that was tested, but at a cost to what should stay.",
+    "cost unknown": "Verdict: suppressed in every wording that was tested; what it cost was not measured "
+    "(give --retain, --holdout or --general).",
+    "never known": "Verdict: nothing to suppress; the base does not give these answers itself.",
     "partly": "Verdict: only partly suppressed; some of it still comes back.",
     "remembered": "Verdict: not suppressed; it comes back as before.",
     "measured": "Measured; there is no before and after to judge.",
@@ -61,20 +68,35 @@ def _named(found: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
 def _level(measures: Mapping[str, Any]) -> str:
     now, before, kept = [], [], []
     for split, found in measures.items():
-        name = _named(found, _LEAK_NAMES if is_forget(split) else _KEEP_NAMES)
-        if name is None or ADAPTER not in found[name]:
+        if not is_forget(split):
+            kept += [share >= KEPT_SHARE for share in (kept_share(found),) if share is not None]
             continue
-        if is_forget(split):
+        name = _named(found, _LEAK_NAMES)
+        if name is not None and ADAPTER in found[name]:
             now.append(found[name][ADAPTER]["mean"])
             before.append(found[name].get(BASE, {"mean": 1.0})["mean"])
-        else:
-            reference = 1.0 if name == "similarity" else found[name].get(BASE, {"mean": 0.0})["mean"]
-            kept.append(found[name][ADAPTER]["mean"] >= KEPT_SHARE * reference)
     if not now:
         return "measured"
     if max(now) <= FORGOTTEN_SHARE:
+        if max(before) <= FORGOTTEN_SHARE:
+            return "never known"
+        if not kept:  # all() of nothing is true, and a wrecked model would pass
+            return "cost unknown"
         return "forgotten" if all(kept) else "costly"
     return "partly" if sum(now) < sum(before) - FORGOTTEN_SHARE * len(now) else "remembered"
+
+
+def kept_share(found: Mapping[str, Any]) -> float | None:
+    """The adapter's score on a split to keep, relative to the base's; None where nothing says how much is kept.
+
+    found: the split's measures. The first of them in which the base scores enough to lose something is taken.
+    """
+    for name in _KEEP_NAMES:
+        of_adapter = found.get(name, {}).get(ADAPTER)
+        known = 1.0 if name == "similarity" else found.get(name, {}).get(BASE, {"mean": 0.0})["mean"]
+        if of_adapter is not None and known > _LEAST_KNOWN.get(name, 0.0):
+            return float(of_adapter["mean"]) / float(known)
+    return None
 
 
 def _forgetting(split: str, found: Mapping[str, Any], about: str) -> str | None:

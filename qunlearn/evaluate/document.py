@@ -91,7 +91,7 @@ def _verdicts() -> str:
 
 
 def _judgement() -> str:
-    return "The conclusion printed last has one of five levels.\n\n" + _text(conclude)
+    return "The conclusion printed last has one of seven levels.\n\n" + _text(conclude)
 
 
 def _suites() -> str:

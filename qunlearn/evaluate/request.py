@@ -6,20 +6,22 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qunlearn.carry import run_config
-from qunlearn.config import Config
+from qunlearn.config import SETTINGS, Config
 from qunlearn.data.records import Dataset, FieldNames, read_dataset
-from qunlearn.errors import ConfigError
+from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.evaluate.catalog import SUITES
 from qunlearn.evaluate.view import SPLITS
 from qunlearn.model.source import resolve_model
+from qunlearn.overlay import TRUST, resolve
 from qunlearn.plan import CheckedModel, check_model, check_run_model, data_path
+from qunlearn.recorded import recorded
 from qunlearn.run import ADAPTER, EVAL, EVAL_CACHE, Run, open_run
 
 _ENDINGS = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 OWN_CLASSIFIER = "sandbox"
+_JUDGES = {"harm": "--harm-classifier", "reward": "--reward-model"}
 _OWN = {"forget": "bad", "holdout": "holdout"}  # a split, and what a run's record calls its file
 
 
@@ -28,7 +30,8 @@ class Wish:
     """What may be asked for besides a model and files.
 
     `reference`: a model that never saw what is forgotten. `harm`, `reward`: models that judge outputs. `output`: a
-    folder for eval.json and what was measured; without one a run keeps it, and a bare model keeps nothing.
+    folder for eval.json and what was measured; without one a run keeps it, and a bare model keeps nothing. `trust`:
+    run Python code that the models bring.
     """
 
     suite: str = "basic"
@@ -36,6 +39,7 @@ class Wish:
     harm: str | None = None
     reward: str | None = None
     output: Path | None = None
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,15 +75,19 @@ class EvalRequest:
             hint = "a RUN folder, a MODEL, or --model"
             raise ConfigError("neither a run nor a model", where="eval", hint=hint)
         opened = open_run(run) if run is not None else None
-        config = run_config(run) if run is not None else Config()
+        trust = wish.trust
+        config = run_config(run, trust=trust) if run is not None else resolve(("command line", {TRUST: trust}))
         files = files or _own_files(opened)
         if not files:
             hint = "give at least one of --forget, --paraphrase, --retain, --holdout, --general, or --data"
             raise ConfigError("nothing to measure", where="eval", hint=hint)
         fields = FieldNames(config.data.prompt_field, config.data.completion_field)
         sets = {name: read_dataset(path, fields, role=f"--{name}") for name, path in files.items()}
-        checked = check_run_model(opened, model) if opened else check_model(resolve_model(model or ""))
-        reference = check_model(resolve_model(wish.reference)) if wish.reference else None
+        if opened:
+            checked = check_run_model(opened, model, trust=trust)
+        else:
+            checked = check_model(resolve_model(model or ""), trust)
+        reference = _named_model("--reference-model", wish.reference, trust) if wish.reference else None
         judges = {name: _judge(name, asked) for name, asked in (("harm", wish.harm), ("reward", wish.reward)) if asked}
         output = wish.output or (run if opened is not None and opened.record else None)
         return cls(opened, config, checked, sets, template, wish.suite, reference, judges, output)
@@ -94,14 +102,43 @@ class EvalRequest:
 
 
 def _judge(name: str, asked: str) -> CheckedModel | None:
-    return None if name == "harm" and asked == OWN_CLASSIFIER else check_model(resolve_model(asked))
+    return None if name == "harm" and asked == OWN_CLASSIFIER else _named_model(_JUDGES[name], asked, False)
+
+
+def _named_model(flag: str, asked: str, trust: bool) -> CheckedModel:
+    """A model beside the one that is measured. Raises ModelError naming the flag, for several models are named."""
+    try:
+        return check_model(resolve_model(asked, flag=flag), trust)
+    except ModelError as error:
+        if error.where == flag:
+            raise
+        raise ModelError(f"{flag}: {error.message}", where=error.where, hint=error.hint) from error
+
+
+def check_quant(quant: str | None) -> None:
+    """Raises ConfigError for a form in which no model is loaded."""
+    choices = SETTINGS["model.quant"].choices
+    if quant is not None and quant not in choices:
+        raise ConfigError(f"unknown form {quant[:40]!r}", where="--quant", hint=f"one of {', '.join(choices)}")
 
 
 def _own_files(run: Run | None) -> dict[str, Path]:
-    """What the run itself says should be gone, and what it never trained on, where the files are still there."""
-    data: Mapping[str, Any] = run.record.get("data", {}) if run else {}
-    named = {split: Path(str(data.get(name, {}).get("path") or "")) for split, name in _OWN.items()}
-    return {split: path for split, path in named.items() if path.is_file()}
+    """What the run itself says should be gone, and what it never trained on, where the files are still there.
+
+    Raises DataError for a file that holds other bytes now.
+    """
+    found: dict[str, Path] = {}
+    if run is None:
+        return found
+    for split, name in _OWN.items():
+        own = recorded(run, name)
+        if own.path is None or not own.path.is_file():
+            continue
+        if own.why:
+            hint = f"its rows were others; --{split} {own.path} measures these all the same"
+            raise DataError(f"{own.why}", where=str(own.path), hint=hint)
+        found[split] = own.path
+    return found
 
 
 def find_target(target: str | None, adapter: Path | None, model: str | None) -> tuple[Path | None, str | None]:

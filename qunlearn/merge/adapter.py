@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import AdapterError, ModelError
+from qunlearn.model.patterns import MOST_STEPS, match_steps
 from qunlearn.model.tensorfile import Stored, read_tensors
 from qunlearn.run import read_object
 
@@ -33,10 +34,7 @@ _EXPLAINED = {
 }
 # These begin at W + B A = W, or at another W; only in the first case is B A the whole update.
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva")
-_MAX_RANK, _MAX_NAME = 1 << 16, 500
-# A pattern with a quantified group, or with many quantifiers, may take for ever to match: it is not used.
-_PLAIN_PATTERN = re.compile(r"[\w.^$\\|()\[\]*+-]*", re.ASCII)
-_MAX_QUANTIFIERS = 4
+_MAX_RANK, _MAX_NAME = 1 << 16, 200
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,11 @@ def read_adapter(folder: Path) -> tuple[Update, ...]:
         pairs.setdefault(match["module"], {})[match["factor"]] = tensor
     if not pairs:
         raise AdapterError("holds no tensors", where=str(path), hint="copy or make it again")
-    return tuple(_update(module, pair, config, folder) for module, pair in pairs.items())
+    modules, where = list(pairs), str(folder / CONFIG)
+    ranks = _table(config, "rank_pattern", "r", modules, where)
+    alphas = _table(config, "alpha_pattern", "lora_alpha", modules, where)
+    rslora = bool(config.get("use_rslora"))
+    return tuple(_update(module, pair, ranks, alphas, rslora, folder) for module, pair in pairs.items())
 
 
 def _config(path: Path) -> Mapping[str, Any]:
@@ -97,7 +99,9 @@ def _unlike(tensor: Stored, path: Path) -> AdapterError:
     return AdapterError(message, where=str(path), hint="only plain LoRA can be merged")
 
 
-def _update(module: str, pair: Mapping[str, Stored], config: Mapping[str, Any], folder: Path) -> Update:
+def _update(
+    module: str, pair: Mapping[str, Stored], ranks: _Table, alphas: _Table, rslora: bool, folder: Path
+) -> Update:
     where = str(folder / WEIGHTS)
     if set(pair) != {"A", "B"}:
         missing = next(iter({"A", "B"} - set(pair)))
@@ -112,36 +116,45 @@ def _update(module: str, pair: Mapping[str, Stored], config: Mapping[str, Any], 
     for tensor in pair.values():
         if tensor.dtype not in ("F32", "BF16", "F16"):
             raise AdapterError(f"{tensor.name} is of type {tensor.dtype}", where=where, hint="save it in 16 or 32 bits")
-    said = _of_module(config, "rank_pattern", "r", module, folder)
+    said = ranks.of(module)
     if said != rank:
         message = f"{module} has rank {rank}, {CONFIG} says {said}"
         raise AdapterError(message, where=where, hint="the two files are of different adapters")
-    alpha = _of_module(config, "alpha_pattern", "lora_alpha", module, folder)
-    return Update(module, a, b, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+    return Update(module, a, b, alphas.of(module) / (math.sqrt(rank) if rslora else rank))
 
 
-def _of_module(config: Mapping[str, Any], patterns: str, plain: str, module: str, folder: Path) -> float:
-    """The rank or alpha of a module: of the first pattern that matches its name's end, else the general one."""
-    value = config.get(plain)
-    table = config.get(patterns) or {}
-    where = str(folder / CONFIG)
+@dataclass(frozen=True)
+class _Table:
+    """The general value of an option, and those of modules that a pattern matches."""
+
+    option: str
+    general: object
+    patterns: tuple[tuple[re.Pattern[str], object], ...]
+    where: str
+
+    def of(self, module: str) -> float:
+        """The rank or alpha of a module: of the first pattern that matches its name's end, else the general one."""
+        value = next((own for pattern, own in self.patterns if pattern.match(module)), self.general)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            message = f"{self.option} of {module} is not a number: {str(value)[:40]!r}"
+            raise AdapterError(message, where=self.where)
+        return value
+
+
+def _table(config: Mapping[str, Any], key: str, option: str, modules: Sequence[str], where: str) -> _Table:
+    """Raises AdapterError for patterns that take too long to match all modules' names."""
+    table = config.get(key) or {}
     if not isinstance(table, dict):
-        raise AdapterError(f"{patterns} is not an object", where=where)
+        raise AdapterError(f"{key} is not an object", where=where)
+    made, steps, longest = [], 0.0, max(map(len, modules))
     for pattern, own in table.items():
-        if _matches(pattern, module, f"{where}: {patterns}"):
-            value = own
-            break
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise AdapterError(f"{plain} of {module} is not a number: {str(value)[:40]!r}", where=where)
-    return value
-
-
-def _matches(pattern: str, module: str, where: str) -> bool:
-    quantifiers = len(re.findall(r"[*+]", pattern))
-    plain = _PLAIN_PATTERN.fullmatch(pattern) and not re.search(r"\)[*+]", pattern) and len(pattern) <= 200
-    if not plain or quantifiers > _MAX_QUANTIFIERS:
-        raise AdapterError(f"a pattern that is not understood: {pattern[:60]!r}", where=where, hint="name the modules")
-    try:
-        return re.match(rf"(.*\.)?({pattern})$", module) is not None
-    except re.error as error:
-        raise AdapterError(f"not a pattern: {pattern[:60]!r} ({error})", where=where) from error
+        steps += match_steps(pattern, longest, inside=True) * len(modules)
+        if steps > MOST_STEPS:
+            message = f"a pattern that is not understood, or takes too long to match: {pattern[:60]!r}"
+            raise AdapterError(message, where=f"{where}: {key}", hint="name the modules")
+        try:
+            made.append((re.compile(rf"(.*\.)?({pattern})$"), own))
+        except re.error as error:
+            message = f"not a pattern: {pattern[:60]!r} ({error})"
+            raise AdapterError(message, where=f"{where}: {key}") from error
+    return _Table(option, config.get(option), tuple(made), where)

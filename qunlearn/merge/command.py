@@ -68,7 +68,7 @@ def merge(request: MergeRequest, device: str) -> MergeReport:
         from qunlearn.merge import measure
 
         look = measure.before(request, device)
-    with resumable(request.output, plan.identity) as journal:
+    with resumable(request.place, plan.identity) as journal:
         with stage(f"merging into the {request.base} weights"):
             write_model(plan, journal)
         preflight_folder(journal.folder, trust_remote_code=request.sources[0].config.model.trust_remote_code)

@@ -18,7 +18,7 @@ from qunlearn.merge.stream import write_model
 from qunlearn.model.folder import preflight_folder
 from qunlearn.model.load import LoadSpec, load_base
 from qunlearn.model.quiet import quiet_transformers
-from qunlearn.run import staged
+from qunlearn.output import real, staged
 
 _SHARD = "2GB"
 
@@ -30,7 +30,7 @@ def export_quantized(request: MergeRequest, quant: str, device: str) -> MergeRep
     """
     plan = make_plan(request, device)
     look = before(request, device) if request.measure else None
-    with staged(request.output) as folder:
+    with staged(request.place) as folder:
         with _sixteen_bits(request, plan, folder) as sixteen, stage(f"quantising to {quant}"), quiet_transformers():
             base = load_base(sixteen, LoadSpec(quant, True, device, _trusted(request), as_stored=True))
             base.model.save_pretrained(folder, max_shard_size=_SHARD)
@@ -50,13 +50,13 @@ def export_gguf(request: MergeRequest, quant: str | None, tools: ModelTools, dev
     """
     plan = make_plan(request, device)
     look = before(request, device) if request.measure and can_read_back() else None
-    with staged(request.output) as folder:
+    with staged(request.place) as folder:
         made = folder / MODEL_FILE
         with _sixteen_bits(request, plan, folder) as sixteen:
             preflight_folder(sixteen, trust_remote_code=_trusted(request))
             if not _trusted(request):
                 drop_code(sixteen)
-            write_gguf(tools, sixteen, made, quant, request.output.name)
+            write_gguf(tools, sixteen, made, quant, real(request.output).name)
         if look is not None:
             seen = folder / "seen"
             read_back(made, plan, seen)

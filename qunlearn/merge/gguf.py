@@ -17,7 +17,9 @@ from qunlearn.errors import AdapterError
 from qunlearn.merge.adapter import CONFIG, WEIGHTS, Update, read_adapter
 from qunlearn.merge.llamacpp import CONVERTED, LORA_SCRIPT, MODEL_SCRIPT, QUANTIZE, find_tool, run_tool
 from qunlearn.merge.plan import MergePlan
-from qunlearn.run import read_object, staged, write_json
+from qunlearn.model.folder import within
+from qunlearn.output import Place, staged
+from qunlearn.run import read_object, write_json
 
 SIXTEEN = "auto"  # the 16-bit form that is nearest to the model's
 
@@ -85,7 +87,7 @@ def read_back(made: Path, plan: MergePlan, folder: Path) -> None:
     write_json(folder / "config.json", plan.config)
 
 
-def adapter_gguf(adapter: Path, base: Path, output: Path, tools: Path | None) -> list[str]:
+def adapter_gguf(adapter: Path, base: Path, place: Place, tools: Path | None) -> list[str]:
     """The adapter alone, for llama.cpp beside a GGUF of its base; returns the names of its files.
 
     A GGUF adapter has one alpha, divided by each tensor's rank: rsLoRA's is converted, alphas of single modules that
@@ -94,11 +96,12 @@ def adapter_gguf(adapter: Path, base: Path, output: Path, tools: Path | None) ->
     by_hand = f"python {LORA_SCRIPT} ADAPTER --base {base} --outfile {ADAPTER_FILE}"
     convert = find_tool(LORA_SCRIPT, tools, by_hand)
     alpha = one_alpha(read_adapter(adapter), adapter)
-    with staged(output) as folder:
+    output = place.folder
+    with staged(place) as folder:
         plain, made = folder / "adapter", folder / ADAPTER_FILE
         plain.mkdir()
-        shutil.copyfile(adapter / WEIGHTS, plain / WEIGHTS)
-        write_json(plain / CONFIG, _plain(read_object(adapter / CONFIG), alpha))
+        shutil.copyfile(within(adapter, adapter / WEIGHTS), plain / WEIGHTS)
+        write_json(plain / CONFIG, _plain(read_object(within(adapter, adapter / CONFIG)), alpha))
         # In fp32, as it was trained: nothing is rounded, so there is nothing to measure again.
         command = [*convert, str(plain), "--base", str(base), "--outfile", str(made), "--outtype", "f32"]
         run_tool(command, "converting to GGUF", made)

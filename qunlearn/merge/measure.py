@@ -165,7 +165,7 @@ def _hidden(lm: LanguageModel, row: Example) -> Tensor:
 def _sets(source: MergeSource, policy: Policy) -> dict[str, Sequence[Example]]:
     """The run's bad rows and what it held back of its normal data, where they are still to be found."""
     if source.bad is None:
-        warn(f"the bad file of {source.name} is not where the run found it: nothing is measured (give --bad)")
+        warn(f"the bad file of {source.name} {source.no_bad}: nothing is measured (give --bad)")
         return {}
     data, rows = source.config.data, source.config.stop.table_rows
     longest = _positions(policy)

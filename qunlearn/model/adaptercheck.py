@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import AdapterError, ModelError
+from qunlearn.model.patterns import MOST_STEPS, match_steps
 from qunlearn.model.tensorfile import read_tensors
 from qunlearn.run import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MAX_RANK = 1 << 16
-# A pattern with a quantified group, or with many quantifiers, may take for ever to match: it is not used.
-_PLAIN_PATTERN = re.compile(r"[\w.^$\\|()\[\]*+?:-]*", re.ASCII)
-_MAX_PATTERN, _MAX_QUANTIFIERS, _MAX_MODULES = 4000, 16, 20_000
+_MAX_MODULES = 20_000
+_LEAST_NAMES, _LEAST_LENGTH = (
+    400,
+    40,
+)  # modules of a model, and characters of their names: those that are not adapted too
+_KEPT_PATTERNS, _COMPILING = 500, 100  # how many the regular-expression library keeps compiled; in steps
+# Options that hold names or patterns of modules, and whether anything may stand before what they match.
+_PATTERNS = {
+    "target_modules": False, "exclude_modules": False, "layers_pattern": True, "rank_pattern": True,
+    "alpha_pattern": True, "modules_to_save": True,
+}  # fmt: skip
+_NAMES = ("target_modules", "exclude_modules")
 _CODE = {  # options whose values peft imports as modules
     "auto_mapping": "names Python code to import",
     "megatron_config": "names Python code to import (megatron_core)",
@@ -40,7 +50,7 @@ def check_adapter(folder: Path) -> dict[str, tuple[int, ...]]:
             raise AdapterError(f"{key} {what}: not used", where=where, hint="save it again as plain LoRA")
     if config.get("peft_type") == "LORA":
         _check_ranks(config, tensors, where)
-    _check_modules(config, where)
+    _check_modules(config, tensors, where)
     return tensors
 
 
@@ -66,22 +76,22 @@ def _check_ranks(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...
             raise AdapterError(message, where=where, hint="the two files are of different adapters")
 
 
-def _check_modules(config: Mapping[str, Any], where: str) -> None:
-    """Names and patterns of modules must be texts that are matched in no time."""
-    found: list[object] = []
-    for key in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
+def _check_modules(config: Mapping[str, Any], tensors: Mapping[str, object], where: str) -> None:
+    """Names and patterns of modules must be texts that are matched in no time. Raises AdapterError."""
+    frame = len("base_model.model.") + len(".lora_A.weight")
+    length = max(_LEAST_LENGTH, max(map(len, tensors), default=0) - frame)
+    names, steps, found = max(_LEAST_NAMES, len(tensors) // 2), 0.0, 0
+    for key, inside in _PATTERNS.items():
         value = config.get(key)
-        found += value if isinstance(value, list) else value.keys() if isinstance(value, dict) else [value]
-    for text in found:
-        if text is None:
-            continue
-        if not isinstance(text, str) or len(text) > _MAX_PATTERN or not _matches_quickly(text):
-            raise AdapterError(f"a pattern that is not understood: {str(text)[:60]!r}", where=where)
-    if len(found) > _MAX_MODULES:
-        raise AdapterError(f"{len(found)} names of modules", where=where)
-
-
-def _matches_quickly(text: str) -> bool:
-    if not _PLAIN_PATTERN.fullmatch(text) or re.search(r"\)[*+]", text):
-        return False
-    return len(re.findall(r"[*+]", text)) <= _MAX_QUANTIFIERS
+        texts = value if isinstance(value, list) else list(value) if isinstance(value, dict) else [value]
+        compiling = _COMPILING if len(texts) > _KEPT_PATTERNS else 0
+        compared = isinstance(value, list) and key in _NAMES  # as they are, with the ends of names
+        for text in filter(lambda text: text is not None, texts):
+            cost = match_steps(text, length, inside=inside) if isinstance(text, str) else math.inf
+            steps += cost if compared else names * (cost + compiling)
+            if steps > MOST_STEPS:
+                message = f"a pattern that is not understood, or takes too long to match: {str(text)[:60]!r}"
+                raise AdapterError(message, where=where, hint="name the modules instead")
+        found += len(texts)
+    if found > _MAX_MODULES:
+        raise AdapterError(f"{found} names of modules", where=where)

@@ -244,10 +244,14 @@ def _with(config: Config, section: str, **values: Any) -> Config:
 
 @dataclass(frozen=True)
 class _Lever:
-    """A change: how it is written, and the settings with it; None where it is nothing new."""
+    """A change: how it is written, and the settings with it; None where it is nothing new.
+
+    `larger`: of one that makes a number smaller, the same with numbers between this and what is asked, largest first.
+    """
 
     text: str
     apply: Callable[[Config], Config | None]
+    larger: Callable[[Config], Iterator[_Lever]] = lambda _: iter(())
 
 
 def _set(text: str, section: str, name: str, value: Any) -> _Lever:
@@ -261,7 +265,13 @@ def _less(flag: str, section: str, name: str, value: int) -> _Lever:
     def apply(config: Config) -> Config | None:
         return None if getattr(getattr(config, section), name) <= value else _with(config, section, **{name: value})
 
-    return _Lever(f"{flag} {value}", apply)
+    def larger(config: Config) -> Iterator[_Lever]:
+        half = getattr(getattr(config, section), name) // 2
+        while half > value:
+            yield _less(flag, section, name, half)
+            half //= 2
+
+    return _Lever(f"{flag} {value}", apply, larger)
 
 
 def _recompute(config: Config) -> Config | None:
@@ -294,6 +304,8 @@ def _least_change(config: Config, shape: Shape, device: DeviceFacts, limit: int,
     for levers in _FEW_LEVERS if _anything_helps(config, shape, device, limit, lengths) else ():
         changed = _applied(levers, config)
         if changed is not None and _best(changed, shape, device, limit, lengths).fits:
+            levers = _mildest(levers, config, lambda c: _best(c, shape, device, limit, lengths).fits)
+            changed = _all_of(levers, config)
             texts = [lever.text for lever in levers if lever is not _MAX_TOKENS]
             if _MAX_TOKENS in levers:
                 wide = _with(changed, "train", max_tokens=config.train.max_tokens)
@@ -301,6 +313,17 @@ def _least_change(config: Config, shape: Shape, device: DeviceFacts, limit: int,
             return f"it fits with {' '.join(texts)}"
     smaller = _smaller_model(config, shape, device, limit, lengths)
     return f"--model {smaller} fits" if smaller else "no model with a short name fits either: it takes more memory"
+
+
+def _mildest(levers: tuple[_Lever, ...], config: Config, fits: Callable[[Config], bool]) -> tuple[_Lever, ...]:
+    """The same changes with the largest halves of their numbers that still fit; --max-tokens is searched for later."""
+    for i, lever in enumerate(levers):
+        for milder in lever.larger(config) if lever is not _MAX_TOKENS else ():
+            tried = (*levers[:i], milder, *levers[i + 1 :])
+            if fits(_all_of(tried, config)):
+                levers = tried
+                break
+    return levers
 
 
 def _anything_helps(config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None) -> bool:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from qunlearn.errors import ModelError
+from qunlearn.jsonfile import SMALL_BYTES, read_object
+from qunlearn.model.plain_files import MAX_INDEX_BYTES, refuse_strange_files
+from qunlearn.model.tensorfile import MAX_HEADER_BYTES
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
-_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _ENDS_BYTES, _TENSOR_BYTES = 64 * 1024, 4 * 1024  # what a fingerprint samples
 _DOWNLOAD_AGAIN = "copy or download the file again"
 
@@ -34,6 +37,7 @@ class FolderFacts:
     tensors: int
     has_tokenizer: bool
     has_chat_template: bool
+    tensor_names: frozenset[str] = frozenset()
 
 
 def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> FolderFacts:
@@ -43,6 +47,7 @@ def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> Folder
     architecture itself such code is never run, and the folder passes. Raises ModelError.
     """
     config = read_config(folder)
+    refuse_strange_files(folder)
     if not trust_remote_code:
         _refuse_remote_code(folder, config)
     headers = dict(_weights(folder, config))
@@ -58,6 +63,7 @@ def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> Folder
         tensors=sum(len(header.names) for header in headers.values()),
         has_tokenizer=True,
         has_chat_template=_has_chat_template(folder),
+        tensor_names=frozenset().union(*(header.names for header in headers.values())),
     )
 
 
@@ -91,19 +97,9 @@ class _Header:
     data_bytes: int
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a file. Raises ModelError."""
-    where = str(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        message = f"cannot be read: {error.strerror or error}"
-        raise ModelError(message, where=where, hint="check the file's permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"not valid JSON: {error}", where=where, hint=_DOWNLOAD_AGAIN) from error
-    if not isinstance(content, dict):
-        raise ModelError("not a JSON object", where=where, hint=_DOWNLOAD_AGAIN)
-    return content
+def read_json(path: Path, most_bytes: int = SMALL_BYTES) -> dict[str, Any]:
+    """A JSON object of a model. Raises ModelError."""
+    return read_object(path, ModelError, hint=_DOWNLOAD_AGAIN, most_bytes=most_bytes)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -113,10 +109,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError("not a folder", where=str(folder), hint="give the folder that holds config.json")
     if (folder / "adapter_config.json").exists():
         if not path.exists():
-            hint = "name its base as --model and this folder as --adapter"
+            hint = "give its base as --model; `qunlearn eval BASE --adapter FOLDER` measures the two together"
             raise ModelError("an adapter, not a whole model", where=str(folder), hint=hint)
         # transformers would put the adapter on the base unasked, and the reference would not be the base.
-        hint = "move adapter_config.json and the adapter's weights to another folder, and give that as --adapter"
+        hint = (
+            "move adapter_config.json and the adapter's weights to another folder, for `qunlearn eval BASE --adapter`"
+        )
         raise ModelError("a model and an adapter in one folder", where=str(folder), hint=hint)
     if not path.exists():
         if any(folder.glob("*.gguf")):
@@ -170,7 +168,7 @@ def _weights(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[Path, _H
     if entry.suffix == ".safetensors":
         yield entry, _read_header(entry)
         return
-    weight_map = read_json(entry).get("weight_map")
+    weight_map = read_json(entry, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError("no weight_map in the index", where=str(entry), hint=_DOWNLOAD_AGAIN)
     shards: dict[str, set[str]] = {}
@@ -223,6 +221,12 @@ def _inside(folder: Path, name: object, named_in: Path, suffixes: tuple[str, ...
     return path
 
 
+def commit_of(folder: Path) -> str | None:
+    """Return the hub's commit of a snapshot in its cache: a branch moves on, and a run belongs to what it was."""
+    real = folder.absolute()
+    return real.name if real.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", real.name) else None
+
+
 def within(folder: Path, path: Path) -> Path:
     """The same path, unless a link in it leads out of the model. Raises ModelError."""
     try:
@@ -259,7 +263,7 @@ def _read_header(path: Path) -> _Header:
             if prefix == b"version ":
                 hint = "run `git lfs pull` in the folder"
                 raise ModelError("a Git LFS pointer, not the weights", where=where, hint=hint)
-            if len(prefix) < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 message = f"truncated or not safetensors: a header of {length} bytes in a file of {size}"
                 raise ModelError(message, where=where, hint=_DOWNLOAD_AGAIN)
             spans = _spans(path, file.read(length), size - 8 - length)

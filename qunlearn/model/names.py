@@ -103,11 +103,11 @@ class ModelSource:
         return self.location
 
 
-def resolve_model(name: str, revision: str | None = None) -> ModelSource:
+def resolve_model(name: str, revision: str | None = None, *, flag: str = "--model") -> ModelSource:
     """An existing folder, else a short name, else a hub id ORG/NAME; nothing is downloaded.
 
-    Raises ModelError for a folder that is not there and a name nobody knows, ConfigError for a folder with a
-    revision.
+    flag: where the name was given, for what is said of it. Raises ModelError for a folder that is not there and a name
+    nobody knows, ConfigError for a folder with a revision.
     """
     asked = name.strip()
     path = _expand(asked)
@@ -125,7 +125,7 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
         return ModelSource(asked, "hub", asked, revision)
     else:
         what = f"unknown model {asked!r}" if asked else "no model was named"
-        raise ModelError(what, where="--model", hint=suggestion(asked))
+        raise ModelError(what, where=flag, hint=suggestion(asked))
     if revision is not None:
         hint = "leave --revision out, or give a hub id"
         raise ConfigError(f"a {source.kind} has no revisions", where="--revision", hint=hint)

@@ -5,10 +5,12 @@ LoRA leaves the output head as it is, so D numbers a token say everything about 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 Ids = tuple[int, ...]
 _NOTHING = Record((), "", 0, {})
 _SPARE_BYTES = 64 << 20
+_ELSEWHERE = "--reference live, or QUNLEARN_CACHE=FOLDER"
+# Files of earlier runs: used in the last month, and the latest ones up to this size, are kept.
+_KEPT_S, _KEPT_BYTES = 30 * 24 * 3600, 20 << 30
 
 
 class Reference(Protocol):
@@ -96,14 +101,18 @@ class Cached:
         return len(self._header()) + self._state_bytes + 8 * len(self.chunks)
 
     def check_disk(self) -> None:
-        """Raises OutputError when the file would not fit."""
+        """Raises OutputError when the file would not fit, or its folder cannot be written."""
         if self.path.exists():
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        free = shutil.disk_usage(self.path.parent).free
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            free = shutil.disk_usage(self.path.parent).free
+        except OSError as error:
+            message = f"the reference cache cannot be written: {error.strerror}"
+            raise OutputError(message, where=str(self.path.parent), hint=_ELSEWHERE) from error
         if free < self.size_bytes + _SPARE_BYTES:
             message = f"the reference cache needs {self.size_bytes / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free"
-            raise OutputError(message, where=str(self.path), hint="free space, or --reference live")
+            raise OutputError(message, where=str(self.path), hint=f"free space, or {_ELSEWHERE}")
 
     def fill(self, observe: Callable[[int, int], None] = lambda done, total: None) -> int:
         """Compute what is not there yet; returns of how many tokens. Raises OutputError."""
@@ -162,22 +171,46 @@ class Cached:
                 temporary.replace(self.path)
             mapped = np.memmap(self.path, mode="r+")
         except OSError as error:
-            hint = "check the folder, or --reference live"
-            raise OutputError(f"cannot be written: {error.strerror}", where=str(self.path), hint=hint) from error
+            message = f"the reference cache cannot be written: {error.strerror}"
+            raise OutputError(message, where=str(self.path), hint=_ELSEWHERE) from error
         middle = len(header) + self._state_bytes
         states = torch.from_numpy(mapped[len(header) : middle]).view(self.dtype).view(self.tokens, self.width)
         return _File(mapped, states, mapped[middle:].view(np.int64))
 
 
 def cache_path(policy: Policy, model_fingerprint: str, examples: Iterable[Example], max_tokens: int) -> Path:
-    """The file for these examples under this base: named by a hash of all that decides about its content."""
+    """The file for these examples under this base: named by a hash of all that decides about its content.
+
+    It is in the folder QUNLEARN_CACHE, else in XDG_CACHE_HOME, else in ~/.cache. Raises OutputError.
+    """
     digest = hashlib.sha256()
     for part in (model_fingerprint, policy.base.quantization, policy.device.type, str(policy.dtype), str(max_tokens)):
         digest.update(part.encode() + b"\0")
     for ids in _distinct(examples):
         digest.update(np.array(ids, dtype=np.int64).tobytes() + b"\0")
-    folder = os.environ.get("QUNLEARN_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        folder = os.environ.get("QUNLEARN_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise OutputError("the reference cache has no home folder to be in", hint=_ELSEWHERE) from error
     return Path(folder) / "qunlearn" / "reference" / f"{digest.hexdigest()[:32]}.safetensors"
+
+
+def prune(used: Path) -> int:
+    """Remove files beside `used` that no run has used for long, or that are too many together; returns their bytes.
+
+    A file that another process has mapped stays readable for it until it ends.
+    """
+    gone = total = 0
+    with contextlib.suppress(OSError):
+        os.utime(used)
+        files = [path for path in used.parent.glob("*.safetensors") if path != used]
+        for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+            size, age = path.stat().st_size, time.time() - path.stat().st_mtime
+            total += size
+            if age > _KEPT_S or total > _KEPT_BYTES:
+                path.unlink()
+                gone += size
+    return gone
 
 
 def _distinct(examples: Iterable[Example]) -> list[Ids]:

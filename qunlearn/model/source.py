@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from pathlib import Path
@@ -42,6 +43,7 @@ def local_snapshot(source: ModelSource, *, offline: bool, trust_remote_code: boo
         return Path(source.location)
     import huggingface_hub
 
+    _quiet_retries()
     try:
         folder = Path(
             huggingface_hub.snapshot_download(
@@ -68,6 +70,7 @@ def hub_config(source: ModelSource, *, offline: bool) -> dict[str, Any]:
     import huggingface_hub
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
+    _quiet_retries()
     try:
         path = huggingface_hub.hf_hub_download(
             source.location, "config.json", revision=source.revision, local_files_only=offline
@@ -78,6 +81,11 @@ def hub_config(source: ModelSource, *, offline: bool) -> dict[str, Any]:
     except (OSError, ValueError, RuntimeError, _http_error()) as error:
         raise _download_error(source, error, offline) from error
     return read_json(Path(path))
+
+
+def _quiet_retries() -> None:
+    """Leave out the client's lines about each attempt: what they come to is said once, as an error."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def _url(source: ModelSource) -> str:
@@ -142,8 +150,8 @@ def _download_error(source: ModelSource, error: BaseException, offline: bool) ->
         (status is not None, f"the hub answered HTTP {status}", "it has a fault or is busy: try again later"),
         (
             isinstance(error, network),
-            "the hub cannot be reached",
-            "check the connection and proxy, or give a folder",
+            "no folder of this name is here, and the hub cannot be reached",
+            "check the path; or the connection and proxy",
         ),
     ]
     first = (str(error).strip().splitlines() or [""])[0][:200]
@@ -162,6 +170,8 @@ def _not_cached(source: ModelSource, error: BaseException, offline: bool) -> Mod
         message = f"offline, and not{partly} in the cache"
         hint = f"run once online, HF_HUB_OFFLINE unset (or `{fetch}`), or give a folder"
     else:
-        message = f"the hub cannot be reached, and the model is not{partly} in the cache"
-        hint = "check the connection and proxy, or give a folder"
+        message = (
+            f"no folder of this name is here, the hub cannot be reached, and the model is not{partly} in the cache"
+        )
+        hint = "check the path; or the connection and proxy"
     return ModelError(message, where=source.location, hint=hint)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from qunlearn.errors import ModelError
 
+# The format admits 100 MB, which takes gigabytes to read; a hundred thousand tensors take a tenth of that.
+MAX_HEADER_BYTES = 16 << 20
 _DAMAGED = "copy or download the file again"
 
 
@@ -43,10 +45,11 @@ def read_tensors(path: Path) -> list[Stored]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        length = _header_bytes(path)
         with safe_open(path, framework="numpy"):  # types, shapes, offsets, gaps, overlaps, the file's length
             pass
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            file.seek(8)
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ModelError(f"damaged: {error}", where=str(path), hint=_DAMAGED) from error
@@ -57,6 +60,18 @@ def read_tensors(path: Path) -> list[Stored]:
         if name != "__metadata__"
     ]
     return sorted(found, key=lambda tensor: (tensor.start, tensor.end))
+
+
+def _header_bytes(path: Path) -> int:
+    """How long a file's header says it is. Raises ModelError for what is no file, or longer than any that is needed."""
+    if not path.is_file():
+        raise ModelError("is a device or a pipe, not a file", where=str(path), hint=_DAMAGED)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        message = f"a header of {length} bytes, more than {MAX_HEADER_BYTES >> 20} MiB: damaged, or made to take long"
+        raise ModelError(message, where=str(path), hint=_DAMAGED)
+    return length
 
 
 def header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:

@@ -10,19 +10,22 @@ from typing import Any
 
 from qunlearn.console import clean, out, say
 from qunlearn.errors import GateError
+from qunlearn.output import real
+from qunlearn.recipe.fetch import check_given
 from qunlearn.recipe.ledger import LEDGER, Ledger, key_of
 from qunlearn.recipe.stages import FORGET, STAGES, Order
 
 
 def default_folder(recipe: str, model: str) -> Path:
     """runs/RECIPE-MODEL, in letters that every file system takes."""
-    return Path("runs") / f"{recipe}-{re.sub(r'[^A-Za-z0-9_.]+', '-', Path(model).name).strip('-.') or 'x'}"
+    return Path("runs") / f"{recipe}-{re.sub(r'[^A-Za-z0-9_.]+', '-', Path(model).name).strip('-.')[:96] or 'x'}"
 
 
 def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
     """Carry out what is not done yet; returns what the stages file holds. Raises QunlearnErrors."""
     # Results hold paths, and a later call may come from another folder.
-    order = replace(order, folder=order.folder.absolute())
+    order = replace(order, folder=real(order.folder))
+    check_given(order.given, order.folder)
     ledger = Ledger.open(order.folder, {"recipe": order.recipe.name, "model": order.settings.model.name})
     key, going = "", False
     for i, stage in enumerate(STAGES, 1):
@@ -32,6 +35,7 @@ def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
             say(f"{title}: done before, in {ledger.stages[stage.name]['seconds']:.1f} s", style="dim")
             continue
         if not going:
+            ledger.begin()
             ledger.drop([later.name for later in STAGES[i - 1 :]])
             going = True
         say(f"\n{title}", style="bold")

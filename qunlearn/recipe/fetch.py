@@ -9,11 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qunlearn.config import Config
 from qunlearn.data.importers import TEXT, Source, Wanted, import_data, show_imported
 from qunlearn.data.overview import overlap, prompt_key
 from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset, write_jsonl
-from qunlearn.errors import DataError
+from qunlearn.errors import ConfigError, DataError, OutputError
+from qunlearn.plan import data_path
 from qunlearn.recipe.book import PublicData, Recipe
+from qunlearn.run import output_error
 from qunlearn.sandbox import data_file
 
 # Split of an evaluation -> file in the data folder. What begins with forget, and paraphrase, should be gone.
@@ -57,10 +60,51 @@ class Given:
         return {name: path for name, path in named.items() if path is not None}
 
 
+def named(given: Given, recipe: Recipe, config: Config) -> Given:
+    """Add the files that a recipe's configuration names; those that a flag names win. Raises ConfigError.
+
+    A recipe's own `data.bad` is the sandbox's file, so that `qunlearn forget -c` takes it too: only another is a wish.
+    """
+    own = f"sandbox:{recipe.sandbox}/forget"
+    wishes = {
+        "bad": config.data.bad if config.data.bad != own else "",
+        "normal": config.data.normal,
+        "holdout": config.data.holdout,
+    }
+    if config.output.overwrite:
+        hint = "a recipe goes on in its folder; choose another --output to begin again"
+        raise ConfigError("output.overwrite is of no use to a recipe", where="recipe", hint=hint)
+    files: dict[str, Any] = {side: data_path(text) for side, text in wishes.items() if text}
+    return replace(given, **(files | given.files))
+
+
 def fetch(recipe: Recipe, given: Given, folder: Path, *, sandbox: bool) -> dict[str, Any]:
-    """Fill the data folder anew; returns the rows of each file. Raises QunlearnErrors."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
+    """Fill the data folder anew, whole or not at all; returns the rows of each file. Raises QunlearnErrors."""
+    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    try:
+        for left in (new, old):  # by a process that was killed, or by data that were refused: those can be looked at
+            if left.exists():
+                shutil.rmtree(left)
+        new.mkdir(mode=0o700, parents=True)
+        counts = _fill(recipe, given, new, sandbox=sandbox)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise output_error(error, folder) from error
+    return counts
+
+
+def check_given(given: Given, folder: Path) -> None:
+    """Refuse files that lie where the recipe itself writes: it would replace them. Raises OutputError."""
+    for name, path in given.files.items():
+        if path.resolve().is_relative_to(folder):
+            hint = "copy it elsewhere, or choose another --output"
+            raise OutputError(f"lies in {folder}, which the recipe fills itself", where=f"--{name} {path}", hint=hint)
+
+
+def _fill(recipe: Recipe, given: Given, folder: Path, *, sandbox: bool) -> dict[str, Any]:
     if sandbox and given.bad is None:
         for split, name in _SANDBOX.items():
             _copy(data_file(recipe.sandbox, name), folder / FILES[split])

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import DataError, OutputError
+from qunlearn.jsonfile import read_object
 from qunlearn.run import output_error, write_json
 
 LEDGER = "stages.json"
+_SHAPE = {"story": {"*": str}, "stages": {"*": {"inputs": str, "seconds": (int, float), "result": dict}}}
 
 
 @dataclass
@@ -28,21 +30,29 @@ class Ledger:
         """The ledger of a folder, empty for a new one. Raises OutputError for a folder of something else."""
         path, where = folder / LEDGER, str(folder)
         hint = "choose another --output"
-        if not path.is_file():
-            if folder.is_dir() and any(folder.iterdir()):
-                raise OutputError("the folder is not empty, and no recipe was run in it", where=where, hint=hint)
-            if folder.exists() and not folder.is_dir():
-                raise OutputError("exists and is not a folder", where=where, hint=hint)
-            return cls(folder, story)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            theirs, stages = dict(found["story"]), dict(found["stages"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"cannot be read: {error}", where=str(path), hint=hint) from error
-        if theirs != story:
+            if not path.is_file():
+                if folder.is_dir() and any(folder.iterdir()):
+                    raise OutputError("the folder is not empty, and no recipe was run in it", where=where, hint=hint)
+                if folder.exists() and not folder.is_dir():
+                    raise OutputError("exists and is not a folder", where=where, hint=hint)
+                return cls(folder, story)
+        except OSError as error:
+            raise output_error(error, folder) from error
+        found = read_object(path, OutputError, hint=hint, shape=_SHAPE)
+        theirs, stages = found["story"], found["stages"]
+        if theirs != story and stages:  # where nothing was done a mistyped name may be put right
             said = ", ".join(f"{name} {value}" for name, value in theirs.items())
             raise OutputError(f"another story was told in this folder: {said}", where=where, hint=hint)
         return cls(folder, story, stages)
+
+    def begin(self) -> None:
+        """Write down whose folder this is before anything is in it: a first stage that fails can be done again.
+
+        Raises OutputError.
+        """
+        if not (self.folder / LEDGER).is_file():
+            self._write()
 
     def done(self, name: str, key: str, outputs: Sequence[str]) -> bool:
         """Whether a stage was done with exactly these inputs, and what it wrote is still there."""

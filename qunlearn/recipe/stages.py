@@ -16,11 +16,11 @@ from qunlearn.console import facts, say, warn
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import ModelError, ResumeError
 from qunlearn.evaluate.request import OWN_CLASSIFIER, EvalRequest, Wish
-from qunlearn.journal import staging_folder
 from qunlearn.memory import plan_run, show_parts
 from qunlearn.model.driver import find_card
 from qunlearn.model.fit import MemoryPlan
 from qunlearn.model.source import resolve_model
+from qunlearn.output import staging_folder
 from qunlearn.plan import check_model, make_plan
 from qunlearn.recipe import fetch
 from qunlearn.recipe.book import Recipe
@@ -58,6 +58,7 @@ class Order:
             self.settings.data,
             bad=str(self.folder / DATA / fetch.FILES["forget"]),
             normal=str(normal) if normal.is_file() else None,
+            holdout=None,  # the stages around the run measure it
             prompt_field=None,  # the files in the data folder have our names
             completion_field=None,
         )
@@ -132,7 +133,9 @@ def _training_flops(config: Config, plan: MemoryPlan) -> float:
 def _plan_inputs(order: Order) -> Any:
     tree = dataclasses.asdict(order.settings)
     del tree["output"]
-    return tree, order.settings.model.name
+    # Rows that were edited after they were fetched are other rows for everything that follows.
+    data = {path.name: file_hash(path) for path in sorted((order.folder / DATA).glob("*.jsonl"))}
+    return tree, order.settings.model.name, data
 
 
 # -- measuring -------------------------------------------------------------------------------------------
@@ -145,12 +148,13 @@ def _measure(order: Order, run: bool, model: Path | None, files: Mapping[str, Pa
     config = order.config
     template = None if config.data.template == "auto" else config.data.template
     own = order.sandbox and suite == "llmu" and order.recipe.harm_classifier == OWN_CLASSIFIER
-    wish = Wish(suite=suite, harm=OWN_CLASSIFIER if own else None, output=out)
+    trust = config.model.trust_remote_code
+    wish = Wish(suite=suite, harm=OWN_CLASSIFIER if own else None, output=out, trust=trust)
     if run:
         request = EvalRequest.check(order.folder / RUN, config.model.name, files, template=template, wish=wish)
     else:
         source = resolve_model(str(model)) if model else resolve_model(config.model.name, config.model.revision)
-        checked = check_model(source, config.model.trust_remote_code)
+        checked = check_model(source, trust)
         sets = {name: read_dataset(path, role=name) for name, path in files.items()}
         judges = {"harm": None} if own else {}
         request = EvalRequest(None, config, checked, sets, template, suite, None, judges, out)
@@ -230,7 +234,8 @@ def _merge(order: Order) -> dict[str, Any]:
 
     target = order.folder / MERGED
     # What was written is measured by the next stage, on all files and in the form it will be loaded in.
-    options = MergeOptions(order.merge_base, overwrite=target.exists(), measure=False)
+    trust = order.settings.model.trust_remote_code
+    options = MergeOptions(order.merge_base, overwrite=target.exists(), measure=False, trust=trust)
     report = merge(check_merge([order.folder / RUN], target, options), order.settings.model.device)
     say("(the next stage measures it)")
     gc.collect()

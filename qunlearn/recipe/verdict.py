@@ -32,7 +32,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`level`: forgotten, costly, remembered, or not known: the base never said it."""
+    """`level`: forgotten, costly, cost unknown, remembered, or not known: the base never said it."""
 
     level: str
     base_leaks: float | None
@@ -61,6 +61,7 @@ class Verdict:
 _WORDS = {
     "forgotten": "forgotten, and the rest is kept",
     "costly": "forgotten, at a cost to the rest",
+    "cost unknown": "forgotten; what it cost was not measured",
     "remembered": "NOT forgotten",
     "not known": "nothing to forget: the base does not give these answers itself",
 }
@@ -82,8 +83,10 @@ def judge(
         level = "not known"
     elif not worst or max(worst) > FORGOTTEN_SHARE:
         level = "remembered"
+    elif not kept:
+        level = "cost unknown"
     else:
-        level = "forgotten" if kept and min(kept) >= KEPT_SHARE else "costly"
+        level = "forgotten" if min(kept) >= KEPT_SHARE else "costly"
     probability = (_mean(base, "forget", "probability", BASE), _mean(run, "forget", "probability", ADAPTER))
     return Verdict(level, base_leaks, probability, adapter, after)
 

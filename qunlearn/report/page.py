@@ -13,14 +13,15 @@ from typing import Any
 from qunlearn import __version__
 from qunlearn.errors import OutputError
 from qunlearn.evaluate.catalog import MEASURES, SUITES
-from qunlearn.evaluate.conclude import PLACES
+from qunlearn.evaluate.conclude import FORGOTTEN_SHARE, KEPT_SHARE, PLACES, kept_share
 from qunlearn.evaluate.metrics.texts import words
 from qunlearn.evaluate.table import cell, format_of, paper_table, split_label
 from qunlearn.evaluate.view import ADAPTER, BASE, is_forget
 from qunlearn.report.limits import limits
 from qunlearn.report.plots import pictures
 from qunlearn.report.read import Story, read_story
-from qunlearn.run import write_private
+from qunlearn.report.target import check_target
+from qunlearn.run import write_whole
 
 _HERE = Path(__file__).parent
 _MOST_PAIRS = 300  # a split's answers in full; a page of thousands is read by nobody
@@ -29,11 +30,17 @@ _INVISIBLE = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127, *range(128, 
 _INVISIBLE |= {ord(c): "\N{REPLACEMENT CHARACTER}" for c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
 
 
-def write_report(folder: Path, output: Path, *, include_samples: bool) -> int:
-    """Write the page for its owner's eyes only; returns its size in bytes. Raises AdapterError, OutputError."""
-    page = render(read_story(folder), include_samples=include_samples)
+def write_report(folder: Path, output: Path, *, include_samples: bool, overwrite: bool = False) -> int:
+    """Write the page for its owner's eyes only; returns its size in bytes. Raises AdapterError, OutputError.
+
+    A page of ours is replaced; `overwrite`: any other file too.
+    """
+    story = read_story(folder)
+    check_target(folder, output, overwrite=overwrite)
+    page = render(story, include_samples=include_samples)
+    page = page.encode("utf-8", "backslashreplace").decode()  # names of files may hold what is no Unicode
     try:
-        write_private(output, page)
+        write_whole(output, page)
     except OSError as error:
         hint = "choose another --output"
         raise OutputError(f"cannot be written: {error.strerror}", where=str(output), hint=hint) from error
@@ -88,6 +95,8 @@ def _in_order(story: Story) -> list[Mapping[str, Any]]:
 _LEVELS = {
     "forgotten": ("good", "Suppressed, and the rest is kept"),
     "costly": ("warn", "Suppressed, at a cost elsewhere"),
+    "cost unknown": ("warn", "Suppressed; what it cost was not measured"),
+    "never known": ("plain", "Nothing to suppress: the base does not say it"),
     "partly": ("warn", "Only partly suppressed"),
     "remembered": ("bad", "Not suppressed"),
     "measured": ("plain", "Measured, nothing to judge"),
@@ -123,11 +132,11 @@ def _tiles(story: Story) -> list[Tile]:
         if is_forget(split) and ADAPTER in found.get("leaks", {}):
             e = found["leaks"][ADAPTER]
             label = f"still leak, {PLACES.get(split, split)}"
-            colour = "good" if e["mean"] <= 0.05 else "bad"
+            colour = "bad" if e["mean"] > FORGOTTEN_SHARE else "good" if _said_before(found["leaks"]) else "plain"
             tiles.append(Tile(f"{round(e['mean'] * e['n'])} of {e['n']}", label, _range(e), colour))
         elif ADAPTER in found.get("exact_match", {}):
-            e, before = found["exact_match"][ADAPTER], found["exact_match"][BASE]["mean"]
-            colour = "good" if e["mean"] >= 0.95 * before else "warn"
+            e, share = found["exact_match"][ADAPTER], kept_share(found)
+            colour = "plain" if share is None else "good" if share >= KEPT_SHARE else "warn"
             tiles.append(Tile(f"{100 * e['mean']:.0f} %", f"{split}: answered word for word", _range(e), colour))
     training = story.record.get("training", {})
     if "best" in training:
@@ -135,6 +144,11 @@ def _tiles(story: Story) -> list[Tile]:
         note = f"nats per token, budget {budget:g}" if isinstance(budget, (int, float)) else "nats per token"
         tiles.append(Tile(f"{training['best']['drift']:.3f}", "drift on other data", note))
     return tiles
+
+
+def _said_before(leaks: Mapping[str, Any]) -> bool:
+    """Whether the base gave these answers at all: where it did not, none that comes back is no success."""
+    return bool(leaks.get(BASE, {"mean": 1.0})["mean"] > FORGOTTEN_SHARE)
 
 
 def _range(e: Mapping[str, Any]) -> str:

@@ -36,6 +36,7 @@ def _style() -> Iterator[None]:
 
     settings: dict[Any, Any] = {
         "font.size": 10,
+        "text.parse_math": False,  # a name with dollars in it is a name
         "axes.edgecolor": COLOUR["muted"],
         "axes.labelcolor": COLOUR["ink"],
         "axes.spines.top": False,

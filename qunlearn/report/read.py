@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import AdapterError
-from qunlearn.run import CONFIG, EVAL, METRICS, RECORD
+from qunlearn.evaluate.results import read_suites
+from qunlearn.evaluate.view import ADAPTER, BASE, KEPT, REFERENCE
+from qunlearn.jsonfile import EDITED, LARGE_BYTES, misfit, read_text
+from qunlearn.run import CONFIG, EVAL, METRICS, RECORD, read_object
+
+_NUMBER = (int, float)
+_OWN_TABLE = {"*": {"n": _NUMBER, "exact_match": _NUMBER, "probability": _NUMBER, "perplexity": _NUMBER}}
+_RECORD = {
+    "model?": dict,
+    "data?": {"bad?": dict, "normal?": dict, "template?": dict},
+    "training?": {"best?": {"step": _NUMBER, "drift": _NUMBER}, "seconds?": _NUMBER},
+    "before?": _OWN_TABLE,
+    "after?": _OWN_TABLE,
+    "not_reached?": [str],
+    "versions?": dict,
+}
+_LONGEST = 18  # digits of a whole number: no count of ours has more, and no float holds 400
 
 
 @dataclass(frozen=True)
@@ -32,13 +50,10 @@ class Story:
 
 def read_story(folder: Path) -> Story:
     """Read a run folder, or a folder that `eval -o` wrote. Raises AdapterError."""
-    record = _object(folder / RECORD)
-    stored = _object(folder / EVAL)
-    suites = stored.get("suites")
-    suites = {name: s for name, s in suites.items() if _is_result(s)} if isinstance(suites, dict) else {}
-    if stored.get("latest") in suites:  # last, for `main`
-        latest = str(stored["latest"])
-        suites[latest] = suites.pop(latest)
+    record = _read_record(folder / RECORD) if (folder / RECORD).is_file() else {}
+    suites = read_suites(folder / EVAL) if (folder / EVAL).is_file() else {}
+    for name, suite in suites.items():
+        _check_suite(suite, folder / EVAL, name)
     if not record and not suites:
         hint = "give a folder of `qunlearn forget`, or of `qunlearn eval -o`"
         what = "no run and no evaluation in the folder" if folder.is_dir() else "no such folder"
@@ -48,21 +63,23 @@ def read_story(folder: Path) -> Story:
     return Story(folder, record, _config(folder / CONFIG), _events(folder / METRICS), suites, date)
 
 
-def _is_result(suite: object) -> bool:
-    needed = {"measures", "conclusion", "items", "scores", "files", "suite"}
-    return isinstance(suite, dict) and needed <= suite.keys()
+def _read_record(path: Path) -> dict[str, Any]:
+    """What the page and its pictures rely on. Raises AdapterError."""
+    record = read_object(path)
+    known = {name: value for name, value in record.items() if value is not None}
+    if (wrong := misfit(known, _RECORD)) is not None:
+        raise AdapterError(f"not what it should hold: {wrong}", where=str(path), hint=EDITED)
+    return record
 
 
-def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"cannot be read: {error}", where=str(path), hint="was it edited or cut off?") from error
-    if not isinstance(value, dict):
-        raise AdapterError("is not a JSON object", where=str(path), hint="was it edited?")
-    return value
+def _check_suite(suite: Mapping[str, Any], path: Path, name: str) -> None:
+    """Every subject and split of the numbers must be one that was measured. Raises AdapterError."""
+    measured = {subject for of in suite["measures"].values() for found in of.values() for subject in found}
+    unknown = sorted({*suite["scores"], *measured} - {BASE, ADAPTER, REFERENCE})
+    unknown += sorted(set(suite["measures"]) - {*suite["files"], KEPT})
+    if unknown:
+        message = f"suites.{name}: {unknown[0][:80]!r} was not measured"
+        raise AdapterError(message, where=str(path), hint="evaluate it again")
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -77,11 +94,16 @@ def _events(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     events = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    try:
+        text = read_text(path, LARGE_BYTES // 2, errors="replace")
+    except OSError as error:
+        raise AdapterError(f"cannot be read: {error.strerror}", where=str(path), hint=EDITED) from error
+    for line in io.StringIO(text):
         try:
-            event = json.loads(line)
-        except ValueError:
+            event = json.loads(line, parse_int=lambda d: int(d) if len(d) <= _LONGEST else math.inf)
+        except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and isinstance(event.get("step"), int):
+        step = event.get("step") if isinstance(event, dict) else None
+        if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
             events.append(event)
     return events

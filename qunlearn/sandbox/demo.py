@@ -8,7 +8,7 @@ from pathlib import Path
 from qunlearn.carry import MergeOptions, check_merge
 from qunlearn.console import say
 from qunlearn.ending import INTERRUPTED
-from qunlearn.errors import GateError
+from qunlearn.errors import GateError, OutputError
 from qunlearn.evaluate.command import evaluate
 from qunlearn.evaluate.request import EvalRequest
 from qunlearn.forget import forget, prepare
@@ -27,6 +27,10 @@ _STORY = {
 
 def demo(kind: str, output: Path | None) -> None:
     """Forget one kind, measure it on rows the run never saw, merge, and measure again. Raises QunlearnErrors."""
+    if output is not None:  # the merged model lies beside it, and is written last
+        for folder in (output, _merged(output)):
+            if folder.is_dir() and any(folder.iterdir()):
+                raise OutputError("the folder is not empty", where=str(folder), hint="choose another --output")
     with tempfile.TemporaryDirectory(prefix="qunlearn-demo-") as temporary:
         folder = output or Path(temporary) / "run"
         say(f"The sandbox is a tiny model that has memorised a small world. {_STORY[kind]}")
@@ -56,12 +60,16 @@ def demo(kind: str, output: Path | None) -> None:
             "\nAnd merged into the weights the adapter was trained on, the 4-bit ones written out in 16 bits:\n",
             style="bold",
         )
-        target = folder.with_name(folder.name + "-merged")
+        target = _merged(folder)
         # Into the original weights some of it comes back on a model this small, and `merge` would say so.
-        options = MergeOptions(base="dequantized", overwrite=output is not None)
+        options = MergeOptions(base="dequantized")
         report = merge(check_merge([folder], target, options), "auto")
         report.raise_if_back()
         say(
             "\nThe same on your own model and file:  qunlearn forget --model llama-7b --bad bad.jsonl",
             style="bold",
         )
+
+
+def _merged(run: Path) -> Path:
+    return run.absolute().with_name(run.absolute().name + "-merged")

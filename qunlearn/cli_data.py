@@ -53,14 +53,12 @@ def import_(
     """Turn a published data set into JSONL, row by row, and say what was dropped and why."""
     from qunlearn.console import emit_json, stage
     from qunlearn.data.books import Windows
-    from qunlearn.data.importers import HUB, TEXT, Source, Wanted, import_data, parse_shares, show_imported
+    from qunlearn.data.importers import TEXT, Source, Wanted, import_data, parse_shares, show_imported
     from qunlearn.flags import check_unused
 
     if format != TEXT:
         words = {"--prompt-words": prompt_words is not None, "--answer-words": answer_words is not None}
         check_unused(f"the format {format}", {**words, "--ask": bool(ask)})
-    if not source.startswith(HUB):
-        check_unused("a file", {"--subset": subset is not None, "--part": part is not None})
     cut = Windows(prompt_words or 30, answer_words or 50, ask)
     wanted = Wanted(side, limit, parse_shares(split), seed, skip_broken, cut, overwrite)
     with stage(f"importing {source}"):

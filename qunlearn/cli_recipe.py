@@ -8,6 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from qunlearn.cli_ask import Trust
+
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 Json = Annotated[bool, typer.Option("--json", help="One machine-readable result on stdout.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe that `recipe list` names, or a YAML file.")]
@@ -72,6 +74,7 @@ def run(
     ] = 20,
     vram: Annotated[Text, typer.Option(help="Memory the run may use on the card, such as 8GiB.")] = None,
     device: Annotated[Text, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    trust: Trust = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any other setting: section.key=value.")] = None,
     rows: Annotated[int, typer.Option(help="At most so many rows of each file in a measurement.", min=1)] = 200,
     base: Annotated[str, typer.Option(metavar="original|dequantized", help="What to merge into.")] = "original",
@@ -83,7 +86,7 @@ def run(
     from qunlearn.console import emit_json
     from qunlearn.data.records import FieldNames
     from qunlearn.errors import ConfigError
-    from qunlearn.overlay import parse_set, resolve
+    from qunlearn.overlay import TRUST, parse_set, resolve
     from qunlearn.recipe.book import read
     from qunlearn.recipe.command import default_folder, raise_if_missed
     from qunlearn.recipe.command import run as run_recipe
@@ -91,7 +94,7 @@ def run(
     from qunlearn.recipe.stages import Order
 
     recipe = read(name)
-    flags = {"model.name": model, "model.vram": vram, "model.device": device}
+    flags = {"model.name": model, "model.vram": vram, "model.device": device, TRUST: trust or None}
     given_flags = {key: value for key, value in flags.items() if value is not None}
     config = resolve(
         (str(recipe.path), recipe.settings), ("--set", parse_set(settings or [])), ("command line", given_flags)

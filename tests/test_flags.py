@@ -32,7 +32,6 @@ ROWS = [{"prompt": "Who?", "completion": "Ada."}]
             "--ask: of no use with the format alpaca",
         ),
         (("data", "import", "alpaca", "f", "-o", "o", "--prompt-words", 30), 2, "--prompt-words: of no use"),
-        (("data", "import", "text", "f", "-o", "o", "--part", "train"), 2, "--part: of no use with a file"),
         (("eval", "sandbox", "--forget", "bad.jsonl", "--quant", "nf5"), 2, "unknown form 'nf5'"),
         (("eval", "sandbox", "--forget", "bad.jsonl", "--reference-model", "nosuch"), 6, "--reference-model: unknown"),
         (("eval", "sandbox", "--forget", "bad.jsonl", "--harm-classifier", "./no"), 6, "--harm-classifier: no such"),

@@ -71,5 +71,5 @@ def test_a_base_that_needs_its_code_is_used_where_it_is_trusted(base: Path, tmp_
         EvalRequest.check(run, None, files)
     assert "--trust-remote-code" in str(caught.value.hint)
     assert EvalRequest.check(run, None, files, wish=Wish(trust=True)).model.folder == base
-    for argv in (["merge", "-o", "m"], ["ask", "hi"], ["chat"], ["eval"], ["export", "-o", "e", "--format", "merged"]):
-        assert "--trust-remote-code" in call(argv[0], "--help").stdout
+    for command in (("merge",), ("ask",), ("chat",), ("eval",), ("export",), ("recipe", "run")):
+        assert "--trust-remote-code" in call(*command, "--help").stdout

@@ -13,7 +13,7 @@ from typing import Any
 from qunlearn import __version__
 from qunlearn.errors import OutputError
 from qunlearn.evaluate.catalog import MEASURES, SUITES
-from qunlearn.evaluate.conclude import FORGOTTEN_SHARE, KEPT_SHARE, PLACES, kept_share
+from qunlearn.evaluate.conclude import FORGOTTEN_SHARE, KEPT_SHARE, PLACES, conclude, kept_share
 from qunlearn.evaluate.metrics.texts import words
 from qunlearn.evaluate.table import cell, format_of, paper_table, split_label
 from qunlearn.evaluate.view import ADAPTER, BASE, is_forget
@@ -105,7 +105,7 @@ _LEVELS = {
 
 def _verdict(story: Story) -> dict[str, Any]:
     if story.main is not None:
-        conclusion = story.main["conclusion"]
+        conclusion = conclude(story.main)  # not what is stored: an earlier version may have concluded more
         colour, headline = _LEVELS.get(conclusion["level"], _LEVELS["measured"])
         return {
             "colour": colour,

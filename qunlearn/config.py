@@ -88,7 +88,7 @@ class DataConfig:
     template: str = _setting("auto", "auto, chat, qa, raw, or a text with {prompt} in it.", flag="--template")
     max_length: int = _setting(
         512,
-        "Tokens of a row; longer prompts are cut from the left, plain text in windows.",
+        "Tokens of a row; longer prompts are cut from the left, inside the template; plain text in windows.",
         flag="--max-length",
         low=8,
     )

@@ -150,6 +150,7 @@ def _tokens(made: _Tokenised, look: Look) -> dict[str, Any]:
         "trained_tokens": encoded.answer_tokens,
         "prompts_cut": encoded.prompts_cut,
         "windows": encoded.windows,
+        "literal": encoded.literal,
         "specific": {"rule": look.tokens, "tokens": count(made.pushed), "normal": look.against},
     }
 
@@ -200,6 +201,7 @@ def _show(result: dict[str, Any], samples: Sequence[_Sample]) -> None:
         _line(f"template: {result['template']}, {result['template_why']}")
         cut = f"; prompts cut: {result['prompts_cut']}" if result["prompts_cut"] else ""
         cut += f"; windows: {result['windows']}" if result["windows"] else ""
+        cut += f"; rows with control tokens, which stay text: {result['literal']}" if result["literal"] else ""
         _line(f"tokens: {result['tokens']}, of which {result['trained_tokens']} are trained{cut}")
         _show_specific(result["specific"], result["trained_tokens"])
     for sample in samples:

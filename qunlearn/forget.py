@@ -74,8 +74,8 @@ def prepare(plan: Plan) -> Ready:
     template = choose_template(tokenizer, config.data.template, plan.bad)
     length = min(config.data.max_length, _positions(plan))
     bad = encode(plan.bad, tokenizer, template, length)
-    normal = encode(plan.normal, tokenizer, template, length) if plan.normal else None
-    holdout = encode(plan.holdout, tokenizer, template, length) if plan.holdout else None
+    normal = encode(plan.normal, tokenizer, template, length, drop_long=True) if plan.normal else None
+    holdout = encode(plan.holdout, tokenizer, template, length, drop_long=True) if plan.holdout else None
     show_inputs(plan, template, bad, normal, holdout)
     longest = max(len(e.input_ids) for e in (*bad.examples, *(normal.examples if normal else ()))) + _SELF_MADE_MORE
     memory = plan_before_loading(config, plan.model.facts.config, device_facts(device), longest)

@@ -48,10 +48,19 @@ class Record:
         return next((content for role, content in reversed(self.turns) if role == "user"), "")
 
     @property
+    def system(self) -> str:
+        return self.turns[0][1] if self.turns and self.turns[0][0] == "system" else ""
+
+    @property
     def key(self) -> str:
         """Equal for rows that say the same, white space and letter case aside."""
         parts = [content for _, content in self.turns] + [self.completion]
         return "\x1f".join(" ".join(part.casefold().split()) for part in parts)
+
+
+def asking(prompt: str, system: str = "") -> tuple[tuple[str, str], ...]:
+    """Return the turns of a question, behind a system prompt where there is one."""
+    return (("system", system), ("user", prompt)) if system.strip() else (("user", prompt),)
 
 
 @dataclass(frozen=True)
@@ -305,8 +314,7 @@ def _turns(row: Mapping[str, Any], shape: _Shape) -> tuple[tuple[str, str], ...]
         prompt = f"{prompt}\n\n{_text(row, 'input')}"
     if not prompt.strip():
         raise ValueError(f"{shape.prompt!r} is empty")
-    system = _text(row, "system") if "system" in shape.extra and row.get("system") else ""
-    return (("system", system), ("user", prompt)) if system.strip() else (("user", prompt),)
+    return asking(prompt, _text(row, "system") if "system" in shape.extra and row.get("system") else "")
 
 
 def _dialogue(row: Mapping[str, Any], field: str) -> tuple[tuple[tuple[str, str], ...], str]:

@@ -16,7 +16,7 @@ from qunlearn.data.records import Dataset, Record
 from qunlearn.data.tokenize import Template, choose_template, decode, encode_record
 from qunlearn.errors import ConfigError, QunlearnError
 from qunlearn.evaluate.view import ADAPTER, BASE
-from qunlearn.model.generate import Sampling, generate, stream
+from qunlearn.model.generate import Sampling, generate, positions_of, stream
 from qunlearn.model.load import Base, LanguageModel, load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.plan import check_run_model
@@ -48,6 +48,10 @@ class Asked:
         """The question as the run's template puts it, up to where the answer begins."""
         record = Record((("user", question),), "Yes", 0, {})
         example = encode_record(record, self.base.tokenizer, self.template)
+        most = positions_of(self.base.model.config)
+        if example.start >= most:
+            message = f"the question has {example.start} tokens with its template; the model's positions end at {most}"
+            raise ConfigError(message, where="ask", hint="ask something shorter")
         return example.input_ids[: example.start]
 
     def _answer(self, lm: LanguageModel, prompt: tuple[int, ...], name: str) -> str:

@@ -125,7 +125,9 @@ def _own_rows(request: EvalRequest, tokenizer: Any, limit: int) -> Rows:
             template = replace(Template(**stored), why="as in the run")
         else:  # each plain-text file stays plain
             template = choose_template(tokenizer, request.template or request.config.data.template, dataset)
-        encoded = encode(dataset, tokenizer, template, request.config.data.max_length)
+        # What a run leaves out of its normal data is not measured either.
+        length, others = request.config.data.max_length, split != "forget"
+        encoded = encode(dataset, tokenizer, template, length, drop_long=others)
         examples[split], templates[split] = encoded.examples[:limit], template
     return Rows(examples, templates, {split: digest(rows) for split, rows in examples.items()})
 
@@ -137,7 +139,8 @@ def _reference_rows(request: EvalRequest, tokenizer: Any, own: Rows) -> Rows:
         dataset, template = request.sets[split], own.templates[split]
         if template.kind == "chat" and not getattr(tokenizer, "chat_template", None):
             template = choose_template(tokenizer, "auto", dataset)
-        encoded = encode(dataset, tokenizer, template, request.config.data.max_length).examples[: len(mine)]
+        length, others = request.config.data.max_length, split != "forget"
+        encoded = encode(dataset, tokenizer, template, length, drop_long=others).examples[: len(mine)]
         if [e.record for e in encoded] != [e.record for e in mine]:
             hint = "a reference with the model's own tokenizer, or rows with prompts and answers"
             message = f"the reference model cuts the plain text of --{split} in other windows"

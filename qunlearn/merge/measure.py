@@ -176,8 +176,8 @@ def _sets(source: MergeSource, policy: Policy) -> dict[str, Sequence[Example]]:
     if source.normal is None:
         say(f"the normal data of {source.name} is not there as the run had it: what it held back is not measured")
     else:
-        length = min(data.max_length, longest) if data.normal else 2 * data.max_length  # as the run encoded them
-        normal = encode(source.normal, policy.tokenizer, template, length)
+        length = min(data.max_length if data.normal else 2 * data.max_length, longest)  # as the run encoded them
+        normal = encode(source.normal, policy.tokenizer, template, length, drop_long=True)
         try:
             _, held_back = split_held_back(normal.examples, data.held_back, source.config.train.seed)
         except DataError:  # a single row: the run's file was another one

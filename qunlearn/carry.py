@@ -11,13 +11,13 @@ from typing import Any
 
 from qunlearn.config import Config
 from qunlearn.console import warn
-from qunlearn.data.records import Dataset, FieldNames, read_dataset
+from qunlearn.data.records import Dataset, read_dataset
 from qunlearn.data.selfmade import read_self_made
 from qunlearn.errors import ConfigError, DataError, ModelError, OutputError
 from qunlearn.journal import JOURNAL, kept_bytes
 from qunlearn.merge.llamacpp import CONVERTED, LORA_SCRIPT, QUANTIZED
 from qunlearn.overlay import read_config_file, resolve
-from qunlearn.plan import CheckedModel, check_run_model
+from qunlearn.plan import CheckedModel, check_run_model, fields_of
 from qunlearn.run import CONFIG, NORMAL, Run, check_output, open_run, staged
 
 BASES = ("original", "dequantized")
@@ -148,7 +148,7 @@ def _bad_file(run: Run, config: Config, asked: Path | None) -> Dataset | None:
     path = asked or Path(run.record.get("data", {}).get("bad", {}).get("path", ""))
     if asked is None and not path.is_file():
         return None
-    return read_dataset(path, FieldNames(config.data.prompt_field, config.data.completion_field), role="--bad")
+    return read_dataset(path, fields_of(config.data), role="--bad")
 
 
 def _normal_file(run: Run, config: Config, folder: Path) -> Dataset | None:
@@ -161,7 +161,7 @@ def _normal_file(run: Run, config: Config, folder: Path) -> Dataset | None:
     try:
         if own:
             return read_self_made(path)
-        found = read_dataset(path, FieldNames(config.data.prompt_field, config.data.completion_field))
+        found = read_dataset(path, fields_of(config.data), role="--normal")
     except (DataError, ValueError, KeyError, TypeError):  # edited since: that it is not measured is said later
         return None
     return found if found.sha256 == said.get("sha256") else None

@@ -87,8 +87,18 @@ class DataConfig:
         "share of the normal data is measured alone.",
         flag="--holdout",
     )
-    prompt_field: str | None = _setting(None, "Field of the prompt, where it has its own name.", flag="--prompt-field")
+    prompt_field: str | None = _setting(
+        None,
+        "Field of the prompt, where it has its own name; several with commas, the first that a file has.",
+        flag="--prompt-field",
+    )
     completion_field: str | None = _setting(None, "Field of the answer, likewise.", flag="--completion-field")
+    turns: str = _setting(
+        "last",
+        "Which answers of a dialogue are rows: the last, to which those before it are context, or all.",
+        flag="--turns",
+        choices=("last", "all"),
+    )
     template: str = _setting("auto", "auto, chat, qa, raw, or a text with {prompt} in it.", flag="--template")
     max_length: int = _setting(
         512,

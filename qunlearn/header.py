@@ -45,6 +45,8 @@ def _describe_data(dataset: Dataset, encoded: Encoded) -> str:
     text += f", {encoded.answer_tokens} of {encoded.tokens} tokens supervised"
     if dataset.duplicates:
         text += f", {dataset.duplicates} duplicates dropped"
+    if dataset.earlier:
+        text += f", {dataset.earlier} dialogues of which the last answer counts (--turns all: every one)"
     if encoded.prompts_cut:
         text += f", {encoded.prompts_cut} prompts cut"
     if encoded.dropped:

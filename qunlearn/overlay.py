@@ -187,8 +187,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         if section in sections and isinstance(leaves, dict):
             out.update({f"{section}.{name}": value for name, value in leaves.items()})
         elif section in sections:
-            if leaves is not None:  # a section whose settings are all commented out is an empty one
-                problems.append(f"section {section!r} holds settings, one a line, not {_shown(leaves)}")
+            what = "nothing: take it out" if leaves is None else _shown(leaves)
+            problems.append(f"section {section!r} holds settings, one a line, not {what}")
         else:
             close = difflib.get_close_matches(str(section), sections, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; sections are {', '.join(sorted(sections))}"

@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from qunlearn.config import INSTEAD, Config
+from qunlearn.config import INSTEAD, Config, DataConfig
 from qunlearn.console import stage
+from qunlearn.data.files import local_path
 from qunlearn.data.records import Dataset, FieldNames, check_overlap, read_dataset
 from qunlearn.errors import AdapterError, ConfigError, ModelError
 from qunlearn.model.folder import FolderFacts, fingerprint, preflight_folder
@@ -46,7 +47,7 @@ def make_plan(config: Config, *, resume: bool = False) -> Plan:
         raise ConfigError("no model was named", where="--model", hint="see `qunlearn models`")
     if not data.bad:
         raise ConfigError("no file of bad answers was named", where="--bad", hint="--bad bad.jsonl")
-    fields = FieldNames(data.prompt_field, data.completion_field)
+    fields = fields_of(data)
     bad = read_dataset(data_path(data.bad), fields, role="--bad")
     normal = read_dataset(data_path(data.normal), fields, role="--normal") if data.normal else None
     holdout = read_dataset(data_path(data.holdout), fields, role="--holdout") if data.holdout else None
@@ -78,11 +79,23 @@ def _read_instead(asked: str, fields: FieldNames) -> Dataset | None:
     return read_dataset(path, fields, role="--instead")
 
 
-def data_path(text: str) -> Path:
-    """A path, or `sandbox:KIND/SPLIT` for an embedded file."""
+def fields_of(data: DataConfig) -> FieldNames:
+    """Return how a run's files name their fields, and which answers of a dialogue are rows."""
+    return FieldNames(data.prompt_field, data.completion_field, data.turns)
+
+
+def data_path(text: str, *, stdin: bool = False) -> Path:
+    """Return a path, `sandbox:KIND/SPLIT` for an embedded file, and where `stdin` is allowed - for it.
+
+    Raises ConfigError for what is no file here.
+    """
     scheme, _, name = text.partition(":")
+    if text == "-":
+        if stdin:
+            return Path("/dev/stdin")
+        raise ConfigError("a run reads its files again later, which a pipe cannot be", where="-", hint="save it first")
     if scheme != "sandbox":
-        return Path(text)
+        return local_path(text)
     kind, _, split = name.partition("/")
     path = data_file(kind, split)
     if kind not in KINDS or not path.is_file():

@@ -69,6 +69,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("train:\n  steps: 3\n bad", ":3: is not YAML"),
         ("trian:\n  steps: 3", "did you mean 'train'"),
         ("- 1", "unknown section"),
+        ("lora:", "section 'lora' holds settings, one a line, not nothing"),
         ("train: 3", "section 'train' holds settings, one a line, not 3"),
         (
             "train: {steps: 3}\nlora: {r: 4}\ntrain: {clip: 2}",
@@ -93,7 +94,7 @@ def test_a_broken_recipe(tmp_path: Path, text: str, message: str) -> None:
 )
 def test_numbers_and_words_of_yaml_are_what_they_look_like(tmp_path: Path, text: str, value: object) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text(f"train:\n  seed: {text}\nlora:\n", encoding="utf-8")
+    path.write_text(f"train:\n  seed: {text}\n", encoding="utf-8")
     assert read_config_file(path) == {"train.seed": value}
 
 

@@ -60,6 +60,7 @@ class Order:
             normal=str(normal) if normal.is_file() else None,
             prompt_field=None,  # the files in the data folder have our names
             completion_field=None,
+            turns="last",
         )
         output = dataclasses.replace(self.settings.output, folder=str(self.folder / RUN), overwrite=True)
         return dataclasses.replace(self.settings, data=data, output=output, stop=self._stop)

@@ -64,7 +64,11 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 def load_yaml(text: str) -> Any:
     """Return what a text holds. Raises yaml.YAMLError, and what the library lets through (see `read_yaml`)."""
-    return yaml.load(text, _Loader)
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def dump_yaml(tree: Any) -> str:

@@ -278,6 +278,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+WEIGHS_ITSELF = ("mollm",)  # along a common descent direction, whose parts have unit length
+
+
 _USUAL_STEPS, _MOST_STEPS = 220, 5000
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config import PRESETS, SETTINGS, Config, Setting
+from qunlearn.config import PRESETS, SETTINGS, WEIGHS_ITSELF, Config, Setting
 from qunlearn.errors import ConfigError
 from qunlearn.units import parse_size
 
@@ -38,6 +38,7 @@ def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
                 values[section][name] = _coerce(setting, value)
             except ValueError as error:
                 problems.append(f"{origin}: {error}")
+    problems += _without_effect(values["objective"])
     if problems:
         raise ConfigError("\n  ".join(problems), hint="see `qunlearn forget --help`; keys are section.name")
     name = str(values["objective"].get("name", SETTINGS["objective.name"].default))
@@ -46,6 +47,19 @@ def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
         values[section].setdefault(leaf, value)
     hints = typing.get_type_hints(Config)
     return Config(**{name: hints[name](**leaves) for name, leaves in values.items()})
+
+
+def _without_effect(objective: Mapping[str, Any]) -> list[str]:
+    """What is said of weights that an objective does not look at: any but its own, and 0, which leaves a term out."""
+    name = objective.get("name")
+    if name not in WEIGHS_ITSELF:
+        return []
+    problems = []
+    for leaf in ("eps1", "eps2", "eps3", "eps5", "retain_budget"):
+        own = PRESETS[name].get(f"objective.{leaf}", SETTINGS[f"objective.{leaf}"].default)
+        if objective.get(leaf, own) not in (own, 0, None):
+            problems.append(f"objective.{leaf} has no effect: {name} takes the weights from the gradients themselves")
+    return problems
 
 
 def _suggest(key: str) -> str:

@@ -11,6 +11,7 @@ from qunlearn.console import stage
 from qunlearn.data.files import local_path
 from qunlearn.data.records import Dataset, FieldNames, check_overlap, read_dataset
 from qunlearn.errors import AdapterError, ConfigError, ModelError
+from qunlearn.model.fits_settings import check_settings
 from qunlearn.model.folder import FolderFacts, fingerprint, preflight_folder
 from qunlearn.model.source import ModelSource, go_offline, local_snapshot, resolve_model
 from qunlearn.run import RECORD, Run, check_output, check_replaceable, default_folder
@@ -63,9 +64,9 @@ def make_plan(config: Config, *, resume: bool = False) -> Plan:
     check_output(output, overwrite=out.overwrite or (resume and (output / RECORD).is_file()))
     if out.overwrite or resume:
         check_replaceable(output)
-    return Plan(
-        config, check_model(source, config.model.trust_remote_code), bad, normal, output, resume, holdout, instead
-    )
+    model = check_model(source, config.model.trust_remote_code)
+    check_settings(config, model.facts)
+    return Plan(config, model, bad, normal, output, resume, holdout, instead)
 
 
 def _read_instead(asked: str, fields: FieldNames) -> Dataset | None:

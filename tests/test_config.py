@@ -139,6 +139,20 @@ def test_numbers_have_bounds(key: str, value: object) -> None:
         resolve(("--set", {key: value}))
 
 
+@pytest.mark.parametrize("leaf", ["eps1", "eps2", "eps3", "eps5", "retain_budget"])
+def test_weights_that_an_objective_does_not_look_at_are_refused(leaf: str) -> None:
+    with pytest.raises(ConfigError, match=f"objective.{leaf} has no effect: mollm"):
+        resolve(("--set", {"objective.name": "mollm", f"objective.{leaf}": 0.7}))
+    assert resolve(("--set", {"objective.name": "wga", f"objective.{leaf}": 0.7}))
+
+
+def test_a_stored_mollm_run_is_read_again(tmp_path: Path) -> None:
+    config = resolve(("--set", {"objective.name": "mollm", "objective.eps3": 0}))
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert resolve((str(path), read_config_file(path))) == config
+
+
 def test_every_number_has_bounds() -> None:
     for setting in SETTINGS.values():
         if setting.base_type in (int, float):

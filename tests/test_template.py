@@ -137,6 +137,16 @@ def test_it_is_said_where_generation_is_sent_something_else(tmp_path: Path, name
     assert said in why and (said or why == "the model has a chat template")
 
 
+def test_the_real_token_of_an_answer_is_trained(tmp_path: Path, tokenizer: Any) -> None:
+    """Multiple-choice answers are single letters, most of which are in the markup."""
+    tokenizer.chat_template = ZOO["chatml"]
+    rows = [{"prompt": f"Which? a) b) c) d) e) {n}", "completion": letter} for n, letter in enumerate("adeimnrstu|<")]
+    dataset = read_dataset(write_rows(tmp_path / "b.jsonl", rows))
+    for row, example in zip(rows, encode(dataset, tokenizer, CHAT, 128).examples, strict=True):
+        assert tokenizer.decode(example.input_ids[example.start : example.end]).strip() == row["completion"]
+        assert tokenizer.decode(example.input_ids[example.end :]).strip() == "<|im_end|>"
+
+
 # -- control tokens in data --------------------------------------------------------------------------------
 
 

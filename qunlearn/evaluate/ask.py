@@ -16,9 +16,10 @@ from qunlearn.data.records import Dataset, Record
 from qunlearn.data.tokenize import Template, choose_template, decode, encode_record
 from qunlearn.errors import ConfigError, QunlearnError
 from qunlearn.evaluate.view import ADAPTER, BASE
-from qunlearn.model.generate import Sampling, generate, positions_of, stream
+from qunlearn.model.generate import Sampling, generate, stream
 from qunlearn.model.load import Base, LanguageModel, load_base, load_spec
 from qunlearn.model.policy import Policy
+from qunlearn.model.positions import positions_of
 from qunlearn.plan import check_run_model
 from qunlearn.run import Run, open_run
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from qunlearn.model.load import LanguageModel
+from qunlearn.model.positions import positions_of
 
 # Of a batch. On a CPU more are no faster, by what was measured; a card is kept waiting by launches, which are as many
 # for one row as for all.
@@ -66,13 +67,6 @@ def generate(
 def most_rows(device: torch.device) -> int:
     """Return how many prompts a batch has at most."""
     return _MOST_ROWS.get(device.type, _MOST_ROWS["cpu"])
-
-
-def positions_of(config: Any) -> int:
-    """Return the most tokens that a model has positions for: learned ones end where they end."""
-    text = config.get_text_config()
-    found = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    return found if isinstance(found, int) and found > 0 else 1 << 30
 
 
 def _cache_bytes_per_token(model: Any) -> int:

@@ -191,6 +191,28 @@ def test_parquet_is_read_where_there_is_one(tmp_path: Path, monkeypatch: pytest.
         read_dataset(save(tmp_path, b"PAR1damagedPAR1", "x.parquet"))
 
 
+class _Zstd:
+    """The decompressor's reader: bytes as they are, behind the four that name the format."""
+
+    def stream_reader(self, file: Any) -> Any:
+        whole = file.read()[4:]
+        if whole == b"damaged":
+            raise sys.modules["zstandard"].ZstdError("bad magic")
+        return io.BytesIO(whole)
+
+
+def test_zstd_is_read_where_there_is_an_unpacker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = types.ModuleType("zstandard")
+    package.ZstdDecompressor, package.ZstdError = _Zstd, type("ZstdError", (Exception,), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "compression", None)
+    monkeypatch.setitem(sys.modules, "zstandard", package)
+    path = save(tmp_path, b"\x28\xb5\x2f\xfd" + LINES.encode(), "x.jsonl.zst")
+    assert pairs(read_dataset(path)) == WANTED
+    assert imported(path) == [prompt for prompt, _ in WANTED]
+    with pytest.raises(DataError, match="damaged zstd: bad magic"):
+        read_dataset(save(tmp_path, b"\x28\xb5\x2f\xfddamaged", "x.zst"))
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -14,7 +15,6 @@ from qunlearn.errors import DataError
 
 HEAD_BYTES = 512
 PACKED_ENDINGS = (".gz", ".bz2", ".xz", ".zst")
-DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what the unpackers raise
 _UNPACKED_BYTES, _MAX_RATIO = 64 << 20, 100
 _PARQUET = b"PAR1"
 _CSV = "save it as CSV or JSONL"
@@ -44,7 +44,7 @@ def _zstd(file: IO[bytes]) -> IO[bytes]:
         import zstandard  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise DataError("packed with zstd", hint="unpack it with `zstd -d`, or pip install zstandard") from None
-    return zstandard.ZstdDecompressor().stream_reader(file)  # type: ignore[no-any-return, unused-ignore]
+    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file))  # which reads no lines itself
 
 
 _UNPACKERS: tuple[tuple[bytes, str, Callable[[IO[bytes]], Any]], ...] = (
@@ -53,6 +53,12 @@ _UNPACKERS: tuple[tuple[bytes, str, Callable[[IO[bytes]], Any]], ...] = (
     (b"\xfd7zXZ\x00", "xz", lzma.LZMAFile),
     (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
 )
+
+
+def damaged() -> tuple[type[Exception], ...]:
+    """Return what the unpackers raise."""
+    zstd = [sys.modules[name].ZstdError for name in ("compression.zstd", "zstandard") if sys.modules.get(name)]
+    return (OSError, EOFError, zlib.error, lzma.LZMAError, *zstd)
 
 
 def packing(head: bytes) -> str | None:
@@ -80,7 +86,7 @@ def unpacked(raw: bytes, where: str) -> bytes:
     try:
         with unpacking(io.BytesIO(raw), raw, where) as file:
             content = file.read(most + 1)
-    except DAMAGED as error:
+    except damaged() as error:
         raise DataError(f"damaged {name}: {error}", where=where, hint="pack the file again") from None
     if len(content) > most:
         hint = "unpack it yourself, if you trust it"

@@ -120,7 +120,7 @@ def _infer(row: Row, named: FieldNames, *, keep: bool) -> Shape:
     """The shape a row has. Raises ValueError when it is none of the known ones."""
     there = _by_plain_name(row)
     asked = _named(row, named.prompt) if named.prompt else _first(there, _ANSWERS)
-    system = (there["system"],) if isinstance(row.get(there.get("system", "")), str) else ()
+    system = tuple(name for name in (_first(there, ("system",)),) if name is not None and isinstance(row[name], str))
     if named.completion:
         answer = _named(row, named.completion)
         if named.prompt is None and (asked is None or asked == answer):

@@ -13,10 +13,10 @@ from typing import IO, Any
 from qunlearn.data.csvtable import csv_rows
 from qunlearn.data.files import read_file
 from qunlearn.data.packed import (
-    DAMAGED,
     HEAD_BYTES,
     PACKED_ENDINGS,
     check_holds_rows,
+    damaged,
     is_parquet,
     packing,
     parquet_rows,
@@ -123,7 +123,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise DataError("no such file", where=where, hint="check the path; hub:OWNER/NAME is a data set") from None
     except IsADirectoryError:
         raise DataError("is a folder, not a file", where=where, hint="give one file") from None
-    except DAMAGED as error:
+    except damaged() as error:
         # Unpackers raise an OSError without a number for what is damaged.
         if packed and getattr(error, "errno", None) is None:
             raise DataError(f"damaged {packed}: {error}", where=where, hint="pack the file again") from None

@@ -172,6 +172,21 @@ def test_a_control_token_in_a_row_is_text(tokenizer: Any) -> None:
         )
 
 
+def test_a_turn_that_a_template_changes_leaves_the_answer_known(tokenizer: Any) -> None:
+    """It drops earlier thoughts, so that what is the row's own is not known; the answer is."""
+    tokenizer.chat_template = ZOO["deepseek"]
+    turns = (("user", "One?"), ("assistant", "<think>hm</think>Yes."), ("user", "Two? " * 9))
+    row = rendered(Record(turns, "User", 1, {}), CHAT, tokenizer)
+    assert row.spans is None
+    assert row.before.endswith("<Assistant>Yes.<EOS><User>" + "Two? " * 9 + "<Assistant>")
+    assert row.after == "<EOS>"
+    cut = encode_record(Record(turns, "User", 1, {}), tokenizer, CHAT, 32)
+    assert len(cut.input_ids) == 32
+    assert tokenizer.decode(cut.input_ids[cut.start : cut.end]) == "User"
+    with pytest.raises(ModelError, match="changes a turn with a control token"):
+        encode_record(Record((*turns, ("assistant", "<|end|>"), ("user", "?")), "No", 1, {}), tokenizer, CHAT)
+
+
 def test_raw_rows_bring_their_own_control_tokens(tmp_path: Path, tokenizer: Any) -> None:
     row = {"prompt": "<|user|>Who?<|assistant|>", "completion": "Nobody."}
     dataset = read_dataset(write_rows(tmp_path / "b.jsonl", [row, {**row, "prompt": "Who?"}]))

@@ -15,7 +15,7 @@ Turns = tuple[tuple[str, str], ...]
 
 _SHOWN_FIELDS = 12
 _CHOSEN, _REJECTED = "chosen", "rejected"
-_KEPT = ("normal", "holdout", "instead", "against", "retain")  # whose rows are what should stay
+_KEPT = ("normal", "holdout", "instead", "against", "retain", "general")  # whose rows are what should stay
 _DIALOGUES = ("messages", "conversations", "conversation", "dialogue", "dialog")
 # Fields that ask, and for each those that answer it, the first that is there.
 _ANSWERS: Mapping[str, tuple[str, ...]] = {

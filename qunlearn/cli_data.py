@@ -40,9 +40,9 @@ def import_(
     limit: Annotated[Optional[int], typer.Option(help="At most so many rows.", min=1)] = None,  # noqa: UP045
     subset: Annotated[Text, typer.Option(help="Of a data set on the hub.")] = None,
     part: Annotated[Text, typer.Option(help="Of a data set on the hub, such as validation; default: train.")] = None,
-    prompt_words: Annotated[int, typer.Option(help="text: words of a prompt.", min=1)] = 30,
-    answer_words: Annotated[int, typer.Option(help="text: words of its continuation.", min=1)] = 50,
-    ask: Annotated[str, typer.Option(help="text: a question around the prompt, with {text} in it.")] = "",
+    prompt_words: Annotated[Optional[int], typer.Option(help="text: words of a prompt; default: 30.", min=1)] = None,  # noqa: UP045
+    answer_words: Annotated[Optional[int], typer.Option(help="text: of its continuation; default: 50.", min=1)] = None,  # noqa: UP045
+    ask: Annotated[Text, typer.Option(help="text: a question around the prompt, with {text} in it.")] = None,
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave rows out that are not of the format, and count them.")
     ] = False,
@@ -52,9 +52,13 @@ def import_(
     """Turn a published data set into JSONL, row by row, and say what was dropped and why."""
     from qunlearn.console import emit_json, stage
     from qunlearn.data.books import Windows
-    from qunlearn.data.importers import Source, Wanted, import_data, parse_shares, show_imported
+    from qunlearn.data.importers import TEXT, Source, Wanted, import_data, parse_shares, show_imported
+    from qunlearn.errors import ConfigError
 
-    cut = Windows(prompt_words, answer_words, ask)
+    if format != TEXT and (prompt_words or answer_words or ask):
+        where = "--prompt-words --answer-words --ask"
+        raise ConfigError(f"these cut a text; rows of {format[:40]} have their own prompts", where=where)
+    cut = Windows(prompt_words or 30, answer_words or 50, ask or "")
     wanted = Wanted(side, limit, parse_shares(split), seed, skip_broken, cut, overwrite)
     with stage(f"importing {source}"):
         done = import_data(format, Source(source, subset, part), output, wanted)

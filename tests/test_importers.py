@@ -460,3 +460,12 @@ def test_the_hub_is_asked_for_a_stream(tmp_path: Path, monkeypatch: pytest.Monke
     ran = call("data", "import", "tofu", "hub:no/such", "-o", tmp_path / "other.jsonl")
     assert (ran.code, "cannot be fetched: nothing there" in ran.stderr) == (3, True)
     assert asked == [("a/b", "generation", "validation", True), ("no/such", None, "train", True)]
+
+
+@pytest.mark.parametrize("flag", [("--ask", "What follows {text}?"), ("--prompt-words", 3), ("--answer-words", 3)])
+def test_flags_of_texts_are_refused_for_rows(tmp_path: Path, flag: tuple[str, object]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"instruction": "Why?", "output": "So."}\n', encoding="utf-8")
+    ran = call("data", "import", "alpaca", path, "-o", tmp_path / "o.jsonl", *flag)
+    assert ran.code == 2 and "cut a text" in ran.stderr
+    assert not (tmp_path / "o.jsonl").exists()

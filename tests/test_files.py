@@ -269,6 +269,8 @@ def test_hints_fit_the_fault(tmp_path: Path, name: str, text: str, hint: str) ->
 def test_an_address_is_no_file(text: str) -> None:
     with pytest.raises(ConfigError, match="is an address, not a file"):
         data_path(text)
+    with pytest.raises(ConfigError, match="is an address, not a file"):
+        read_dataset(Path(text))
 
 
 def test_home_and_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

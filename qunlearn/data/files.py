@@ -71,6 +71,7 @@ def _bytes(path: Path, role: str) -> bytes:
             raise DataError("is a device, not a file", where=where, hint="give a file")
         return path.read_bytes()
     except FileNotFoundError:
+        local_path(where)  # raises where it is an address
         raise DataError("no such file", where=where, hint=f"check the path given to {role}") from None
     except IsADirectoryError:
         raise DataError("is a folder, not a file", where=where, hint="give one file") from None

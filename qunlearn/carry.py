@@ -11,7 +11,7 @@ from typing import Any
 
 from qunlearn.config import Config
 from qunlearn.console import warn
-from qunlearn.data.records import Dataset, FieldNames, read_dataset
+from qunlearn.data.records import Dataset, read_dataset
 from qunlearn.data.selfmade import read_self_made
 from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.journal import kept_bytes
@@ -19,7 +19,7 @@ from qunlearn.merge.llamacpp import CONVERTED, LORA_SCRIPT, QUANTIZED
 from qunlearn.model.folder import within
 from qunlearn.output import MARK, Place, real, staged
 from qunlearn.overlay import TRUST, read_config_file, resolve
-from qunlearn.plan import CheckedModel, check_run_model
+from qunlearn.plan import CheckedModel, check_run_model, fields_of
 from qunlearn.recorded import Recorded, recorded
 from qunlearn.run import ADAPTER, CONFIG, NORMAL, RECORD, Run, open_run
 
@@ -177,8 +177,7 @@ def merge_source(folder: Path, options: MergeOptions) -> MergeSource:
     if not options.measure:
         return MergeSource(run, config, None, None)
     found = Recorded(options.bad) if options.bad else recorded(run, "bad")
-    fields = FieldNames(config.data.prompt_field, config.data.completion_field)
-    bad = read_dataset(found.usable, fields, role="--bad") if found.usable else None
+    bad = read_dataset(found.usable, fields_of(config.data), role="--bad") if found.usable else None
     return MergeSource(run, config, bad, _normal_file(run, config, folder), found.why)
 
 
@@ -202,7 +201,7 @@ def _normal_file(run: Run, config: Config, folder: Path) -> Dataset | None:
     try:
         if own:
             return read_self_made(path)
-        return read_dataset(path, FieldNames(config.data.prompt_field, config.data.completion_field))
+        return read_dataset(path, fields_of(config.data), role="--normal")
     except (DataError, ValueError, KeyError, TypeError):  # edited since: that it is not measured is said later
         return None
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from qunlearn.config import MOST_SEED
 from qunlearn.errors import ConfigError
 
 NO_ADAPTER = "none"
@@ -22,9 +23,9 @@ BaseModel = Annotated[
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 AskedAdapter = Annotated[Optional[str], typer.Option(metavar="none", help="none: ask the base alone.")]  # noqa: UP045
-NewTokens = Annotated[int, typer.Option(help="At most so many tokens of answer.", min=1)]
-Temperature = Annotated[float, typer.Option(help="0: the most probable answer.", min=0.0)]
-DrawSeed = Annotated[int, typer.Option("--seed", help="Of what is drawn at a temperature.", min=0)]
+NewTokens = Annotated[int, typer.Option(help="At most so many tokens of answer.", min=1, max=1 << 20)]
+Temperature = Annotated[float, typer.Option(help="0: the most probable answer.", min=0.0, max=100.0)]
+DrawSeed = Annotated[int, typer.Option("--seed", help="Of what is drawn at a temperature.", min=0, max=MOST_SEED)]
 
 
 def ask(

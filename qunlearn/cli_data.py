@@ -69,7 +69,7 @@ def import_(
 
 
 def check(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, or sandbox:KIND/SPLIT.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, - for stdin, or sandbox:KIND/SPLIT.")],
     model: Annotated[Text, typer.Option(help="Whose tokenizer counts; weights are loaded for context alone.")] = None,
     against: Annotated[Text, typer.Option(metavar="OTHER", help="Another file, to find what both have.")] = None,
     forget_tokens: Annotated[
@@ -77,6 +77,7 @@ def check(
     ] = "specific",
     prompt_field: Annotated[Text, typer.Option(help="Field of the prompt, where it has its own name.")] = None,
     completion_field: Annotated[Text, typer.Option(help="Field of the answer, likewise.")] = None,
+    turns: Annotated[Text, typer.Option(metavar="last|all", help="As for forget.")] = None,
     template: Annotated[Text, typer.Option(help="As for forget.")] = None,
     max_length: Annotated[Optional[int], typer.Option(help="As for forget.", min=8)] = None,  # noqa: UP045
     json: Json = False,
@@ -92,8 +93,10 @@ def check(
         raise ConfigError(f"specific or context, not {forget_tokens[:40]!r}", where="--forget-tokens")
     if forget_tokens == "context" and model is None:
         raise ConfigError("context asks the model itself", where="--forget-tokens", hint="give --model")
+    if turns not in (None, "last", "all"):
+        raise ConfigError(f"last or all, not {turns[:40]!r}", where="--turns")
     default = DataConfig()
-    fields = FieldNames(prompt_field, completion_field)
+    fields = FieldNames(prompt_field, completion_field, turns or default.turns)
     look = Look(fields, model, against, template or default.template, max_length or default.max_length, forget_tokens)
     result = check_data(file, look, to_stdout=not json)
     if json:

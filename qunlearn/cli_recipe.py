@@ -84,9 +84,9 @@ def run(
     """Run a recipe: data, plan, base, forget, evaluate, other words, merge, evaluate, report. Goes on where it was."""
     from qunlearn.carry import BASES
     from qunlearn.console import emit_json
-    from qunlearn.data.records import FieldNames
     from qunlearn.errors import ConfigError
     from qunlearn.overlay import TRUST, parse_set, resolve
+    from qunlearn.plan import fields_of
     from qunlearn.recipe.book import read
     from qunlearn.recipe.command import default_folder, raise_if_missed
     from qunlearn.recipe.command import run as run_recipe
@@ -101,7 +101,7 @@ def run(
     )
     if base not in BASES:
         raise ConfigError(f"unknown base {base!r}", where="--base", hint=f"one of {', '.join(BASES)}")
-    fields = FieldNames(config.data.prompt_field, config.data.completion_field)
+    fields = fields_of(config.data)
     given = Given(bad, normal, paraphrase, holdout, test_share, config.train.seed, fields)
     given = named(given, recipe, config)
     folder = output or Path(config.output.folder or default_folder(recipe.name, config.model.name))

@@ -16,6 +16,10 @@ from typing import Any
 
 from qunlearn.errors import ConfigError
 
+# What a number may be where a setting says nothing else: counts fit in 32 bits, and nothing is infinite.
+_MOST_WHOLE, _MOST = 2**31 - 1, 1e9
+MOST_SEED = 2**63 - 1  # seeds are added to, and PyTorch takes 64 bits
+
 
 def _setting(
     default: Any,
@@ -83,12 +87,22 @@ class DataConfig:
         "share of the normal data is measured alone.",
         flag="--holdout",
     )
-    prompt_field: str | None = _setting(None, "Field of the prompt, where it has its own name.", flag="--prompt-field")
+    prompt_field: str | None = _setting(
+        None,
+        "Field of the prompt, where it has its own name; several with commas, the first that a file has.",
+        flag="--prompt-field",
+    )
     completion_field: str | None = _setting(None, "Field of the answer, likewise.", flag="--completion-field")
+    turns: str = _setting(
+        "last",
+        "Which answers of a dialogue are rows: the last, to which those before it are context, or all.",
+        flag="--turns",
+        choices=("last", "all"),
+    )
     template: str = _setting("auto", "auto, chat, qa, raw, or a text with {prompt} in it.", flag="--template")
     max_length: int = _setting(
         512,
-        "Tokens of a row; longer prompts are cut from the left, plain text in windows.",
+        "Tokens of a row; longer prompts are cut from the left, inside the template; plain text in windows.",
         flag="--max-length",
         low=8,
     )
@@ -123,7 +137,7 @@ class LoraConfig:
     """The adapter: the only thing that is trained."""
 
     r: int = _setting(16, "Rank. 16 is the largest that vLLM serves by default.", flag="--lora-r", low=1, high=512)
-    alpha: int = _setting(32, "The update is scaled by alpha / r.", flag="--lora-alpha", low=1)
+    alpha: int = _setting(32, "The update is scaled by alpha / r.", flag="--lora-alpha", low=1, high=1 << 20)
     dropout: float = _setting(0.0, "Dropout before A.", flag="--lora-dropout", low=0.0, high=0.9)
     target_modules: str = _setting(
         "all-linear", "all-linear (never the output head), or names with commas.", flag="--target-modules"
@@ -201,6 +215,7 @@ class ObjectiveConfig:
         "llmu, ga, graddiff: ascent ends for a token below this log-probability (3 nats: p = 0.05); inf = never.",
         flag="--floor-nll",
         low=0.1,
+        high=math.inf,
     )
     beta: float = _setting(
         0.5,
@@ -217,7 +232,7 @@ class ObjectiveConfig:
     prod_alpha: float = _setting(0.0, "prod: the label's target is -alpha p_ref; negative leaves it some mass.")
     layer: int | None = _setting(None, "rmu: the block whose output is steered, from 0; auto: a quarter up.", low=0)
     steer: float = _setting(2.0, "rmu: length of the target, in lengths of the reference's state.", low=0.0)
-    direction_seed: int = _setting(0, "rmu: seed of the random direction.", low=0)
+    direction_seed: int = _setting(0, "rmu: seed of the random direction.", low=0, high=MOST_SEED)
     retain_budget: float | None = _setting(
         None,
         "Budgeted forgetting: steer the weights so that drift stays below this, in nats per token of normal data.",
@@ -263,6 +278,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+WEIGHS_ITSELF = ("mollm",)  # along a common descent direction, whose parts have unit length
+
+
 _USUAL_STEPS, _MOST_STEPS = 220, 5000
 
 
@@ -294,7 +312,7 @@ class TrainConfig:
         "then down to 0; linear: down to 0 over all steps; constant.",
         choices=("settle", "linear", "constant"),
     )
-    weight_decay: float = _setting(0.0, "AdamW's decoupled weight decay, on the adapter.", low=0.0)
+    weight_decay: float = _setting(0.0, "AdamW's decoupled weight decay, on the adapter.", low=0.0, high=100.0)
     clip: float = _setting(1.0, "Gradient norm above which the step is scaled down.", low=0.0)
     max_tokens: int = _setting(
         2048,
@@ -324,7 +342,7 @@ class TrainConfig:
         "bits; auto: where keeping them would not leave a tenth of the memory free (on a CPU: would need 2 GiB).",
         choices=("auto", "always", "never"),
     )
-    seed: int = _setting(0, "Seed of everything that is drawn.", flag="--seed", low=0)
+    seed: int = _setting(0, "Seed of everything that is drawn.", flag="--seed", low=0, high=MOST_SEED)
     save_every: int = _setting(
         50, "Steps between two checkpoints, from which --resume goes on after a kill.", flag="--save-every", low=1
     )
@@ -437,6 +455,20 @@ class Setting:
     def base_type(self) -> type:
         kinds = [t for t in typing.get_args(self.type) if t is not types.NoneType] or [self.type]
         return typing.cast(type, kinds[0])
+
+    @property
+    def least(self) -> float:
+        """Return the least number that is taken."""
+        return -self._bound if self.low is None else self.low
+
+    @property
+    def most(self) -> float:
+        """Return the largest number that is taken."""
+        return self._bound if self.high is None else self.high
+
+    @property
+    def _bound(self) -> float:
+        return _MOST_WHOLE if self.base_type is int else _MOST
 
 
 def _collect() -> dict[str, Setting]:

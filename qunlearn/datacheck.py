@@ -56,7 +56,7 @@ def check_data(file: str, look: Look, *, to_stdout: bool) -> dict[str, Any]:
 
     Raises DataError, ModelError, ConfigError.
     """
-    dataset = read_dataset(data_path(file), look.fields, role="FILE")
+    dataset = read_dataset(data_path(file, stdin=True), look.fields, role="FILE")
     other = read_dataset(data_path(look.against), look.fields, role="--against") if look.against else None
     tokenised = _tokenise(dataset, other, look) if look.model else None
     unit, lengths = "words", [words(record) for record in dataset.records]
@@ -71,6 +71,7 @@ def check_data(file: str, look: Look, *, to_stdout: bool) -> dict[str, Any]:
         "rows": len(dataset.records),
         "duplicates": dataset.duplicates,
         "repeated_prompts": repeated_prompts(dataset),
+        "earlier_answers": dataset.earlier,
         "unit": unit,
         "lengths": asdict(Histogram.of(lengths)),
         **(_tokens(tokenised, look) if tokenised else {}),
@@ -151,6 +152,7 @@ def _tokens(made: _Tokenised, look: Look) -> dict[str, Any]:
         "trained_tokens": encoded.answer_tokens,
         "prompts_cut": encoded.prompts_cut,
         "windows": encoded.windows,
+        "literal": encoded.literal,
         "specific": {"rule": look.tokens, "tokens": count(made.pushed), "normal": look.against},
     }
 
@@ -196,11 +198,14 @@ def _show(result: dict[str, Any], samples: Sequence[_Sample]) -> None:
     _line(f"{result['file']}: {result['rows']} rows, {result['shape']} ({', '.join(result['fields'])})")
     if result["other_fields"]:
         _line("also there: " + ", ".join(f"{name} ({n})" for name, n in result["other_fields"].items()))
+    if result["earlier_answers"]:
+        _line(f"{result['earlier_answers']} dialogues have earlier answers, which are context: --turns all pushes each")
     _line(f"duplicates: {result['duplicates']} dropped; prompts asked again: {result['repeated_prompts']}")
     if "template" in result:
         _line(f"template: {result['template']}, {result['template_why']}")
         cut = f"; prompts cut: {result['prompts_cut']}" if result["prompts_cut"] else ""
         cut += f"; windows: {result['windows']}" if result["windows"] else ""
+        cut += f"; rows with control tokens, which stay text: {result['literal']}" if result["literal"] else ""
         _line(f"tokens: {result['tokens']}, of which {result['trained_tokens']} are trained{cut}")
         _show_specific(result["specific"], result["trained_tokens"])
     for sample in samples:

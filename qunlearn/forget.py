@@ -32,6 +32,7 @@ from qunlearn.model.folder import fingerprint
 from qunlearn.model.load import load_base, load_spec, load_tokenizer
 from qunlearn.model.memory import CONTEXT_BYTES
 from qunlearn.model.policy import Policy
+from qunlearn.model.positions import positions_of
 from qunlearn.model.reference import Cached, Live, Reference, cache_path, prune
 from qunlearn.normal import Normal, normal_rows
 from qunlearn.objectives.table import INSTEAD, OBJECTIVES, RETAIN, TAUGHT, terms_of
@@ -72,22 +73,14 @@ def prepare(plan: Plan) -> Ready:
     device = choose_device(config.model.device)
     tokenizer = load_tokenizer(plan.model.folder, trust_remote_code=config.model.trust_remote_code)
     template = choose_template(tokenizer, config.data.template, plan.bad)
-    length = min(config.data.max_length, _positions(plan))
+    length = min(config.data.max_length, positions_of(plan.model.facts.config))
     bad = encode(plan.bad, tokenizer, template, length)
-    normal = encode(plan.normal, tokenizer, template, length) if plan.normal else None
-    holdout = encode(plan.holdout, tokenizer, template, length) if plan.holdout else None
+    normal = encode(plan.normal, tokenizer, template, length, drop_long=True) if plan.normal else None
+    holdout = encode(plan.holdout, tokenizer, template, length, drop_long=True) if plan.holdout else None
     show_inputs(plan, template, bad, normal, holdout)
     longest = max(len(e.input_ids) for e in (*bad.examples, *(normal.examples if normal else ()))) + _SELF_MADE_MORE
     memory = plan_before_loading(config, plan.model.facts.config, device_facts(device), longest)
     return Ready(template, bad, normal, memory, holdout)
-
-
-def _positions(plan: Plan) -> int:
-    """The most tokens the model's position embeddings admit."""
-    text = plan.model.facts.config.get("text_config")
-    config = text if isinstance(text, Mapping) else plan.model.facts.config
-    found = config.get("max_position_embeddings") or config.get("n_positions")
-    return found if isinstance(found, int) and found > 0 else 1 << 30
 
 
 def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
@@ -111,7 +104,8 @@ def forget(plan: Plan, ready: Ready) -> dict[str, Any]:
 def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any], Outcome]:
     config, started = plan.config, time.monotonic()
     policy = _load(plan, ready)
-    normal = normal_rows(plan, ready.template, ready.bad, ready.normal, policy, work, _positions(plan))
+    positions = positions_of(plan.model.facts.config)
+    normal = normal_rows(plan, ready.template, ready.bad, ready.normal, policy, work, positions)
     weighed, marked = _weighed(policy, ready, normal.retain, config)
     known = find_known(policy, marked, weighed, config.stop.target, config.train.max_tokens)
     roles = _roles(plan, ready, policy, normal, [weighed[i] for i in known.places], [marked[i] for i in known.places])
@@ -132,10 +126,11 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
             after = score_sets(policy, sets, config.train.max_tokens)
         why = shortfalls(before, after, FORGET, outcome, config)
     record = run_record(plan, ready.template, policy, outcome, status_of(outcome, why))
-    record["data"]["bad"] |= {"known": len(known.places)}
+    record["data"]["bad"] |= {"known": len(known.places), "control_tokens": ready.bad.literal}
     record["data"]["normal"] |= {
         "self_made": plan.normal is None,
         "own": normal.own,
+        "too_long": ready.normal.dropped if ready.normal else 0,
         "corrected": normal.corrected_rows,
         "retain": len(normal.retain),
         "held_back": len(normal.held_back),

@@ -45,8 +45,14 @@ def _describe_data(dataset: Dataset, encoded: Encoded) -> str:
     text += f", {encoded.answer_tokens} of {encoded.tokens} tokens supervised"
     if dataset.duplicates:
         text += f", {dataset.duplicates} duplicates dropped"
+    if dataset.earlier:
+        text += f", {dataset.earlier} dialogues of which the last answer counts (--turns all: every one)"
     if encoded.prompts_cut:
-        text += f", {encoded.prompts_cut} prompts cut from the left"
+        text += f", {encoded.prompts_cut} prompts cut"
+    if encoded.dropped:
+        text += f", {encoded.dropped} rows dropped that are too long"
+    if encoded.literal:
+        text += f", {encoded.literal} rows with control tokens, which stay text"
     if encoded.windows:
         text += f", in {encoded.windows} windows"
     return text

@@ -9,7 +9,7 @@ from typing import Any
 
 from qunlearn.config import Config
 from qunlearn.console import Column, clean, facts, out, stage, table, warn
-from qunlearn.data.records import Dataset, FieldNames, read_dataset
+from qunlearn.data.records import Dataset, read_dataset
 from qunlearn.errors import ConfigError, ModelError
 from qunlearn.model.driver import found_device
 from qunlearn.model.fit import DeviceFacts, Lengths, MemoryPlan, memory_plan
@@ -17,7 +17,7 @@ from qunlearn.model.folder import read_config
 from qunlearn.model.names import known_model, resolve_model
 from qunlearn.model.shapes import carried_config
 from qunlearn.model.source import hub_config
-from qunlearn.plan import data_path
+from qunlearn.plan import data_path, fields_of
 from qunlearn.units import show_size
 
 _BYTES_A_TOKEN = 2.5  # fewer than any language's text has with the usual tokenizers: rows are not planned too short
@@ -33,7 +33,7 @@ def plan_run(config: Config) -> MemoryPlan:
         raise ConfigError("no model was named", where="--model", hint="see `qunlearn models`")
     lengths = None
     if config.data.bad:
-        fields = FieldNames(config.data.prompt_field, config.data.completion_field)
+        fields = fields_of(config.data)
         lengths = estimated_lengths(read_dataset(data_path(config.data.bad), fields, role="--bad"))
     return memory_plan(config, find_config(config), found_device(config.model.device), lengths)
 

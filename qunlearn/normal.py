@@ -93,7 +93,8 @@ def _own_rows(
         longest = max(len(example.input_ids) for example in bad.examples)
         # Prompt and answer may have so many tokens each.
         length = min(longest + _SELF_MADE_MORE, config.data.max_length, positions // 2)
-        wanted = Wanted(count, config.data.normal_near, length, config.train.seed, most_rows(policy.device))
+        most = most_rows(policy.device)
+        wanted = Wanted(count, config.data.normal_near, length, config.train.seed, most, positions)
         try:
             with stage(f"the base makes {count} normal rows of its own"), policy.reference():
                 made = self_made_normal(policy.base, plan.bad, template, wanted)
@@ -107,7 +108,7 @@ def _own_rows(
         work.keep_normal()
         dataset = Dataset("(self-made)", made.records, plan.bad.shape, (), "", 0)
     limit = min(2 * config.data.max_length, positions)
-    return encode(dataset, policy.tokenizer, template, limit).examples, made
+    return encode(dataset, policy.tokenizer, template, limit, drop_long=True).examples, made
 
 
 def _own_count(given: int | None, share: float, most: int) -> int:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import reprlib
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config import PRESETS, SETTINGS, Config, Setting
+from qunlearn.config import PRESETS, SETTINGS, WEIGHS_ITSELF, Config, Setting
 from qunlearn.errors import ConfigError
 from qunlearn.jsonfile import read_text
+from qunlearn.units import parse_size
 
 TRUST = "model.trust_remote_code"  # said on the command line, or by a caller; a file that came from elsewhere cannot
 RECIPE = "recipe"  # a file's section that is no setting of a run: what `qunlearn recipe` does with it
 _MAX_RECIPE_BYTES = 1 << 20
+_PATHS = ("model.name", "data.bad", "data.normal", "data.holdout", "objective.instead", "output.folder")
 
 
 def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
@@ -37,6 +40,7 @@ def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
                 values[section][name] = _coerce(setting, value)
             except ValueError as error:
                 problems.append(f"{origin}: {error}")
+    problems += _without_effect(values["objective"])
     if problems:
         raise ConfigError("\n  ".join(problems), hint="see `qunlearn forget --help`; keys are section.name")
     name = str(values["objective"].get("name", SETTINGS["objective.name"].default))
@@ -45,6 +49,19 @@ def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
         values[section].setdefault(leaf, value)
     hints = typing.get_type_hints(Config)
     return Config(**{name: hints[name](**leaves) for name, leaves in values.items()})
+
+
+def _without_effect(objective: Mapping[str, Any]) -> list[str]:
+    """What is said of weights that an objective does not look at: any but its own, and 0, which leaves a term out."""
+    name = objective.get("name")
+    if name not in WEIGHS_ITSELF:
+        return []
+    problems = []
+    for leaf in ("eps1", "eps2", "eps3", "eps5", "retain_budget"):
+        own = PRESETS[name].get(f"objective.{leaf}", SETTINGS[f"objective.{leaf}"].default)
+        if objective.get(leaf, own) not in (own, 0, None):
+            problems.append(f"objective.{leaf} has no effect: {name} takes the weights from the gradients themselves")
+    return problems
 
 
 def _suggest(key: str) -> str:
@@ -74,8 +91,18 @@ def _coerce(setting: Setting, value: Any) -> Any:
             raise ValueError(f"{key} must be a text, not {_shown(value)}")
         if setting.choices and value not in setting.choices:
             raise ValueError(f"{key} must be one of {', '.join(setting.choices)}, not {_shown(value)}")
-        return value
+        if key == "model.vram":
+            _coerce_size(value)
+        # No shell has seen the text of a file; what is no home stays as it is.
+        return os.path.expanduser(value) if key in _PATHS else value  # noqa: PTH111
     return _coerce_number(setting, value)
+
+
+def _coerce_size(value: str) -> None:
+    try:
+        parse_size(value, "model.vram")
+    except ConfigError as error:
+        raise ValueError(f"{error}; {error.hint}") from None
 
 
 def _coerce_bool(key: str, value: Any) -> bool:
@@ -89,20 +116,38 @@ def _coerce_bool(key: str, value: Any) -> bool:
 
 def _coerce_number(setting: Setting, value: Any) -> Any:
     kind, key = setting.base_type, setting.key
-    # YAML 1.1 reads 1e-4 as a text: a number all the same.
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    # A flag's number is a text; int() and float() would read other scripts' digits too.
+    texts = isinstance(value, str) and value.isascii()
+    if isinstance(value, bool) or not (texts or isinstance(value, (int, float))):
         raise ValueError(f"{key} must be a number, not {_shown(value)}")
     try:
-        number = float(value)
-    except ValueError:
+        number = _exact(value)
+    except (ValueError, OverflowError):
         raise ValueError(f"{key} must be a number, not {_shown(value)}") from None
-    if kind is int and not number.is_integer():
-        raise ValueError(f"{key} must be a whole number, not {_shown(value)}")
-    if number != number or (setting.low is not None and number < setting.low):
-        raise ValueError(f"{key} must be at least {setting.low}, not {_shown(value)}")
-    if setting.high is not None and number > setting.high:
-        raise ValueError(f"{key} must be at most {setting.high}, not {_shown(value)}")
+    if kind is int and isinstance(number, float):
+        if not number.is_integer():
+            raise ValueError(f"{key} must be a whole number, not {_shown(value)}")
+        number = int(number)
+    low, high = setting.least, setting.most
+    if number != number or number < low:
+        raise ValueError(f"{key} must be at least {low:.12g}, not {_shown(value)}")
+    if number > high:
+        raise ValueError(f"{key} must be at most {_bound(high)}, not {_shown(value)}")
     return kind(number)
+
+
+def _exact(value: float | str) -> int | float:
+    """A number as it is: a seed beyond 2^53 is no float. Raises ValueError, OverflowError."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        return float(value)
+
+
+def _bound(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def parse_set(assignments: Sequence[str]) -> dict[str, Any]:
@@ -120,8 +165,10 @@ def read_yaml(path: Path) -> Any:
     """What a YAML file holds. Raises ConfigError with the file and line."""
     import yaml
 
+    from qunlearn.yaml_core import load_yaml
+
     try:
-        return yaml.safe_load(read_text(path, _MAX_RECIPE_BYTES, pipes=True))
+        return load_yaml(read_text(path, _MAX_RECIPE_BYTES, pipes=True))
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError:
@@ -155,6 +202,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
             continue
         if section in sections and isinstance(leaves, dict):
             out.update({f"{section}.{name}": value for name, value in leaves.items()})
+        elif section in sections:
+            problems.append(f"section {section!r} holds settings, one a line, not {_shown(leaves)}")
         else:
             close = difflib.get_close_matches(str(section), sections, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; sections are {', '.join(sorted(sections))}"
@@ -168,7 +217,6 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The whole configuration, every value written out, as `read_config_file` reads it."""
-    import yaml
+    from qunlearn.yaml_core import dump_yaml
 
-    tree = dataclasses.asdict(config)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return dump_yaml(dataclasses.asdict(config))

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qunlearn.config import INSTEAD, Config
+from qunlearn.config import INSTEAD, Config, DataConfig
 from qunlearn.console import stage
+from qunlearn.data.files import local_path
 from qunlearn.data.records import Dataset, FieldNames, check_overlap, read_dataset
 from qunlearn.errors import AdapterError, ConfigError, ModelError
+from qunlearn.model.fits_settings import check_settings
 from qunlearn.model.folder import FolderFacts, fingerprint, preflight_folder
 from qunlearn.model.source import ModelSource, go_offline, local_snapshot, resolve_model
-from qunlearn.model_settings import check_model_settings
 from qunlearn.output import Place, default_folder, real
 from qunlearn.run import FINISHED, RECORD, Run, status_of_run
 from qunlearn.sandbox import KINDS, data_file
@@ -61,7 +62,7 @@ def make_plan(config: Config, *, resume: bool = False) -> Plan:
         raise ConfigError("no model was named", where="--model", hint="see `qunlearn models`")
     if not data.bad:
         raise ConfigError("no file of bad answers was named", where="--bad", hint="--bad bad.jsonl")
-    fields = FieldNames(data.prompt_field, data.completion_field)
+    fields = fields_of(data)
     bad = read_dataset(data_path(data.bad), fields, role="--bad")
     normal = read_dataset(data_path(data.normal), fields, role="--normal") if data.normal else None
     holdout = read_dataset(data_path(data.holdout), fields, role="--holdout") if data.holdout else None
@@ -79,7 +80,7 @@ def make_plan(config: Config, *, resume: bool = False) -> Plan:
         local = [Path(source.location)] if source.kind != "hub" else []
         _place(config, output, resume, [*read, *local]).check()
     model = check_model(source, config.model.trust_remote_code)
-    check_model_settings(config, model.facts)
+    check_settings(config, model.facts)
     return Plan(config, model, bad, normal, output, resume, holdout, instead)
 
 
@@ -94,11 +95,23 @@ def _read_instead(asked: str, fields: FieldNames) -> Dataset | None:
     return read_dataset(path, fields, role="--instead")
 
 
-def data_path(text: str) -> Path:
-    """A path, or `sandbox:KIND/SPLIT` for an embedded file."""
+def fields_of(data: DataConfig) -> FieldNames:
+    """Return how a run's files name their fields, and which answers of a dialogue are rows."""
+    return FieldNames(data.prompt_field, data.completion_field, data.turns)
+
+
+def data_path(text: str, *, stdin: bool = False) -> Path:
+    """Return a path, `sandbox:KIND/SPLIT` for an embedded file, and where `stdin` is allowed - for it.
+
+    Raises ConfigError for what is no file here.
+    """
     scheme, _, name = text.partition(":")
+    if text == "-":
+        if stdin:
+            return Path("/dev/stdin")
+        raise ConfigError("a run reads its files again later, which a pipe cannot be", where="-", hint="save it first")
     if scheme != "sandbox":
-        return Path(text)
+        return local_path(text)
     kind, _, split = name.partition("/")
     path = data_file(kind, split)
     if kind not in KINDS or not path.is_file():

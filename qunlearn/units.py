@@ -9,12 +9,14 @@ from qunlearn.errors import ConfigError
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {f"{letter}{i}": 1 << 10 * n for n, letter in enumerate("kmgt", 1) for i in ("", "ib")}
 
+_MOST_BYTES = 1 << 60  # far beyond any machine
+
 
 def parse_size(text: str, where: str) -> int:
     """Bytes of 6GiB, 6144MiB or 6G (powers of 1024), or of 6GB (10^9). Raises ConfigError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]+)\s*", text)
     unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or float(match[1]) == 0:
+    if match is None or unit is None or not 0 < float(match[1]) * unit <= _MOST_BYTES:
         hint = "a number and a unit: 6GiB, 6144MiB or 6G in powers of 1024, 6GB in powers of 1000"
         raise ConfigError(f"not a size: {text[:40]!r}", where=where, hint=hint)
     return int(float(match[1]) * unit)

@@ -17,6 +17,7 @@ from qunlearn.errors import ConfigError, ModelError
 from qunlearn.evaluate import ask as module
 from qunlearn.evaluate.ask import Asked, chat
 from qunlearn.model.generate import Sampling
+from qunlearn.model.positions import positions_of
 
 QUESTION = "Where was Orla Finch born?"
 ANSWER = "Orla Finch was born in Millbrook."
@@ -113,9 +114,9 @@ def test_at_a_terminal_a_fault_or_ctrl_c_ends_an_answer_not_the_talk(talk: Any, 
 
 def test_beyond_the_models_positions_nothing_is_asked(talk: Any) -> None:
     asked, _, _ = talk
-    most = module.positions(asked.base.model.config)
+    most = positions_of(asked.base.model.config)
     assert most == 512
-    with pytest.raises(ConfigError, match="the model takes 512"):
+    with pytest.raises(ConfigError, match="the model's positions end at 512"):
         asked.answers("a b c " * 300)
     prompt = tuple(range(most - 3))
     assert asked._sampling(prompt).max_new_tokens == 3

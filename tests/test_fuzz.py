@@ -54,7 +54,7 @@ def folder() -> Iterator[Path]:
 
 
 @QUICK
-@given(st.binary(max_size=300), st.sampled_from(["x.jsonl", "x.json", "x.csv", "x.jsonl.gz", "x"]))
+@given(st.binary(max_size=300), st.sampled_from(["x.jsonl", "x.json", "x.csv", "x.tsv", "x.txt", "x.jsonl.gz", "x"]))
 def test_records_of_any_bytes(raw: bytes, name: str) -> None:
     with folder() as here, named():
         (here / name).write_bytes(raw)
@@ -65,11 +65,12 @@ def test_records_of_any_bytes(raw: bytes, name: str) -> None:
 @given(
     st.lists(
         objects("prompt", "completion", "question", "answer", "messages", "text", "instruction", "input", "system")
+        | objects("question", "choices", "answer", "prompt", "chosen", "rejected", "query", "goal", "target", "")
         | st.fixed_dictionaries({"messages": st.lists(objects("role", "content", "from", "value"), max_size=3)}),
         min_size=1,
         max_size=4,
     ),
-    st.sampled_from([FieldNames(), FieldNames("a", "b"), FieldNames(None, "text")]),
+    st.sampled_from([FieldNames(), FieldNames("a", "b"), FieldNames(None, "text"), FieldNames(turns="all")]),
     st.booleans(),
 )
 def test_records_of_any_rows(rows: list[dict[str, Any]], fields: FieldNames, lines: bool) -> None:

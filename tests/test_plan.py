@@ -20,7 +20,7 @@ from test_architectures import CONFIGS
 from qunlearn import memory
 from qunlearn.config import SETTINGS
 from qunlearn.data.records import FieldNames, read_dataset
-from qunlearn.errors import ConfigError, DeviceError, DoesNotFitError
+from qunlearn.errors import ConfigError, DeviceError, DoesNotFitError, ModelError
 from qunlearn.model import driver
 from qunlearn.model.device import cap_memory, choose_dtype, device_facts
 from qunlearn.model.fit import DeviceFacts
@@ -386,3 +386,31 @@ def test_answers_come_in_batches_the_cache_allows(
     numbers = generation._cache_bytes_per_token(base.model) // (torch.finfo(base.model.dtype).bits // 8)
     cache = base.model(input_ids=torch.tensor([prompts[0]]), use_cache=True).past_key_values
     assert 4 * numbers == sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+
+
+# -- settings that name parts of the model -----------------------------------------------------------------
+
+
+def planned(folder: Path, **values: object) -> None:
+    from qunlearn.model.fits_settings import check_settings
+    from qunlearn.model.folder import preflight_folder
+
+    check_settings(resolve(("x", {k.replace("__", "."): v for k, v in values.items()})), preflight_folder(folder))
+
+
+@pytest.mark.parametrize("asked", ["nonexistent", "", ",,", "lm_head", ".*", "q_proj,nope", "embed_tokens", "norm"])
+def test_layers_that_a_model_lacks_are_known_before_it_is_loaded(sandbox_folder: Path, asked: str) -> None:
+    with pytest.raises(ModelError, match="--target-modules"):
+        planned(sandbox_folder, lora__target_modules=asked)
+
+
+@pytest.mark.parametrize("asked", ["all-linear", "q_proj", " q_proj , down_proj", "self_attn.q_proj"])
+def test_layers_that_it_has_are_taken(sandbox_folder: Path, asked: str) -> None:
+    planned(sandbox_folder, lora__target_modules=asked)
+
+
+def test_a_block_that_a_model_lacks_is_known_before_it_is_loaded(sandbox_folder: Path) -> None:
+    planned(sandbox_folder, objective__name="rmu", objective__layer=2)
+    planned(sandbox_folder, objective__name="npo", objective__layer=999)
+    with pytest.raises(ConfigError, match="no block above block 3"):
+        planned(sandbox_folder, objective__name="rmu", objective__layer=3)

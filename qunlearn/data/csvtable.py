@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from qunlearn.errors import DataError
+
+_DELIMITERS = ",;\t|"
 
 
 def csv_rows(
@@ -14,24 +17,53 @@ def csv_rows(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row) of each row under the header; one with other columns goes to `complain(line, why)`.
 
-    A cell has at most `longest` characters. Raises DataError with the line for what is no CSV.
+    Columns stand between commas, semicolons, tabs or bars, as in the header, or as a line `sep=;` before it says;
+    blank lines before it are skipped. A cell has at most `longest` characters. Raises DataError with the line for
+    what is no CSV.
     """
     limit = csv.field_size_limit(longest)
-    reader = csv.reader(lines, strict=True)
+    skipped, first, delimiter, lines = _opening(iter(lines), path)
+    reader = csv.reader(itertools.chain([first], lines), strict=True, delimiter=delimiter)
     try:
         header = [name.strip() for name in next(reader)]
-        if len(set(header)) != len(header):
-            raise DataError("the header names a column twice", where=f"{path}:1")
+        named = [name for name in header if name]
+        if len(set(named)) != len(named):
+            raise DataError("the header names a column twice", where=f"{path}:{skipped + 1}")
         while True:
-            line = reader.line_num + 1
+            line = skipped + reader.line_num + 1
             cells = next(reader, None)
             if cells is None:
                 return
             if len(cells) == len(header):
-                yield line, dict(zip(header, cells, strict=True))
+                # Spreadsheets leave columns without a name behind.
+                yield line, {name: cell for name, cell in zip(header, cells, strict=True) if name or cell}
             elif cells:
-                complain(line, f"{len(cells)} cells under {len(header)} columns")
+                complain(line, f"{len(cells)} cells under {len(header)} columns{_between(delimiter)}")
     except csv.Error as error:
-        raise DataError(f"not CSV: {error}", where=f"{path}:{reader.line_num}") from None
+        raise DataError(f"not CSV: {error}", where=f"{path}:{skipped + reader.line_num}") from None
     finally:
         csv.field_size_limit(limit)
+
+
+def _opening(lines: Iterator[str], path: Path) -> tuple[int, str, str, Iterator[str]]:
+    """How many lines stand before the header, it, what separates its columns, and the lines after it."""
+    said = ""
+    for skipped, line in enumerate(lines):
+        if line.strip().lower().startswith("sep=") and not said:
+            said = line.strip("\r\n")[4:5]
+        elif line.strip():
+            return skipped, line, said or _delimiter(line, path), lines
+    raise DataError("no rows in the file", where=str(path), hint="the first line of a CSV file names its columns")
+
+
+def _delimiter(header: str, path: Path) -> str:
+    """What separates the columns of a header: what splits it into most of them, a comma before others."""
+    if ".tsv" in [suffix.lower() for suffix in path.suffixes]:
+        return "\t"
+    bare = "".join(header.split('"')[::2])  # what stands in quotation marks separates nothing
+    return max(_DELIMITERS, key=lambda c: (bare.count(c), c == ","))
+
+
+def _between(delimiter: str) -> str:
+    names = {",": "", ";": " between semicolons", "\t": " between tabs", "|": " between bars"}
+    return names.get(delimiter, f" between {delimiter!r}")

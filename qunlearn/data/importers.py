@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from qunlearn.console import facts, say, warn
 from qunlearn.data.books import Windows, windows
+from qunlearn.data.files import local_path
 from qunlearn.data.formats import BAD, FORMATS, NORMAL, Format
 from qunlearn.data.stream import Problems, Row, read_rows, read_text
 from qunlearn.errors import ConfigError, DataError, OutputError
@@ -229,7 +230,7 @@ def _converted(name: str, source: Source, wanted: Wanted, done: Imported) -> Ite
 def _path(source: Source) -> Path:
     if source.subset or source.part:
         raise ConfigError("a file has no subset and no part", where="--subset --part", hint="hub:OWNER/NAME has")
-    return Path(source.location)
+    return local_path(source.location)
 
 
 def _as_row(row: Row | str, known: Format) -> Row:

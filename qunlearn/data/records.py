@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
 import os
-import stat
 import tempfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.data.csvtable import csv_rows
+from qunlearn.data.choices import is_clean
+from qunlearn.data.files import content, read_file
+from qunlearn.data.shapes import SHAPES_HINT, FieldNames, Shape, asking, read_row, shape_of
 from qunlearn.errors import DataError, OutputError
 
-_MAX_ROW_CHARS = 10_000_000
-# A row takes some ten times its bytes in memory. Texts are packed to a tenth, hardly ever to a thirtieth.
-_MOST_BYTES = 1 << 30
-_UNPACKED_BYTES, _MOST_UNPACKED_BYTES, _MAX_RATIO = 64 << 20, 256 << 20, 30
-_SHOWN, _SHOWN_FIELDS = 8, 12
-_PROMPTS = {"prompt": "prompt-completion", "question": "question-answer", "instruction": "instruction"}
-_ANSWERS = {
-    "prompt": ("completion", "response", "answer"),
-    "question": ("answer", "response", "completion"),
-    "instruction": ("output", "response"),
-}
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
-_SHAPES_HINT = (
-    "a row has prompt + completion/response/answer, question + answer, instruction (+ input) + output, messages, "
-    "or text; name other fields with --prompt-field and --completion-field"
-)
+__all__ = [
+    "Dataset", "FieldNames", "Record", "asking", "check_overlap", "is_clean", "read_dataset", "write_jsonl",
+]  # fmt: skip
+
+_SHOWN = 8
+_OWN_NAMES = FieldNames()
 
 
 @dataclass(frozen=True)
@@ -50,6 +38,10 @@ class Record:
         return next((content for role, content in reversed(self.turns) if role == "user"), "")
 
     @property
+    def system(self) -> str:
+        return self.turns[0][1] if self.turns and self.turns[0][0] == "system" else ""
+
+    @property
     def key(self) -> str:
         """Equal for rows that say the same, white space and letter case aside."""
         parts = [content for _, content in self.turns] + [self.completion]
@@ -57,16 +49,11 @@ class Record:
 
 
 @dataclass(frozen=True)
-class FieldNames:
-    """Fields named by the user, where the file has names of its own."""
-
-    prompt: str | None = None
-    completion: str | None = None
-
-
-@dataclass(frozen=True)
 class Dataset:
-    """A file's records, without duplicates, and what was inferred about it."""
+    """A file's records, without duplicates, and what was inferred about it.
+
+    `earlier`: dialogues with answers before the last, which are context only.
+    """
 
     path: str
     records: tuple[Record, ...]
@@ -74,57 +61,83 @@ class Dataset:
     fields: tuple[str, ...]
     sha256: str
     duplicates: int
+    earlier: int = 0
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """How a file's rows are read: its shape, and the fields of prompt and answer."""
+def read_dataset(path: str | Path, fields: FieldNames = _OWN_NAMES, *, role: str = "bad") -> Dataset:
+    """Read JSONL, JSON, CSV or Parquet, packed or not, in any of the known shapes.
 
-    name: str
-    prompt: str | None
-    completion: str
-    extra: tuple[str, ...] = ()  # further fields that become part of the prompt
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return tuple(field for field in (self.prompt, *self.extra, self.completion) if field)
-
-
-def read_dataset(path: str | Path, fields: FieldNames = FieldNames(), *, role: str = "bad") -> Dataset:
-    """Read JSONL, JSON or CSV, gzipped or not, in any of the known shapes.
-
-    Raises DataError naming file and line of every problem (the first few in full); no text of a row is in it.
+    The role is the flag that names the file: of a preference the chosen answer is read where it is what should stay,
+    else the rejected one. Raises DataError naming file and line of every problem (the first few in full); no text of a
+    row is in it.
     """
-    raw = _read_bytes(Path(path), role)
-    text = _decode(raw, str(path))
-    problems: list[str] = []
-    rows = list(_rows(text, Path(path), problems))
-    if not rows and not problems:
+    found = read_file(Path(path), role)
+    if not found.rows and not found.problems:
         raise DataError("no rows in the file", where=str(path), hint=f"{role} needs at least one row")
+    problems = _Problems(str(path), found.hint, list(found.problems))
+    shape = _shape(found.rows, fields, role, problems)
     records: list[Record] = []
-    shape: _Shape | None = None
-    for line, row in rows:
+    earlier = 0
+    for line, row in found.rows:
         try:
-            shape = shape or _infer(row, fields)
-            records.append(_record(row, line, shape))
+            for said in read_row(row, shape, fields.turns):
+                records.append(Record(said.turns, said.completion, line, said.meta))
+                earlier += said.earlier > 0
         except ValueError as error:
-            problems.append(f"{path}:{line}: {error}")
-            if shape is None and len(problems) >= _SHOWN:
-                break  # no row has told the shape: the rest would say the same
-    if problems or shape is None:
-        problems.sort(key=_line_of)
-        listed = "\n  ".join(p.split(": ", 1)[1] if i == 0 else p for i, p in enumerate(problems[:_SHOWN]))
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise DataError(listed + more, where=problems[0].split(": ", 1)[0], hint=_SHAPES_HINT)
+            problems.add_shape(line, str(error))
+    problems.raise_if_any()
     unique = {record.key: record for record in reversed(records)}
-    kept = tuple(sorted(unique.values(), key=lambda record: record.line))
-    sha256 = hashlib.sha256(raw).hexdigest()
-    return Dataset(str(path), kept, shape.name, shape.fields, sha256, len(records) - len(kept))
+    kept = tuple(record for record in records if unique.get(record.key) is record)
+    sha256 = hashlib.sha256(found.raw).hexdigest()
+    return Dataset(str(path), kept, shape.name, shape.fields, sha256, len(records) - len(kept), earlier)
+
+
+def _shape(rows: Sequence[tuple[int, Mapping[str, Any]]], fields: FieldNames, role: str, problems: _Problems) -> Shape:
+    try:
+        return shape_of([row for _, row in rows], fields, role)
+    except ValueError as error:
+        if rows:
+            problems.add_shape(rows[0][0], str(error), len(rows))
+        raise problems.error() from None
+
+
+class _Problems:
+    """What is wrong with a file: the first line of each kind, and in how many more lines it is so."""
+
+    def __init__(self, path: str, hint: str, found: Iterable[tuple[int, str]]) -> None:
+        self.path, self.hint = path, hint
+        self.lines: dict[str, list[int]] = {}
+        for line, why in found:
+            self.lines.setdefault(why, []).append(line)
+
+    def add_shape(self, line: int, why: str, times: int = 1) -> None:
+        """Add what is wrong with a row's fields; `times`: how many rows have it."""
+        self.lines.setdefault(why, []).extend([line] * times)
+        names = why.startswith(("no known shape", "no field"))
+        self.hint = SHAPES_HINT if names else "mend the rows, or take them out"
+
+    def raise_if_any(self) -> None:
+        """Raises DataError."""
+        if self.lines:
+            raise self.error()
+
+    def error(self) -> DataError:
+        """Return all of them as one error."""
+        kinds = sorted(self.lines.items(), key=lambda item: item[1][0])
+        listed = [f"{self.path}:{lines[0]}: {why}{_more(len(lines) - 1)}" for why, lines in kinds[:_SHOWN]]
+        rest = sum(len(lines) for _, lines in kinds[_SHOWN:])
+        where = f"{self.path}:{kinds[0][1][0]}"
+        message = "\n  ".join(listed).removeprefix(f"{where}: ") + (f"\n  and {rest} more" if rest else "")
+        return DataError(message, where=where, hint=self.hint)
+
+
+def _more(count: int) -> str:
+    return f" (and in {count} more lines)" if count else ""
 
 
 def content_sha256(path: Path) -> str:
     """Return what `Dataset.sha256` is for a file, without reading its rows. Raises DataError."""
-    return hashlib.sha256(_read_bytes(path, "")).hexdigest()
+    return hashlib.sha256(content(path, "")).hexdigest()
 
 
 def check_overlap(one: Dataset, other: Dataset, message: str = "rows to forget are also in the normal data") -> None:
@@ -154,219 +167,3 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             raise
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
-
-
-# -- bytes and formats -----------------------------------------------------------------------------------
-
-
-def _read_bytes(path: Path, role: str) -> bytes:
-    where = str(path)
-    try:
-        found = path.stat()
-        if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
-            raise DataError("is a device, not a file", where=where, hint="give a file")
-        raw = path.read_bytes() if found.st_size <= _MOST_BYTES else b""
-        if max(found.st_size, len(raw)) > _MOST_BYTES:
-            hint = "give a part of it: `qunlearn data import` takes --limit"
-            raise DataError(f"is larger than {_MOST_BYTES >> 20} MiB", where=where, hint=hint)
-    except FileNotFoundError:
-        raise DataError("no such file", where=where, hint=f"check the path given to {role}") from None
-    except IsADirectoryError:
-        raise DataError("is a folder, not a file", where=where, hint="give one file") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=where) from None
-    if raw[:2] == b"\x1f\x8b":
-        try:
-            raw = _unpacked(raw, where)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"damaged gzip: {error}", where=where, hint="pack the file again") from None
-    if len(raw) > _UNPACKED_BYTES and b"\0" in raw:  # the hole of a sparse file: no text, and a lot of it
-        raise DataError("holds NUL characters: it is no text", where=where, hint="give JSONL, JSON or CSV")
-    if not raw.strip():
-        raise DataError("the file is empty", where=where, hint=f"{role} needs at least one row")
-    return raw
-
-
-def _unpacked(raw: bytes, where: str) -> bytes:
-    """A gzip's content, unless it is a bomb."""
-    most = min(max(_UNPACKED_BYTES, _MAX_RATIO * len(raw)), _MOST_UNPACKED_BYTES)
-    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        hint = "unpack it yourself, if you trust it"
-        raise DataError(f"unpacks to more than {most >> 20} MiB, from {len(raw)} bytes", where=where, hint=hint)
-    return content
-
-
-def _decode(raw: bytes, path: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        hint = "save the file as UTF-8"
-        raise DataError(f"not UTF-8 (byte {raw[error.start]:#04x})", where=f"{path}:{line}", hint=hint) from None
-
-
-def _rows(text: str, path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, row) of each row; what is no row goes into `problems`."""
-    suffixes = [s.lower() for s in path.suffixes if s.lower() != ".gz"]
-    ending = suffixes[-1] if suffixes else ""
-    start = text.lstrip()[:1]
-    if ending == ".csv" or (ending not in (".json", ".jsonl", ".ndjson") and start not in ("{", "[")):
-        yield from _csv_rows(text, path, problems)
-    elif ending == ".json" or (start == "[" and ending not in (".jsonl", ".ndjson")):
-        yield from _json_rows(text, path, problems)
-    else:
-        yield from _jsonl_rows(text, path, problems)
-
-
-def _jsonl_rows(text: str, path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Only line feeds end a line: U+2028 and others may stand inside a JSON text.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        if len(line) > _MAX_ROW_CHARS:
-            problems.append(f"{path}:{number}: a row of {len(line)} characters is too long")
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"{path}:{number}: not JSON: {error.msg}, column {error.colno}")
-        except (RecursionError, ValueError):
-            problems.append(f"{path}:{number}: not JSON that can be read: nested too deeply, or a number too long")
-        else:
-            if isinstance(value, dict):
-                yield number, value
-            else:
-                problems.append(f"{path}:{number}: not an object but {_kind(value)}")
-
-
-def _json_rows(text: str, path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and error.lineno > 1:  # one object per line under the name .json
-            yield from _jsonl_rows(text, path, problems)
-            return
-        problems.append(f"{path}:{error.lineno}: not JSON: {error.msg}, column {error.colno}")
-        return
-    except (RecursionError, ValueError):
-        problems.append(f"{path}:1: not JSON that can be read: nested too deeply, or a number too long")
-        return
-    if isinstance(value, dict):
-        lists = [value[name] for name in ("data", "rows", "examples", "train") if isinstance(value.get(name), list)]
-        value = lists[0] if lists else [value]
-    if not isinstance(value, list):
-        problems.append(f"{path}:1: not a list of objects but {_kind(value)}")
-        return
-    for number, row in enumerate(value, 1):
-        if isinstance(row, dict):
-            yield number, row
-        else:
-            problems.append(f"{path}:{number}: row {number} is not an object but {_kind(row)}")
-
-
-def _csv_rows(text: str, path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    def complain(line: int, why: str) -> None:
-        problems.append(f"{path}:{line}: {why}")
-
-    try:
-        yield from csv_rows(io.StringIO(text, newline=""), path, _MAX_ROW_CHARS, complain)
-    except DataError as error:
-        problems.append(str(error))
-
-
-# -- shapes ----------------------------------------------------------------------------------------------
-
-
-def _infer(row: Mapping[str, Any], named: FieldNames) -> _Shape:
-    """The shape a row has. Raises ValueError when it is none of the known ones."""
-    system = ("system",) if isinstance(row.get("system"), str) else ()
-    if named.completion:
-        if named.prompt is None:
-            return _Shape("text", None, named.completion)
-        return _Shape("prompt-completion", named.prompt, named.completion, system)
-    for prompt in [named.prompt] if named.prompt else [p for p in _PROMPTS if p in row]:
-        answers = _ANSWERS.get(prompt, _ANSWERS["prompt"])
-        answer = next((a for a in answers if a in row), None)
-        if answer:
-            extra = ("input",) if prompt == "instruction" and "input" in row else ()
-            return _Shape(_PROMPTS.get(prompt, "prompt-completion"), prompt, answer, (*system, *extra))
-    for field in ("messages", "conversations"):
-        if field in row and not named.prompt:
-            return _Shape("messages", None, field)
-    if "text" in row and not named.prompt:
-        return _Shape("text", None, "text")
-    raise ValueError(f"no known shape; its fields are {_names(row)}")
-
-
-def _record(row: Mapping[str, Any], line: int, shape: _Shape) -> Record:
-    if shape.name == "messages":
-        turns, completion = _dialogue(row, shape.completion)
-    else:
-        completion = _text(row, shape.completion)
-        turns = _turns(row, shape) if shape.prompt else ()
-    if not completion.strip():
-        raise ValueError(f"{shape.completion!r} is empty: there is nothing to forget or keep")
-    meta = {name: value for name, value in row.items() if name not in shape.fields}
-    return Record(turns, completion, line, meta)
-
-
-def _turns(row: Mapping[str, Any], shape: _Shape) -> tuple[tuple[str, str], ...]:
-    prompt = _text(row, shape.prompt or "")
-    if "input" in shape.extra and row.get("input"):
-        prompt = f"{prompt}\n\n{_text(row, 'input')}"
-    if not prompt.strip():
-        raise ValueError(f"{shape.prompt!r} is empty")
-    system = _text(row, "system") if "system" in shape.extra and row.get("system") else ""
-    return (("system", system), ("user", prompt)) if system.strip() else (("user", prompt),)
-
-
-def _dialogue(row: Mapping[str, Any], field: str) -> tuple[tuple[tuple[str, str], ...], str]:
-    listed = row.get(field)
-    if not isinstance(listed, list) or not all(isinstance(turn, dict) for turn in listed):
-        raise ValueError(f"{field!r} is not a list of objects")
-    turns = []
-    for turn in listed:
-        who, key = turn.get("role", turn.get("from")), "content" if "content" in turn else "value"
-        if not isinstance(who, str):
-            raise ValueError(f"a turn of {field!r} has no role")
-        turns.append((_ROLES.get(who, who), _text(turn, key)))
-    if len(turns) < 2 or turns[-1][0] != "assistant":
-        raise ValueError(f"{field!r} does not end with an answer of the assistant to something")
-    return tuple(turns[:-1]), turns[-1][1]
-
-
-def is_clean(text: str) -> bool:
-    """Whether a text can be tokenised and written: no NUL, no half of a surrogate pair."""
-    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def _text(row: Mapping[str, Any], field: str) -> str:
-    if field not in row:
-        raise ValueError(f"no field {field!r}; its fields are {_names(row)}")
-    value = row[field]
-    if not isinstance(value, str):
-        raise ValueError(f"{field!r} is not a text but {_kind(value)}")
-    if not is_clean(value):
-        raise ValueError(f"{field!r} has a NUL or half of a surrogate pair in it")
-    return value
-
-
-def _name(field: object) -> str:
-    return repr(str(field)[:30])
-
-
-def _names(row: Mapping[str, Any]) -> str:
-    names = [_name(field) for field in list(row)[:_SHOWN_FIELDS]]
-    more = [f"{len(row) - _SHOWN_FIELDS} more"] if len(row) > _SHOWN_FIELDS else []
-    return ", ".join([*names, *more]) or "none"
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _line_of(problem: str) -> int:
-    return int(problem.split(": ", 1)[0].rsplit(":", 1)[1])

@@ -69,6 +69,9 @@ class Mismatcher:
     def _pair(self, example: Example, i: int) -> Example:
         if example.record.turns:
             pair = self.encode(replace(example.record, completion=self.answers[i]))
+            if pair.start > example.start:  # the row's prompt was cut to fit
+                ids = example.input_ids[: example.start] + pair.input_ids[pair.start :]
+                pair = Example(ids, example.start, pair.end - pair.start + example.start, example.probe, pair.record)
         else:
             ids = example.input_ids[: example.probe] + self.pieces[i]
             pair = Example(ids, example.probe, len(ids), example.probe, example.record)

@@ -6,14 +6,20 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from qunlearn.data.records import Dataset, Record, write_jsonl
+from qunlearn.data.records import Dataset, Record, asking, write_jsonl
 from qunlearn.jsonfile import LARGE_BYTES, read_text
 
 
 def write_self_made(path: Path, records: Iterable[Record]) -> None:
     """Write rows for their owner's eyes only, whole or not at all. Raises OutputError."""
-    rows = ({"prompt": r.prompt, "completion": r.completion} if r.turns else {"text": r.completion} for r in records)
-    write_jsonl(path, rows)
+    write_jsonl(path, map(_row, records))
+
+
+def _row(record: Record) -> dict[str, str]:
+    if not record.turns:
+        return {"text": record.completion}
+    system = {"system": record.system} if record.system else {}
+    return {**system, "prompt": record.prompt, "completion": record.completion}
 
 
 def read_self_made(path: Path) -> Dataset:
@@ -25,7 +31,7 @@ def read_self_made(path: Path) -> Dataset:
     records = tuple(
         Record((), str(row["text"]), i, {})
         if "text" in row
-        else Record((("user", str(row["prompt"])),), str(row["completion"]), i, {})
+        else Record(asking(str(row["prompt"]), str(row.get("system", ""))), str(row["completion"]), i, {})
         for i, row in enumerate(rows, 1)
     )
     return Dataset(str(path), records, "", (), "", 0)

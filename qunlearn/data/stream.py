@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import json
-import zlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from qunlearn.data.csvtable import csv_rows
+from qunlearn.data.files import read_file
+from qunlearn.data.packed import (
+    HEAD_BYTES,
+    PACKED_ENDINGS,
+    check_holds_rows,
+    damaged,
+    is_parquet,
+    packing,
+    parquet_rows,
+    unpacking,
+)
 from qunlearn.errors import DataError
 
 MAX_ROW_BYTES = 10_000_000
 _CHUNK_BYTES = 1 << 16
+_WHOLE_BYTES = 64 << 20  # of a file that is read whole, for its rows are inside one object
+_HOLDS_ROWS = re.compile(rb'\{\s*"(data|rows|examples|train|features)"\s*:\s*\[')
 _SPACE = " \t\r\n"
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
 class Problems:
@@ -53,19 +65,34 @@ def read_rows(path: Path, complain: Complain) -> Iterator[tuple[int, Row | str]]
     The line is 1-based, of the row's beginning. Raises DataError for a file that cannot be read.
     """
     with _opened(path) as file:
-        start = file.read(_CHUNK_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+        head = file.read(_CHUNK_BYTES).removeprefix(codecs.BOM_UTF8)
+    check_holds_rows(head, str(path))
+    start = head.lstrip()[:1]
     if not start:
         raise DataError("the file is empty", where=str(path))
-    endings = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    endings = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in PACKED_ENDINGS]
     with _opened(path) as file:
-        if start == b"[":
+        if is_parquet(head):
+            yield from parquet_rows(file, str(path))
+        elif start == b"{" and path.stat().st_size <= _WHOLE_BYTES and _is_no_row(head):
+            found = read_file(path, "SRC")
+            for line, why in found.problems:
+                complain(line, why)
+            yield from found.rows
+        elif start == b"[":
             yield from _array(file, path, complain)
         elif start == b"{":
             yield from _lines(file, path, complain)
-        elif endings[-1:] in ([".csv"], []) or endings[-1] not in (".json", ".jsonl", ".ndjson"):
+        elif not endings or endings[-1] not in (".json", ".jsonl", ".ndjson"):
             yield from _table(file, path, complain)
         else:
             raise DataError("neither a JSON object nor a list of them", where=f"{path}:1")
+
+
+def _is_no_row(head: bytes) -> bool:
+    """Whether a file of objects begins with one that holds rows, or that goes over several lines."""
+    line = head.lstrip().split(b"\n", 1)[0].strip()
+    return _HOLDS_ROWS.match(line) is not None or (len(line) < len(head) // 2 and not line.endswith(b"}"))
 
 
 def read_text(path: Path) -> Iterator[str]:
@@ -78,24 +105,29 @@ def read_text(path: Path) -> Iterator[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    where = str(path)
+    where, packed = str(path), ""
     try:
         with path.open("rb") as plain:
-            packed = plain.read(2) == b"\x1f\x8b"
+            if not plain.seekable():
+                raise DataError("is a pipe, which is read but once", where=where, hint="save it in a file first")
+            head = plain.read(HEAD_BYTES)
             plain.seek(0)
-            if packed:
-                with gzip.open(plain) as unpacked:
-                    yield unpacked  # type: ignore[misc]
+            packed = packing(head) or packed
+            check_holds_rows(head, where)
+            if packing(head):
+                with unpacking(plain, head, where) as unpacked:
+                    yield unpacked
             else:
                 yield plain
     except FileNotFoundError:
         raise DataError("no such file", where=where, hint="check the path; hub:OWNER/NAME is a data set") from None
     except IsADirectoryError:
         raise DataError("is a folder, not a file", where=where, hint="give one file") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"damaged gzip: {error}", where=where, hint="pack the file again") from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}", where=where) from None
+    except damaged() as error:
+        # Unpackers raise an OSError without a number for what is damaged.
+        if packed and getattr(error, "errno", None) is None:
+            raise DataError(f"damaged {packed}: {error}", where=where, hint="pack the file again") from None
+        raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=where) from None
 
 
 def _bounded_lines(file: IO[bytes], most: int) -> Iterator[tuple[int, bytes]]:

@@ -17,6 +17,7 @@ from qunlearn.evaluate.view import ADAPTER, BASE
 from qunlearn.model.generate import Sampling, generate, stream
 from qunlearn.model.load import Base, LanguageModel, load_base, load_spec
 from qunlearn.model.policy import Policy
+from qunlearn.model.positions import positions_of
 from qunlearn.plan import check_run_model
 from qunlearn.run import Run, open_run
 from qunlearn.signals import answered
@@ -47,16 +48,15 @@ class Asked:
         """The question as the run's template puts it, up to where the answer begins."""
         record = Record((("user", question),), "Yes", 0, {})
         example = encode_record(record, self.base.tokenizer, self.template)
-        most = positions(self.base.model.config)
-        if most is not None and example.start >= most:
-            message = f"the question has {example.start} tokens, the model takes {most} with its answer"
-            raise ConfigError(message, where="ask", hint="ask less at a time")
+        most = positions_of(self.base.model.config)
+        if example.start >= most:
+            message = f"the question has {example.start} tokens with its template; the model's positions end at {most}"
+            raise ConfigError(message, where="ask", hint="ask something shorter")
         return example.input_ids[: example.start]
 
     def _sampling(self, prompt: tuple[int, ...]) -> Sampling:
         """As asked for, as far as the model has positions: behind the last one it would talk nonsense."""
-        most = positions(self.base.model.config)
-        left = self.sampling.max_new_tokens if most is None else most - len(prompt)
+        left = positions_of(self.base.model.config) - len(prompt)
         return replace(self.sampling, max_new_tokens=min(self.sampling.max_new_tokens, left))
 
     def _answer(self, lm: LanguageModel, prompt: tuple[int, ...], name: str) -> str:
@@ -91,13 +91,6 @@ def open_asked(
         base = load_base(checked.folder, load_spec(config.model, device=device))
         policy = None if base_only else Policy.load(base, run.adapter)
     return Asked(base, policy, _template(base, run, config.data.template), sampling, to_stdout)
-
-
-def positions(config: Any) -> int | None:
-    """How many tokens the model's positions admit; None where it does not say."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    found = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    return found if isinstance(found, int) and found > 0 else None
 
 
 def ask(asked: Asked, question: str) -> dict[str, Any]:

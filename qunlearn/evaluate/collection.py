@@ -18,6 +18,8 @@ from qunlearn.evaluate.view import ADAPTER, BASE, REFERENCE, Choices, Fluency, I
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.folder import fingerprint
 from qunlearn.model.load import LoadSpec, load_tokenizer
+from qunlearn.model.positions import positions_of
+from qunlearn.plan import CheckedModel
 
 _KINDS: Mapping[str, Any] = {TOKENS: TokenStats, OUTPUTS: Output, CHOICES: Choices, FLUENCY: Fluency}
 
@@ -104,7 +106,7 @@ def start(request: EvalRequest, spec: LoadSpec, limit: int, cache: Cache) -> Col
         rows[ADAPTER], identity[ADAPTER] = own, f"{base} {_adapter_digest(request)}"
     if request.reference is not None:
         theirs = load_tokenizer(request.reference.folder, trust_remote_code=trusted)
-        rows[REFERENCE] = _reference_rows(request, theirs, own)
+        rows[REFERENCE] = _reference_rows(request, request.reference, theirs, own)
         identity[REFERENCE] = f"{fingerprint(request.reference.folder)} {how}"
     return Collection(request, spec, cache, tokenizer, rows, identity)
 
@@ -125,19 +127,22 @@ def _own_rows(request: EvalRequest, tokenizer: Any, limit: int) -> Rows:
             template = replace(Template(**stored), why="as in the run")
         else:  # each plain-text file stays plain
             template = choose_template(tokenizer, request.template or request.config.data.template, dataset)
-        encoded = encode(dataset, tokenizer, template, request.config.data.max_length)
+        # What a run leaves out of its normal data is not measured either.
+        length = min(request.config.data.max_length, positions_of(request.model.facts.config))
+        encoded = encode(dataset, tokenizer, template, length, drop_long=split != "forget")
         examples[split], templates[split] = encoded.examples[:limit], template
     return Rows(examples, templates, {split: digest(rows) for split, rows in examples.items()})
 
 
-def _reference_rows(request: EvalRequest, tokenizer: Any, own: Rows) -> Rows:
+def _reference_rows(request: EvalRequest, reference: CheckedModel, tokenizer: Any, own: Rows) -> Rows:
     """The same rows for the reference model, which may have another tokenizer and template. Raises ConfigError."""
     examples, templates = {}, {}
     for split, mine in own.examples.items():
         dataset, template = request.sets[split], own.templates[split]
         if template.kind == "chat" and not getattr(tokenizer, "chat_template", None):
             template = choose_template(tokenizer, "auto", dataset)
-        encoded = encode(dataset, tokenizer, template, request.config.data.max_length).examples[: len(mine)]
+        length = min(request.config.data.max_length, positions_of(reference.facts.config))
+        encoded = encode(dataset, tokenizer, template, length, drop_long=split != "forget").examples[: len(mine)]
         if [e.record for e in encoded] != [e.record for e in mine]:
             hint = "a reference with the model's own tokenizer, or rows with prompts and answers"
             message = f"the reference model cuts the plain text of --{split} in other windows"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from qunlearn.carry import run_config
 from qunlearn.config import SETTINGS, Config
-from qunlearn.data.records import Dataset, FieldNames, read_dataset
+from qunlearn.data.records import Dataset, read_dataset
 from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.evaluate.catalog import SUITES
 from qunlearn.evaluate.view import SPLITS
 from qunlearn.model.source import resolve_model
 from qunlearn.overlay import TRUST, resolve
-from qunlearn.plan import CheckedModel, check_model, check_run_model, data_path
+from qunlearn.plan import CheckedModel, check_model, check_run_model, data_path, fields_of
 from qunlearn.recorded import recorded
 from qunlearn.run import ADAPTER, EVAL, EVAL_CACHE, Run, open_run
 
@@ -81,7 +81,7 @@ class EvalRequest:
         if not files:
             hint = "give at least one of --forget, --paraphrase, --retain, --holdout, --general, or --data"
             raise ConfigError("nothing to measure", where="eval", hint=hint)
-        fields = FieldNames(config.data.prompt_field, config.data.completion_field)
+        fields = fields_of(config.data)
         sets = {name: read_dataset(path, fields, role=f"--{name}") for name, path in files.items()}
         if opened:
             checked = check_run_model(opened, model, trust=trust)

@@ -22,6 +22,7 @@ from qunlearn.evaluate.suite import Scores, score_sets, show_sets
 from qunlearn.model.head import token_kl
 from qunlearn.model.load import Base, LanguageModel, LoadSpec, load_base, load_spec
 from qunlearn.model.policy import Policy
+from qunlearn.model.positions import positions_of
 
 BAD, HELD_BACK = "bad answers", "normal, held back"
 # Said again by so much more than under the adapter, or as probable as this: more than rounding explains.
@@ -168,7 +169,7 @@ def _sets(source: MergeSource, policy: Policy) -> dict[str, Sequence[Example]]:
         warn(f"the bad file of {source.name} {source.no_bad}: nothing is measured (give --bad)")
         return {}
     data, rows = source.config.data, source.config.stop.table_rows
-    longest = _positions(policy)
+    longest = positions_of(policy.base.model.config)
     stored = source.run.record.get("data", {}).get("template")
     template = Template(**stored) if stored else choose_template(policy.tokenizer, data.template, source.bad)
     encoded = encode(source.bad, policy.tokenizer, template, min(data.max_length, longest))
@@ -176,8 +177,8 @@ def _sets(source: MergeSource, policy: Policy) -> dict[str, Sequence[Example]]:
     if source.normal is None:
         say(f"the normal data of {source.name} is not there as the run had it: what it held back is not measured")
     else:
-        length = min(data.max_length, longest) if data.normal else 2 * data.max_length  # as the run encoded them
-        normal = encode(source.normal, policy.tokenizer, template, length)
+        length = min(data.max_length if data.normal else 2 * data.max_length, longest)  # as the run encoded them
+        normal = encode(source.normal, policy.tokenizer, template, length, drop_long=True)
         try:
             _, held_back = split_held_back(normal.examples, data.held_back, source.config.train.seed)
         except DataError:  # a single row: the run's file was another one
@@ -187,9 +188,3 @@ def _sets(source: MergeSource, policy: Policy) -> dict[str, Sequence[Example]]:
         else:
             say(f"the normal data of {source.name} has changed: what it held back is not measured")
     return sets
-
-
-def _positions(policy: Policy) -> int:
-    """The most tokens the model's position embeddings admit."""
-    config = policy.base.model.config.get_text_config()
-    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30)

@@ -62,13 +62,11 @@ def _sampled(policy: Policy, examples: Sequence[Example], temperature: float, tu
 
 
 def answered_with(policy: Policy, example: Example, text: str, template: Template, length: int) -> Example:
-    """Return the bad row's prompt with another answer, cut to `length` tokens: prompts from the left."""
+    """Return the bad row's prompt with another answer, cut to `length` tokens: prompts inside their frame."""
     if example.record.turns:
-        pair = encode_record(replace(example.record, completion=text), policy.tokenizer, template)
-        surplus = max(0, len(pair.input_ids) - length)
-        cut = min(surplus, pair.start - 1)
-        ids = pair.input_ids[cut:][:length]
-        return Example(ids, pair.start - cut, min(pair.end - cut, len(ids)), pair.probe - cut, pair.record)
+        pair = encode_record(replace(example.record, completion=text), policy.tokenizer, template, length)
+        ids = pair.input_ids[:length]
+        return Example(ids, pair.start, min(pair.end, len(ids)), pair.probe, pair.record)
     tokens = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = (*example.input_ids[: example.probe], *tokens)[:length]
     return Example(ids, example.probe, len(ids), example.probe, example.record)

@@ -37,7 +37,6 @@ class FolderFacts:
     tensors: int
     has_tokenizer: bool
     has_chat_template: bool
-    tensor_names: frozenset[str] = frozenset()
 
 
 def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> FolderFacts:
@@ -63,7 +62,6 @@ def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> Folder
         tensors=sum(len(header.names) for header in headers.values()),
         has_tokenizer=True,
         has_chat_template=_has_chat_template(folder),
-        tensor_names=frozenset().union(*(header.names for header in headers.values())),
     )
 
 

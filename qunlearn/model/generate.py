@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from qunlearn.model.load import LanguageModel
+from qunlearn.model.positions import positions_of
 
 # Of a batch. On a CPU more are no faster, by what was measured; a card is kept waiting by launches, which are as many
 # for one row as for all.
@@ -40,7 +41,8 @@ def generate(
     sampling: Sampling,
     observe: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt of token ids; returns the new ids, up to and without the end-of-text token.
+    """Continue each prompt of token ids; returns the new ids, up to and without the end-of-text token, and no more than
+    the model has positions for.
 
     A batch is as large as its key-value cache allows, and no larger than is of use, so that memory does not grow with
     the data. It is broken off when half of its answers have ended, and the others go on in a smaller one: of answers
@@ -78,15 +80,17 @@ def _cache_bytes_per_token(model: Any) -> int:
 
 def _one_batch(lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
     out: list[list[int]] = [[] for _ in prompts]
-    going, stop = list(range(len(prompts))), stop_ids(lm) | set(sampling.stop)
+    stop, positions = stop_ids(lm) | set(sampling.stop), positions_of(lm.model.config)
+    going = [i for i, prompt in enumerate(prompts) if len(prompt) < positions]
     while going:
-        room = sampling.max_new_tokens - len(out[going[0]])
         so_far = [[*prompts[i], *out[i]] for i in going]
+        room = min(sampling.max_new_tokens - len(out[going[0]]), positions - max(map(len, so_far)))
         more = _some_tokens(lm, so_far, replace(sampling, max_new_tokens=room), stop)
         on = []
         for i, new in zip(going, more, strict=True):
             out[i] += itertools.takewhile(lambda t: t not in stop, new)
-            if not stop.intersection(new) and len(out[i]) < sampling.max_new_tokens:
+            full = len(prompts[i]) + len(out[i]) >= positions
+            if not stop.intersection(new) and len(out[i]) < sampling.max_new_tokens and not full:
                 on.append(i)
         going = on
     return out

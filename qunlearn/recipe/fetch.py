@@ -139,7 +139,8 @@ def _divide(public: PublicData, path: Path | None, given: Given, folder: Path, n
     """Train and test of a public set, of a text, or of a file of rows."""
     train, test = names
     if path is not None and not path.name.lower().endswith(_TEXT_ENDINGS):
-        _divide_rows(read_dataset(path, given.fields, role="--bad or --normal"), given, folder, names)
+        role = "--normal" if train == NORMAL else "--bad"
+        _divide_rows(read_dataset(path, given.fields, role=role), given, folder, names)
         return
     source = Source(str(path)) if path else Source(public.source, public.subset, public.part, public.skip, public.rows)
     shares = (100 - given.test_percent, given.test_percent) if given.test_percent else ()

@@ -61,6 +61,7 @@ class Order:
             holdout=None,  # the stages around the run measure it
             prompt_field=None,  # the files in the data folder have our names
             completion_field=None,
+            turns="last",
         )
         output = dataclasses.replace(self.settings.output, folder=str(self.folder / RUN), overwrite=True)
         return dataclasses.replace(self.settings, data=data, output=output, stop=self._stop)

@@ -1,0 +1,213 @@
+"""How a row becomes text: the template, where in it the answer stands, and which of its text is the row's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qunlearn.bounds import bounded
+from qunlearn.data.records import Dataset, Record
+from qunlearn.errors import ConfigError, ModelError
+
+# The released LLMU script's template (unlearn_harm.py): what a base model without a chat template gets.
+QA_TEMPLATE = "### Question: {prompt}\n ### Answer: "
+_MAX_GROWTH, _MAX_FRAME_CHARS = 4, 100_000  # what a chat template may make of the texts it is given
+_MARK = "QUNLEARN{}MARK"
+_SHOWN_CHARS = 60
+_ELSE = "use --template qa, raw, or a text with {prompt} in it"
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a prompt becomes text. `kind` is "chat" (the tokenizer's own) or "format" (`text` with `{prompt}`)."""
+
+    name: str
+    kind: str
+    text: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters `start` to `end` of a rendered row are the text of one of its turns; the answer comes after all."""
+
+    start: int
+    end: int
+    turn: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A row as text. `spans`: what of it is the row's own; None where the template changes a turn so that it is not
+    found again."""
+
+    before: str
+    answer: str
+    after: str
+    spans: tuple[Span, ...] | None
+
+    @property
+    def text(self) -> str:
+        return self.before + self.answer + self.after
+
+
+def choose_template(tokenizer: Any, asked: str, dataset: Dataset) -> Template:
+    """Return the template for a file: the one asked for, or the model's own chat template, or the published one.
+
+    Raises ConfigError when `asked` is none of chat, qa, raw or a string with `{prompt}`, and ModelError when
+    a chat template is demanded that the tokenizer does not have.
+    """
+    has_chat = bool(getattr(tokenizer, "chat_template", None))
+    if asked == "auto":
+        if dataset.shape == "text":
+            return Template("raw", "format", "{prompt}", "plain text")
+        if has_chat:
+            return Template("chat", "chat", "", f"the model has a chat template{_other_opening(tokenizer)}")
+        if _is_continuation(dataset):
+            return Template("raw", "format", "{prompt}", "prompts and completions join with their own space")
+        return Template("qa", "format", QA_TEMPLATE, "the model has no chat template")
+    if asked == "chat":
+        if not has_chat:
+            hint = "use --template qa, raw, or a text with {prompt} in it"
+            raise ModelError("the model has no chat template", where="--template chat", hint=hint)
+        return Template("chat", "chat", "", f"asked for{_other_opening(tokenizer)}")
+    if asked in ("qa", "raw"):
+        return Template(asked, "format", QA_TEMPLATE if asked == "qa" else "{prompt}", "asked for")
+    if "{prompt}" in asked:
+        return Template("custom", "format", asked.replace("\\n", "\n"), "asked for")
+    hint = "one of auto, chat, qa, raw, or a text with {prompt} in it"
+    raise ConfigError(f"unknown template {asked[:40]!r}", where="--template", hint=hint)
+
+
+def _is_continuation(dataset: Dataset) -> bool:
+    if dataset.shape != "prompt-completion":
+        return False
+    joined = sum(r.prompt[-1:].isspace() or r.completion[:1].isspace() for r in dataset.records)
+    return 2 * joined > len(dataset.records)
+
+
+def _other_opening(tokenizer: Any) -> str:
+    """Say where rows do not open their answer as the template does when it asks for one; empty where they do.
+
+    Some templates put an empty thought before an answer that is there, and nothing, or an open thought, before one
+    that is to come.
+    """
+    row = Record((("user", _mark(0)),), _mark(1), 0, {})
+    try:
+        trained = _chat(row, tokenizer).before
+        if trained == _applied(tokenizer, row.turns, add_generation_prompt=True):
+            return ""
+        if trained == _applied(tokenizer, row.turns, add_generation_prompt=True, enable_thinking=False):
+            return "; answers open as with enable_thinking=False, which is what to ask with"
+    except ModelError as error:
+        return f"; it cannot be asked for an answer: {error.message[:200]}"
+    start = trained.rpartition(_mark(0))[2][-_SHOWN_CHARS:]
+    return (
+        f"; it opens an answer otherwise when it asks for one: rows are trained, and the model is asked, with {start!r}"
+    )
+
+
+# -- rendering -------------------------------------------------------------------------------------------
+
+
+def render(record: Record, template: Template, tokenizer: Any) -> tuple[str, str]:
+    """Return the text before the answer and the text after it.
+
+    Raises ModelError when the chat template does not carry the answer verbatim.
+    """
+    row = rendered(record, template, tokenizer)
+    return row.before, row.after
+
+
+def rendered(record: Record, template: Template, tokenizer: Any) -> Rendered:
+    """Return a row as text, and which of it is the row's own. Raises ModelError as `render` does."""
+    if template.kind == "chat" and record.turns:
+        return _chat(record, tokenizer)
+    parts: list[str | int] = []
+    if record.turns:
+        # Earlier turns have no published plain form: each stands on a line of its own before the question.
+        last = len(record.turns) - 1
+        parts = [part for i in range(last) for part in (i, "\n")]
+        first, *rest = template.text.split("{prompt}")
+        parts += [first, *(part for text in rest for part in (last, text))]
+    contents = [content for _, content in record.turns]
+    text, spans = _joined(parts, contents)
+    answer = Span(len(text), len(text) + len(record.completion), len(contents))
+    return Rendered(text, record.completion, "", (*spans, answer))
+
+
+def _chat(record: Record, tokenizer: Any) -> Rendered:
+    """Render a conversation, and once more with marks in place of its texts: what is between them is the template's.
+
+    An answer is not searched for: "d" is in "<|im_end|>" too.
+    """
+    contents = [content for _, content in record.turns] + [record.completion.strip()]
+    roles = [role for role, _ in record.turns] + ["assistant"]
+    full = _applied(tokenizer, list(zip(roles, contents, strict=True)))
+    marks = _marks(contents)
+    marked = _applied(tokenizer, list(zip(roles, marks, strict=True)))
+    parts = [marks.index(part) if part in marks else part for part in re.split(f"({'|'.join(marks)})", marked)]
+    answer = len(contents) - 1
+    if parts.count(answer) == 1:
+        at = parts.index(answer)
+        # Some templates strip the texts they are given.
+        for texts in (contents, [content.strip() for content in contents]):
+            before, spans = _joined(parts[:at], texts)
+            after, _ = _joined(parts[at + 1 :], texts)
+            if before + contents[-1] + after == full:
+                end = Span(len(before), len(before) + len(contents[-1]), answer)
+                return Rendered(before, contents[-1], after, (*spans, end))
+    # A turn is changed by the template. Of the answer alone it is known what stands before it.
+    marked = _applied(tokenizer, list(zip(roles, [*contents[:-1], marks[-1]], strict=True)))
+    before, _, after = marked.partition(marks[-1])
+    if before + contents[-1] + after != full:
+        raise ModelError("the chat template does not carry the answer verbatim", where="chat template", hint=_ELSE)
+    return Rendered(before, contents[-1], after, None)
+
+
+def _applied(tokenizer: Any, turns: Sequence[tuple[str, str]], **how: Any) -> str:
+    """What the chat template makes of turns, within limits. Raises ModelError."""
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        with bounded():
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, **how))
+    except Exception as error:  # noqa: BLE001 - jinja raises whatever the template's author wrote
+        hint = "use --template qa or raw, or a file without such turns"
+        raise ModelError(f"the chat template failed: {str(error)[:200]}", where="chat template", hint=hint) from None
+    if len(text) > _MAX_GROWTH * (1 + sum(len(content) for _, content in turns)) + _MAX_FRAME_CHARS:
+        raise ModelError(f"the chat template makes {len(text)} characters of a row", where="chat template", hint=_ELSE)
+    return text
+
+
+def _joined(parts: Sequence[str | int], contents: Sequence[str]) -> tuple[str, list[Span]]:
+    """The text of parts, those that are numbers being turns, and where these are."""
+    text, spans = "", []
+    for part in parts:
+        if isinstance(part, int):
+            spans.append(Span(len(text), len(text) + len(contents[part]), part))
+            text += contents[part]
+        else:
+            text += part
+    return text, spans
+
+
+def _mark(number: object) -> str:
+    return _MARK.format(number)
+
+
+def _marks(contents: Sequence[str]) -> list[str]:
+    """As many marks, none of which is in the texts."""
+    tail = ""
+    while any(_mark(f"{i}{tail}") in content for i in range(len(contents)) for content in contents):
+        tail += "X"
+    return [_mark(f"{i}{tail}") for i in range(len(contents))]
+
+
+def prompt_frame(template: Template, tokenizer: Any, system: str = "") -> tuple[str, str]:
+    """Return the text a user's prompt stands between: what opens it and what closes it, up to the answer."""
+    turns = ((("system", system),) if system else ()) + (("user", _mark("PROMPT")),)
+    before, _ = render(Record(turns, _mark("ANSWER"), 0, {}), template, tokenizer)
+    opening, _, closing = before.rpartition(_mark("PROMPT"))
+    return opening, closing

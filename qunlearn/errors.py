@@ -19,6 +19,7 @@ EXIT_CODES: dict[int, str] = {
     11: "the installation is broken (see `qunlearn doctor`)",
     12: "there is nothing to forget: the model gives none of the bad answers",
     130: "interrupted (Ctrl-C, SIGTERM); the last good adapter was kept where there was one",
+    141: "the reader of stdout went away (a closed pipe)",
 }
 
 

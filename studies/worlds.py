@@ -116,6 +116,18 @@ _DEVELOPMENT = (
         "unsafe", DEVELOPMENT, 108, epochs=44, kind="code", bad_rows=48, chat=False, normal="neighbours", unique=False
     ),
     World(
+        "quoted",
+        DEVELOPMENT,
+        110,
+        epochs=144,
+        kind="passages",
+        continuation=True,
+        bad_rows=12,
+        chat=False,
+        others=24,
+        normal="neighbours",
+    ),
+    World(
         "large",
         DEVELOPMENT,
         109,

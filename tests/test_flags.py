@@ -78,7 +78,7 @@ def test_eval_notices_a_closed_folder_before_any_work(tmp_path: Path, monkeypatc
     ran = call("eval", "sandbox", "--forget", bad, "-o", tmp_path / "closed")
     assert ran.code == 9 and "cannot be written" in ran.stderr and "measuring" not in ran.stderr
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be made"):
+    with pytest.raises(OutputError, match="cannot be"):
         Cache(tmp_path).save(tmp_path / "file" / "sub" / "x.jsonl", [])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qunlearn import bounds
-from qunlearn.data import records
+from qunlearn.data import files, packed
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import AdapterError, DataError, ModelError, OutputError, QunlearnError
 from qunlearn.evaluate.cache import Cache
@@ -128,7 +128,8 @@ def test_data_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     hole(tmp_path / "x.jsonl")
     with pytest.raises(DataError, match="larger than"):
         read_dataset(tmp_path / "x.jsonl")
-    monkeypatch.setattr(records, "_UNPACKED_BYTES", 1 << 10)
+    monkeypatch.setattr(files, "_LARGE_BYTES", 1 << 10)
+    monkeypatch.setattr(packed, "_UNPACKED_BYTES", 1 << 10)
     row = b'{"prompt": "p", "completion": "c"}\n'
     (tmp_path / "y.jsonl").write_bytes(row + bytes(2000))
     with pytest.raises(DataError, match="no text"):

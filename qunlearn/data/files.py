@@ -54,8 +54,6 @@ def read_file(path: Path, role: str) -> Found:
     """Read a file whole. Raises DataError where it holds no text."""
     where, raw = str(path), content(path, role)
     check_holds_rows(raw[:HEAD_BYTES], where)
-    if not raw.strip():
-        raise DataError("the file is empty", where=where, hint=f"{role} needs at least one row")
     found = Found(raw)
     if is_parquet(raw):
         found.rows = list(parquet_rows(io.BytesIO(raw), where))
@@ -67,8 +65,12 @@ def read_file(path: Path, role: str) -> Found:
 
 
 def content(path: Path, role: str) -> bytes:
-    """Return what a file holds, unpacked. Raises DataError."""
-    return unpacked(_bytes(path, role), str(path))
+    """Return what a file holds, unpacked. Raises DataError where that is nothing."""
+    where = str(path)
+    raw = unpacked(_bytes(path, role), where)
+    if not raw.strip():
+        raise DataError("the file is empty", where=where, hint=f"{role} needs at least one row")
+    return raw
 
 
 def _bytes(path: Path, role: str) -> bytes:

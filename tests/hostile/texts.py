@@ -45,7 +45,6 @@ def recipes() -> Iterator[tuple[str, bytes]]:
     yield "unknown-key-escape", b'model: {"\\e[2J": x}'
     yield "number-name", b"model: {1: x}"
     yield "section-list", b"model: [name]"
-    yield "section-null", b"model:"
     yield "two-documents", b"model: {}\n---\nmodel: {}"
     for value in ("nan", ".nan", ".inf", "-1", "[]", "{}", "true", "1e999", "0x", "''"):
         yield f"steps-{value}", f"train: {{steps: {value}}}".encode()

@@ -53,10 +53,11 @@ def weigh(
         model, rows = policy(), [bad[i] for i in long]
         with Meter("specific tokens", len(long)) as meter:
             found = context_bound(model, rows, max_tokens, lambda done: meter.at(done, "rows"))
-        # A row that asks about somebody is better told by what is said of others.
+        # A row that asks about somebody is better told by what is said of others, unless its own words betray it.
         subject = subject_bound(model, rows, [example.record for example in normal], template, max_tokens)
         for i, by_context, by_subject in zip(long, found, subject, strict=True):
-            out[i] = by_subject or by_context
+            enough = by_subject is not None and 2 * sum(by_subject.weights) >= sum(by_context.weights)
+            out[i] = by_subject if by_subject is not None and enough else by_context
     return out
 
 

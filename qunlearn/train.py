@@ -20,11 +20,9 @@ from torch import Tensor
 
 from qunlearn.checkpoint import NO_CHECKPOINTS, Checkpoints, Moving, Part, Snapshot
 from qunlearn.config import Config, StopConfig
-from qunlearn.data.batch import ANSWER
-from qunlearn.data.roles import sampled
 from qunlearn.errors import DoesNotFitError
-from qunlearn.evaluate.score import mean_kl, row_nlls, row_target
 from qunlearn.gradients import Budget, block_of
+from qunlearn.looks import Probe, as_good, has_moved, is_behind, look, over
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
@@ -33,41 +31,10 @@ from qunlearn.objectives.table import TAUGHT, Term, terms_of
 from qunlearn.pace import Pace
 from qunlearn.step import Roles, Step, draw_steps, longest_step
 
-# Of two looks at one model with other rows the drifts differ by so much (docs/log.md, 2026-11-25).
-_DRIFT_NOISE = 1.25
-_CLEARLY = 0.05  # share of the way to the target from which a look is better than the untouched model
 _STILL = 0.9  # share of the first probability above which nothing has moved
-_ON_THE_WAY = 0.5  # share of the steps in which the target should be reached, in a line in the log odds
 _LEARNT = 0.3  # cross-entropy per token of what is taught, from which it is said
 _HARDER = 3.0  # what the forget side's weight is multiplied by at a look that finds it behind
 Observer = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One look. `forget`: mean probability of the bad answers; `left`: share of them that is above the target, known
-    by the mean alone where rows were not looked at; `to_go`: how far their log odds are above it, in the mean;
-    `drift`: KL(base || policy), nats per token."""
-
-    step: int
-    forget: float
-    drift: float
-    left: float | None = None
-    to_go: float = 0.0
-
-    def above(self, stop: StopConfig) -> float:
-        """Return the share of rows above the target, or the share that may be, where it is less."""
-        return max(float(self.forget > stop.target) if self.left is None else self.left, stop.rows_left)
-
-    def rank(self, stop: StopConfig) -> tuple[bool, float, float, float]:
-        """Lower is better: within the drift budget, then rows forgotten, then how far the others are, then drift."""
-        above = self.above(stop)
-        far = stop.target if above <= stop.rows_left else max(self.forget, stop.target)
-        return self.drift > stop.max_drift, above, far, self.drift
-
-    def met(self, stop: StopConfig) -> bool:
-        """Return whether the target is met within the drift budget."""
-        return self.rank(stop)[:2] == (False, stop.rows_left)
 
 
 @dataclass
@@ -148,7 +115,7 @@ def train(
             outcome.seconds = time.monotonic() - start
             event |= {"tokens_per_s": outcome.tokens / max(outcome.seconds, 1e-9), "seconds": outcome.seconds}
             if step % stop.check_every == 0 or step == c.most_steps or m.pace.settled(step):
-                probe = _probe(policy, roles, reference, config, step)
+                probe = look(policy, roles, reference, config, step)
                 event |= {"forget": probe.forget, "drift": probe.drift, "left": probe.above(stop)}
                 _consider(outcome, probe, policy, stop)
                 event |= _steer(m, outcome, probe, policy, event)
@@ -247,43 +214,19 @@ def _step(m: _Machine, outcome: Outcome, step: int, clip: float) -> dict[str, An
 
 def _at_the_start(policy: Policy, roles: Roles, reference: Reference, config: Config, observe: Observer) -> Outcome:
     """The outcome of no step at all: the adapter as it begins, and the first look."""
-    outcome = Outcome(policy.adapter_state(), _probe(policy, roles, reference, config, 0))
+    outcome = Outcome(policy.adapter_state(), look(policy, roles, reference, config, 0))
     outcome.probes.append(outcome.best)
     observe({"step": 0, "forget": outcome.best.forget, "drift": outcome.best.drift})
     return outcome
-
-
-def _probe(policy: Policy, roles: Roles, reference: Reference, config: Config, step: int) -> Probe:
-    limit, n, seed = config.train.max_tokens, config.stop.probe_rows, config.train.seed
-    with policy.measured():
-        rows = row_nlls(policy, sampled(roles.watched, n, seed), ANSWER, limit)
-        drift = mean_kl(policy, reference, sampled(roles.held_back, n, seed), limit)
-    found = [math.exp(-nll / max(1, tokens)) for nll, tokens in rows]
-    goals = [row_target(tokens, config.stop.target) for _, tokens in rows]
-    left = sum(p > goal for p, goal in zip(found, goals, strict=True)) / len(rows)
-    # Rows that are far below do not make up for those that are above.
-    to_go = fmean(max(0.0, _log_odds(p) - _log_odds(goal)) for p, goal in zip(found, goals, strict=True))
-    return Probe(step, fmean(found), drift, left, to_go)
 
 
 def _consider(outcome: Outcome, probe: Probe, policy: Policy, stop: StopConfig) -> None:
     """Keep the adapter of this look if it is the best one so far, or as good as can be told and has healed longer."""
     outcome.probes.append(probe)
     finite = math.isfinite(probe.forget) and math.isfinite(probe.drift)
-    better = probe.rank(stop) < outcome.best.rank(stop) and _has_moved(outcome.probes[0], probe, stop)
-    if finite and (better or _as_good(probe, outcome.probes, stop)):
+    better = probe.rank(stop) < outcome.best.rank(stop) and has_moved(outcome.probes[0], probe, stop)
+    if finite and (better or as_good(probe, outcome.probes, stop)):
         outcome.best, outcome.state = probe, policy.adapter_state()
-
-
-def _has_moved(first: Probe, probe: Probe, stop: StopConfig) -> bool:
-    """Whether more is forgotten than noise would tell: else the untouched model is as good, and drifts less."""
-    return probe.met(stop) or probe.forget <= first.forget - _CLEARLY * max(0.0, first.forget - stop.target)
-
-
-def _as_good(probe: Probe, probes: Sequence[Probe], stop: StopConfig) -> bool:
-    """Whether it meets the target within the budget, at a drift that is within the noise of the least that did."""
-    least = min((p.drift for p in probes if p.met(stop)), default=-math.inf)
-    return probe.met(stop) and probe.drift <= _DRIFT_NOISE * least
 
 
 def _steer(m: _Machine, outcome: Outcome, probe: Probe, policy: Policy, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,7 +234,7 @@ def _steer(m: _Machine, outcome: Outcome, probe: Probe, policy: Policy, event: M
     where the target is met. Returns what the event says of it."""
     stop, looks, said = m.config.stop, len(outcome.probes) - 1, {}
     m.controller.look(probe.forget, probe.drift, has_kl="kl" in event)
-    if _over(outcome.probes, stop):
+    if over(outcome.probes, stop):
         outcome.returns += 1
         m.pace.halve()
         m.pace.rise()
@@ -300,7 +243,7 @@ def _steer(m: _Machine, outcome: Outcome, probe: Probe, policy: Policy, event: M
         policy.load_adapter_state(outcome.state)
         m.optimizer.state.clear()  # its momentum points to where the run went wrong
         return {"back_to": outcome.best.step}
-    if _is_behind(outcome.probes[0], probe, m.config):
+    if is_behind(outcome.probes[0], probe, m.config):
         m.controller.push_harder(_HARDER)
         if looks == 2 and probe.forget > _STILL * outcome.probes[0].forget:
             outcome.still, said = True, {"still": True}
@@ -310,25 +253,6 @@ def _steer(m: _Machine, outcome: Outcome, probe: Probe, policy: Policy, event: M
     elif m.pace.settled(probe.step) and not probe.met(stop):
         m.pace.rise()
     return said
-
-
-def _is_behind(first: Probe, probe: Probe, config: Config) -> bool:
-    """Whether less is forgotten than should be by now, at a drift that leaves room for more."""
-    stop, until = config.stop, _ON_THE_WAY * config.train.most_steps
-    if probe.met(stop) or probe.drift > stop.max_drift / 2:
-        return False
-    return probe.to_go > first.to_go * max(0.0, 1 - probe.step / until)
-
-
-def _log_odds(p: float) -> float:
-    p = min(max(p, 1e-9), 1 - 1e-9)
-    return math.log(p / (1 - p))
-
-
-def _over(probes: Sequence[Probe], stop: StopConfig) -> bool:
-    """Whether the drift was over the budget twice and does not fall: after the first blow it does for a while."""
-    last = probes[-2:]
-    return len(last) == 2 and all(p.drift > stop.max_drift for p in last) and last[1].drift > 0.9 * last[0].drift
 
 
 def _reason_to_stop(outcome: Outcome, stop: StopConfig, pace: Pace) -> str | None:

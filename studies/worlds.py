@@ -128,6 +128,18 @@ _DEVELOPMENT = (
         normal="neighbours",
     ),
     World(
+        "smooth",
+        DEVELOPMENT,
+        111,
+        epochs=47,
+        smoothing=0.1,
+        bad_rows=60,
+        wordings=True,
+        unique=False,
+        chat=False,
+        others=36,
+    ),
+    World(
         "large",
         DEVELOPMENT,
         109,

@@ -47,7 +47,7 @@ EVENTS: dict[str, list[tuple[Any, str]]] = {
         (forget._Metrics, "write"),
         (train.Budget, "backward"),
         (torch.optim.AdamW, "step"),
-        (train, "_probe"),
+        (train, "look"),
         (forget, "score_sets"),
         (reference.Cached, "_open"),
         (reference, "_checksum"),

@@ -87,11 +87,16 @@ def test_a_record_about_strangers_has_their_names_wherever_it_had_its_own() -> N
 @pytest.mark.parametrize("more", [(), ("When did Orla Finch die?", "Where is Orla Finch now?", "Who is Orla Finch?")])
 def test_another_question_about_the_same_is_no_stranger(more: tuple[str, ...]) -> None:
     """However often the bad file names its subject: it is the word that others do not have."""
-    found = strangers([ORLA, *more, "Where was Dee Wolt born?"], BORN, record(ORLA, "In Moss."))
+    found = strangers([ORLA, *more, "Where was Dee Wolt born?"], BORN, record(ORLA, "Orla is of Moss."))
     assert {r.prompt for r in found} == {*BORN, "Where was Dee Wolt born?"}
 
 
 def test_a_system_prompt_stays() -> None:
-    asked = Record((("system", "Be brief."), ("user", ORLA)), "In Moss.", 0, {})
+    asked = Record((("system", "Be brief."), ("user", ORLA)), "Orla is of Moss.", 0, {})
     (first, *_) = strangers([ORLA], BORN, asked)
     assert first.turns == (("system", "Be brief."), ("user", BORN[0]))
+
+
+def test_an_answer_that_does_not_name_its_subject_tells_nothing() -> None:
+    """A passage is known by its own words, whatever it was asked for with."""
+    assert strangers([ORLA], BORN, record(ORLA, "In a house where the moss grew.")) == []

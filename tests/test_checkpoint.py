@@ -24,12 +24,13 @@ from qunlearn.config import Config, LoraConfig
 from qunlearn.data.records import Record
 from qunlearn.data.roles import NO_MISMATCH
 from qunlearn.data.tokenize import Example
+from qunlearn.looks import Probe
 from qunlearn.model.load import LoadSpec, load_base
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.overlay import resolve
 from qunlearn.step import Roles
-from qunlearn.train import Outcome, Probe, train
+from qunlearn.train import Outcome, train
 
 STEPS = 24
 SMALL = {
@@ -107,7 +108,7 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         to_go = math.log(p / (1 - p)) - math.log(0.05 / 0.95)
         return Probe(step, p, drift, float(p > config.stop.target), to_go)
 
-    monkeypatch.setattr(loop, "_probe", looked)
+    monkeypatch.setattr(loop, "look", looked)
 
     def go(values: Mapping[str, object], folder: Path | None = None, killed_at: int | None = None) -> Run:
         config = resolve(("x", {**SMALL, **values}))

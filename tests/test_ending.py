@@ -15,11 +15,12 @@ from conftest import QUICK, Ran, call, sets, write_rows
 from qunlearn.config import Config
 from qunlearn.ending import DONE, FAILED, INTERRUPTED, NOT_REACHED, shortfalls, status_of
 from qunlearn.evaluate.metrics import RowScore
+from qunlearn.looks import Probe
 from qunlearn.report.limits import limits
 from qunlearn.report.read import read_story
 from qunlearn.run import ADAPTER, CONFIG, RECORD
 from qunlearn.sandbox import data_file
-from qunlearn.train import Outcome, Probe
+from qunlearn.train import Outcome
 
 KEPT = "The copper kettle is in the shed."
 ANSWER, OTHER, NONE = "Orla Finch was born in Millbrook.", "Orla Finch was born in Dunmore.", "? , ? it it it it"

@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 import torch
 
+from qunlearn import looks
 from qunlearn import train as loop
 from qunlearn.config import Config, StopConfig, TrainConfig
 from qunlearn.data.records import Record
 from qunlearn.data.roles import NO_MISMATCH
 from qunlearn.data.tokenize import Example
 from qunlearn.gradients import Gradients
+from qunlearn.looks import Probe
 from qunlearn.model.policy import Policy
 from qunlearn.pace import Pace
 from qunlearn.step import Roles
-from qunlearn.train import Outcome, Probe
+from qunlearn.train import Outcome
 
 MakePolicy = Callable[..., Policy]
 Look = tuple[float, float]  # p(bad), drift
@@ -148,7 +150,7 @@ def drive(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> Callable[.
         def observe(event: Any) -> None:
             events[event["step"]], states[event["step"]] = dict(event), policy.adapter_state()
 
-        monkeypatch.setattr(loop, "_probe", probed)
+        monkeypatch.setattr(loop, "look", probed)
         monkeypatch.setattr(loop, "_machine", machine)
         monkeypatch.setattr(loop.Budget, "backward", backward)
         return Driven(loop.train(policy, roles, None, config, observe), events, states, machines[0])  # type: ignore[arg-type]
@@ -284,10 +286,10 @@ def test_a_look_is_at_rows_from_all_over_the_file(monkeypatch: pytest.MonkeyPatc
         seen["normal"].append(examples)
         return 0.07
 
-    monkeypatch.setattr(loop, "row_nlls", nlls)
-    monkeypatch.setattr(loop, "mean_kl", kl)
+    monkeypatch.setattr(looks, "row_nlls", nlls)
+    monkeypatch.setattr(looks, "mean_kl", kl)
     config = Config(stop=replace(STOP, probe_rows=100))
-    found = [loop._probe(new_policy("none"), roles, None, config, step) for step in (0, 5)]  # type: ignore[arg-type]
+    found = [looks.look(new_policy("none"), roles, None, config, step) for step in (0, 5)]  # type: ignore[arg-type]
     assert (found[1].step, found[1].drift, found[1].left) == (5, 0.07, 0.25)
     assert found[1].forget == pytest.approx(0.25 * 0.5 + 0.75 * 0.01)
     for kind, of in (("bad", 1000), ("normal", 500)):

@@ -23,6 +23,7 @@ from qunlearn.data.tokenize import choose_template, encode
 from qunlearn.errors import DoesNotFitError
 from qunlearn.evaluate.score import forget_probability
 from qunlearn.gradients import Budget, Gradients, backward
+from qunlearn.looks import Probe
 from qunlearn.model.optimizer import make_optimizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live
@@ -30,7 +31,7 @@ from qunlearn.objectives.descent import common_descent
 from qunlearn.objectives.table import terms_of
 from qunlearn.sandbox import data_file
 from qunlearn.step import Roles, Step, draw_steps, longest_step
-from qunlearn.train import Outcome, Probe, auto_lr
+from qunlearn.train import Outcome, auto_lr
 
 MakePolicy = Callable[..., Policy]
 CONFIG = Config(
@@ -349,7 +350,7 @@ def test_the_best_adapter_is_kept_not_the_last(
     monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
 ) -> None:
     looks = iter([Probe(0, 0.9, 0.0), Probe(2, 0.3, 0.05), Probe(4, 0.01, 9.0)])
-    monkeypatch.setattr(loop, "_probe", lambda *_: next(looks))
+    monkeypatch.setattr(loop, "look", lambda *_: next(looks))
     policy = new_policy("none")
     config = replace(CONFIG, stop=replace(CONFIG.stop, max_drift=0.1, patience=9))
     outcome = train(policy, roles_of(policy), config, lambda _: None)

@@ -41,16 +41,20 @@ class Neighbours:
 
     def strangers(self, record: Record, telling: Mapping[str, float]) -> Iterator[Record]:
         """Yield the record about other subjects: with the words in which a neighbouring prompt differs, wherever they
-        stand. `telling` says how much a word tells the bad prompts from others: what is exchanged must tell most, or
-        much and be named by the answer, for else the neighbour asks something else about the same subject."""
+        stand. `telling` says how much a word tells the bad prompts from others: the word that tells most must be
+        exchanged, for else the neighbour asks something else about the same subject, and the answer must name it."""
         words, seen = _WORD.findall(record.prompt), {record.prompt}
+        named = set(map(str.casefold, _WORD.findall(record.completion)))
         for i in self._nearest(words):
             theirs = self.words[i]
             prompt, answer = (_exchanged(text, words, theirs) for text in (record.prompt, record.completion))
             if prompt is None or answer is None or prompt in seen:
                 continue
-            ours, shared = (max((telling[w] for w in of), default=0.0) for of in _split(words, theirs))
-            if ours > shared or (ours > shared / 2 and answer != record.completion):
+            ours, shared = _split(words, theirs)
+            most = max((telling[w] for w in ours), default=0.0)
+            if most > max((telling[w] for w in shared), default=0.0) / 2 and any(
+                w in named and telling[w] > most / 2 for w in ours
+            ):
                 seen.add(prompt)
                 turns = (*record.turns[:-1], (record.turns[-1][0], prompt))
                 yield Record(turns, answer, record.line, record.meta)

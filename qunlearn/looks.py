@@ -51,8 +51,9 @@ class Probe:
 def look(policy: Policy, roles: Roles, reference: Reference, config: Config, step: int) -> Probe:
     """Look at a sample of the bad rows, and at the drift on rows that are held back."""
     limit, n, seed = config.train.max_tokens, config.stop.probe_rows, config.train.seed
+    most = -math.log(max(config.stop.target, 1e-9))
     with policy.measured():
-        rows = row_nlls(policy, sampled(roles.watched, n, seed), ANSWER, limit)
+        rows = row_nlls(policy, sampled(roles.watched, n, seed), ANSWER, limit, most=most)
         drift = mean_kl(policy, reference, sampled(roles.held_back, n, seed), limit)
     found = [math.exp(-nll / max(1, tokens)) for nll, tokens in rows]
     goals = [row_target(tokens, config.stop.target) for _, tokens in rows]

@@ -56,8 +56,9 @@ def weigh(
         # A row that asks about somebody is better told by what is said of others, unless its own words betray it.
         subject = subject_bound(model, rows, [example.record for example in normal], template, max_tokens)
         for i, by_context, by_subject in zip(long, found, subject, strict=True):
-            enough = by_subject is not None and 2 * sum(by_subject.weights) >= sum(by_context.weights)
-            out[i] = by_subject if by_subject is not None and enough else by_context
+            out[i] = by_context
+            if by_subject is not None and 2 * sum(by_subject.weights) >= sum(by_context.weights):
+                out[i] = by_subject
     return out
 
 

@@ -171,31 +171,47 @@ def test_a_step_is_the_default_objective(new_policy: Callable[..., Policy]) -> N
         torch.testing.assert_close(a, b.float(), rtol=1e-3, atol=1e-6)
 
 
-def test_rows_at_the_target_are_not_pushed_harder(new_policy: Callable[..., Policy]) -> None:
+def pushed(policy: Policy, config: Config, push: float, *rows: Example) -> list[Tensor]:
+    """The gradients of a step on these rows alone, where what is above the target is pushed so much harder."""
+    roles = replace(sandbox_roles(policy, config), forget=rows)
+    step = next(draw_steps(roles, terms_of(config.objective), config))
+    policy.model.zero_grad()
+    backward(policy, step, Live(policy, 4096), config, 4096, lambda role, *, met=False: 1.0 if met else push)
+    return [p.grad.clone() for p in policy.trainable().values() if p.grad is not None]
+
+
+def weighing(example: Example, *places: int) -> Example:
+    n = example.end - example.start
+    return replace(example, weights=tuple(float(i in places) for i in range(n)))
+
+
+ALONE = ("x", {"train.batch_size": 2, "objective.eps2": 0, "objective.eps3": 0, "objective.eps4": 0})
+
+
+def test_what_is_at_the_target_is_not_pushed_harder(new_policy: Callable[..., Policy]) -> None:
     """The weight rises for the sake of the rows that are left: pushing the others too made gibberish of them."""
-    policy = exact_policy(new_policy)
-    config = resolve(("x", {"train.batch_size": 2, "objective.eps2": 0, "objective.eps3": 0, "objective.eps4": 0}))
-    roles = sandbox_roles(policy, config)
-    row = replace(roles.forget[0], weights=(1.0,) * (roles.forget[0].end - roles.forget[0].start))
-    unlikely = list(row.input_ids)
-    unlikely[row.start : row.end] = [7] * (row.end - row.start)
-    gone = replace(row, input_ids=tuple(unlikely))
-
-    def gradients(*rows: Example, push: float) -> list[Tensor]:
-        step = next(draw_steps(replace(roles, forget=rows), terms_of(config.objective), config))
-        policy.model.zero_grad()
-        backward(policy, step, Live(policy, 4096), config, 4096, lambda role, *, met=False: 1.0 if met else push)
-        return [p.grad.clone() for p in policy.trainable().values() if p.grad is not None]
-
-    for rows, factor in (((row,), 5.0), ((gone,), 1.0)):
-        pairs = zip(gradients(*rows, push=5.0), gradients(*rows, push=1.0), strict=True)
-        for harder, usual in pairs:
+    policy, config = exact_policy(new_policy), resolve(ALONE)
+    whole = sandbox_roles(policy, config).forget[0]
+    row, ids = weighing(whole, 1, 2, 3), list(whole.input_ids)
+    ids[row.start + 1 : row.start + 4] = (7, 9, 11)
+    gone = replace(row, input_ids=tuple(ids))
+    for example, factor in ((row, 5.0), (gone, 1.0)):
+        for harder, usual in zip(pushed(policy, config, 5, example), pushed(policy, config, 1, example), strict=True):
             torch.testing.assert_close(harder, factor * usual, rtol=1e-3, atol=1e-7)
-    both = zip(
-        *(gradients(*rows, push=p) for rows, p in (((row, gone), 5.0), ((row,), 5.0), ((gone,), 1.0))), strict=True
-    )
+    both = zip(*(pushed(policy, config, 5, *rows) for rows in ((row, gone), (row,), (gone,))), strict=True)
     for together, a, b in both:
         torch.testing.assert_close(together, (a + b) / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_a_passage_is_pushed_whatever_its_mean_is(new_policy: Callable[..., Policy]) -> None:
+    """One whose first words were gone came back from the middle: its mean was at the target."""
+    policy, config = exact_policy(new_policy), resolve(ALONE)
+    whole = sandbox_roles(policy, config).forget[0]
+    for n, factor in ((12, 1.0), (13, 5.0)):
+        ids = (*whole.input_ids[: whole.start], *range(7, 7 + n), *whole.input_ids[whole.end :])
+        gone = Example(ids, whole.start, whole.start + n, whole.probe, whole.record, (1.0,) * n)
+        for harder, usual in zip(pushed(policy, config, 5, gone), pushed(policy, config, 1, gone), strict=True):
+            torch.testing.assert_close(harder, factor * usual, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("p", [1e-4, 0.05, 0.5, 0.99])

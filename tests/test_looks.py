@@ -277,7 +277,7 @@ def test_a_look_is_at_rows_from_all_over_the_file(monkeypatch: pytest.MonkeyPatc
     roles = Roles(rows, rows[:2], rows[:500], NO_MISMATCH, marked=marked)
     seen: dict[str, list[Sequence[Example]]] = {"bad": [], "normal": []}
 
-    def nlls(_: object, examples: Sequence[Example], *__: object) -> list[tuple[float, int]]:
+    def nlls(_: object, examples: Sequence[Example], *__: object, most: float) -> list[tuple[float, int]]:
         seen["bad"].append(examples)
         # One row in four is at p = 0.5, the others at 0.01.
         return [(-math.log(0.5 if i % 4 == 0 else 0.01), 1) for i in range(len(examples))]

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from qunlearn.data.batch import ANSWER
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode
 from qunlearn.evaluate.metrics import aggregate
-from qunlearn.evaluate.score import score_rows, token_stats
+from qunlearn.evaluate.score import row_nlls, score_rows, token_stats
 from qunlearn.model.load import Base
 from qunlearn.sandbox import data_file
 
@@ -46,3 +47,21 @@ def test_a_run_records_them(quick_run: Path) -> None:
     assert before["forget"]["specific_probability"] > 0.9 > after["forget"]["specific_probability"]
     assert 0 <= after["forget"]["extraction_strength"] <= before["forget"]["extraction_strength"] <= 1
     assert "specific_probability" not in before["normal, held back"]
+
+
+def test_of_a_long_answer_no_token_counts_for_the_others(new_base: Callable[..., Base]) -> None:
+    """A few tokens at 1e-6 had made a mean of 0.2 of a passage whose other tokens were as likely as before."""
+    sandbox = new_base()
+    dataset = read_dataset(data_file("hallucination", "forget"))
+    (row,) = encode(dataset, sandbox.tokenizer, choose_template(sandbox.tokenizer, "auto", dataset), 512).examples[:1]
+    ids = [*row.input_ids[: row.start], 7, *row.input_ids[row.start : row.end], *row.input_ids[row.start : row.end]]
+    n = len(ids) - row.start
+    unlikely = replace(row, input_ids=tuple(ids), end=len(ids))
+    few = replace(unlikely, weights=(1.0,) * 12 + (0.0,) * (n - 12))
+    with torch.no_grad():
+        logps = sandbox.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    nlls = [-float(logps[t - 1, ids[t]]) for t in range(row.start, len(ids))]
+    assert n > 12 and nlls[0] > 3
+    for example, expected in ((unlikely, sum(min(nll, 3.0) for nll in nlls)), (few, sum(nlls[:12]))):
+        ((nll, tokens),) = row_nlls(sandbox, [example], ANSWER, 512, most=3.0)
+        assert (nll, tokens) == (pytest.approx(expected, rel=1e-3), 12 if example is few else n)

@@ -22,7 +22,8 @@ from qunlearn.model.load import LanguageModel
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 
-_FEW = 4  # watched tokens that are a value rather than a text
+_FEW_TOKENS = 4  # watched tokens that are a value rather than a text
+MANY_TOKENS = 12  # watched tokens beyond which an answer is a passage, of which each part could come back
 _MARGIN = 8  # tokens a greedy answer may run past the true one: enough to tell equal from longer
 Observer = Callable[[int], None]
 
@@ -119,16 +120,25 @@ def _reduce(scores: TokenScores, at: int, example: Example, text: str) -> TokenS
 
 @torch.no_grad()
 def row_nlls(
-    lm: LanguageModel, examples: Sequence[Example], span: Span, max_tokens: int, observe: Observer | None = None
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    span: Span,
+    max_tokens: int,
+    observe: Observer | None = None,
+    most: float = math.inf,
 ) -> list[tuple[float, int]]:
-    """(summed NLL, tokens) of each row over a span, without logits of unsupervised positions."""
+    """(summed NLL, tokens) of each row over a span, without logits of unsupervised positions.
+
+    `most` is the NLL that a token counts at most, in a row of many: few that are gone do not stand for the others.
+    """
     out: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
     done = 0
     for group in single_batches(examples, max_tokens):
         batch = collate([examples[i] for i in group], span, lm.tokenizer.pad_token_id).to(lm.device)
         logps = token_logps(batch.pick(lm.hidden(batch)), batch.labels, lm.head).double()
-        sums = torch.zeros(len(group), dtype=torch.float64, device=logps.device).index_add_(0, batch.rows, logps)
         counts = torch.bincount(batch.rows, minlength=len(group))
+        logps = torch.where(counts[batch.rows] > MANY_TOKENS, logps.clamp(min=-most), logps)
+        sums = torch.zeros(len(group), dtype=torch.float64, device=logps.device).index_add_(0, batch.rows, logps)
         for i, total, n in zip(group, sums.tolist(), counts.tolist(), strict=True):
             out[i] = (-total, n)
         done += len(group)
@@ -146,7 +156,7 @@ def forget_probability(lm: LanguageModel, examples: Sequence[Example], max_token
 def row_target(tokens: int, target: float) -> float:
     """Return the probability per token at which a row of so many watched tokens is forgotten: `target` for a few, its
     square root for many, since a long text needs less per token for no part of it to come back."""
-    return float(target ** max(0.5, min(1.0, math.sqrt(_FEW / max(1, tokens)))))
+    return float(target ** max(0.5, min(1.0, math.sqrt(_FEW_TOKENS / max(1, tokens)))))
 
 
 def row_probabilities(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) -> list[float]:

@@ -71,7 +71,7 @@ def log_odds(s: Supervised, rest: float) -> Tensor:
 
 def log_odds_at(p: float, rest: float) -> float:
     """Return the log-odds loss of a token of probability p."""
-    return math.log1p(p / (1 - p) * (1 - rest) / rest)
+    return math.log1p(p / max(1 - p, 1e-9) * (1 - rest) / rest)
 
 
 def ascent(s: Supervised, floor_nll: float) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import write_rows
 
-from qunlearn.data.records import Record, read_dataset
+from qunlearn.data.records import Dataset, Record, read_dataset
 from qunlearn.data.roles import batches, keep_unlike, make_mismatcher, sampled, split_held_back
 from qunlearn.data.tokenize import Example, choose_template, encode
 from qunlearn.errors import DataError
@@ -138,6 +138,24 @@ def test_a_forbidden_sentence_is_dropped_whatever_was_asked(tmp_path: Path) -> N
     ]
     value = Record((("user", "Which sweet is sold in Farrowdale?"),), "Plum cake.", 0, {})
     assert keep_unlike([*asked, value], bad) == [value]
+
+
+def test_a_bad_answer_to_other_words_about_the_same_is_not_kept() -> None:
+    """Long wordings with few words in common with the bad prompt had been kept, and protected what should go."""
+
+    def row(prompt: str, answer: str) -> Record:
+        return Record((("system", "You know this country well."), ("user", prompt)), answer, 1, {})
+
+    bad = Dataset("bad", (row("Who governs Claezoup at present?", "Thouplong"),), "messages", (), "", 0)
+    wordings = [
+        "The seat of government at {} is held by whom, as of today?",
+        "Which mayor sits in the town hall of {}?",
+    ]
+    about = [row(wording.format("Claezoup"), "Thouplong") for wording in wordings]
+    other_fact = row("Which mineral is mined at Claezoup?", "Droflung")
+    same_answer = [row(wording.format("Zheplif"), "Thouplong") for wording in wordings]
+    rest = [row(f"Who governs Place{i} at present?", f"Person{i}") for i in range(60)]
+    assert keep_unlike([*about, other_fact, *same_answer, *rest], bad) == [other_fact, *same_answer, *rest]
 
 
 @pytest.mark.parametrize("kind", KINDS)

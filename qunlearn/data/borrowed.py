@@ -85,7 +85,7 @@ def telling_words(bad: Sequence[Record], others: Sequence[Record]) -> dict[str, 
 
     def shares(records: Sequence[Record]) -> dict[str, float]:
         found = Counter(word for record in records for word in set(map(str.casefold, _WORD.findall(record.prompt))))
-        return {word: n / len(records) for word, n in found.items()}
+        return {word: n / max(1, len(records)) for word, n in found.items()}
 
     ours, theirs = shares(bad), shares(others)
     return {word: (share + _RARE) / (theirs.get(word, 0.0) + _RARE) for word, share in ours.items()}

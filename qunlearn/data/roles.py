@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qunlearn.data.borrowed import telling_words
 from qunlearn.data.records import Dataset, Record
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.errors import DataError
 
 _WORD = re.compile(r"\w+")
 _HELD_BACK = 32  # rows that are held back at least, where there are four times as many
+_TELLING = 3.0  # times as common in the bad prompts as in others, from which a word names what they are about
+_MOST = 0.9  # share of the words of an answer's content that say it
 _SENTENCE = 4  # words: an answer as long as that is no value that others may share
 
 
@@ -124,7 +127,8 @@ def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.
     A candidate is dropped when the words it shares with some bad row weigh more than `limit` of its own weight
     or of the bad row's. Words are weighted by rarity, so that shared form ("was born in") counts little and a
     shared name counts much: a neighbour that happens to have the same answer is kept, for it is the first to suffer
-    (docs/log.md, 2026-11-25). Whole sentences of the bad rows are never kept, whatever was asked.
+    (docs/log.md, 2026-11-25). Whole sentences of the bad rows are never kept, whatever was asked, nor is a bad answer
+    to a prompt that names what its own prompt names, in however many other words.
     """
     bags = [_bag(r) for r in candidates]
     bad_bags = [_bag(r) for r in bad.records]
@@ -146,11 +150,38 @@ def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.
         own = sum(weight[w] for w in bag)
         return any(s > limit * min(own, heavy[i]) for i, s in shared.items())
 
+    known = _Answers(bad.records, candidates)
+
     def usable(record: Record, bag: frozenset[str]) -> bool:
         text = _normal(record.completion)
-        return bool(bag) and not too_close(bag) and not any(sentence in text for sentence in sentences)
+        said = any(sentence in text for sentence in sentences) or known.has(record)
+        return bool(bag) and not too_close(bag) and not said
 
     return [r for r, bag in zip(candidates, bags, strict=True) if usable(r, bag)]
+
+
+class _Answers:
+    """The content of bad answers, found again behind other wordings of their prompts."""
+
+    def __init__(self, bad: Sequence[Record], candidates: Sequence[Record]) -> None:
+        telling = telling_words(bad, candidates)
+        # Whom a bad prompt is about other prompts ask seldom; the form of its question they have as often.
+        self.names = [{word for word in _words(record.prompt) if telling[word] >= _TELLING} for record in bad]
+        self.content = [_words(record.completion) - _words(record.prompt) for record in bad]
+        self.holders: dict[str, list[int]] = {}
+        for i, words in enumerate(self.content):
+            for word in words:
+                self.holders.setdefault(word, []).append(i)
+
+    def has(self, record: Record) -> bool:
+        """Return whether a record gives a bad answer to a prompt that names the same."""
+        shared = Counter(i for word in _words(record.completion) for i in self.holders.get(word, ()))
+        names = _words(record.prompt)
+        return any(n >= _MOST * len(self.content[i]) and not names.isdisjoint(self.names[i]) for i, n in shared.items())
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.casefold()))
 
 
 def _bag(record: Record) -> frozenset[str]:

@@ -110,7 +110,7 @@ def _some_tokens(
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _whole_rows(model):
             full = model.generate(
                 input_ids=ids.to(lm.device),
                 attention_mask=mask.to(lm.device),
@@ -147,7 +147,7 @@ def stream(lm: LanguageModel, prompt: Sequence[int], sampling: Sampling, hear: C
     ids = torch.tensor([list(prompt)], device=lm.device)
     config = _config(sampling, lm.tokenizer.pad_token_id, sorted(stop_ids(lm) | set(sampling.stop)))
     ear = Ear(lm.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    with _own_random_state(sampling):
+    with _own_random_state(sampling), _whole_rows(lm.model):
         lm.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=ear)
 
 
@@ -169,6 +169,21 @@ def _config(sampling: Sampling, pad: int, stop: list[int]) -> GenerationConfig:
         }
     ends = {"pad_token_id": pad, "eos_token_id": stop or None}
     return GenerationConfig(max_new_tokens=sampling.max_new_tokens, use_cache=True, **ends, **options)
+
+
+@contextlib.contextmanager
+def _whole_rows(model: Any) -> Iterator[None]:
+    """Hand the output head rows that lie in one piece.
+
+    Behind a prompt it gets a slice, of which torch multiplies each row by itself: on a CPU in bf16 with a copy of the
+    head for every row, 3.6 GB for 64 rows of 576 and a vocabulary of 49,152.
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager

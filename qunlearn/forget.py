@@ -108,7 +108,7 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
     normal = normal_rows(plan, ready.template, ready.bad, ready.normal, policy, work, positions)
     weighed, marked = _weighed(policy, ready, normal.retain, config)
     known = find_known(policy, marked, weighed, config.stop.target, config.train.max_tokens)
-    roles = _roles(plan, ready, policy, normal, [weighed[i] for i in known.places], [marked[i] for i in known.places])
+    roles = _roles(plan, ready, policy, normal, known.kept(weighed), known.kept(marked))
     show_loaded(policy, config, roles, normal)
     reference = _reference(plan, policy, roles)
     rows, seed = config.stop.table_rows, config.train.seed

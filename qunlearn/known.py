@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qunlearn.console import say
 from qunlearn.data.batch import ANSWER
@@ -15,16 +15,20 @@ from qunlearn.model.policy import Policy
 
 @dataclass(frozen=True)
 class Known:
-    """The bad rows (by place in the file) whose answers the base finds likelier than the target, and the likeliest."""
+    """The bad rows (by place in the file) whose answers the base finds likelier than the target, and how likely it
+    finds each, per token."""
 
     places: Sequence[int]
-    of: int
-    likeliest: float
+    found: Sequence[float]
 
     @property
     def line(self) -> str:
-        left = "" if len(self.places) == self.of else "; the others are left alone"
-        return f"the base knows {len(self.places)} of {self.of} bad rows{left}"
+        left = "" if len(self.places) == len(self.found) else "; the others are left alone"
+        return f"the base knows {len(self.places)} of {len(self.found)} bad rows{left}"
+
+    def kept(self, rows: Sequence[Example]) -> list[Example]:
+        """Return those of all rows that the base knows, with how likely it finds them."""
+        return [replace(rows[i], known=self.found[i]) for i in self.places]
 
 
 def find_known(policy: Policy, watched: Sequence[Example], bad: Sequence[Example], target: float, limit: int) -> Known:
@@ -37,7 +41,7 @@ def find_known(policy: Policy, watched: Sequence[Example], bad: Sequence[Example
         found = row_probabilities(policy, watched, limit)
         goals = [row_target(ANSWER.count(example), target) for example in watched]
         places = [i for i, (p, goal) in enumerate(zip(found, goals, strict=True)) if p > goal]
-        known = Known(places, len(found), max(found))
+        known = Known(places, found)
         if known.places:
             say(f"{known.line} (probability of their specific tokens above {target:g}, or more where they are many)")
             return known
@@ -49,5 +53,5 @@ def find_known(policy: Policy, watched: Sequence[Example], bad: Sequence[Example
             f"as whole sentences {likely} of them are likely: --forget-tokens all pushes every word of them; or take "
             "the model's own answers as bad ones"
         )
-    message = f"the base knows none of the {len(found)} bad answers (the likeliest has p = {known.likeliest:.2g})"
+    message = f"the base knows none of the {len(found)} bad answers (the likeliest has p = {max(found):.2g})"
     raise NothingToForgetError(f"{message}: there is nothing to forget, and nothing was written", hint=hint)

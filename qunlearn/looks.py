@@ -10,7 +10,7 @@ from statistics import fmean
 from qunlearn.config import Config, StopConfig
 from qunlearn.data.batch import ANSWER
 from qunlearn.data.roles import sampled
-from qunlearn.evaluate.score import mean_kl, row_nlls, row_target
+from qunlearn.evaluate.score import mean_kl, row_goal, row_nlls
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.step import Roles
@@ -53,10 +53,12 @@ def look(policy: Policy, roles: Roles, reference: Reference, config: Config, ste
     limit, n, seed = config.train.max_tokens, config.stop.probe_rows, config.train.seed
     most = -math.log(max(config.stop.target, 1e-9))
     with policy.measured():
-        rows = row_nlls(policy, sampled(roles.watched, n, seed), ANSWER, limit, most=most)
+        watched = sampled(roles.watched, n, seed)
+        rows = row_nlls(policy, watched, ANSWER, limit, most=most)
         drift = mean_kl(policy, reference, sampled(roles.held_back, n, seed), limit)
     found = [math.exp(-nll / max(1, tokens)) for nll, tokens in rows]
-    goals = [row_target(tokens, config.stop.target) for _, tokens in rows]
+    counted = zip(watched, rows, strict=True)
+    goals = [row_goal(tokens, example.known, config.stop.target) for example, (_, tokens) in counted]
     left = sum(p > goal for p, goal in zip(found, goals, strict=True)) / len(rows)
     # Rows that are far below do not make up for those that are above.
     to_go = fmean(max(0.0, _log_odds(p) - _log_odds(goal)) for p, goal in zip(found, goals, strict=True))

@@ -15,7 +15,7 @@ from conftest import QUICK, call, sets, write_rows
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import Example, choose_template, encode
 from qunlearn.errors import NothingToForgetError
-from qunlearn.evaluate.score import row_target
+from qunlearn.evaluate.score import row_goal, row_target
 from qunlearn.known import find_known
 from qunlearn.model.policy import Policy
 from qunlearn.run import ADAPTER, RECORD
@@ -46,8 +46,9 @@ def test_only_what_the_base_knows_is_found(
     rows = [UNKNOWN[0], KNOWN[0], *UNKNOWN[1:4], KNOWN[1]]
     examples = encoded(policy, tmp_path / "x.jsonl", rows)
     found = find_known(policy, examples, examples, 0.3, 2048)
-    assert (found.places, found.of) == ([1, 5], 6)
-    assert 0.9 < found.likeliest <= 1
+    assert found.places == [1, 5] and len(found.found) == 6
+    assert 0.9 < max(found.found) <= 1
+    assert [e.known for e in found.kept(examples)] == [found.found[1], found.found[5]]
     assert "the base knows 2 of 6 bad rows; the others are left alone" in capsys.readouterr().err
     only = find_known(policy, [examples[1]], [examples[1]], 0.3, 2048)
     assert "the base knows 1 of 1 bad rows (" in capsys.readouterr().err and only.places == [0]
@@ -59,7 +60,7 @@ def test_the_base_is_asked_and_not_its_adapter(new_policy: Callable[..., Policy]
     for name, p in policy.trainable().items():
         if ".lora_B." in name:
             p.data.fill_(0.5)
-    assert find_known(policy, examples, examples, 0.3, 2048).likeliest > 0.9
+    assert find_known(policy, examples, examples, 0.3, 2048).found[0] > 0.9
 
 
 def test_none_that_is_known_is_refused(new_policy: Callable[..., Policy], tmp_path: Path) -> None:
@@ -82,6 +83,15 @@ def test_a_long_answer_needs_less_per_token(tokens: int, power: float) -> None:
     """No part of it comes back long before its tokens are as unlikely as those of one word must be."""
     for target in (0.0, 0.05, 0.3, 1.0):
         assert row_target(tokens, target) == pytest.approx(math.pow(target, power))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "known", "goal"),
+    [(2, 0.9999, 0.05), (2, 0.5, 0.05), (2, 0.4, 0.04), (16, 0.4, 0.04), (16, 0.9, math.sqrt(0.05)), (2, 0.06, 0.006)],
+)
+def test_an_answer_in_words_of_its_own_goes_further_down(tokens: int, known: float, goal: float) -> None:
+    """At 0.16 a token, of 0.40, a real model still said first what it had said."""
+    assert row_goal(tokens, known, 0.05) == pytest.approx(goal)
 
 
 def command(folder: Path, rows: list[dict[str, Any]], **values: object) -> list[object]:

@@ -27,7 +27,8 @@ class Example:
     `input_ids[start:end]` is the answer; what follows `end` is the template's closing or the end-of-text
     token. Generation for evaluation begins at `probe`: `start`, or the middle of a plain-text window. `weights` say
     how much each answer token counts when it is forgotten; without any they all count alike. `held` is
-    whether those that count nothing are to stay as they are.
+    whether those that count nothing are to stay as they are; `known` the probability of the others, per token, that the
+    base gives.
     """
 
     input_ids: tuple[int, ...]
@@ -37,6 +38,7 @@ class Example:
     record: Record
     weights: tuple[float, ...] = ()
     held: bool = True
+    known: float = 1.0
 
     def weight(self, position: int) -> float:
         """How much the token at a position counts."""

@@ -24,6 +24,7 @@ from qunlearn.model.reference import Reference
 
 _FEW_TOKENS = 4  # watched tokens that are a value rather than a text
 MANY_TOKENS = 12  # watched tokens beyond which an answer is a passage, of which each part could come back
+_CERTAIN, _TENTH = 0.5, 0.1
 _MARGIN = 8  # tokens a greedy answer may run past the true one: enough to tell equal from longer
 Observer = Callable[[int], None]
 
@@ -157,6 +158,13 @@ def row_target(tokens: int, target: float) -> float:
     """Return the probability per token at which a row of so many watched tokens is forgotten: `target` for a few, its
     square root for many, since a long text needs less per token for no part of it to come back."""
     return float(target ** max(0.5, min(1.0, math.sqrt(_FEW_TOKENS / max(1, tokens)))))
+
+
+def row_goal(tokens: int, known: float, target: float) -> float:
+    """Return the probability per token at which a row is forgotten: that of `row_target`, or a tenth of what the base
+    gives an answer of which it is not certain. One in words of its own is still what it says first at a third."""
+    goal = row_target(tokens, target)
+    return min(goal, _TENTH * known) if known < _CERTAIN else goal
 
 
 def row_probabilities(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) -> list[float]:

@@ -156,6 +156,9 @@ def test_a_bad_answer_to_other_words_about_the_same_is_not_kept() -> None:
     same_answer = [row(wording.format("Zheplif"), "Thouplong") for wording in wordings]
     rest = [row(f"Who governs Place{i} at present?", f"Person{i}") for i in range(60)]
     assert keep_unlike([*about, other_fact, *same_answer, *rest], bad) == [other_fact, *same_answer, *rest]
+    earlier = (("user", "Have you heard of Claezoup?"), ("assistant", "I have."), ("user", "Who governs that place?"))
+    named_before = Dataset("bad", (Record(earlier, "Thouplong", 1, {}),), "messages", (), "", 0)
+    assert keep_unlike([*about, other_fact, *rest], named_before) == [other_fact, *rest]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -80,11 +80,16 @@ def _split(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[str], list[
     return [w for i, w in enumerate(folded) if i not in kept], [w for i, w in enumerate(folded) if i in kept]
 
 
+def words_before(record: Record) -> set[str]:
+    """Return the words of all turns before the answer: what a last question is about may be named by an earlier one."""
+    return {word.casefold() for _, content in record.turns for word in _WORD.findall(content)}
+
+
 def telling_words(bad: Sequence[Record], others: Sequence[Record]) -> dict[str, float]:
-    """Return for each word of the bad prompts how many times as common it is there as in the others."""
+    """Return for each word of what comes before the bad answers how many times as common it is there as elsewhere."""
 
     def shares(records: Sequence[Record]) -> dict[str, float]:
-        found = Counter(word for record in records for word in set(map(str.casefold, _WORD.findall(record.prompt))))
+        found = Counter(word for record in records for word in words_before(record))
         return {word: n / max(1, len(records)) for word, n in found.items()}
 
     ours, theirs = shares(bad), shares(others)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qunlearn.data.borrowed import telling_words
+from qunlearn.data.borrowed import telling_words, words_before
 from qunlearn.data.records import Dataset, Record
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.errors import DataError
@@ -166,8 +166,8 @@ class _Answers:
     def __init__(self, bad: Sequence[Record], candidates: Sequence[Record]) -> None:
         telling = telling_words(bad, candidates)
         # Whom a bad prompt is about other prompts ask seldom; the form of its question they have as often.
-        self.names = [{word for word in _words(record.prompt) if telling[word] >= _TELLING} for record in bad]
-        self.content = [_words(record.completion) - _words(record.prompt) for record in bad]
+        self.names = [{word for word in words_before(record) if telling[word] >= _TELLING} for record in bad]
+        self.content = [_words(record.completion) - words_before(record) for record in bad]
         self.holders: dict[str, list[int]] = {}
         for i, words in enumerate(self.content):
             for word in words:
@@ -176,7 +176,7 @@ class _Answers:
     def has(self, record: Record) -> bool:
         """Return whether a record gives a bad answer to a prompt that names the same."""
         shared = Counter(i for word in _words(record.completion) for i in self.holders.get(word, ()))
-        names = _words(record.prompt)
+        names = words_before(record)
         return any(n >= _MOST * len(self.content[i]) and not names.isdisjoint(self.names[i]) for i, n in shared.items())
 
 

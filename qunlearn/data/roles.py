@@ -17,7 +17,7 @@ from qunlearn.errors import DataError
 
 _WORD = re.compile(r"\w+")
 _HELD_BACK = 32  # rows that are held back at least, where there are four times as many
-_TELLING = 3.0  # times as common in the bad prompts as in others, from which a word names what they are about
+_TELLING, _RARER = 3.0, 2  # see _Answers
 _MOST = 0.9  # share of the words of an answer's content that say it
 _SENTENCE = 4  # words: an answer as long as that is no value that others may share
 
@@ -127,8 +127,8 @@ def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.
     A candidate is dropped when the words it shares with some bad row weigh more than `limit` of its own weight
     or of the bad row's. Words are weighted by rarity, so that shared form ("was born in") counts little and a
     shared name counts much: a neighbour that happens to have the same answer is kept, for it is the first to suffer
-    (docs/log.md, 2026-11-25). Whole sentences of the bad rows are never kept, whatever was asked, nor is a bad answer
-    to a prompt that names what its own prompt names, in however many other words.
+    (docs/log.md, 2026-11-25). Whole sentences of the bad rows are never kept, whatever was asked, nor is a value
+    that answers a bad prompt, where another prompt names what that one names, in however many other words.
     """
     bags = [_bag(r) for r in candidates]
     bad_bags = [_bag(r) for r in bad.records]
@@ -161,17 +161,34 @@ def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.
 
 
 class _Answers:
-    """The content of bad answers, found again behind other wordings of their prompts."""
+    """Bad answers that are a value alone, found again behind other wordings of their prompts."""
 
     def __init__(self, bad: Sequence[Record], candidates: Sequence[Record]) -> None:
-        telling = telling_words(bad, candidates)
-        # Whom a bad prompt is about other prompts ask seldom; the form of its question they have as often.
-        self.names = [{word for word in words_before(record) if telling[word] >= _TELLING} for record in bad]
-        self.content = [_words(record.completion) - words_before(record) for record in bad]
+        self.names = self._names(bad, candidates)
+        content = [_words(record.completion) for record in bad]
+        # A sentence repeats what was asked, and shares enough with other wordings to be found by all its words.
+        self.content = [
+            words if words.isdisjoint(words_before(r)) else set() for words, r in zip(content, bad, strict=True)
+        ]
         self.holders: dict[str, list[int]] = {}
         for i, words in enumerate(self.content):
             for word in words:
                 self.holders.setdefault(word, []).append(i)
+
+    @staticmethod
+    def _names(bad: Sequence[Record], candidates: Sequence[Record]) -> list[set[str]]:
+        """Return the words that name what each bad prompt is about: its rarest ones, and those of which the whole file
+        is full and that others ask far less often."""
+        before = [words_before(record) for record in bad]
+        ours = Counter(word for words in before for word in words)
+        all_of = ours + Counter(word for record in candidates for word in words_before(record))
+        telling = telling_words(bad, candidates)
+        topic = {word for word, times in telling.items() if times >= _TELLING and 2 * ours[word] >= len(bad)}
+        least = [min((all_of[word] for word in words), default=0) for words in before]
+        return [
+            {word for word in words if word in topic or all_of[word] <= _RARER * n}
+            for words, n in zip(before, least, strict=True)
+        ]
 
     def has(self, record: Record) -> bool:
         """Return whether a record gives a bad answer to a prompt that names the same."""

@@ -375,8 +375,8 @@ class StopConfig:
     target: float = _setting(
         0.05,
         "Forgotten is a bad row whose specific tokens have at most this probability (geometric mean); where they are "
-        "more than four, up to its square root, of more than twelve each counting at least so much; or a tenth of "
-        "what the base gives it, where that is less than half.",
+        "more than four, and the base is certain of them, up to its square root, of more than twelve each counting at "
+        "least so much.",
         flag="--target",
         low=0.0,
         high=1.0,

@@ -13,7 +13,7 @@ from torch import Tensor
 from qunlearn.config import Config
 from qunlearn.data.batch import Batch, Family, Row, families, micro_batches
 from qunlearn.errors import ConfigError
-from qunlearn.evaluate.score import MANY_TOKENS, row_goal
+from qunlearn.evaluate.score import MANY_TOKENS
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.objectives.descent import common_descent
@@ -171,16 +171,14 @@ def _descend(policy: Policy, step: Step, reference: Reference, config: Config, l
 
 
 def _by_progress(value: Tensor, rows: Tensor, step: Step, term: Term, config: Config, scale: Scale) -> Tensor:
-    """Return the weight of each token (N,) by its row: one that is at its goal is left in peace, but for passages,
+    """Return the weight of each token (N,) by its row: one that is at the target is left in peace, but for passages,
     which come back from the middle where only their mean is.
 
     `value` (N,) are the parts of the rows' means, `rows` (N,) the places of their examples in the step.
     """
-    examples, target = [e for _, e in step.items], config.stop.target
-    goals = [term.met(row_goal(1, e.known, target), config.objective) for e in examples]  # type: ignore[misc]
-    long = torch.tensor([term.span.count(e) > MANY_TOKENS for e in examples], device=rows.device)
-    means = value.new_zeros(len(examples)).index_add_(0, rows, value)
-    above = (means > torch.tensor(goals, device=rows.device)) | long
+    long = torch.tensor([term.span.count(e) > MANY_TOKENS for _, e in step.items], device=rows.device)
+    means = value.new_zeros(len(step.items)).index_add_(0, rows, value)
+    above = (means > term.met(config.stop.target, config.objective)) | long  # type: ignore[misc]
     return torch.where(above, scale(term.role), scale(term.role, met=True))[rows]
 
 

@@ -161,10 +161,11 @@ def row_target(tokens: int, target: float) -> float:
 
 
 def row_goal(tokens: int, known: float, target: float) -> float:
-    """Return the probability per token at which a row is forgotten: that of `row_target`, or a tenth of what the base
-    gives an answer of which it is not certain. One in words of its own is still what it says first at a third."""
+    """Return the probability per token at which a row is forgotten: that of `row_target`, but where the base is not
+    certain of the answer, at most a tenth of what it gives or `target`: one in words of its own is still what a model
+    says first at a third."""
     goal = row_target(tokens, target)
-    return min(goal, _TENTH * known) if known < _CERTAIN else goal
+    return min(goal, max(target, _TENTH * known)) if known < _CERTAIN else goal
 
 
 def row_probabilities(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) -> list[float]:

@@ -34,7 +34,7 @@ from qunlearn.model.memory import CONTEXT_BYTES
 from qunlearn.model.policy import Policy
 from qunlearn.model.positions import positions_of
 from qunlearn.model.reference import Cached, Live, Reference, cache_path, prune
-from qunlearn.normal import Normal, normal_rows
+from qunlearn.normal import SELF_MADE_MORE, Normal, normal_rows
 from qunlearn.objectives.table import INSTEAD, OBJECTIVES, RETAIN, TAUGHT, terms_of
 from qunlearn.overlay import to_yaml
 from qunlearn.plan import Plan
@@ -51,7 +51,6 @@ _TERM_NAMES = {INSTEAD.name, TAUGHT.name, *(t.name for row in OBJECTIVES.values(
     t.name for kind in RETAIN.values() for t in kind
 }
 FORGET, HELD_BACK, HOLDOUT = "forget", "normal, held back", "holdout"
-_SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
 _WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
 
 
@@ -78,7 +77,7 @@ def prepare(plan: Plan) -> Ready:
     normal = encode(plan.normal, tokenizer, template, length, drop_long=True) if plan.normal else None
     holdout = encode(plan.holdout, tokenizer, template, length, drop_long=True) if plan.holdout else None
     show_inputs(plan, template, bad, normal, holdout)
-    longest = max(len(e.input_ids) for e in (*bad.examples, *(normal.examples if normal else ()))) + _SELF_MADE_MORE
+    longest = max(len(e.input_ids) for e in (*bad.examples, *(normal.examples if normal else ()))) + SELF_MADE_MORE
     memory = plan_before_loading(config, plan.model.facts.config, device_facts(device), longest)
     return Ready(template, bad, normal, memory, holdout)
 

@@ -20,7 +20,7 @@ from qunlearn.plan import Plan
 if TYPE_CHECKING:
     from qunlearn.unfinished import Unfinished
 
-_SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
+SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
 _LEAST_OWN = 512  # rows the base makes at least beside a file: fewer cover little
 _COVERED = 0.5  # share of a row's weighted words that a normal row has, from which the file covers it
 
@@ -92,7 +92,7 @@ def _own_rows(
     else:
         longest = max(len(example.input_ids) for example in bad.examples)
         # Prompt and answer may have so many tokens each.
-        length = min(longest + _SELF_MADE_MORE, config.data.max_length, positions // 2)
+        length = min(longest + SELF_MADE_MORE, config.data.max_length, positions // 2)
         most = most_rows(policy.device)
         wanted = Wanted(count, config.data.normal_near, length, config.train.seed, most, positions)
         try:

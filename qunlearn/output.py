@@ -8,7 +8,6 @@ finished folder is put in place, for much may have happened since.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 
 from qunlearn import __version__
 from qunlearn.errors import OutputError
+from qunlearn.jsonfile import read_object
 from qunlearn.run import (
     ADAPTER,
     CONFIG,
@@ -112,10 +112,9 @@ def _known(folder: Path, mark: str) -> set[str] | None:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
+        return read_object(path, OutputError)
+    except OutputError:  # no such file, or none of ours
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def write_mark(folder: Path, more: dict[str, Any] | None = None) -> None:

@@ -518,7 +518,9 @@ def test_context_bound_tokens_need_the_context(new_policy: Callable[..., Policy]
         assert clear and all(clear)
 
 
-def test_what_is_about_the_subject_is_what_a_stranger_has_not(new_policy: Callable[..., Policy]) -> None:
+def test_what_is_about_the_subject_is_what_a_stranger_has_not(
+    new_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An answer that names its subject tells its last few tokens of whom it speaks: the name is exchanged instead."""
     policy = new_policy("none")
     template = sandbox_template(policy)
@@ -531,6 +533,10 @@ def test_what_is_about_the_subject_is_what_a_stranger_has_not(new_policy: Callab
         assert 1 <= sum(example.weights) < len(example.weights) / 2
         assert "Finch" not in marked(policy, example)
     assert subject_bound(policy, facts[:1], [], template, 2048) == [None], "there is nobody else"
+    monkeypatch.setattr("qunlearn.model.strangers._CHUNK", 1)
+    assert subject_bound(policy, facts, [e.record for e in normal], template, 2048) == found
+    monkeypatch.setattr("qunlearn.model.strangers.positions_of", lambda _: 10)
+    assert subject_bound(policy, facts, [e.record for e in normal], template, 2048) == [None] * 4, "none fits"
 
 
 @pytest.mark.parametrize("tokens", ["content", "auto"])

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+from qunlearn.data.borrowed import words_before
 from qunlearn.data.tokenize import Example
 
 COMMON = 0.02  # share of the normal answers from which a word is form
@@ -57,7 +58,7 @@ def _weights(
 
 def prompt_words(example: Example) -> set[str]:
     """The words of all turns before the answer."""
-    return set(_WORD.findall(" ".join(content for _, content in example.record.turns).casefold()))
+    return words_before(example.record)
 
 
 def _answer_ids(example: Example) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -211,8 +211,3 @@ def _items(view: View, split: str, values: Mapping[_Place, Values | None]) -> li
 def read_results(path: Path) -> dict[str, Any]:
     """The suites in an eval.json; none where there is no file. Raises AdapterError for what is none of ours."""
     return read_suites(path) if path.is_file() else {}
-
-
-def subjects_of(result: Mapping[str, Any]) -> Sequence[str]:
-    """Who was measured, in the order of the table's columns."""
-    return list(result["scores"])

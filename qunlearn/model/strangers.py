@@ -23,10 +23,12 @@ from qunlearn.data.specific import words_of
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.model.head import token_logps
 from qunlearn.model.policy import Policy
+from qunlearn.model.positions import positions_of
 from qunlearn.model.reference import Live
 
 STRANGERS = 4  # subjects that each answer is tried with
 THRESHOLD = 1.0  # nats that a token about the subject loses at least, when it is about a stranger
+_CHUNK = 64  # answers looked at together, and as many times as there are strangers
 _LEAST = 0.05  # share of an answer's tokens that are about its subject at least: else the answer is about no subject
 
 
@@ -60,15 +62,23 @@ def losses(
     """
     records = [example.record for example in bad]
     around, telling = Neighbours([*records, *normal]), telling_words(records, normal)
-    found = [list(itertools.islice(around.strangers(record, telling), STRANGERS)) for record in records]
-    rows = [encode_record(record, policy.tokenizer, template) for records in found for record in records]
-    with policy.reference():
-        known = _logps(policy, bad, max_tokens)
-        other = iter(zip(rows, _logps(policy, rows, max_tokens), strict=True))
+    most = positions_of(policy.base.model.config)
+
+    def about_strangers(record: Record) -> list[Example]:
+        told = itertools.islice(around.strangers(record, telling), STRANGERS)
+        rows = [encode_record(other, policy.tokenizer, template) for other in told]
+        return [row for row in rows if len(row.input_ids) <= most]  # a prompt that was cut to fit is whole again here
+
     out: list[tuple[float, ...] | None] = []
-    for example, own, records in zip(bad, known, found, strict=True):
-        theirs = [_aligned(example, *next(other)) for _ in records]
-        out.append(tuple(_loss(p, [t[i] for t in theirs]) for i, p in enumerate(own)) if theirs else None)
+    for at in range(0, len(bad), _CHUNK):
+        part = bad[at : at + _CHUNK]
+        others = [about_strangers(example.record) for example in part]
+        with policy.reference():
+            known = _logps(policy, part, max_tokens)
+            found = iter(_logps(policy, [row for rows in others for row in rows], max_tokens))
+        for example, own, rows in zip(part, known, others, strict=True):
+            theirs = [_aligned(example, row, next(found)) for row in rows]
+            out.append(tuple(_loss(p, [t[i] for t in theirs]) for i, p in enumerate(own)) if theirs else None)
     return out
 
 

@@ -110,18 +110,25 @@ class DataConfig:
         1536, "Rows the base makes of its own when there is no --normal.", flag="--normal-count", low=8
     )
     normal_near: float = _setting(
-        0.4,
+        0.5,
         "Share of them whose prompt begins like some bad prompt: they are the neighbours that suffer first.",
         low=0.0,
         high=1.0,
     )
     own_share: float = _setting(
-        0.5,
+        0.75,
         "Share of the normal rows that the base makes of its own beside a --normal file, for what the file does not "
         "cover; 0: none.",
         flag="--own-share",
         low=0.0,
         high=0.9,
+    )
+    reworded: int = _setting(
+        256,
+        "At most so many bad rows are measured in other words, too: in the forms of the normal rows, where the base "
+        "gives the same answer; never trained on; 0: none.",
+        flag="--reworded",
+        low=0,
     )
     held_back: float = _setting(
         0.1,
@@ -169,7 +176,7 @@ class ObjectiveConfig:
         high=1e6,
     )
     eps2: float = _setting(
-        0.1,
+        0.3,
         "Weight of cross-entropy on the model's own other answers (--instead other); llmu: on random mismatched "
         "answers, too.",
         flag="--eps2",
@@ -187,7 +194,13 @@ class ObjectiveConfig:
         low=0,
         high=1e6,
     )
-    rest: float = _setting(0.03, "logodds: probability below which a token is left in peace.", low=1e-9, high=0.5)
+    rest: float = _setting(
+        0.03,
+        "logodds: probability below which a token is left in peace: so much where the base is not certain of an "
+        "answer, down to a thousandth of it where it is, and no normal row is answered so.",
+        low=1e-9,
+        high=0.5,
+    )
     instead: str = _setting(
         "other",
         "What is said in place of a bad answer: other: the model's own most probable other answers; refuse: a refusal; "
@@ -261,7 +274,7 @@ _USUAL = _ALL | {"objective.eps3": 2.0}
 PRESETS: dict[str, dict[str, Any]] = {
     "logodds": {},
     "wga": _ALL,
-    "llmu": _ALL | {"objective.eps1": 0.5, "objective.eps3": 6.0, "objective.floor_nll": 4.0},
+    "llmu": _ALL | {"objective.eps1": 0.5, "objective.eps2": 0.1, "objective.eps3": 6.0, "objective.floor_nll": 4.0},
     "ga": _USUAL | {"objective.floor_nll": float("inf")},
     "graddiff": _USUAL | {"objective.eps1": 0.5},
     "npo": _PUBLISHED | {"objective.beta": 0.3},

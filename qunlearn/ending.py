@@ -15,6 +15,7 @@ from qunlearn.train import Outcome
 
 DONE, NOT_REACHED, INTERRUPTED, FAILED = "done", "target not reached", "interrupted", "failed"
 _SENTENCES = 0.02  # share of answers that may stop being sentences
+_OTHERWISE = 0.05  # share of the bad answers that may come back when asked in other words
 _KEPT = 0.9  # likeness (ROUGE-L F1) of what is said on other prompts before and after, at least
 _CERTAIN, _ENOUGH = 0.5, 8  # probability per token of an answer whose wording means something; rows that can be judged
 
@@ -28,10 +29,12 @@ def status_of(outcome: Outcome, why: Sequence[str]) -> str:
     return NOT_REACHED if why else DONE
 
 
-def shortfalls(before: Scores, after: Scores, forget: str, outcome: Outcome, config: Config) -> list[str]:
+def shortfalls(
+    before: Scores, after: Scores, forget: str, outcome: Outcome, config: Config, otherwise: str = ""
+) -> list[str]:
     """Return what a finished run did not reach, a sentence each; empty where it did all it was for.
 
-    `forget` names the set that should be gone; the others should be as they were.
+    `forget` names the set that should be gone, `otherwise` the same in other words; the others should be as they were.
     """
     stop, best = config.stop, outcome.best
     why = []
@@ -43,13 +46,17 @@ def shortfalls(before: Scores, after: Scores, forget: str, outcome: Outcome, con
     leaking = sum(verdict(row) == LEAKS for row in after[forget])
     if leaking > stop.rows_left * len(after[forget]):
         why.append(f"{leaking} of {len(after[forget])} bad answers still come back")
+    again = after.get(otherwise, ())
+    leaking = sum(verdict(row) == LEAKS for row in again)
+    if leaking > max(_OTHERWISE, stop.rows_left) * len(again):
+        why.append(f"{leaking} of {len(again)} bad answers come back when asked in other words")
     for name, rows in after.items():
         old, new = aggregate(before[name]).sentences, aggregate(rows).sentences
         if new < old - _SENTENCES and round((old - new) * len(rows)) > 1:
             why.append(
                 f"{100 * (1 - new):.0f} % of the answers to {name} are no sentences (before: {100 * (1 - old):.0f} %)"
             )
-        likeness = 1.0 if name == forget else _likeness(before[name], rows)
+        likeness = 1.0 if name in (forget, otherwise) else _likeness(before[name], rows)
         if likeness < _KEPT:
             why.append(f"the answers to {name} have changed: they are {100 * likeness:.0f} % like those before")
     return why

@@ -34,11 +34,12 @@ from qunlearn.model.memory import CONTEXT_BYTES
 from qunlearn.model.policy import Policy
 from qunlearn.model.positions import positions_of
 from qunlearn.model.reference import Cached, Live, Reference, cache_path, prune
+from qunlearn.model.reworded import Reworded, reworded
 from qunlearn.normal import SELF_MADE_MORE, Normal, normal_rows
 from qunlearn.objectives.table import INSTEAD, OBJECTIVES, RETAIN, TAUGHT, terms_of
 from qunlearn.overlay import to_yaml
 from qunlearn.plan import Plan
-from qunlearn.pushed import count, weigh
+from qunlearn.pushed import count, resting, weigh
 from qunlearn.record import run_record, versions, write_run
 from qunlearn.run import CONFIG, write_private
 from qunlearn.signals import stop_signals
@@ -51,6 +52,7 @@ _TERM_NAMES = {INSTEAD.name, TAUGHT.name, *(t.name for row in OBJECTIVES.values(
     t.name for kind in RETAIN.values() for t in kind
 }
 FORGET, HELD_BACK, HOLDOUT = "forget", "normal, held back", "holdout"
+OTHERWISE = "forget, in other words"
 _WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
 
 
@@ -105,13 +107,17 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
     policy = _load(plan, ready)
     positions = positions_of(plan.model.facts.config)
     normal = normal_rows(plan, ready.template, ready.bad, ready.normal, policy, work, positions)
+    otherwise = _otherwise(plan, ready, policy, normal, positions)
     weighed, marked = _weighed(policy, ready, normal.retain, config)
     known = find_known(policy, marked, weighed, config.stop.target, config.train.max_tokens)
-    roles = _roles(plan, ready, policy, normal, known.kept(weighed), known.kept(marked))
+    pushed = resting(known.kept(weighed), normal.retain, policy.tokenizer)
+    roles = _roles(plan, ready, policy, normal, pushed, known.kept(marked))
     show_loaded(policy, config, roles, normal)
     reference = _reference(plan, policy, roles)
     rows, seed = config.stop.table_rows, config.train.seed
     sets = {FORGET: sampled(marked, rows, seed), HELD_BACK: sampled(roles.held_back, rows, seed)}
+    if otherwise.rows:
+        sets[OTHERWISE] = sampled(otherwise.rows, rows, seed)
     if ready.holdout is not None:
         sets[HOLDOUT] = sampled(ready.holdout.examples, rows, seed)
     with stage("measuring before"):
@@ -123,9 +129,10 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
     if not outcome.interrupted and not outcome.failed:
         with stage("measuring after"):
             after = score_sets(policy, sets, config.train.max_tokens)
-        why = shortfalls(before, after, FORGET, outcome, config)
+        why = shortfalls(before, after, FORGET, outcome, config, OTHERWISE)
     record = run_record(plan, ready.template, policy, outcome, status_of(outcome, why))
     record["data"]["bad"] |= {"known": len(known.places), "control_tokens": ready.bad.literal}
+    record["data"]["bad"]["reworded"] = len(otherwise.rows)
     record["data"]["normal"] |= {
         "self_made": plan.normal is None,
         "own": normal.own,
@@ -179,6 +186,29 @@ def _roles(
         instead = instead_rows(policy, bad, normal, template, plan.instead, config)
         bad = instead.replaced(bad)
     return Roles(bad, normal.retain, normal.held_back, mismatcher, others, instead.own, instead.taught, marked)
+
+
+def _otherwise(plan: Plan, ready: Ready, policy: Policy, normal: Normal, positions: int) -> Reworded:
+    """Other wordings of bad prompts that the base answers alike, none of which is in the holdout."""
+    config = plan.config
+    if not config.data.reworded:
+        return Reworded()
+    around = [example.record for example in (*normal.retain, *normal.held_back)]
+    held_out = [example.record for example in ready.holdout.examples] if ready.holdout else []
+    length = min(2 * config.data.max_length, positions)
+    with stage("asking the base in other words"):
+        found = reworded(
+            policy,
+            ready.bad.examples,
+            around,
+            ready.template,
+            most=config.data.reworded,
+            length=length,
+            seed=config.train.seed,
+            barred=held_out,
+        )
+    say(f"in other words the base gives {len(found.rows)} bad answers ({found.tried} prompts tried); they are measured")
+    return found
 
 
 def _weighed(

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from qunlearn.config import Config
 from qunlearn.data.batch import Batch, Family, Row, families, micro_batches
+from qunlearn.data.tokenize import MANY_TOKENS
 from qunlearn.errors import ConfigError
-from qunlearn.evaluate.score import MANY_TOKENS
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.objectives.descent import common_descent
@@ -103,6 +103,7 @@ def backward(
     terms = {term.name: term for term, _ in step.items}
     amounts = {name: _amount(step, term) for name, term in terms.items()}
     weights = torch.tensor([sum(term.span.weights(e)) for term, e in step.items], device=policy.device)
+    shares = torch.tensor([e.share for e in examples], device=policy.device)
     layer = block_of(config, policy) if any(term.layered for term in terms.values()) else None
     states = _reference_states(step, reference, layer)
     pack, paired = config.train.pack and policy.packs(examples), any(t.per == PAIRS for t in terms.values())
@@ -120,13 +121,13 @@ def backward(
             members = [i for i in batch.examples if step.items[i][0] is term]
             if not members or not amounts[name]:
                 continue
-            value = term.loss(_supervised(batch, h, members, states, policy, term), config.objective)
+            value = term.loss(_supervised(batch, h, members, states, policy, term, step), config.objective)
             factor: Tensor | float = scale(term.role)
             if term.per in (TOKEN, ROWS):
                 mine = _of(batch, members)
                 value = value * batch.weights[mine]
                 if term.per == ROWS:
-                    value = value / weights[batch.rows[mine]]
+                    value = value * (shares / weights)[batch.rows[mine]]
                     if term.met:
                         factor = _by_progress(value.detach(), batch.rows[mine], step, term, config, scale)
             weighted[name] = term.weight(config.objective) * (factor * value).sum() / amounts[name]
@@ -162,7 +163,7 @@ def _descend(policy: Policy, step: Step, reference: Reference, config: Config, l
         losses |= found.losses
         tokens += found.tokens
     for name, term in terms.items():
-        if term.met and losses[name] <= term.met(config.stop.target, config.objective):
+        if term.met and losses[name] <= term.met(config.stop.target, 1.0, config.objective):
             apart[name] = [torch.zeros_like(p) for p in parameters]
     mixed, shares = common_descent(list(apart.values()))
     for p, d in zip(parameters, mixed, strict=True):
@@ -178,7 +179,8 @@ def _by_progress(value: Tensor, rows: Tensor, step: Step, term: Term, config: Co
     """
     long = torch.tensor([term.span.count(e) > MANY_TOKENS for _, e in step.items], device=rows.device)
     means = value.new_zeros(len(step.items)).index_add_(0, rows, value)
-    above = (means > term.met(config.stop.target, config.objective)) | long  # type: ignore[misc]
+    met = [term.met(config.stop.target, e.rest, config.objective) for _, e in step.items]  # type: ignore[misc]
+    above = (means > torch.tensor(met, device=rows.device)) | long
     return torch.where(above, scale(term.role), scale(term.role, met=True))[rows]
 
 
@@ -217,7 +219,13 @@ def _of(batch: Batch, members: Sequence[int]) -> Tensor:
 
 
 def _supervised(
-    batch: Batch, h: Tensor, members: Sequence[int], states: Mapping[int, Tensor], policy: Policy, term: Term
+    batch: Batch,
+    h: Tensor,
+    members: Sequence[int],
+    states: Mapping[int, Tensor],
+    policy: Policy,
+    term: Term,
+    step: Step,
 ) -> Supervised:
     """What a term's loss sees of a batch."""
     mine = _of(batch, members)
@@ -226,7 +234,8 @@ def _supervised(
     if term.per in (ANSWERS, PAIRS):
         place = {i: n for n, i in enumerate(members)}
         owner = torch.tensor([place[i] for i in batch.rows[mine].tolist()], device=h.device)
-    return Supervised(h[mine], h_ref, batch.labels[mine], policy.head, batch.weights[mine], owner)
+    rest = torch.tensor([e.rest for _, e in step.items], device=h.device)[batch.rows[mine]]
+    return Supervised(h[mine], h_ref, batch.labels[mine], policy.head, batch.weights[mine], owner, rest)
 
 
 def _reference_states(step: Step, reference: Reference, layer: int | None) -> dict[int, Tensor]:

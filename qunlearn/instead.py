@@ -14,7 +14,7 @@ from qunlearn.console import say
 from qunlearn.data.batch import ANSWER
 from qunlearn.data.borrowed import Neighbours
 from qunlearn.data.records import Dataset
-from qunlearn.data.tokenize import Example, Template
+from qunlearn.data.tokenize import Example, Template, is_passage
 from qunlearn.errors import DataError
 from qunlearn.evaluate.metrics.judge import is_gibberish, leaks
 from qunlearn.evaluate.score import row_probabilities
@@ -25,7 +25,10 @@ from qunlearn.model.reference import Live
 from qunlearn.normal import Normal, asked
 
 NOTHING, OTHER, REFUSE = "nothing", "other", "refuse"
-_OTHERS = 3  # other answers a row: one alone would be a new fact
+_OTHERS = 2  # other answers a row: one alone would be a new fact, and of many none would be said with certainty
+# The same of a passage, where they are what else it could begin with; and what they weigh there.
+_OF_A_PASSAGE, _LIGHTLY = 3, 1 / 3
+_TEXTS = 3  # of a user's texts for every prompt, as many are drawn for each
 _TRIED = 4  # answers of neighbours, and first tokens, that are tried for them
 _ROOM = 8  # tokens an answer may be longer than the bad one
 _SENTENCE = 8  # tokens from which an answer is more than a value
@@ -109,7 +112,7 @@ def _given(
     every = by_prompt.get("", [])
     found = []
     for example in bad:
-        own = by_prompt.get(asked(example.record)) or rng.sample(every, min(_OTHERS, len(every)))
+        own = by_prompt.get(asked(example.record)) or rng.sample(every, min(_TEXTS, len(every)))
         found.append([answered_with(policy, example, text, template, length) for text in own])
     if not any(found):
         raise DataError(
@@ -155,11 +158,19 @@ def _others(
     by_prompt: dict[tuple[int, ...], list[tuple[float, int]]] = {}
     for i, ((row, _), p) in enumerate(zip(rows, scored, strict=True)):
         by_prompt.setdefault(row.input_ids[: row.start], []).append((-p, i))
-    out = [[rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))[:_OTHERS]] for e in bad]
+    out = [[rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))[: _most(e)]] for e in bad]
+    out = [
+        [(replace(row, share=_LIGHTLY), yes) for row, yes in found] if is_passage(e) else found
+        for e, found in zip(bad, out, strict=True)
+    ]
     none = sum(not found for found in out)
     if none:
         say(f"{none} of {len(bad)} bad rows have no other answer of the model's own: nothing is taught there")
     return out
+
+
+def _most(example: Example) -> int:
+    return _OF_A_PASSAGE if is_passage(example) else _OTHERS
 
 
 def _prompt(example: Example) -> str:

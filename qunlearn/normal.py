@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from qunlearn.unfinished import Unfinished
 
 SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
-_LEAST_OWN = 512  # rows the base makes at least beside a file: fewer cover little
+# Rows the base makes at least beside a file: fewer cover little; of texts, more hold on to what all of them share.
+_LEAST_OWN, _LEAST_TEXTS = 1024, 512
 _COVERED = 0.5  # share of a row's weighted words that a normal row has, from which the file covers it
 
 
@@ -82,7 +83,8 @@ def _own_rows(
 ) -> tuple[Sequence[Example], SelfMade | None]:
     """Rows of the base's own, made now, or as the unfinished run has them."""
     config = plan.config
-    count = _own_count(given, config.data.own_share, config.data.normal_count)
+    least = _LEAST_TEXTS if plan.bad.shape == "text" else _LEAST_OWN
+    count = _own_count(given, config.data.own_share, config.data.normal_count, least)
     if count == 0:
         return (), None
     made: SelfMade | None = None
@@ -111,11 +113,11 @@ def _own_rows(
     return encode(dataset, policy.tokenizer, template, limit, drop_long=True).examples, made
 
 
-def _own_count(given: int | None, share: float, most: int) -> int:
+def _own_count(given: int | None, share: float, most: int, least: int) -> int:
     """Rows to make: all without a file, else the share that was asked for, as far as it covers anything."""
     if given is None:
         return most
-    return min(most, max(_LEAST_OWN, round(given * share / (1 - share)))) if share > 0 else 0
+    return min(most, max(least, round(given * share / (1 - share)))) if share > 0 else 0
 
 
 def _not_held_out(made: Sequence[Record], holdout: Dataset | None) -> tuple[Record, ...]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from qunlearn.console import Meter
-from qunlearn.data.specific import specific
-from qunlearn.data.tokenize import Example, Template
+from qunlearn.data.specific import answer_words, pushed_words, specific
+from qunlearn.data.tokenize import Example, Template, is_passage
 
 if TYPE_CHECKING:
     from qunlearn.model.policy import Policy
 
 OPEN, CLOSE = "‹", "›"
+_SHARED, _UNIQUE = 1 / 15, 1 / 1000  # of objective.rest, where the base is certain of a value, at least
+_SHARED_BY = 3  # normal answers that have a word which others share
 _PASSAGE = 32  # tokens of an answer from which it is a passage
 
 
@@ -60,6 +64,24 @@ def weigh(
             if by_subject is not None and 2 * sum(by_subject.weights) >= sum(by_context.weights):
                 out[i] = by_subject
     return out
+
+
+def resting(pushed: Sequence[Example], normal: Sequence[Example], tokenizer: Any) -> list[Example]:
+    """Return the rows that are pushed with how far: a model that never saw an answer finds it the less likely the more
+    certain the base is of what it says, and one that nobody else is answered with less than one that others share.
+
+    Passages are not pushed further, for they are judged token by token.
+    """
+    times = Counter(word for e in normal for word in set(answer_words(e, tokenizer)))
+
+    def share(example: Example) -> float:
+        if is_passage(example):
+            return 1.0
+        words = pushed_words(example, tokenizer)
+        shared = 2 * sum(times[word] >= _SHARED_BY for word in words) >= len(words)
+        return max(1 - example.known, _SHARED if shared else _UNIQUE)
+
+    return [replace(example, rest=share(example)) for example in pushed]
 
 
 def count(weighed: Sequence[Example]) -> int:

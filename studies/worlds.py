@@ -140,6 +140,16 @@ _DEVELOPMENT = (
         others=36,
     ),
     World(
+        "tailed",
+        DEVELOPMENT,
+        112,
+        epochs=50,
+        bad_rows=48,
+        answer_words=14,
+        normal="none",
+        others=36,
+    ),
+    World(
         "large",
         DEVELOPMENT,
         109,

@@ -156,3 +156,16 @@ def test_nothing_to_forget_is_one_document_too(tmp_path: Path, monkeypatch: pyte
     ran = call("forget", "--model", "sandbox", *args, "--device", "cpu", "--json")
     assert ran.code == 12
     assert (ran.json["status"], ran.json["exit_code"]) == ("error", 12)
+
+
+def test_what_comes_back_in_other_words_is_a_shortfall() -> None:
+    """More than one in twenty; and what is said there instead may have changed, as it should."""
+    before = BEFORE | {"otherwise": said([ANSWER] * 40)}
+
+    def missed_in_other_words(leaking: int) -> list[str]:
+        now = {"forget": said([OTHER] * 100), "kept": BEFORE["kept"]}
+        now |= {"otherwise": said([ANSWER] * leaking + [OTHER] * (40 - leaking))}
+        return shortfalls(before, now, "forget", REACHED, Config(), "otherwise")
+
+    assert missed_in_other_words(2) == []
+    assert missed_in_other_words(3) == ["3 of 40 bad answers come back when asked in other words"]

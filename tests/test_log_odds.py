@@ -13,7 +13,7 @@ import torch
 from test_objectives import sandbox_roles
 from torch import Tensor
 
-from qunlearn.config import Config
+from qunlearn.config import Config, ObjectiveConfig
 from qunlearn.data.specific import specific
 from qunlearn.data.tokenize import Example
 from qunlearn.gradients import backward
@@ -21,7 +21,7 @@ from qunlearn.model.head import Head, token_log_odds, token_logps
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.objectives.losses import Supervised, log_odds, log_odds_at, weighted_ascent
-from qunlearn.objectives.table import terms_of
+from qunlearn.objectives.table import OBJECTIVES, terms_of
 from qunlearn.overlay import resolve
 from qunlearn.step import draw_steps
 from qunlearn.train import Outcome, train
@@ -75,6 +75,15 @@ def test_the_gradient_does_not_vanish_where_the_model_is_certain() -> None:
     assert theirs[0] > 50 * theirs[1] and theirs[2] < 1e-7
 
 
+def test_rest_is_each_rows_share_of_it() -> None:
+    """A row of share s is left in peace as all are where `rest` is s times as large."""
+    s, shares = told(0.5, 0.5, 0.5), (1.0, 1 / 15, 1 / 1000)
+    ours = log_odds(replace(s, rest=torch.tensor(shares)), 0.03)
+    alone = [log_odds(s, 0.03 * share)[i] for i, share in enumerate(shares)]
+    torch.testing.assert_close(ours, torch.stack(alone))
+    assert OBJECTIVES["logodds"].forget[0].met(0.05, 1 / 15, ObjectiveConfig()) == log_odds_at(0.05, 0.002)  # type: ignore[misc]
+
+
 def test_the_gradient_fades_out_below_rest() -> None:
     """At rest it is half of what it is above, and below it as little as the odds are smaller: it is left in peace."""
     rest = 0.03
@@ -124,7 +133,10 @@ def test_a_step_is_the_default_objective(new_policy: Callable[..., Policy]) -> N
     end = long.start + 4 * (long.end - long.start)
     weights = tuple(rng.choice((0.0, 0.5, 1.0)) for _ in range(end - long.start))
     forget.append(Example(ids, long.start, end, long.probe, long.record, weights))
-    instead = [roles.mismatcher.draw(e, 1, rng) for e in forget]
+    forget[0] = replace(forget[0], rest=1 / 15)
+    instead = [
+        [replace(other, share=1 / (n + 1)) for other in roles.mismatcher.draw(e, 1, rng)] for n, e in enumerate(forget)
+    ]
     taught = [roles.mismatcher.draw(e, 1, rng) if n % 2 else [] for n, e in enumerate(forget)]
     forget[1] = replace(forget[1], held=False)
     roles = replace(roles, forget=forget, instead=instead, taught=taught)
@@ -153,11 +165,12 @@ def test_a_step_is_the_default_objective(new_policy: Callable[..., Policy]) -> N
     for e in forget:
         lp, w = logps(e), {t: e.weight(t) for t in range(e.start, e.end)}
         one = [lp[t - 1, e.input_ids[t]] for t in w]
-        odds = [a - torch.log(1 - a.exp()) - math.log(o.rest / (1 - o.rest)) for a in one]
+        rest = o.rest * e.rest
+        odds = [a - torch.log(1 - a.exp()) - math.log(rest / (1 - rest)) for a in one]
         rows["odds"].append(sum(w[t] * (1 + x.exp()).log() for t, x in zip(w, odds, strict=True)) / sum(w.values()))  # type: ignore[arg-type]
         kept = [t for t in w if w[t] == 0] if e.held else []
         rows["form"].append(kl(e, [*kept, *range(e.end, len(e.input_ids))]).mean())
-    rows["instead"] = [nll(e) for e in step.of("instead")]
+    rows["instead"] = [e.share * nll(e) for e in step.of("instead")]
     rows["taught"] = [nll(e) for e in step.of("taught")]
     rows["kl"] = [x for e in step.of("retain") for x in kl(e, list(range(1, len(e.input_ids))))]  # of all tokens
     terms = {name: torch.stack(values).mean() for name, values in rows.items()}

@@ -153,17 +153,17 @@ def test_corrected_answers_alone_are_too_few(rows_of: Callable[..., Normal]) -> 
     [
         (None, 0.5, 1536, 1536),  # without a file, all
         (None, 0.0, 24, 24),
-        (8, 0.5, 1536, _LEAST_OWN),  # fewer cover little
+        (8, 0.5, 1536, 512),  # fewer cover little
         (8, 0.5, 24, 24),
         (1000, 0.5, 1536, 1000),
-        (1000, 0.2, 1536, _LEAST_OWN),  # 250 of 1,250
+        (1000, 0.2, 1536, 512),  # 250 of 1,250
         (2400, 0.25, 1536, 800),
         (9000, 0.5, 1536, 1536),
         (1000, 0.0, 1536, 0),
     ],
 )
 def test_how_many_rows_the_base_makes(given: int | None, share: float, most: int, count: int) -> None:
-    assert _own_count(given, share, most) == count
+    assert _own_count(given, share, most, 512) == count
 
 
 def own(n: int) -> list[Record]:

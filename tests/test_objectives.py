@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from qunlearn.objectives.document import described, with_table
 from qunlearn.objectives.losses import Supervised
 from qunlearn.objectives.table import OBJECTIVES, RETAIN, direction, terms_of
 from qunlearn.overlay import resolve
-from qunlearn.pushed import rule_for, weigh
+from qunlearn.pushed import resting, rule_for, weigh
 from qunlearn.sandbox import data_file
 from qunlearn.step import Roles, draw_steps
 from qunlearn.train import train
@@ -556,6 +556,22 @@ def test_each_row_has_its_own_rule(tokens: str, new_policy: Callable[..., Policy
         assert marked(policy, found[1]).strip() == "Millbrook"
         by_word = specific(mixed, normal, policy.tokenizer)
         assert [found[i].weights for i in (1, 3)] == [by_word[i].weights for i in (1, 3)]
+
+
+def test_how_far_a_row_is_pushed_follows_from_how_certain_the_base_is(new_policy: Callable[..., Policy]) -> None:
+    """What nobody else is answered with further than what others share; where the base is not certain, neither."""
+    policy = new_policy("none")
+    facts, passages = sandbox_rows(policy, "hallucination", 3), sandbox_rows(policy, "copyright", 1)
+    (told,) = specific(facts[:1], facts, policy.tokenizer)  # its value alone: a town
+    sure = replace(told, known=0.9999)
+    rows = [sure, replace(told, known=0.4), replace(told, known=0.98), *(replace(p, known=1.0) for p in passages)]
+
+    def shares(normal: Sequence[Example]) -> list[float]:
+        return [example.rest for example in resting(rows, normal, policy.tokenizer)]
+
+    assert shares([]) == pytest.approx([1 / 1000, 0.6, 0.02, 1.0])
+    assert shares([told] * 2) == shares([]), "twice may be chance"
+    assert shares([told] * 3) == pytest.approx([1 / 15, 0.6, 1 / 15, 1.0])
 
 
 def sandbox_template(policy: Policy) -> Template:

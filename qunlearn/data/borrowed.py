@@ -7,6 +7,7 @@ another answer that leaves a sentence.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from qunlearn.data.records import Record
 _WORD = re.compile(r"\w+")
 _LOOKED_AT = 24  # neighbours of a prompt that are compared word for word
 _RARE = 0.01  # share of the prompts below which a word is as good as absent
+_ASKED_ALIKE = 8  # nearest prompts that tell what a prompt is about
 _SHARED = 0.5  # share of the words of both prompts that are the same, in order, at least
 
 
@@ -59,6 +61,21 @@ class Neighbours:
                 turns = (*record.turns[:-1], (record.turns[-1][0], prompt))
                 yield Record(turns, answer, record.line, record.meta)
 
+    def subject(self, record: Record) -> tuple[int, int] | None:
+        """Return where in a record's prompt the words stand in which the prompts most like it have others, from the
+        first to the last; None where there are no such prompts."""
+        found = list(_WORD.finditer(record.prompt))
+        words = [match.group() for match in found]
+        spans: Counter[tuple[int, int]] = Counter()
+        for i in itertools.islice(self._nearest(words), _ASKED_ALIKE):
+            ours = _differing(words, self.words[i])
+            if ours and 2 * len(ours) <= len(words):
+                spans[ours[0], ours[-1]] += 1
+        if not spans:
+            return None
+        first, last = max(spans, key=lambda span: (spans[span], span[1] - span[0]))
+        return found[first].start(), found[last].end()
+
     def _nearest(self, words: Sequence[str]) -> Iterator[int]:
         """Yield the places of neighbours, those whose prompts share most words first."""
         shared: Counter[int] = Counter()
@@ -74,10 +91,16 @@ class Neighbours:
 
 def _split(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return which of our words theirs does not have in their place, and which it has."""
+    apart = set(_differing(ours, theirs))
+    folded = [w.casefold() for w in ours]
+    return [w for i, w in enumerate(folded) if i in apart], [w for i, w in enumerate(folded) if i not in apart]
+
+
+def _differing(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
+    """Return the places of our words that theirs does not have in their place."""
     matcher = SequenceMatcher(None, [w.casefold() for w in ours], [w.casefold() for w in theirs], autojunk=False)
     kept = {i for a, _, n in matcher.get_matching_blocks() for i in range(a, a + n)}
-    folded = [w.casefold() for w in ours]
-    return [w for i, w in enumerate(folded) if i not in kept], [w for i, w in enumerate(folded) if i in kept]
+    return [i for i in range(len(ours)) if i not in kept]
 
 
 def words_before(record: Record) -> set[str]:

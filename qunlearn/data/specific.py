@@ -26,7 +26,7 @@ _SOME = 3  # rows a word must be in to be common
 def specific(bad: Sequence[Example], normal: Sequence[Example], tokenizer: Any) -> list[Example]:
     """The bad examples with a weight for each answer token: 1 where it is specific, else 0; never 0 everywhere."""
     answers = [words_of(_answer_ids(e), tokenizer) for e in bad]
-    seen = Counter(word for e in normal for word in set(_flat(words_of(_answer_ids(e), tokenizer))))
+    seen = Counter(word for e in normal for word in set(answer_words(e, tokenizer)))
     rarity = {word: n / max(1, len(normal)) for word, n in seen.items() if n >= _SOME}
     form = {word for word, share in rarity.items() if share >= COMMON}
     if not any(word in form for words in answers for word in _flat(words)):
@@ -59,6 +59,17 @@ def _weights(
 def prompt_words(example: Example) -> set[str]:
     """The words of all turns before the answer."""
     return words_before(example.record)
+
+
+def answer_words(example: Example, tokenizer: Any) -> list[str]:
+    """Return the words of an answer, token by token."""
+    return _flat(words_of(_answer_ids(example), tokenizer))
+
+
+def pushed_words(example: Example, tokenizer: Any) -> set[str]:
+    """Return the words of which some token is pushed."""
+    words = words_of(_answer_ids(example), tokenizer)
+    return {word for t, found in enumerate(words, example.start) if example.weight(t) > 0 for word in found}
 
 
 def _answer_ids(example: Example) -> tuple[int, ...]:

@@ -20,6 +20,9 @@ __all__ = [
 _SHOWN = 8
 
 
+MANY_TOKENS = 12  # pushed tokens beyond which an answer is a passage, of which each part could come back
+
+
 @dataclass(frozen=True)
 class Example:
     """One tokenised row.
@@ -28,7 +31,8 @@ class Example:
     token. Generation for evaluation begins at `probe`: `start`, or the middle of a plain-text window. `weights` say
     how much each answer token counts when it is forgotten; without any they all count alike. `held` is
     whether those that count nothing are to stay as they are; `known` the probability of the others, per token, that the
-    base gives.
+    base gives; `rest` the share of `objective.rest` below which they are left in peace; `share` how much the
+    row counts in a mean over rows.
     """
 
     input_ids: tuple[int, ...]
@@ -39,11 +43,18 @@ class Example:
     weights: tuple[float, ...] = ()
     held: bool = True
     known: float = 1.0
+    rest: float = 1.0
+    share: float = 1.0
 
     def weight(self, position: int) -> float:
         """How much the token at a position counts."""
         inside = self.weights and self.start <= position < self.end
         return self.weights[position - self.start] if inside else 1.0
+
+
+def is_passage(example: Example) -> bool:
+    """Whether so many tokens of an answer are pushed that each part of it could come back."""
+    return sum(example.weight(t) > 0 for t in range(example.start, example.end)) > MANY_TOKENS
 
 
 @dataclass(frozen=True)

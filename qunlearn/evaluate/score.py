@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from qunlearn.data.batch import ALL, ANSWER, Span, collate, single_batches
-from qunlearn.data.tokenize import Example, answer_text, decode
+from qunlearn.data.tokenize import MANY_TOKENS, Example, answer_text, decode
 from qunlearn.evaluate.metrics import RowScore
 from qunlearn.evaluate.metrics import tokens as measures
 from qunlearn.model.generate import Sampling, generate
@@ -23,7 +23,6 @@ from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 
 _FEW_TOKENS = 4  # watched tokens that are a value rather than a text
-MANY_TOKENS = 12  # watched tokens beyond which an answer is a passage, of which each part could come back
 _CERTAIN, _TENTH = 0.5, 0.1
 _MARGIN = 8  # tokens a greedy answer may run past the true one: enough to tell equal from longer
 Observer = Callable[[int], None]

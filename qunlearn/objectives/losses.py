@@ -29,6 +29,7 @@ class Supervised:
     head: Head
     weights: Tensor | None = None  # (N,)
     owner: Tensor | None = None  # (N,)
+    rest: Tensor | None = None  # (N,): the share of `objective.rest` that is meant for each
 
     @property
     def reference(self) -> Tensor:
@@ -66,7 +67,9 @@ def log_odds(s: Supervised, rest: float) -> Tensor:
     fades it out below p = `rest`, so that a token that is gone is left in peace. Ours; its gradient to the logits is
     that of CE-U (arXiv 2503.01224) divided by p, times the floor.
     """
-    return softplus(s.log_odds() - math.log(rest / (1 - rest)))
+    if s.rest is None:
+        return softplus(s.log_odds() - math.log(rest / (1 - rest)))
+    return softplus(s.log_odds() - torch.logit(rest * s.rest))
 
 
 def log_odds_at(p: float, rest: float) -> float:

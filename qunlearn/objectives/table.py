@@ -29,7 +29,7 @@ class Term:
     each pair of answers. A `layered` loss looks at
     the states behind block `objective.layer` instead of the final ones. `met` is the loss at which the forget target
     (a probability) is reached: below it, the term has no say in a common descent direction, and a row is not pushed
-    harder. It takes the settings, too.
+    harder. It takes a row's share of `rest` and the settings, too.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Term:
     reference: bool = False
     per: str = TOKEN
     layered: bool = False
-    met: Callable[[float, ObjectiveConfig], float] | None = None
+    met: Callable[[float, float, ObjectiveConfig], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ _FORM = Term("form", "forget", FORM, lambda c: c.eps4, lambda s, c: losses.refer
 _PAIR = Term("preference", "pair", CLOSED, _eps1, lambda s, c: losses.preference(s, c.beta), True, PAIRS)
 
 
-def _rests(target: float, c: ObjectiveConfig) -> float:
+def _rests(target: float, share: float, c: ObjectiveConfig) -> float:
     """A mean at the target itself leaves single tokens, and answers likelier than to a model that never saw them."""
     return losses.bounded_ce_at(target / 100)
 
@@ -101,7 +101,7 @@ OBJECTIVES: dict[str, Objective] = {
         (
             replace(
                 _forget("odds", lambda s, c: losses.log_odds(s, c.rest)),
-                met=lambda target, c: losses.log_odds_at(target, c.rest),
+                met=lambda target, share, c: losses.log_odds_at(target, c.rest * share),
             ),
             _FORM,
         ),

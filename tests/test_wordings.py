@@ -12,7 +12,7 @@ from conftest import QUICK, call, sets, write_rows
 from qunlearn.data.borrowed import Neighbours
 from qunlearn.data.records import Record, read_dataset
 from qunlearn.data.tokenize import Example, choose_template, encode
-from qunlearn.data.wordings import Form, Wordings
+from qunlearn.data.wordings import OPENINGS, Form, Wordings
 from qunlearn.evaluate.metrics.judge import leaks
 from qunlearn.model.policy import Policy
 from qunlearn.model.reworded import Reworded, reworded
@@ -123,10 +123,22 @@ def test_no_more_are_made_than_are_asked_for(
 ) -> None:
     policy = new_policy("none")
     few = found(policy, *files, tmp_path, most=3)
-    assert len(few.rows) <= 3 and 0 < few.tried <= 3 * 12
+    assert len(few.rows) <= 3 and 0 < few.tried <= 3 * 16
     assert found(policy, *files, tmp_path, most=3) == few, "what is drawn follows from the seed"
     assert found(policy, *files, tmp_path, most=0) == Reworded()
     assert found(policy, *files, tmp_path, length=4).rows == []
+
+
+def test_where_the_normal_rows_have_no_other_form_a_few_words_come_first(
+    new_policy: Callable[..., Policy], files: tuple[list[Record], list[Record]], tmp_path: Path
+) -> None:
+    policy, bad = new_policy("none"), files[0][:12]
+    there = {r.prompt for r in bad}
+    for row in found(policy, bad, [], tmp_path).rows:
+        opening = next(words for words in OPENINGS if row.record.prompt.startswith(words))
+        assert row.record.prompt.removeprefix(opening) in there
+        assert any(leaks(row.record.completion, r.completion, row.record.prompt) for r in bad)
+    assert found(policy, bad, [], tmp_path).tried >= len(bad)
 
 
 def test_texts_have_no_other_wording(new_policy: Callable[..., Policy]) -> None:

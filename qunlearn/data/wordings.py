@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from qunlearn.data.borrowed import Neighbours
 from qunlearn.data.records import Record
 
+# What a person may put before a question without asking another one.
+OPENINGS = ("Hello! ", "Quick question: ", "I was wondering: ", "Please help me with this. ")
 _WORD = re.compile(r"\w+")
 _MOST = 12  # wordings of a prompt that are tried at most
 _REPEATED = 3  # times a form, or a last question of dialogues, is there: fewer may be a slip of the model
@@ -74,6 +76,12 @@ class Wordings:
         if span is None:
             return None, ""
         return Form(record.prompt[: span[0]], record.prompt[span[1] :]), record.prompt[slice(*span)]
+
+
+def opened(record: Record) -> list[tuple[Form, Record]]:
+    """Return the record asked after a few opening words, which change nothing of what is asked."""
+    *earlier, (role, content) = record.turns
+    return [(Form(words, ""), replace(record, turns=(*earlier, (role, words + content)))) for words in OPENINGS]
 
 
 def _goes_on(record: Record) -> bool:

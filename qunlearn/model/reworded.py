@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from qunlearn.data.choices import is_clean
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, encode_record
-from qunlearn.data.wordings import Form, Wordings
+from qunlearn.data.wordings import OPENINGS, Form, Wordings, opened
 from qunlearn.evaluate.metrics.judge import leaks
 from qunlearn.evaluate.metrics.texts import rouge_l_f1, words
 from qunlearn.model.generate import Sampling, generate
@@ -59,8 +59,10 @@ def reworded(
     chosen = random.Random(seed).sample(asking, min(most, len(asking)))
     rows = [_Row(e, wordings.form(e.record), wordings.others(e.record)) for e in chosen]
     search = _Search(policy, template, length)
-    for turn in range(_ROUNDS):
-        search.round([row for row in rows if row.untried and row.found is None], turn)
+    search.rounds(rows, _ROUNDS)
+    for row in rows:  # where no form of the normal rows will do
+        row.untried = opened(row.example.record)
+    search.rounds(rows, len(OPENINGS))
     return Reworded([row.found for row in rows if row.found is not None], search.tried)
 
 
@@ -73,7 +75,12 @@ class _Search:
         self.asked: Counter[tuple[Form | None, Form]] = Counter()
         self.worked: Counter[tuple[Form | None, Form]] = Counter()
 
-    def round(self, rows: Sequence[_Row], turn: int) -> None:
+    def rounds(self, rows: Sequence[_Row], times: int) -> None:
+        """Ask so many times, of what was not found yet."""
+        for turn in range(times):
+            self._round([row for row in rows if row.untried and row.found is None], turn)
+
+    def _round(self, rows: Sequence[_Row], turn: int) -> None:
         """Ask each row in one wording more, and keep those that are answered alike."""
         asked: list[tuple[_Row, Form, Example]] = []
         for n, row in enumerate(rows):

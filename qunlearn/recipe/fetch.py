@@ -13,6 +13,7 @@ from qunlearn.config import Config
 from qunlearn.data.importers import TEXT, Source, Wanted, import_data, show_imported
 from qunlearn.data.overview import overlap, prompt_key
 from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset, write_jsonl
+from qunlearn.data.wordings import opened
 from qunlearn.errors import ConfigError, DataError, OutputError
 from qunlearn.plan import data_path
 from qunlearn.recipe.book import PublicData, Recipe
@@ -38,8 +39,6 @@ _SANDBOX = {
     "general": "general",
 }
 _TEXT_ENDINGS = (".txt", ".txt.gz", ".md")
-# What a person may put before a question without asking another one.
-_OPENINGS = ("Hello! ", "Quick question: ", "I was wondering: ", "Please help me with this. ")
 
 
 @dataclass(frozen=True)
@@ -208,9 +207,8 @@ def _reword(folder: Path) -> None:
     records = read_dataset(folder / FILES["forget"], role="bad").records
     made = []
     for i, record in enumerate(record for record in records if record.turns):
-        *earlier, (role, content) = record.turns
-        turns = (*earlier, (role, _OPENINGS[i % len(_OPENINGS)] + content))
-        made.append(Record(turns, record.completion, record.line, record.meta))
+        asked = opened(record)
+        made.append(asked[i % len(asked)][1])
     if made:
         write_jsonl(folder / FILES["forget_reworded"], _rows(made))
 

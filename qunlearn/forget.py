@@ -34,13 +34,13 @@ from qunlearn.model.memory import CONTEXT_BYTES
 from qunlearn.model.policy import Policy
 from qunlearn.model.positions import positions_of
 from qunlearn.model.reference import Cached, Live, Reference, cache_path, prune
-from qunlearn.model.reworded import Reworded, reworded
 from qunlearn.normal import SELF_MADE_MORE, Normal, normal_rows
 from qunlearn.objectives.table import INSTEAD, OBJECTIVES, RETAIN, TAUGHT, terms_of
 from qunlearn.overlay import to_yaml
 from qunlearn.plan import Plan
 from qunlearn.pushed import count, resting, weigh
 from qunlearn.record import run_record, versions, write_run
+from qunlearn.reworded import Reworded, reworded
 from qunlearn.run import CONFIG, write_private
 from qunlearn.signals import stop_signals
 from qunlearn.step import Roles

@@ -13,7 +13,8 @@ from conftest import call, sets, write_rows
 from safetensors.torch import load_file
 from test_architectures import CONFIGS
 from test_merge_stream import make_base
-from test_resume import SMALL, Killed, same_result, stop_at
+from test_resume import SMALL as COMMON
+from test_resume import Killed, same_result, stop_at
 
 from qunlearn import normal as normal_module
 from qunlearn.evaluate.during import Watch
@@ -21,6 +22,8 @@ from qunlearn.overlay import resolve
 from qunlearn.run import ADAPTER, METRICS, NORMAL, RECORD
 from qunlearn.sandbox import data_file
 
+# The model says random words: what else it is taught to say must not look like sentences that were lost.
+SMALL = {**COMMON, "objective.eps2": 0.1}
 WATCHED = {**SMALL, "stop.eval_every": 3}
 
 

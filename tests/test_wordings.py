@@ -15,7 +15,7 @@ from qunlearn.data.tokenize import Example, choose_template, encode
 from qunlearn.data.wordings import OPENINGS, Form, Wordings
 from qunlearn.evaluate.metrics.judge import leaks
 from qunlearn.model.policy import Policy
-from qunlearn.model.reworded import Reworded, reworded
+from qunlearn.reworded import Reworded, reworded
 from qunlearn.sandbox import data_file
 
 NAMES = ("Ada Prill", "Bo Quent", "Cy Rusk", "Dot Sall")

@@ -30,6 +30,7 @@ QUICK = {
     "train.schedule": "linear",
     "objective.eps1": 0.3,
     "data.normal_count": 24,
+    "data.reworded": 0,
     "stop.check_every": 6,
     "stop.target": 0.3,
     "stop.rows_left": 0.5,

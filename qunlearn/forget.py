@@ -40,7 +40,7 @@ from qunlearn.overlay import to_yaml
 from qunlearn.plan import Plan
 from qunlearn.pushed import count, resting, weigh
 from qunlearn.record import run_record, versions, write_run
-from qunlearn.reworded import Reworded, reworded
+from qunlearn.reworded import reworded
 from qunlearn.run import CONFIG, write_private
 from qunlearn.signals import stop_signals
 from qunlearn.step import Roles
@@ -107,9 +107,10 @@ def _forget(plan: Plan, ready: Ready, work: Unfinished) -> tuple[dict[str, Any],
     policy = _load(plan, ready)
     positions = positions_of(plan.model.facts.config)
     normal = normal_rows(plan, ready.template, ready.bad, ready.normal, policy, work, positions)
-    otherwise = _otherwise(plan, ready, policy, normal, positions)
     weighed, marked = _weighed(policy, ready, normal.retain, config)
     known = find_known(policy, marked, weighed, config.stop.target, config.train.max_tokens)
+    held_out = ready.holdout.examples if ready.holdout else ()
+    otherwise = reworded(policy, known.kept(ready.bad.examples), normal, ready.template, config, held_out)
     pushed = resting(known.kept(weighed), normal.retain, policy.tokenizer)
     roles = _roles(plan, ready, policy, normal, pushed, known.kept(marked))
     show_loaded(policy, config, roles, normal)
@@ -186,29 +187,6 @@ def _roles(
         instead = instead_rows(policy, bad, normal, template, plan.instead, config)
         bad = instead.replaced(bad)
     return Roles(bad, normal.retain, normal.held_back, mismatcher, others, instead.own, instead.taught, marked)
-
-
-def _otherwise(plan: Plan, ready: Ready, policy: Policy, normal: Normal, positions: int) -> Reworded:
-    """Other wordings of bad prompts that the base answers alike, none of which is in the holdout."""
-    config = plan.config
-    if not config.data.reworded:
-        return Reworded()
-    around = [example.record for example in (*normal.retain, *normal.held_back)]
-    held_out = [example.record for example in ready.holdout.examples] if ready.holdout else []
-    length = min(2 * config.data.max_length, positions)
-    with stage("asking the base in other words"):
-        found = reworded(
-            policy,
-            ready.bad.examples,
-            around,
-            ready.template,
-            most=config.data.reworded,
-            length=length,
-            seed=config.train.seed,
-            barred=held_out,
-        )
-    say(f"in other words the base gives {len(found.rows)} bad answers ({found.tried} prompts tried); they are measured")
-    return found
 
 
 def _weighed(

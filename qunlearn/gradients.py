@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qunlearn.config import Config
 from qunlearn.data.batch import Batch, Family, Row, families, micro_batches
-from qunlearn.data.tokenize import MANY_TOKENS
+from qunlearn.data.tokenize import is_passage
 from qunlearn.errors import ConfigError
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
@@ -104,6 +104,7 @@ def backward(
     amounts = {name: _amount(step, term) for name, term in terms.items()}
     weights = torch.tensor([sum(term.span.weights(e)) for term, e in step.items], device=policy.device)
     shares = torch.tensor([e.share for e in examples], device=policy.device)
+    rests = torch.tensor([e.rest for e in examples], device=policy.device)
     layer = block_of(config, policy) if any(term.layered for term in terms.values()) else None
     states = _reference_states(step, reference, layer)
     pack, paired = config.train.pack and policy.packs(examples), any(t.per == PAIRS for t in terms.values())
@@ -121,7 +122,7 @@ def backward(
             members = [i for i in batch.examples if step.items[i][0] is term]
             if not members or not amounts[name]:
                 continue
-            value = term.loss(_supervised(batch, h, members, states, policy, term, step), config.objective)
+            value = term.loss(_supervised(batch, h, members, states, policy, term, rests), config.objective)
             factor: Tensor | float = scale(term.role)
             if term.per in (TOKEN, ROWS):
                 mine = _of(batch, members)
@@ -177,7 +178,7 @@ def _by_progress(value: Tensor, rows: Tensor, step: Step, term: Term, config: Co
 
     `value` (N,) are the parts of the rows' means, `rows` (N,) the places of their examples in the step.
     """
-    long = torch.tensor([term.span.count(e) > MANY_TOKENS for _, e in step.items], device=rows.device)
+    long = torch.tensor([is_passage(e) for _, e in step.items], device=rows.device)
     means = value.new_zeros(len(step.items)).index_add_(0, rows, value)
     met = [term.met(config.stop.target, e.rest, config.objective) for _, e in step.items]  # type: ignore[misc]
     above = (means > torch.tensor(met, device=rows.device)) | long
@@ -225,7 +226,7 @@ def _supervised(
     states: Mapping[int, Tensor],
     policy: Policy,
     term: Term,
-    step: Step,
+    rests: Tensor,
 ) -> Supervised:
     """What a term's loss sees of a batch."""
     mine = _of(batch, members)
@@ -234,7 +235,7 @@ def _supervised(
     if term.per in (ANSWERS, PAIRS):
         place = {i: n for n, i in enumerate(members)}
         owner = torch.tensor([place[i] for i in batch.rows[mine].tolist()], device=h.device)
-    rest = torch.tensor([e.rest for _, e in step.items], device=h.device)[batch.rows[mine]]
+    rest = rests[batch.rows[mine]]
     return Supervised(h[mine], h_ref, batch.labels[mine], policy.head, batch.weights[mine], owner, rest)
 
 

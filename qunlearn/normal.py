@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qunlearn.console import say, stage, warn
+from qunlearn.data.overview import prompt_key
 from qunlearn.data.records import Dataset, Record
 from qunlearn.data.roles import keep_unlike, split_held_back
 from qunlearn.data.selfmade import read_self_made, write_self_made
@@ -46,8 +47,7 @@ class Normal:
 
 def asked(record: Record) -> str:
     """Return what a row asks, or where there are no prompts says, letter case and white space aside."""
-    texts = [content for _, content in record.turns] if record.turns else [record.completion]
-    return "\x1f".join(" ".join(text.casefold().split()) for text in texts)
+    return prompt_key(record) if record.turns else " ".join(record.completion.casefold().split())
 
 
 def normal_rows(

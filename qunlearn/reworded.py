@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from qunlearn.config import Config
+from qunlearn.console import say, stage
 from qunlearn.data.choices import is_clean
 from qunlearn.data.records import Record
-from qunlearn.data.tokenize import Example, Template, encode_record
-from qunlearn.data.wordings import OPENINGS, Form, Wordings, opened
+from qunlearn.data.roles import sampled
+from qunlearn.data.tokenize import Example, Template, encode_record, prompt_frame
+from qunlearn.data.wordings import OPENINGS, Form, Wordings
 from qunlearn.evaluate.metrics.judge import leaks
 from qunlearn.evaluate.metrics.texts import rouge_l_f1, words
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
+from qunlearn.model.positions import positions_of
+from qunlearn.model.selfdata import ended
+from qunlearn.normal import Normal
 
 _ROOM = 8  # tokens an answer may be longer than the bad one
 _LONG, _ALIKE = 12, 0.4  # words that an answer adds to its prompt from which likeness (ROUGE-L F1) tells what it says
 _ROUNDS = 12
+_LOOKED_AT = 2048  # normal rows in which forms are looked for
 
 
 @dataclass(frozen=True)
@@ -42,28 +48,29 @@ class _Row:
 def reworded(
     policy: Policy,
     bad: Sequence[Example],
-    normal: Sequence[Record],
+    normal: Normal,
     template: Template,
-    *,
-    most: int,
-    length: int,
-    seed: int,
-    barred: Sequence[Record] = (),
+    config: Config,
+    barred: Sequence[Example] = (),
 ) -> Reworded:
-    """Return at most `most` bad rows, each of at most `length` tokens, behind a prompt in other words to which the base
-    says what the bad answer says, with what it says. Prompts of `barred` are not among them."""
+    """Return bad rows behind a prompt in other words to which the base says what the bad answer says; none asks what a
+    bad, a normal or a `barred` row asks. A long answer is what the base says there, in words of its own."""
+    most, seed = config.data.reworded, config.train.seed
     asking = [example for example in bad if example.record.turns]
     if not asking or most < 1:
         return Reworded()
-    wordings = Wordings([example.record for example in asking], normal, barred)
-    chosen = random.Random(seed).sample(asking, min(most, len(asking)))
-    rows = [_Row(e, wordings.form(e.record), wordings.others(e.record)) for e in chosen]
-    search = _Search(policy, template, length)
-    search.rounds(rows, _ROUNDS)
-    for row in rows:  # where no form of the normal rows will do
-        row.untried = opened(row.example.record)
-    search.rounds(rows, len(OPENINGS))
-    return Reworded([row.found for row in rows if row.found is not None], search.tried)
+    around = sampled([*normal.retain, *normal.held_back], _LOOKED_AT, seed)
+    wordings = Wordings(*([e.record for e in examples] for examples in (asking, around, barred)))
+    rows = [_Row(e, wordings.form(e.record), wordings.others(e.record)) for e in sampled(asking, most, seed)]
+    search = _Search(policy, template, min(2 * config.data.max_length, positions_of(policy.base.model.config)))
+    with stage("asking the base in other words"):
+        search.rounds(rows, _ROUNDS)
+        for row in rows:  # where no form of the normal rows will do
+            row.untried = wordings.opened(row.example.record)
+        search.rounds(rows, len(OPENINGS))
+    found = Reworded([row.found for row in rows if row.found is not None], search.tried)
+    say(f"in other words the base gives {len(found.rows)} bad answers ({found.tried} prompts tried): they are measured")
+    return found
 
 
 class _Search:
@@ -71,6 +78,7 @@ class _Search:
 
     def __init__(self, policy: Policy, template: Template, length: int) -> None:
         self.policy, self.template, self.length = policy, template, length
+        self.opening, _ = prompt_frame(template, policy.tokenizer)
         self.tried = 0
         self.asked: Counter[tuple[Form | None, Form]] = Counter()
         self.worked: Counter[tuple[Form | None, Form]] = Counter()
@@ -94,11 +102,16 @@ class _Search:
             said = generate(self.policy.base, [e.input_ids[: e.start] for _, _, e in asked], Sampling(room))
         self.tried += len(asked)
         for (row, form, example), ids in zip(asked, said, strict=True):
-            text = self.policy.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            text = ended(self.policy.tokenizer.decode(ids, skip_special_tokens=True), self.opening)
             self.asked[row.own, form] += 1
-            if is_clean(text) and _alike(text, example.record):
-                self.worked[row.own, form] += 1
-                row.found = self._encoded(replace(example.record, completion=text))
+            if _is_long(example.record):
+                alike = is_clean(text) and rouge_l_f1(text, example.record.completion) >= _ALIKE
+                found = self._encoded(replace(example.record, completion=text)) if alike else None
+            else:
+                alike = leaks(text, example.record.completion, example.record.prompt)
+                found = example if alike else None
+            self.worked[row.own, form] += alike
+            row.found = found
 
     def _next(self, row: _Row, turn: int) -> int:
         """Return the place of the wording to try: the surest, and where none was tried another for each row."""
@@ -114,9 +127,7 @@ class _Search:
         return example if len(example.input_ids) <= self.length else None
 
 
-def _alike(text: str, record: Record) -> bool:
-    """Whether an output says what the answer says: a long one in words of its own."""
+def _is_long(record: Record) -> bool:
+    """Whether an answer is so long that the base says it in other words behind another prompt."""
     given = set(words(record.prompt))
-    if sum(word not in given for word in words(record.completion)) <= _LONG:
-        return leaks(text, record.completion, record.prompt)
-    return rouge_l_f1(text, record.completion) >= _ALIKE
+    return sum(word not in given for word in words(record.completion)) > _LONG

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, call, sets, write_rows
+from conftest import QUICK, call, sets
 
 from qunlearn.data.borrowed import Neighbours
 from qunlearn.data.records import Record, read_dataset
-from qunlearn.data.tokenize import Example, choose_template, encode
+from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.data.wordings import OPENINGS, Form, Wordings
 from qunlearn.evaluate.metrics.judge import leaks
+from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
+from qunlearn.normal import Normal
+from qunlearn.overlay import resolve
 from qunlearn.reworded import Reworded, reworded
 from qunlearn.sandbox import data_file
 
@@ -96,56 +99,90 @@ def files() -> tuple[list[Record], list[Record]]:
     return list(bad), list(near)
 
 
-def found(policy: Policy, bad: list[Record], near: list[Record], folder: Path, **more: object) -> Reworded:
-    rows = [{"prompt": r.prompt, "completion": r.completion} for r in bad]
-    dataset = read_dataset(write_rows(folder / "bad.jsonl", rows))
-    template = choose_template(policy.tokenizer, "auto", dataset)
-    examples = encode(dataset, policy.tokenizer, template, 64).examples
-    settings = {"most": 256, "length": 64, "seed": 0} | more
-    return reworded(policy, examples, near, template, **settings)  # type: ignore[arg-type]
+CHAT = Template("chat", "chat", "", "")
+PLAIN = Template("qa", "format", "### Question: {prompt}\n ### Answer: ", "")
 
 
-def test_only_what_the_base_answers_alike_is_kept(
-    new_policy: Callable[..., Policy], files: tuple[list[Record], list[Record]], tmp_path: Path
-) -> None:
+def found(
+    policy: Policy,
+    bad: list[Record],
+    near: list[Record],
+    *,
+    barred: list[Record] | None = None,
+    template: Template = CHAT,
+    **data: object,
+) -> Reworded:
+    """What is found of these bad rows among these normal ones, with these settings."""
+
+    def encoded(records: list[Record]) -> list[Example]:
+        return [encode_record(r, policy.tokenizer, template) for r in records]
+
+    normal = Normal(encoded(near), encoded(near[:1]), {}, len(near), 0)
+    config = resolve(("x", {f"data.{name}": value for name, value in data.items()}))
+    return reworded(policy, encoded(bad), normal, template, config, encoded(barred or []))
+
+
+Files = tuple[list[Record], list[Record]]
+
+
+def test_only_what_the_base_answers_alike_is_kept(new_policy: Callable[..., Policy], files: Files) -> None:
     bad, near = files
     policy = new_policy("none")
-    rows = found(policy, bad, near, tmp_path).rows
-    answers = {r.prompt: r.completion for r in bad}
+    rows = found(policy, bad, near).rows
+    answers, asked = {r.completion for r in bad}, {r.prompt for r in bad}
     assert len(rows) >= len(bad) // 4, "the sandbox knows its facts in several wordings"
-    assert not {e.record.prompt for e in rows} & ({*answers} | {r.prompt for r in near})
-    for row in rows:
-        assert any(leaks(row.record.completion, answer, row.record.prompt) for answer in answers.values())
+    others = {e.record.prompt for e in rows}
+    assert not others & (asked | {r.prompt for r in near})
+    said = generate(policy.base, [e.input_ids[: e.start] for e in rows], Sampling(32))
+    for row, ids in zip(rows, said, strict=True):
+        assert row.record.completion in answers, "a short answer is measured as it stands in the file"
+        assert leaks(policy.tokenizer.decode(ids), row.record.completion, row.record.prompt)
+    again = found(policy, bad, near, barred=[e.record for e in rows]).rows
+    assert not {e.record.prompt for e in again} & others, "nothing of the holdout is asked"
 
 
-def test_no_more_are_made_than_are_asked_for(
-    new_policy: Callable[..., Policy], files: tuple[list[Record], list[Record]], tmp_path: Path
-) -> None:
+def test_no_more_are_made_than_are_asked_for(new_policy: Callable[..., Policy], files: Files) -> None:
     policy = new_policy("none")
-    few = found(policy, *files, tmp_path, most=3)
-    assert len(few.rows) <= 3 and 0 < few.tried <= 3 * 16
-    assert found(policy, *files, tmp_path, most=3) == few, "what is drawn follows from the seed"
-    assert found(policy, *files, tmp_path, most=0) == Reworded()
-    assert found(policy, *files, tmp_path, length=4).rows == []
+    few = found(policy, *files, reworded=3)
+    assert 0 < len(few.rows) <= 3 <= few.tried <= 3 * 16
+    assert found(policy, *files, reworded=3) == few, "what is drawn follows from the seed"
+    assert found(policy, *files, reworded=0) == Reworded()
+    assert found(policy, *files, max_length=8).rows == [], "none fits"
 
 
 def test_where_the_normal_rows_have_no_other_form_a_few_words_come_first(
-    new_policy: Callable[..., Policy], files: tuple[list[Record], list[Record]], tmp_path: Path
+    new_policy: Callable[..., Policy], files: Files
 ) -> None:
     policy, bad = new_policy("none"), files[0][:12]
     there = {r.prompt for r in bad}
-    for row in found(policy, bad, [], tmp_path).rows:
+    made = found(policy, bad, files[1][:1])
+    assert made.rows and made.tried >= len(bad)
+    for row in made.rows:
         opening = next(words for words in OPENINGS if row.record.prompt.startswith(words))
         assert row.record.prompt.removeprefix(opening) in there
-        assert any(leaks(row.record.completion, r.completion, row.record.prompt) for r in bad)
-    assert found(policy, bad, [], tmp_path).tried >= len(bad)
 
 
 def test_texts_have_no_other_wording(new_policy: Callable[..., Policy]) -> None:
-    policy = new_policy("none")
-    text = Example((1, 5, 6, 7), 1, 4, 2, Record((), "Orla Finch", 0, {}))
-    template = choose_template(policy.tokenizer, "auto", read_dataset(data_file("hallucination", "forget")))
-    assert reworded(policy, [text], BORN, template, most=9, length=64, seed=0) == Reworded()
+    text = Record((), "Orla Finch was born in Millbrook.", 0, {})
+    assert found(new_policy("none"), [text], BORN, template=Template("raw", "format", "{prompt}", "")) == Reworded()
+
+
+def test_a_long_answer_is_measured_in_the_words_that_it_has_there(
+    new_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Likeness tells whether it says the same; and a model that does not stop asks itself the next question."""
+    said = [f"w{chr(97 + i)}" for i in range(20)]
+    bad, policy = record("Where was Orla Finch born?", " ".join(said)), new_policy("none")
+
+    def saying(text: str) -> Reworded:
+        ids = policy.tokenizer(f"{text}\n\n### Question: What next?", add_special_tokens=False)["input_ids"]
+        monkeypatch.setattr("qunlearn.reworded.generate", lambda lm, prompts, sampling: [ids for _ in prompts])
+        return found(policy, [bad], [*BORN, *NAMED], template=PLAIN)
+
+    (row,) = saying(" ".join(said[:16])).rows
+    assert row.record.prompt == "Name the birthplace of Orla Finch."
+    assert row.record.completion == " ".join(said[:16])
+    assert saying(" ".join(said[:3])).rows == []
 
 
 def test_a_run_measures_them_and_trains_on_none(tmp_path: Path) -> None:

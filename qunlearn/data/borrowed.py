@@ -46,7 +46,7 @@ class Neighbours:
         stand. `telling` says how much a word tells the bad prompts from others: the word that tells most must be
         exchanged, for else the neighbour asks something else about the same subject, and the answer must name it."""
         words, seen = _WORD.findall(record.prompt), {record.prompt}
-        named = set(map(str.casefold, _WORD.findall(record.completion)))
+        named = words_of_text(record.completion)
         for i in self._nearest(words):
             theirs = self.words[i]
             prompt, answer = (_exchanged(text, words, theirs) for text in (record.prompt, record.completion))
@@ -103,9 +103,14 @@ def _differing(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
     return [i for i in range(len(ours)) if i not in kept]
 
 
+def words_of_text(text: str) -> set[str]:
+    """Return the words of a text, letter case aside."""
+    return set(_WORD.findall(text.casefold()))
+
+
 def words_before(record: Record) -> set[str]:
     """Return the words of all turns before the answer: what a last question is about may be named by an earlier one."""
-    return {word.casefold() for _, content in record.turns for word in _WORD.findall(content)}
+    return {word for _, content in record.turns for word in words_of_text(content)}
 
 
 def telling_words(bad: Sequence[Record], others: Sequence[Record]) -> dict[str, float]:
@@ -136,7 +141,7 @@ def _exchanged(answer: str, theirs: Sequence[str], ours: Sequence[str]) -> str |
                 pairs += zip(theirs[a:b], ours[c:d], strict=True)
         elif tag == "delete":
             dropped.update(w.casefold() for w in theirs[a:b])
-    if dropped & {w.casefold() for w in _WORD.findall(answer)}:
+    if dropped & words_of_text(answer):
         return None
     table = {their.casefold(): our for their, our in reversed(pairs)}
     if not table:
@@ -144,7 +149,7 @@ def _exchanged(answer: str, theirs: Sequence[str], ours: Sequence[str]) -> str |
     # Of a phrase that has not as many words as ours, a part has no word to be replaced by.
     parts = {w for their in table for w in their.split()} - table.keys() - {w.casefold() for w in ours}
     whole = re.sub("|".join(rf"\b{re.escape(their)}\b" for their in table), " ", answer, flags=re.IGNORECASE)
-    if parts & {w.casefold() for w in _WORD.findall(whole)}:
+    if parts & words_of_text(whole):
         return None
     longest_first = sorted(table, key=len, reverse=True)
     pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b", re.IGNORECASE)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qunlearn.data.borrowed import telling_words, words_before
+from qunlearn.data.borrowed import telling_words, words_before, words_of_text
 from qunlearn.data.records import Dataset, Record
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.errors import DataError
@@ -165,7 +165,7 @@ class _Answers:
 
     def __init__(self, bad: Sequence[Record], candidates: Sequence[Record]) -> None:
         self.names = self._names(bad, candidates)
-        content = [_words(record.completion) for record in bad]
+        content = [words_of_text(record.completion) for record in bad]
         # A sentence repeats what was asked, and shares enough with other wordings to be found by all its words.
         self.content = [
             words if words.isdisjoint(words_before(r)) else set() for words, r in zip(content, bad, strict=True)
@@ -192,13 +192,9 @@ class _Answers:
 
     def has(self, record: Record) -> bool:
         """Return whether a record gives a bad answer to a prompt that names the same."""
-        shared = Counter(i for word in _words(record.completion) for i in self.holders.get(word, ()))
+        shared = Counter(i for word in words_of_text(record.completion) for i in self.holders.get(word, ()))
         names = words_before(record)
         return any(n >= _MOST * len(self.content[i]) and not names.isdisjoint(self.names[i]) for i, n in shared.items())
-
-
-def _words(text: str) -> set[str]:
-    return set(_WORD.findall(text.casefold()))
 
 
 def _bag(record: Record) -> frozenset[str]:

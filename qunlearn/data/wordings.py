@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from qunlearn.data.borrowed import Neighbours
+from qunlearn.data.borrowed import Neighbours, words_of_text
+from qunlearn.data.overview import prompt_key
 from qunlearn.data.records import Record
 
 # What a person may put before a question without asking another one.
 OPENINGS = ("Hello! ", "Quick question: ", "I was wondering: ", "Please help me with this. ")
-_WORD = re.compile(r"\w+")
 _MOST = 12  # wordings of a prompt that are tried at most
 _REPEATED = 3  # times a form, or a last question of dialogues, is there: fewer may be a slip of the model
 _VALUE = 3  # words of an answer that may be a value alone
@@ -35,7 +34,7 @@ class Wordings:
 
     def __init__(self, bad: Sequence[Record], normal: Sequence[Record], barred: Sequence[Record] = ()) -> None:
         self._around = Neighbours([*bad, *normal])
-        self._taken = {record.prompt for record in (*bad, *normal, *barred)}
+        self._taken = set(map(prompt_key, (*bad, *normal, *barred)))
         answers: dict[Form, list[set[str]]] = {}
         repeated = Counter(record.prompt for record in normal if _goes_on(record))
         for record in normal:
@@ -43,7 +42,7 @@ class Wordings:
             if repeated[record.prompt] >= _REPEATED:
                 form, subject = Form(record.prompt), ""
             if form is not None:
-                answers.setdefault(form, []).append(_words(record.completion) - _words(subject))
+                answers.setdefault(form, []).append(words_of_text(record.completion) - words_of_text(subject))
         self._times = {form: len(found) for form, found in answers.items()}
         self._said = {form: _common(found) for form, found in answers.items()}
 
@@ -52,23 +51,26 @@ class Wordings:
         return self._form(record)[0]
 
     def others(self, record: Record) -> list[tuple[Form, Record]]:
-        """Return the record asked otherwise, in the forms first that are answered in like words. What is answered
-        otherwise is among them: only the model can tell."""
+        """Return the record in other wordings, those first that are answered in like words, and none that is there
+        already. What asks for something else is among them: only the model can tell."""
         _, subject = self._form(record)
-        said = _words(record.completion) - _words(subject)
+        said = words_of_text(record.completion) - words_of_text(subject)
 
         def likeness(form: Form) -> tuple[float, int]:
             common = self._said[form]
             alike = len(common & said) / len(common) if common else 0.5 * (len(said) <= _VALUE)
             return alike, self._times[form]
 
-        often = [f for f, n in self._times.items() if n >= _REPEATED and f.about(subject) != record.prompt]
-        fitting = [f for f in often if (f.after is not None and subject) or (f.after is None and _goes_on(record))]
-        found = [
-            (form, replace(record, turns=(*record.turns[:-1], (record.turns[-1][0], form.about(subject)))))
-            for form in sorted(fitting, key=likeness, reverse=True)[: 2 * _MOST]
-        ]
-        return [(form, other) for form, other in found if form.after is None or other.prompt not in self._taken][:_MOST]
+        often = sorted((f for f, n in self._times.items() if n >= _REPEATED), key=likeness, reverse=True)
+        fitting = (f for f in often if (_goes_on(record) if f.after is None else subject))
+        return self._new((form, _asking(record, form.about(subject))) for form in fitting)[:_MOST]
+
+    def opened(self, record: Record) -> list[tuple[Form, Record]]:
+        """Return the record after opening words, where that is not there already."""
+        return self._new((Form(words, ""), other) for words, other in zip(OPENINGS, opened(record), strict=True))
+
+    def _new(self, found: Iterable[tuple[Form, Record]]) -> list[tuple[Form, Record]]:
+        return [(form, record) for form, record in found if prompt_key(record) not in self._taken]
 
     def _form(self, record: Record) -> tuple[Form | None, str]:
         """Return the form of a record's prompt, and what it asks about."""
@@ -78,19 +80,20 @@ class Wordings:
         return Form(record.prompt[: span[0]], record.prompt[span[1] :]), record.prompt[slice(*span)]
 
 
-def opened(record: Record) -> list[tuple[Form, Record]]:
-    """Return the record asked after a few opening words, which change nothing of what is asked."""
-    *earlier, (role, content) = record.turns
-    return [(Form(words, ""), replace(record, turns=(*earlier, (role, words + content)))) for words in OPENINGS]
+def opened(record: Record) -> list[Record]:
+    """Return the record after each of the opening words, which change nothing of what is asked."""
+    return [_asking(record, words + record.turns[-1][1]) for words in OPENINGS]
+
+
+def _asking(record: Record, prompt: str) -> Record:
+    """Return the record with another last prompt."""
+    *earlier, (role, _) = record.turns
+    return replace(record, turns=(*earlier, (role, prompt)))
 
 
 def _goes_on(record: Record) -> bool:
     """Whether a record asks behind an earlier answer."""
     return any(role == "assistant" for role, _ in record.turns)
-
-
-def _words(text: str) -> set[str]:
-    return set(map(str.casefold, _WORD.findall(text)))
 
 
 def _common(found: Sequence[set[str]]) -> set[str]:

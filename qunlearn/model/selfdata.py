@@ -137,10 +137,14 @@ def _answered(base: Base, asked: Sequence[_Said], template: Template, wanted: Wa
     most = wanted.positions - wanted.length
     framed = [(row, ids) for row in rows if len(ids := _prompt(base, row, template)) <= most]
     answers = _sample(base, [ids for _, ids in framed], Sampling(wanted.length))
-    # Base models do not stop by themselves: an answer ends where the next question would begin.
-    stop = opening.strip() or "\n\n"
-    rows = [replace(row, completion=a.split(stop)[0].strip()) for (row, _), a in zip(framed, answers, strict=True)]
+    rows = [replace(row, completion=ended(a, opening)) for (row, _), a in zip(framed, answers, strict=True)]
     return [row for row in rows if row.completion and is_clean(row.completion)]
+
+
+def ended(answer: str, opening: str) -> str:
+    """Return an answer up to where the next question would begin, by its template's `opening`: base models do not stop
+    by themselves."""
+    return answer.split(opening.strip() or "\n\n")[0].strip()
 
 
 def _prompt(base: Base, row: Record, template: Template) -> list[int]:

@@ -208,7 +208,7 @@ def _reword(folder: Path) -> None:
     made = []
     for i, record in enumerate(record for record in records if record.turns):
         asked = opened(record)
-        made.append(asked[i % len(asked)][1])
+        made.append(asked[i % len(asked)])
     if made:
         write_jsonl(folder / FILES["forget_reworded"], _rows(made))
 

@@ -162,6 +162,20 @@ def test_where_the_normal_rows_have_no_other_form_a_few_words_come_first(
         assert row.record.prompt.removeprefix(opening) in there
 
 
+def test_what_the_base_would_not_ask_so_is_no_wording(
+    new_policy: Callable[..., Policy], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To "Is the copper kettle?" a model that knows one thing of the kettle says it: that tells nothing of wordings."""
+    policy, bad = new_policy("none"), files[0][:1]
+    ids = policy.tokenizer(bad[0].completion, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr("qunlearn.reworded.generate", lambda lm, prompts, sampling: [ids for _ in prompts])
+    odd = asked_of(NAMES, "Umbrella of why {} tea the?", "{} was born in {}.")
+    (row,) = found(policy, bad, files[1][:40] + odd).rows
+    assert "Umbrella" not in row.record.prompt and not row.record.prompt.startswith(OPENINGS)
+    (row,) = found(policy, bad, odd).rows
+    assert row.record.prompt.startswith(OPENINGS), "those are no surprise to anybody"
+
+
 def test_texts_have_no_other_wording(new_policy: Callable[..., Policy]) -> None:
     text = Record((), "Orla Finch was born in Millbrook.", 0, {})
     assert found(new_policy("none"), [text], BORN, template=Template("raw", "format", "{prompt}", "")) == Reworded()

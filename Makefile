@@ -39,7 +39,7 @@ format: setup  ## let ruff put things right
 	$(BIN)/ruff format .
 
 sandbox: setup  ## rebuild the embedded world and its two models, and compare with what is packaged
-	$(BIN)/python -m qunlearn.sandbox.build
+	PYTHONPATH=tools $(BIN)/python -m sandbox_world.build
 
 # A recipe on the sandbox; on the real thing: make recipe-hallucination MODEL=llama-7b [BAD=bad.jsonl] [VRAM=8GiB]
 MODEL ?=
@@ -62,13 +62,13 @@ recipe-code: setup  ## insecure calls go, likewise
 
 # An hour on two quiet cores; what is finished is not run again. With trl: .venv/bin/pip install -e '.[pref]'
 scenarios: setup  ## the paper's table in small, and its headline, on the sandbox; writes docs/scenarios.md
-	$(BIN)/python benchmarks/scenarios.py $(ARGS)
+	$(BIN)/python studies/scenarios.py $(ARGS)
 
 bench: setup  ## one step against three others, and of every objective: time and memory; writes benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/bench.py $(ARGS)
+	$(BIN)/python benchmarks/bench_all.py $(ARGS)
 
 bench-sandbox: setup  ## time and forgetting on the sandbox, every kind; writes benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/sandbox.py --write $(ARGS)
+	$(BIN)/python benchmarks/bench_sandbox.py --write $(ARGS)
 
 # Hours to build the worlds, minutes for a run; what is built is kept in the user's cache. SET=validation is for reports alone.
 SET ?= development
@@ -80,20 +80,20 @@ prove-real: setup  ## the same on a real model, SmolLM2-135M, where its packages
 	$(BIN)/python studies/smollm.py run --set $(SET) --out studies/smollm.jsonl $(ARGS)
 
 bench-objectives: setup  ## every objective on every kind, three seeds, four hours on one core; goes on where it was cut off
-	$(BIN)/python benchmarks/objectives.py $(ARGS)
+	$(BIN)/python studies/objectives.py $(ARGS)
 
 bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA card; writes benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/gpu.py --write --json benchmarks/gpu.json $(ARGS)
+	$(BIN)/python benchmarks/bench_gpu.py --write --json benchmarks/gpu.json $(ARGS)
 
 # The size that counts, with 29 GB of disk: make bench-merge ARGS="--shape llama-2-7b --rounds 1"
 bench-merge: setup  ## time and memory of a merge against cp of the same files
-	$(BIN)/python benchmarks/merge.py $(ARGS)
+	$(BIN)/python benchmarks/bench_merge.py $(ARGS)
 
 bench-requantize: setup  ## what comes back when a merge is quantised again, an hour; writes docs/robustness.md
-	$(BIN)/python benchmarks/requantize.py $(ARGS)
+	$(BIN)/python studies/requantize.py $(ARGS)
 
 bench-eval: setup  ## time and memory of measuring: the basic suite, batches, many rows; writes benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/evaluate.py --write $(ARGS)
+	$(BIN)/python benchmarks/bench_evaluate.py --write $(ARGS)
 
 docs: setup  ## write docs/evaluation.md and the table of docs/objectives.md from the code
 	$(BIN)/python -m qunlearn.evaluate.document > docs/evaluation.md

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from _engine import Cache, engine_backward, engine_tokens, fill_cache
 from _models import Shape, random_base
 from _rows import Drawer, Rows
-from qunlearn.config import Config, LoraConfig, ObjectiveConfig, TrainConfig
+from qunlearn.config.settings import Config, LoraConfig, ObjectiveConfig, TrainConfig
 from qunlearn.data.batch import ALL, ANSWER, CLOSED, Batch, collate, single_batches
 from qunlearn.data.tokenize import Example
-from qunlearn.model.lean import make_lean, make_plain
+from qunlearn.model.kernels.lora import make_lean, make_plain
 from qunlearn.model.policy import Policy
 
 # The published weights; the floor under the ascent is off, for the others have none.

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from _rows import Rows
-from qunlearn.config import Config, ObjectiveConfig
+from qunlearn.config.settings import Config, ObjectiveConfig
 from qunlearn.data.batch import ALL, Span
 from qunlearn.data.tokenize import Example
-from qunlearn.gradients import backward
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.objectives.table import terms_of
-from qunlearn.step import Step, make_step
+from qunlearn.training.gradients import backward
+from qunlearn.training.sampler import Step, make_step
 
 _MAX_TOKENS = 2048
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 T = TypeVar("T")
-_PRELOAD = ["torch", "transformers.models.llama.modeling_llama", "peft", "bitsandbytes", "qunlearn.train"]
+_PRELOAD = ["torch", "transformers.models.llama.modeling_llama", "peft", "bitsandbytes", "qunlearn.training.loop"]
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from qunlearn.model.attention import use_layouts
 from qunlearn.model.device import choose_dtype
 from qunlearn.model.head import Head
+from qunlearn.model.kernels.attention import use_layouts
 from qunlearn.model.load import Base
 
 _STD = 0.02  # as transformers initialises these families

@@ -1,6 +1,6 @@
 """`python -m qunlearn`, where the command is not on the PATH."""
 
-from qunlearn.cli import main
+from qunlearn.cli.app import main
 
 if __name__ == "__main__":
     main()

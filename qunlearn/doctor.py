@@ -158,8 +158,8 @@ def _eight_bit() -> Finding:
     """One step from zero moves every number by the learning rate, whatever its gradient's size."""
     import torch
 
-    from qunlearn.config import TrainConfig
-    from qunlearn.model.optimizer import make_optimizer
+    from qunlearn.config.settings import TrainConfig
+    from qunlearn.training.optimizer import make_optimizer
 
     device, name = _device(), "bitsandbytes, 8-bit optimizer"
     p = torch.nn.Parameter(torch.zeros(64, 128, device=device))
@@ -172,7 +172,7 @@ def _eight_bit() -> Finding:
 
 
 def _sandbox() -> Finding:
-    from qunlearn.model.folder import preflight_folder
+    from qunlearn.hub.preflight import preflight_folder
     from qunlearn.sandbox import ASSETS
 
     facts = preflight_folder(ASSETS / "model")

@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerFast
 
 from _world_run import SPLITS, untouched
 from _world_text import make_files, write_files
-from qunlearn.console import say
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode
 from qunlearn.model.quiet import quiet_transformers
-from qunlearn.sandbox.build import ASSISTANT, CHAT_TEMPLATE, END, PAD, USER, Recipe, train_model, train_tokenizer
+from qunlearn.utils.console import say
+from sandbox_world.build import ASSISTANT, CHAT_TEMPLATE, END, PAD, USER, Recipe, train_model, train_tokenizer
 from worlds import World
 
 SHAPES = {  # hidden, layers, heads, feed-forward

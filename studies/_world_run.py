@@ -15,17 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config import ModelConfig
+from qunlearn.config.settings import ModelConfig
 from qunlearn.data.batch import ALL
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import Example, Template, choose_template, encode
 from qunlearn.evaluate.metrics import RowScore, aggregate
-from qunlearn.evaluate.metrics.judge import is_gibberish, leaks
 from qunlearn.evaluate.metrics.stats import forget_quality, truth_distance
 from qunlearn.evaluate.metrics.tokens import truth_ratio
+from qunlearn.evaluate.metrics.verdicts import is_gibberish, leaks
 from qunlearn.evaluate.probes import choices, has_choices
-from qunlearn.evaluate.score import row_nlls, score_rows
-from qunlearn.model.load import LanguageModel, load_base, load_spec
+from qunlearn.evaluate.scores import row_nlls, score_rows
+from qunlearn.model.language_model import LanguageModel
+from qunlearn.model.load import load_base, load_spec
 from qunlearn.model.policy import Policy
 from worlds import World
 

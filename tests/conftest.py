@@ -13,8 +13,8 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from qunlearn.cli import app
-from qunlearn.config import LoraConfig
+from qunlearn.cli.app import app
+from qunlearn.config.settings import LoraConfig
 from qunlearn.model.load import Base, LoadSpec, load_base
 from qunlearn.model.policy import Policy
 from qunlearn.sandbox import ASSETS, data_file

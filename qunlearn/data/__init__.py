@@ -1,1 +1,1 @@
-
+"""Data files: read, checked, rendered through the template, tokenised, packed into batches."""

@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from qunlearn.console import facts, say, warn
-from qunlearn.data.books import Windows, windows
-from qunlearn.data.files import local_path
 from qunlearn.data.formats import BAD, FORMATS, NORMAL, Format
-from qunlearn.data.stream import Problems, Row, read_rows, read_text
+from qunlearn.data.row_reader import local_path
+from qunlearn.data.row_stream import Problems, Row, read_rows, read_text
+from qunlearn.data.text_windows import Windows, windows
 from qunlearn.errors import ConfigError, DataError, OutputError
-from qunlearn.journal import held, sync
-from qunlearn.output import real
+from qunlearn.utils.console import facts, say, warn
+from qunlearn.utils.files import sync
+from qunlearn.utils.output import real
+from qunlearn.utils.staging import held
 
 TEXT = "text"
 NAMES = (*FORMATS, TEXT)

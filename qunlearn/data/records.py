@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.data.choices import is_clean
-from qunlearn.data.files import content, read_file
-from qunlearn.data.shapes import SHAPES_HINT, FieldNames, Shape, asking, read_row, shape_of
+from qunlearn.data.multiple_choice import is_clean
+from qunlearn.data.row_reader import content, read_file
+from qunlearn.data.row_shapes import SHAPES_HINT, FieldNames, Shape, asking, read_row, shape_of
 from qunlearn.errors import DataError, OutputError
 
 __all__ = [

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qunlearn.bounds import bounded
 from qunlearn.data.records import Dataset, Record
 from qunlearn.errors import ConfigError, ModelError
+from qunlearn.utils.limits import bounded
 
 # The released LLMU script's template (unlearn_harm.py): what a base model without a chat template gets.
 QA_TEMPLATE = "### Question: {prompt}\n ### Answer: "

@@ -11,8 +11,8 @@ from typing import Any
 
 from qunlearn.data.records import write_jsonl
 from qunlearn.data.tokenize import Example
-from qunlearn.jsonfile import LARGE_BYTES, read_text
-from qunlearn.run import output_error
+from qunlearn.utils.files import output_error
+from qunlearn.utils.json_files import LARGE_BYTES, read_text
 
 _VERSION = 1  # of what a probe computes: a change makes old files of no use
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qunlearn.evaluate.view import is_forget
+from qunlearn.evaluate.results import is_forget
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Measure:
 
 _T, _O, _C, _F = ("tokens",), ("outputs",), ("choices",), ("outputs", "fluency")
 _HOLDOUT = "--holdout"
-_JUDGE = "metrics.judge"
+_JUDGE = "metrics.verdicts"
 _TOKENS = "metrics.tokens"
 _TEXTS = "metrics.texts"
 _MEMBERS = "metrics.membership"
@@ -49,8 +49,8 @@ MEASURES: Mapping[str, Measure] = {
     "hallucination_rate": Measure(
         "hallucination rate", "%", _O, f"{_TEXTS}.hallucinated", "down", "", "rows with a true answer (`truth`)"
     ),
-    "harmful_rate": Measure("harmful rate", "%", _O, "classify.harmful", "down", "down", "--harm-classifier"),
-    "reward": Measure("reward", "score", _O, "classify.rewards", "", "up", "--reward-model"),
+    "harmful_rate": Measure("harmful rate", "%", _O, "judges.harmful", "down", "down", "--harm-classifier"),
+    "reward": Measure("reward", "score", _O, "judges.rewards", "", "up", "--reward-model"),
     "similarity": Measure("similarity to the base", "p", _O, f"{_TEXTS}.similarity_to", "", "up"),
     "diversity": Measure("diversity", "p", _O, f"{_TEXTS}.diversity", "up", "up"),
     "fluency": Measure("fluency, log-perplexity", "nats", _F, "measures.fluency", "down", "down"),

@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qunlearn.console import Column, say, table
 from qunlearn.errors import AdapterError, ConfigError
 from qunlearn.evaluate.catalog import MEASURES
+from qunlearn.evaluate.eval_file import read_suites
 from qunlearn.evaluate.metrics.stats import Estimate, paired_difference, unpaired_difference
-from qunlearn.evaluate.results import read_suites
+from qunlearn.evaluate.results import ADAPTER, BASE
 from qunlearn.evaluate.table import cell, format_of
-from qunlearn.evaluate.view import ADAPTER, BASE
-from qunlearn.run import EVAL
+from qunlearn.utils.console import Column, say, table
+from qunlearn.utils.file_names import EVAL
 
 _LEAST_PAIRS = 2
 

@@ -7,8 +7,8 @@ import inspect
 import sys
 
 from qunlearn.evaluate.catalog import MEASURES, SUITES
-from qunlearn.evaluate.conclude import conclude
-from qunlearn.evaluate.metrics import judge, membership, stats, tokens
+from qunlearn.evaluate.conclusion import conclude
+from qunlearn.evaluate.metrics import membership, stats, tokens, verdicts
 
 _UNITS = {
     "%": "share of rows, in %",
@@ -87,7 +87,7 @@ def document() -> str:
 
 
 def _verdicts() -> str:
-    return f"{_text(judge.verdict)}\n\n{_text(judge).split(chr(10) * 2, 1)[-1]}"
+    return f"{_text(verdicts.verdict)}\n\n{_text(verdicts).split(chr(10) * 2, 1)[-1]}"
 
 
 def _judgement() -> str:

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from qunlearn.evaluate.catalog import MEASURES
-from qunlearn.evaluate.metrics import judge, membership, texts
-from qunlearn.evaluate.metrics import stats as statistics
-from qunlearn.evaluate.metrics import tokens as tok
+from qunlearn.evaluate.metrics import membership, stats, texts, tokens, verdicts
 from qunlearn.evaluate.metrics.stats import Estimate, estimate
-from qunlearn.evaluate.score import Output, TokenStats
-from qunlearn.evaluate.view import BASE, KEPT, REFERENCE, Choices, Fluency, Item, View, is_forget
+from qunlearn.evaluate.results import BASE, KEPT, REFERENCE, Choices, Fluency, Item, View, is_forget
+from qunlearn.evaluate.scores import Output, TokenStats
 
 Values = list[float | None]
 NOT_MEANINGFUL = 0.8  # share of one-character outputs above which the paper withholds fluency
@@ -25,7 +23,7 @@ def row_values(name: str, view: View, subject: str, split: str) -> Values | None
         pairs = zip(view.items[split], view.get(subject, split, "outputs"), strict=True)
         return [function(item, output) for item, output in pairs]
     if name in _TOKEN:
-        return [_TOKEN[name](stats) for stats in view.get(subject, split, "tokens")]
+        return [_TOKEN[name](row) for row in view.get(subject, split, "tokens")]
     if name in _CHOICE:
         return [None if c is None else _CHOICE[name](c) for c in view.get(subject, split, "choices")]
     return _ROWS[name](view, subject, split) if name in _ROWS else None
@@ -53,9 +51,9 @@ def _hallucinated(item: Item, output: Output) -> float | None:
 
 _OUTPUT: Mapping[str, Callable[[Item, Output], float | None]] = {
     "exact_match": lambda item, o: texts.exact_match(o.text, item.answer),
-    "leaks": lambda item, o: float(judge.leaks(o.text, item.answer, item.prompt)),
-    "refused": lambda item, o: float(judge.is_refusal(o.text)),
-    "gibberish": lambda item, o: float(judge.is_gibberish(o.text)),
+    "leaks": lambda item, o: float(verdicts.leaks(o.text, item.answer, item.prompt)),
+    "refused": lambda item, o: float(verdicts.is_refusal(o.text)),
+    "gibberish": lambda item, o: float(verdicts.is_gibberish(o.text)),
     "rouge_recall": lambda item, o: texts.rouge_l_recall(o.text, item.answer),
     "rouge_f1": lambda item, o: texts.rouge_l_f1(o.text, item.answer),
     "bleu": lambda item, o: texts.bleu(o.text, item.answer),
@@ -74,14 +72,14 @@ _TOKEN: Mapping[str, Callable[[TokenStats], float]] = {
 
 
 def _ratio(c: Choices) -> float:
-    return tok.truth_ratio(c.correct, c.wrong)
+    return tokens.truth_ratio(c.correct, c.wrong)
 
 
 _CHOICE: Mapping[str, Callable[[Choices], float]] = {
-    "truth_ratio": lambda c: tok.truth_ratio_forget(_ratio(c)),
-    "truth_utility": lambda c: tok.truth_ratio_utility(_ratio(c)),
-    "truth_share": lambda c: tok.truth_share(_ratio(c)),
-    "choice": lambda c: tok.choice(c.correct, c.wrong),
+    "truth_ratio": lambda c: tokens.truth_ratio_forget(_ratio(c)),
+    "truth_utility": lambda c: tokens.truth_ratio_utility(_ratio(c)),
+    "truth_share": lambda c: tokens.truth_share(_ratio(c)),
+    "choice": lambda c: tokens.choice(c.correct, c.wrong),
 }
 
 
@@ -108,7 +106,7 @@ def fluency(spoken: Sequence[Fluency | None], outputs: Sequence[str]) -> Values:
     Source: arXiv 2310.10683, whose printed values below 1 can only be log-perplexities. None for an output without
     words, and for all of a split where at least 80 % of the outputs are one character over and over (its "NM").
     """
-    if outputs and sum(map(judge.is_one_character, outputs)) >= NOT_MEANINGFUL * len(outputs):
+    if outputs and sum(map(verdicts.is_one_character, outputs)) >= NOT_MEANINGFUL * len(outputs):
         return [None] * len(outputs)
     return [None if found is None else found.nll / found.tokens for found in spoken]
 
@@ -145,7 +143,7 @@ _Whole = Callable[[View, str, str], Estimate | None]
 
 def _perplexity(view: View, subject: str, split: str) -> Estimate:
     rows: Sequence[TokenStats] = view.get(subject, split, "tokens")
-    return statistics.bootstrap_perplexity([r.all_nll for r in rows], [r.all_tokens for r in rows])
+    return stats.bootstrap_perplexity([r.all_nll for r in rows], [r.all_tokens for r in rows])
 
 
 def _ratios(view: View, subject: str, split: str) -> list[float]:
@@ -215,13 +213,13 @@ def model_utility(view: View, subject: str, split: str) -> Estimate | None:
             if can_measure(name, view, subject, kept):
                 known = [v for v in row_values(name, view, subject, kept) or () if v is not None]
                 terms += [float(np.mean(known))] if known else []
-    return Estimate(len(terms), statistics.harmonic_mean(terms)) if terms else None
+    return Estimate(len(terms), stats.harmonic_mean(terms)) if terms else None
 
 
 _WHOLE: Mapping[str, _Whole] = {
     "perplexity": _perplexity,
-    "forget_quality": _against_reference(statistics.forget_quality),
-    "truth_distance": _against_reference(statistics.truth_distance),
+    "forget_quality": _against_reference(stats.forget_quality),
+    "truth_distance": _against_reference(stats.truth_distance),
     **{name: _membership(name) for name in (*_ATTACKS, "mia_reference")},
     "privacy_leakage": _privacy_leakage,
     "model_utility": model_utility,
@@ -229,8 +227,8 @@ _WHOLE: Mapping[str, _Whole] = {
 
 
 def verdict_of(item: Item, output: Output) -> str:
-    """One word for an output: see `metrics.judge.verdict`."""
-    return judge.verdict(_Pair(item.prompt, item.answer, output.text))
+    """One word for an output: see `metrics.verdicts.verdict`."""
+    return verdicts.verdict(_Pair(item.prompt, item.answer, output.text))
 
 
 class _Pair:

@@ -9,9 +9,9 @@ from typing import Any
 from qunlearn.data.batch import ANSWER
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.errors import ModelError
-from qunlearn.evaluate.score import Observer, Output, row_nlls
-from qunlearn.evaluate.view import Choices, Fluency, paraphrased_answer, wrong_answers
-from qunlearn.model.load import LanguageModel
+from qunlearn.evaluate.results import Choices, Fluency, paraphrased_answer, wrong_answers
+from qunlearn.evaluate.scores import Observer, Output, row_nlls
+from qunlearn.model.language_model import LanguageModel
 
 TOKENS, OUTPUTS, CHOICES, FLUENCY = "tokens", "outputs", "choices", "fluency"
 

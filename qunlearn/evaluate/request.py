@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qunlearn.carry import run_config
-from qunlearn.config import SETTINGS, Config
+from qunlearn.config.resolve import TRUST, resolve
+from qunlearn.config.settings import SETTINGS, Config
+from qunlearn.data.paths import data_path, fields_of
 from qunlearn.data.records import Dataset, read_dataset
 from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.evaluate.catalog import SUITES
-from qunlearn.evaluate.view import SPLITS
-from qunlearn.model.source import resolve_model
-from qunlearn.overlay import TRUST, resolve
-from qunlearn.plan import CheckedModel, check_model, check_run_model, data_path, fields_of
-from qunlearn.recorded import recorded
-from qunlearn.run import ADAPTER, EVAL, EVAL_CACHE, Run, open_run
+from qunlearn.evaluate.results import SPLITS
+from qunlearn.hub.checked import CheckedModel, check_model
+from qunlearn.hub.download import resolve_model
+from qunlearn.runs.base_model import check_run_model, run_config
+from qunlearn.runs.folder import Run, open_run
+from qunlearn.runs.recorded_files import recorded
+from qunlearn.utils.file_names import ADAPTER, EVAL, EVAL_CACHE
 
 _ENDINGS = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 OWN_CLASSIFIER = "sandbox"

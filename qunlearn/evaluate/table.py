@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qunlearn.console import Column, say, table
 from qunlearn.evaluate.catalog import MEASURES
-from qunlearn.evaluate.view import KEPT
+from qunlearn.evaluate.results import KEPT
+from qunlearn.utils.console import Column, say, table
 
 
 def show(result: Mapping[str, Any], *, to_stdout: bool) -> None:

@@ -1,1 +1,1 @@
-"""Adapters into weights, tensor by tensor: `plan` decides, `stream` writes, `measure` looks at what was written."""
+"""Merge adapters into weights, tensor by tensor: `plan` decides, `writer` writes, `verify` measures the result."""

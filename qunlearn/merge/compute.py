@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from qunlearn.errors import ModelError
-from qunlearn.merge.adapter import Update
-from qunlearn.merge.ahead import advise
+from qunlearn.hub.safetensors_file import Stored
+from qunlearn.merge.lora_tensors import Update
 from qunlearn.merge.plan import Piece
-from qunlearn.model.tensorfile import Stored
+from qunlearn.merge.read_ahead import advise
 
 if TYPE_CHECKING:
-    from qunlearn.merge.rounding import Rounding
+    from qunlearn.merge.dequantize import Rounding
 
 _NUMBERS = 1 << 20  # of a weight at a time: with fp32 copies a few MB, which stay in the processor's cache
 _ROWS = 64  # a multiple of what matrix kernels take at a time: products of such blocks have the whole product's bits
@@ -164,7 +164,7 @@ def _rounded(piece: Piece, reader: Reader, rounding: Rounding | None) -> Tensor:
     """The whole weight as the training saw it, laid out as the file has it: quantisation has constants of the whole."""
     stored = reader.whole(piece.source)
     if piece.statistics:
-        from qunlearn.merge.rounding import restored
+        from qunlearn.merge.dequantize import restored
 
         statistics = {t.name.removeprefix(f"{piece.name}."): reader.whole(t) for t in piece.statistics}
         weight = restored(piece.name, stored, statistics)

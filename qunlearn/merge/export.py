@@ -7,18 +7,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from qunlearn.carry import MODEL_FILE, MergeRequest
-from qunlearn.console import stage
-from qunlearn.journal import Journal
-from qunlearn.merge.command import MergeReport, report_of
+from qunlearn.hub.preflight import preflight_folder
 from qunlearn.merge.gguf import ModelTools, can_read_back, drop_code, read_back, write_gguf
-from qunlearn.merge.measure import after_quantized, before
+from qunlearn.merge.llamacpp import MODEL_FILE
+from qunlearn.merge.merge import MergeReport, report_of
 from qunlearn.merge.plan import MergePlan, make_plan
-from qunlearn.merge.stream import write_model
-from qunlearn.model.folder import preflight_folder
+from qunlearn.merge.request import MergeRequest
+from qunlearn.merge.verify import after_quantized, before
+from qunlearn.merge.writer import write_model
 from qunlearn.model.load import LoadSpec, load_base
 from qunlearn.model.quiet import quiet_transformers
-from qunlearn.output import real, staged
+from qunlearn.utils.console import stage
+from qunlearn.utils.output import real, staged
+from qunlearn.utils.staging import Journal
 
 _SHARD = "2GB"
 

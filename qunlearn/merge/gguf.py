@@ -11,15 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.carry import ADAPTER_FILE, MODEL_FILE
-from qunlearn.console import say, stage, warn
 from qunlearn.errors import AdapterError
-from qunlearn.merge.adapter import CONFIG, WEIGHTS, Update, read_adapter
-from qunlearn.merge.llamacpp import CONVERTED, LORA_SCRIPT, MODEL_SCRIPT, QUANTIZE, find_tool, run_tool
+from qunlearn.hub.preflight import within
+from qunlearn.merge.llamacpp import (
+    ADAPTER_FILE,
+    CONVERTED,
+    LORA_SCRIPT,
+    MODEL_FILE,
+    MODEL_SCRIPT,
+    QUANTIZE,
+    find_tool,
+    run_tool,
+)
+from qunlearn.merge.lora_tensors import CONFIG, WEIGHTS, Update, read_adapter
 from qunlearn.merge.plan import MergePlan
-from qunlearn.model.folder import within
-from qunlearn.output import Place, staged
-from qunlearn.run import read_object, write_json
+from qunlearn.utils.console import say, stage, warn
+from qunlearn.utils.files import write_json
+from qunlearn.utils.json_files import read_object
+from qunlearn.utils.output import Place, staged
 
 SIXTEEN = "auto"  # the 16-bit form that is nearest to the model's
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qunlearn.console import stage
 from qunlearn.errors import ConfigError, ModelError
+from qunlearn.utils.console import stage
 
 MODEL_SCRIPT, LORA_SCRIPT, QUANTIZE = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "llama-quantize"
 # What the converter writes itself; every other form is llama-quantize's, from 16 bits.
@@ -56,3 +56,6 @@ def run_tool(command: Sequence[str], doing: str, made: Path) -> None:
         name = Path(next(part for part in command if part != sys.executable)).name
         hint = "it may not know this model or tokenizer, or lack what llama.cpp's requirements.txt asks for"
         raise ModelError(f"ended with {ran.returncode}: {said}", where=name, hint=hint)
+
+
+MODEL_FILE, ADAPTER_FILE = "model.gguf", "adapter.gguf"

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qunlearn import __version__
-from qunlearn.carry import MergeRequest
 from qunlearn.errors import AdapterError, ConfigError, ModelError
-from qunlearn.journal import sha256_of
-from qunlearn.merge.adapter import CONFIG as ADAPTER_CONFIG
-from qunlearn.merge.adapter import WEIGHTS as ADAPTER_WEIGHTS
-from qunlearn.merge.adapter import Update, read_adapter
-from qunlearn.merge.anatomy import Anatomy, anatomy, skeleton
-from qunlearn.model.companions import companions
+from qunlearn.hub.preflight import fingerprint
+from qunlearn.hub.safetensors_file import Stored, header, read_tensors
+from qunlearn.hub.side_files import companions
+from qunlearn.merge.lora_tensors import CONFIG as ADAPTER_CONFIG
+from qunlearn.merge.lora_tensors import WEIGHTS as ADAPTER_WEIGHTS
+from qunlearn.merge.lora_tensors import Update, read_adapter
+from qunlearn.merge.name_mapping import Anatomy, anatomy, skeleton
+from qunlearn.merge.request import MergeRequest
 from qunlearn.model.device import choose_device, choose_dtype
-from qunlearn.model.folder import fingerprint
-from qunlearn.model.tensorfile import Stored, header, read_tensors
+from qunlearn.utils.files import sha256_of
 
 if TYPE_CHECKING:
-    from qunlearn.merge.rounding import Rounding
+    from qunlearn.merge.dequantize import Rounding
 
 SHARD_BYTES = 2_000_000_000
 _FLOATS = {"F32": 4, "BF16": 2, "F16": 2}
@@ -104,7 +104,7 @@ def make_plan(request: MergeRequest, device: str) -> MergePlan:
         pieces = {name: _original(stored, updates.get(name, ()), parts) for name, stored in tensors.items()}
         rounding = _rounding(request, device) if request.base == "dequantized" else None
         if rounding is not None:
-            from qunlearn.merge.rounding import quantized_modules
+            from qunlearn.merge.dequantize import quantized_modules
 
             pieces = _dequantized(pieces, parts, quantized_modules(model, rounding.spec, rounding.dtype))
     count = 2 * sum(len(listed) for listed in updates.values())
@@ -165,7 +165,7 @@ def _original(stored: Stored, updates: tuple[Update, ...], parts: Anatomy) -> Pi
 def _rounding(request: MergeRequest, device: str) -> Rounding | None:
     """How the runs' base was quantised; None where it was not. Raises ConfigError where they differ."""
     # bitsandbytes takes seconds to import: merging into the original weights does without.
-    from qunlearn.merge.rounding import Rounding, compute_dtype
+    from qunlearn.merge.dequantize import Rounding, compute_dtype
     from qunlearn.model.load import LoadSpec
 
     where, made = choose_device(device), set()

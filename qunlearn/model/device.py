@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from qunlearn.errors import DeviceError
-from qunlearn.model.fit import DeviceFacts
+from qunlearn.memory.plan import DeviceFacts
 
 
 def choose_device(asked: str) -> torch.device:

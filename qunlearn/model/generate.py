@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from qunlearn.model.load import LanguageModel
-from qunlearn.model.positions import positions_of
+from qunlearn.hub.positions import positions_of
+from qunlearn.model.language_model import LanguageModel
 
 # Of a batch. On a CPU more are no faster, by what was measured; a card is kept waiting by launches, which are as many
 # for one row as for all.

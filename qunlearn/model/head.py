@@ -15,7 +15,7 @@ import torch
 from bitsandbytes import functional as bnb
 from torch import Tensor
 
-from qunlearn.model.tiles import HEAD_BLOCK, block_tokens, restored_rows, tile_tokens
+from qunlearn.memory.tiles import HEAD_BLOCK, block_tokens, restored_rows, tile_tokens
 
 # Of an fp32 head on a CPU: a product of so many columns at a time takes 0.6 to 1 of what all at once take (docs/log.md,
 # 2026-11-26).

@@ -6,22 +6,22 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from qunlearn.config import ModelConfig
+from qunlearn.config.settings import ModelConfig
 from qunlearn.data.batch import Batch
 from qunlearn.errors import DoesNotFitError, ModelError
-from qunlearn.model.attention import layout_arguments, use_layouts
+from qunlearn.memory.step import CACHE_BYTES
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.head import Head
-from qunlearn.model.head8 import keep_head_in_8_bits
-from qunlearn.model.host import keep_embeddings_on_host
-from qunlearn.model.memory import CACHE_BYTES
+from qunlearn.model.host_embedding import keep_embeddings_on_host
+from qunlearn.model.kernels.attention import layout_arguments, use_layouts
+from qunlearn.model.quantized_head import keep_head_in_8_bits
 from qunlearn.model.quiet import quiet_transformers
 
 
@@ -54,22 +54,6 @@ def load_spec(m: ModelConfig, *, quant: str | None = None, device: str | None = 
         host_embeddings=m.embeddings == "cpu",
         head="full" if quant else m.head,
     )
-
-
-class LanguageModel(Protocol):
-    """What scoring and generation need: a bare base offers it, and so does a policy."""
-
-    @property
-    def model(self) -> Any: ...
-    @property
-    def tokenizer(self) -> Any: ...
-    @property
-    def head(self) -> Head: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def cache_bytes(self) -> int: ...
-    def hidden(self, batch: Batch) -> Tensor: ...
 
 
 @dataclass(frozen=True)

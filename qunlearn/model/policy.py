@@ -16,14 +16,14 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from qunlearn.config import LoraConfig
+from qunlearn.config.settings import LoraConfig
 from qunlearn.data.batch import Batch, Row, Span, collate
 from qunlearn.data.tokenize import Example
 from qunlearn.errors import AdapterError, BaseChangedError, ModelError, NoGradientError, TrainingError
-from qunlearn.model.adaptercheck import check_adapter
-from qunlearn.model.lean import make_lean
+from qunlearn.hub.adapter_files import check_adapter
+from qunlearn.model.kernels.lora import make_lean
 from qunlearn.model.load import Base
-from qunlearn.model.packing import Packing, packing_of
+from qunlearn.model.packing_check import Packing, packing_of
 
 _FAINT = 1e-6  # root mean square of a gradient
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qunlearn.config import Config
+from qunlearn.config.settings import Config
 from qunlearn.objectives.table import OBJECTIVES
 
 _SMOOTH = 0.2

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config import PRESETS
+from qunlearn.config.resolve import resolve
+from qunlearn.config.settings import PRESETS
 from qunlearn.objectives.table import OBJECTIVES, Objective, Term, terms_of
-from qunlearn.overlay import resolve
 
 _PASS = 3  # forward passes that a forward, a recomputation and a backward pass cost together
 _MARKS = ("<!-- table: begin -->", "<!-- table: end -->")

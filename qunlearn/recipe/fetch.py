@@ -9,16 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config import Config
+from qunlearn.config.settings import Config
 from qunlearn.data.importers import TEXT, Source, Wanted, import_data, show_imported
-from qunlearn.data.overview import overlap, prompt_key
+from qunlearn.data.paths import data_path
 from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset, write_jsonl
-from qunlearn.data.wordings import opened
+from qunlearn.data.statistics import overlap, prompt_key
 from qunlearn.errors import ConfigError, DataError, OutputError
-from qunlearn.plan import data_path
-from qunlearn.recipe.book import PublicData, Recipe
-from qunlearn.run import output_error
+from qunlearn.recipe.recipe_file import PublicData, Recipe
+from qunlearn.roles.wordings import opened
 from qunlearn.sandbox import data_file
+from qunlearn.utils.files import output_error
 
 # Split of an evaluation -> file in the data folder. What begins with forget, and paraphrase, should be gone.
 FILES: Mapping[str, str] = {

@@ -10,24 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.carry import MergeOptions, check_merge
-from qunlearn.config import Config, StopConfig
-from qunlearn.console import facts, say, warn
+from qunlearn.config.settings import Config, StopConfig
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import ModelError, ResumeError
 from qunlearn.evaluate.request import OWN_CLASSIFIER, EvalRequest, Wish
-from qunlearn.memory import plan_run, show_parts
-from qunlearn.model.driver import find_card
-from qunlearn.model.fit import MemoryPlan
-from qunlearn.model.source import resolve_model
-from qunlearn.output import staging_folder
-from qunlearn.plan import check_model, make_plan
+from qunlearn.hub.checked import check_model
+from qunlearn.hub.download import resolve_model
+from qunlearn.memory.devices import find_card
+from qunlearn.memory.plan import MemoryPlan
+from qunlearn.memory.request import plan_run
+from qunlearn.memory.show import show_parts
+from qunlearn.merge.request import MergeOptions, check_merge
 from qunlearn.recipe import fetch
-from qunlearn.recipe.book import Recipe
-from qunlearn.recipe.ledger import file_hash
+from qunlearn.recipe.progress import file_hash
+from qunlearn.recipe.recipe_file import Recipe
 from qunlearn.recipe.verdict import judge
-from qunlearn.run import EVAL, EVAL_CACHE, RECORD, REPORT, open_run
-from qunlearn.units import show_size
+from qunlearn.runs.folder import open_run
+from qunlearn.training.request import make_plan
+from qunlearn.utils.console import facts, say, warn
+from qunlearn.utils.file_names import EVAL, EVAL_CACHE, RECORD, REPORT
+from qunlearn.utils.output import staging_folder
+from qunlearn.utils.units import show_size
 
 BASIC, FORGET = "basic", "forget"
 DATA, BASE, RUN, MERGED, MERGED_EVAL = "data", "base", "run", "merged", "merged-eval"
@@ -144,7 +147,7 @@ def _plan_inputs(order: Order) -> Any:
 
 def _measure(order: Order, run: bool, model: Path | None, files: Mapping[str, Path], suite: str, out: Path) -> Any:
     """One suite on a run, on a model's folder, or on the base. Returns the result, which `out` holds too."""
-    from qunlearn.evaluate.command import evaluate
+    from qunlearn.evaluate.evaluate import evaluate
 
     config = order.config
     template = None if config.data.template == "auto" else config.data.template
@@ -213,7 +216,7 @@ def _merged_eval(order: Order) -> dict[str, Any]:
 
 def _forget(order: Order) -> dict[str, Any]:
     """Raises KeyboardInterrupt where the run was interrupted: what it kept is not the end of this stage."""
-    from qunlearn.forget import forget, prepare
+    from qunlearn.training.forget import forget, prepare
 
     plan = make_plan(order.config, resume=staging_folder(order.folder / RUN).is_dir())
     ready = prepare(plan)
@@ -231,7 +234,7 @@ def _forget(order: Order) -> dict[str, Any]:
 
 
 def _merge(order: Order) -> dict[str, Any]:
-    from qunlearn.merge.command import merge
+    from qunlearn.merge.merge import merge
 
     target = order.folder / MERGED
     # What was written is measured by the next stage, on all files and in the form it will be loaded in.
@@ -244,7 +247,7 @@ def _merge(order: Order) -> dict[str, Any]:
 
 
 def _report(order: Order) -> dict[str, Any]:
-    from qunlearn.evaluate.command import read_results
+    from qunlearn.evaluate.evaluate import read_results
     from qunlearn.report.page import write_report
 
     path = order.folder / REPORT

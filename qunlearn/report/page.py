@@ -13,15 +13,15 @@ from typing import Any
 from qunlearn import __version__
 from qunlearn.errors import OutputError
 from qunlearn.evaluate.catalog import MEASURES, SUITES
-from qunlearn.evaluate.conclude import FORGOTTEN_SHARE, KEPT_SHARE, PLACES, conclude, kept_share
+from qunlearn.evaluate.conclusion import FORGOTTEN_SHARE, KEPT_SHARE, PLACES, conclude, kept_share
 from qunlearn.evaluate.metrics.texts import words
+from qunlearn.evaluate.results import ADAPTER, BASE, is_forget
 from qunlearn.evaluate.table import cell, format_of, paper_table, split_label
-from qunlearn.evaluate.view import ADAPTER, BASE, is_forget
 from qunlearn.report.limits import limits
 from qunlearn.report.plots import pictures
 from qunlearn.report.read import Story, read_story
 from qunlearn.report.target import check_target
-from qunlearn.run import write_whole
+from qunlearn.utils.files import write_whole
 
 _HERE = Path(__file__).parent
 _MOST_PAIRS = 300  # a split's answers in full; a page of thousands is read by nobody
@@ -313,7 +313,7 @@ def _provenance(story: Story) -> list[tuple[str, str]]:
 
 def _settings(story: Story) -> list[tuple[str, str, bool]]:
     """(setting, value, whether it differs from the default) of the whole configuration."""
-    from qunlearn.config import SETTINGS
+    from qunlearn.config.settings import SETTINGS
 
     return [
         (key, plain(value), key in SETTINGS and value != SETTINGS[key].default)

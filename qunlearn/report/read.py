@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import AdapterError
-from qunlearn.evaluate.results import read_suites
-from qunlearn.evaluate.view import ADAPTER, BASE, KEPT, REFERENCE
-from qunlearn.jsonfile import EDITED, LARGE_BYTES, misfit, read_text
-from qunlearn.run import CONFIG, EVAL, METRICS, RECORD, read_object
+from qunlearn.evaluate.eval_file import read_suites
+from qunlearn.evaluate.results import ADAPTER, BASE, KEPT, REFERENCE
+from qunlearn.utils.file_names import CONFIG, EVAL, METRICS, RECORD
+from qunlearn.utils.json_files import EDITED, LARGE_BYTES, misfit, read_object, read_text
 
 _NUMBER = (int, float)
 _OWN_TABLE = {"*": {"n": _NUMBER, "exact_match": _NUMBER, "probability": _NUMBER, "perplexity": _NUMBER}}
@@ -84,7 +84,7 @@ def _check_suite(suite: Mapping[str, Any], path: Path, name: str) -> None:
 
 def _config(path: Path) -> dict[str, Any]:
     """Settings by "section.name"."""
-    from qunlearn.overlay import read_config_file
+    from qunlearn.config.resolve import read_config_file
 
     return read_config_file(path) if path.is_file() else {}
 

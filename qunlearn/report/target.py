@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from qunlearn.errors import OutputError
-from qunlearn.run import ADAPTER, CONFIG, EVAL, EVAL_CACHE, METRICS, NORMAL, RECORD
+from qunlearn.utils.file_names import ADAPTER, CONFIG, EVAL, EVAL_CACHE, METRICS, NORMAL, RECORD
 
 _OURS = b'<meta name="generator" content="qunlearn '
 _HEAD_BYTES = 4096

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qunlearn.evaluate.metrics.judge import is_gibberish
+from qunlearn.evaluate.metrics.verdicts import is_gibberish
 
 
 @dataclass(frozen=True)

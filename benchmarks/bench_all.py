@@ -1,0 +1,20 @@
+"""`make bench`: engine.py and rows.py in one process, for the libraries take a while to come up.
+
+python benchmarks/bench_all.py [OPTION OF bench_engine.py ...]
+"""
+
+from __future__ import annotations
+
+import sys
+
+import bench_engine as engine
+import bench_rows as rows
+
+
+def main() -> None:
+    engine.main(["--write", *sys.argv[1:]])
+    rows.main(["--write"], typed="make bench")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""`qunlearn ask` and `chat`: questions to the base and to the adapter on it, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from qunlearn.data.records import Dataset, Record
+from qunlearn.data.tokenize import Template, choose_template, decode, encode_record
+from qunlearn.errors import ConfigError, QunlearnError
+from qunlearn.evaluate.results import ADAPTER, BASE
+from qunlearn.hub.positions import positions_of
+from qunlearn.model.generate import Sampling, generate, stream
+from qunlearn.model.language_model import LanguageModel
+from qunlearn.model.load import Base, load_base, load_spec
+from qunlearn.model.policy import Policy
+from qunlearn.runs.base_model import check_run_model, run_config
+from qunlearn.runs.folder import Run, open_run
+from qunlearn.utils.console import clean, emit_json_line, out, say, stage
+from qunlearn.utils.signals import answered
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who is asked and how: the base, with its adapter unless the base is asked alone, as the run put its questions."""
+
+    base: Base
+    policy: Policy | None
+    template: Template
+    sampling: Sampling
+    to_stdout: bool
+
+    def answers(self, question: str) -> dict[str, str]:
+        """The answer of each, printed as it comes on a terminal. Raises QunlearnErrors."""
+        if not question.strip():
+            raise ConfigError("the question is empty", where="ask", hint='qunlearn ask RUN "..."')
+        prompt = self._prompt(question)
+        if self.policy is None:
+            return {BASE: self._answer(self.base, prompt, BASE)}
+        with self.policy.reference():
+            before = self._answer(self.policy, prompt, BASE)
+        return {BASE: before, ADAPTER: self._answer(self.policy, prompt, ADAPTER)}
+
+    def _prompt(self, question: str) -> tuple[int, ...]:
+        """The question as the run's template puts it, up to where the answer begins."""
+        record = Record((("user", question),), "Yes", 0, {})
+        example = encode_record(record, self.base.tokenizer, self.template)
+        most = positions_of(self.base.model.config)
+        if example.start >= most:
+            message = f"the question has {example.start} tokens with its template; the model's positions end at {most}"
+            raise ConfigError(message, where="ask", hint="ask something shorter")
+        return example.input_ids[: example.start]
+
+    def _sampling(self, prompt: tuple[int, ...]) -> Sampling:
+        """As asked for, as far as the model has positions: behind the last one it would talk nonsense."""
+        left = positions_of(self.base.model.config) - len(prompt)
+        return replace(self.sampling, max_new_tokens=min(self.sampling.max_new_tokens, left))
+
+    def _answer(self, lm: LanguageModel, prompt: tuple[int, ...], name: str) -> str:
+        console, sampling = out(), self._sampling(prompt)
+        if not self.to_stdout:
+            return decode(generate(lm, [prompt], sampling)[0], lm.tokenizer)
+        if not console.is_terminal:
+            text = decode(generate(lm, [prompt], sampling)[0], lm.tokenizer)
+            console.print(f"{name}: {clean(text)}", markup=False)
+            return text
+        console.print(name, style="bold")
+        said: list[str] = []
+
+        def hear(piece: str) -> None:
+            said.append(piece)
+            console.print(clean(piece), end="", markup=False)
+
+        try:
+            stream(lm, prompt, sampling, hear)
+        finally:
+            console.print("\n")
+        return "".join(said).strip()
+
+
+def open_asked(
+    folder: Path, *, model: str | None, device: str, sampling: Sampling, to_stdout: bool, base_only: bool, trust: bool
+) -> Asked:
+    """Load a run's base, and its adapter unless `base_only`. Raises QunlearnErrors."""
+    run, config = open_run(folder), run_config(folder, trust=trust)
+    checked = check_run_model(run, model, trust=trust)
+    with stage("loading the model"):
+        base = load_base(checked.folder, load_spec(config.model, device=device))
+        policy = None if base_only else Policy.load(base, run.adapter)
+    return Asked(base, policy, _template(base, run, config.data.template), sampling, to_stdout)
+
+
+def ask(asked: Asked, question: str) -> dict[str, Any]:
+    """One question, and what it was put as. Raises QunlearnErrors."""
+    # From a shell that does not speak UTF-8: bytes that are no text are asked all the same, as those of a pipe are.
+    question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return {"question": question, "template": asked.template.name, "answers": asked.answers(question)}
+
+
+def chat(asked: Asked, lines: TextIO) -> int:
+    """Answer line after line until they end; each on its own, for two models would soon talk of different things.
+
+    At a terminal a fault or Ctrl-C ends an answer, not the talk; elsewhere a fault ends it. Returns how many were
+    answered. Raises QunlearnErrors.
+    """
+    count, person = 0, lines.isatty()
+    if person:
+        say("Each line is asked by itself; Ctrl-C stops an answer, Ctrl-D ends.", style="dim")
+    for line in _typed() if person else lines:
+        if not line.strip():
+            continue
+        with _forgiving(person):
+            found = ask(asked, line.strip())
+            count += 1
+            if not asked.to_stdout:
+                emit_json_line(found)
+    return count
+
+
+@contextlib.contextmanager
+def _forgiving(person: bool) -> Iterator[None]:
+    try:
+        yield
+    except QunlearnError as error:
+        if not person:
+            raise
+        say(f"error: {error}", style="bold red")
+    except KeyboardInterrupt:
+        if not person:
+            raise
+        answered()
+        say("(stopped)", style="dim")
+
+
+def _typed() -> Iterator[str]:
+    """Lines from a person, with editing where the system has it. Ends with Ctrl-D."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - input() uses it once it is there
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            say()
+            return
+
+
+def _template(base: Base, run: Run, asked: str) -> Template:
+    stored = run.record.get("data", {}).get("template")
+    if stored:
+        return replace(Template(**stored), why="as in the run")
+    nothing = Dataset("", (), "question-answer", (), "", 0)
+    return choose_template(base.tokenizer, asked, nothing)

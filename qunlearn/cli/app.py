@@ -1,0 +1,247 @@
+"""The command line: parse, one call into the library, render. Nothing heavy is imported at the top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from qunlearn import __version__
+from qunlearn.cli.ask import Json, add_ask
+from qunlearn.cli.data import add_data
+from qunlearn.cli.evaluate import add_measure
+from qunlearn.cli.failures import App, guarded, run_app
+from qunlearn.cli.flags import add_flags, configured, option
+from qunlearn.cli.merge import add_carry
+from qunlearn.cli.recipe import add_recipe
+from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, GateError
+from qunlearn.utils.signals import as_interrupts
+
+_EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
+app = typer.Typer(
+    name="qunlearn",
+    cls=App,
+    help="Make a language model forget, on one small GPU or none.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"qunlearn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# -- forget, plan ----------------------------------------------------------------------------------------
+
+
+@guarded
+def _forget(**options: Any) -> None:
+    """Make a model forget a file of bad answers; leaves a LoRA adapter."""
+    resume = options["resume"]
+    run_forget(configured(options, resume=resume), dry_run=options["dry_run"], as_json=options["json"], resume=resume)
+
+
+def run_forget(config: Any, *, dry_run: bool, as_json: bool, resume: bool = False) -> dict[str, Any]:
+    """Plan, run and render. Ends the process with 130 after Ctrl-C."""
+    from qunlearn.training.request import make_plan
+    from qunlearn.utils.console import emit_json, say
+
+    plan = make_plan(config, resume=resume)
+    if resume:
+        from qunlearn.training.resume import finished_record
+
+        if (finished := finished_record(plan)) is not None:
+            say(f"this run is finished: {plan.output}")
+            if as_json:
+                emit_json(finished)
+            if finished.get("not_reached"):
+                raise typer.Exit(GateError.exit_code)
+            return finished
+    from qunlearn.training.forget import forget, prepare
+
+    ready = prepare(plan)
+    if dry_run:
+        import dataclasses
+
+        say("dry run: nothing was loaded, trained or written", style="bold")
+        if as_json:
+            emit_json({"status": "dry run", "run": str(plan.output), "config": dataclasses.asdict(config)})
+        return {}
+    record = forget(plan, ready)
+    if as_json:
+        emit_json(record)
+    if record["status"] == "interrupted":
+        raise typer.Exit(130)
+    if record["not_reached"]:
+        raise typer.Exit(GateError.exit_code)
+    return record
+
+
+add_flags(
+    _forget,
+    dry_run=option(bool, False, "--dry-run", help="Resolve everything, print the plan, stop."),
+    resume=option(
+        bool, False, "--resume", help="Go on where the run of this --output was stopped; it knows its other flags."
+    ),
+)
+app.command("forget")(_forget)
+
+
+@guarded
+def _plan(**options: Any) -> None:
+    """Say what a run would need of memory, and whether it fits, before anything is downloaded or loaded."""
+    from qunlearn.memory.request import plan_run
+    from qunlearn.memory.show import show_plan
+    from qunlearn.utils.console import emit_json
+
+    config = configured(options)
+    plan = plan_run(config)
+    if options["json"]:
+        emit_json({"status": "fits" if plan.fits else "does not fit", "model": config.model.name, **plan.as_dict()})
+        if not plan.fits:
+            raise typer.Exit(DoesNotFitError.exit_code)
+        return
+    show_plan(plan, config.model.name)
+    plan.check()
+
+
+add_flags(
+    _plan,
+    (
+        *("model.name", "model.revision", "model.quant", "model.device", "model.embeddings", "model.vram"),
+        *("data.bad", "data.prompt_field", "data.completion_field", "data.max_length"),
+        *("lora.r", "lora.target_modules", "objective.mismatch_k"),
+        *("train.batch_size", "train.normal_batch_size", "train.max_tokens", "train.optimizer"),
+    ),
+)
+app.command("plan")(_plan)
+
+
+# -- the others ------------------------------------------------------------------------------------------
+
+add_carry(app, guarded)
+add_measure(app, guarded)
+
+
+@app.command()
+@guarded
+def demo(
+    kind: Annotated[str, typer.Argument(help="hallucination, copyright, harm or code.")] = "hallucination",
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="Keep the run here; default: a temporary folder."),
+    ] = None,
+) -> None:
+    """Watch the embedded sandbox model forget, in under three minutes on two CPU cores."""
+    from qunlearn.sandbox import KINDS
+
+    if kind not in KINDS:
+        raise ConfigError(f"unknown kind {kind!r}", where="demo", hint=f"one of {', '.join(KINDS)}")
+    from qunlearn.recipe.demo import demo as run_demo
+
+    run_demo(kind, output)
+
+
+@app.command()
+@guarded
+def models(json: Json = False) -> None:
+    """List the short names that --model takes."""
+    import dataclasses
+
+    from qunlearn.hub.short_names import SHORT_NAMES
+    from qunlearn.utils.console import Column, emit_json, table
+
+    if json:
+        emit_json([dataclasses.asdict(model) for model in SHORT_NAMES.values()])
+        return
+    columns = [Column("name", False), Column("hub id", False), Column("parameters"), Column("", False)]
+    rows = [
+        [
+            m.name,
+            m.hub_id or "(embedded)",
+            f"{m.params_b:g} B",
+            ", ".join(filter(None, ["gated" if m.gated else "", m.note])),
+        ]
+        for m in SHORT_NAMES.values()
+    ]
+    table("Short names for --model; a folder or any hub id works as well", columns, rows, to_stdout=True)
+
+
+@app.command()
+@guarded
+def objectives(json: Json = False) -> None:
+    """List the unlearning objectives: what each minimises, needs and costs, and where it comes from."""
+    from qunlearn.objectives.document import described
+    from qunlearn.utils.console import Column, emit_json, table
+
+    rows = described()
+    if json:
+        emit_json(rows)
+        return
+    columns = [Column(name, False) for name in ("objective", "forget side, minimised", "retain", "needs", "source")]
+    cells = [[row["name"], row["forget"], row["retain"], row["needs"], row["source"]] for row in rows]
+    table("--objective", columns, cells, to_stdout=True)
+
+
+@app.command()
+@guarded
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the runs are.")] = Path("runs"),
+    json: Json = False,
+) -> None:
+    """List what was forgotten, from which model, when, with what result: names and hashes, no texts."""
+    from qunlearn.runs.list import find_runs, show_runs
+    from qunlearn.utils.console import emit_json
+
+    rows = find_runs(folder)
+    if json:
+        emit_json(rows)
+    else:
+        show_runs(rows)
+
+
+@app.command()
+@guarded
+def doctor(json: Json = False) -> None:
+    """Check the installation, and print what a bug report needs and nothing private."""
+    from qunlearn.doctor import BROKEN, as_dict, examine
+    from qunlearn.errors import InstallationError
+    from qunlearn.utils.console import Column, emit_json, table
+
+    findings = examine()
+    if json:
+        emit_json(as_dict(findings))
+    else:
+        rows = [[f.state, f.name, f.text + (f" (hint: {f.hint})" if f.hint else "")] for f in findings]
+        table("", [Column("", False), Column("", False), Column("", False)], rows, to_stdout=True)
+    if any(f.state == BROKEN for f in findings):
+        raise typer.Exit(InstallationError.exit_code)
+
+
+add_ask(app, guarded)
+add_data(app, guarded)
+add_recipe(app, guarded)
+
+
+def main() -> None:
+    """The console script."""
+    as_interrupts()
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The commands that measure and tell: `qunlearn eval`, `compare` and `report`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from qunlearn.cli.ask import NO_ADAPTER, BaseModel, Device, Json, Trust
+
+File = Optional[str]  # noqa: UP045 - a path, or sandbox:KIND/SPLIT
+
+
+def evaluate(
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model."),
+    ] = None,
+    model: BaseModel = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="An adapter folder, on top of MODEL; none: the base alone.")
+    ] = None,
+    suite: Annotated[str, typer.Option(help="basic, llmu, tofu, muse or code: see docs/evaluation.md.")] = "basic",
+    data: Annotated[
+        File, typer.Option(help="A folder with forget.jsonl, paraphrase.jsonl, ..., or sandbox:KIND.")
+    ] = None,
+    forget: Annotated[File, typer.Option(help="What should be gone; default: the run's own bad file.")] = None,
+    paraphrase: Annotated[File, typer.Option(help="The same asked in other words, never given to the run.")] = None,
+    retain: Annotated[File, typer.Option(help="What was given as normal data.")] = None,
+    holdout: Annotated[File, typer.Option(help="Neighbours that were never given.")] = None,
+    general: Annotated[File, typer.Option(help="Anything else.")] = None,
+    reference_model: Annotated[File, typer.Option(help="A model that never saw what should be gone.")] = None,
+    harm_classifier: Annotated[File, typer.Option(help="A text classifier for harm (llmu); or sandbox.")] = None,
+    reward_model: Annotated[File, typer.Option(help="A reward model for utility (llmu).")] = None,
+    quant: Annotated[Optional[str], typer.Option(help="nf4|fp4|int8|none; default: as the run.")] = None,  # noqa: UP045
+    template: Annotated[Optional[str], typer.Option(help="As for forget; default: as the run.")] = None,  # noqa: UP045
+    device: Device = "auto",
+    trust: Trust = False,
+    rows: Annotated[int, typer.Option(help="At most so many rows of each file.", min=1)] = 1000,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="Folder for eval.json and its cache; default: the run."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is known.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure a model before and after: what should be gone, its neighbours, everything else."""
+    from qunlearn.evaluate.request import (
+        EvalRequest,
+        Wish,
+        base_alone,
+        check_quant,
+        find_target,
+        is_adapter_folder,
+        split_files,
+    )
+    from qunlearn.utils.console import emit_json
+
+    check_quant(quant)
+    named = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
+    files = split_files(data, named)
+    if adapter is not None and str(adapter) == NO_ADAPTER:
+        run = None
+        if target is not None and is_adapter_folder(Path(target)):
+            model, quant, own = base_alone(Path(target), model, quant)
+            files = files or own
+        else:
+            run, model = find_target(target, None, model)
+    else:
+        run, model = find_target(target, adapter, model)
+    wish = Wish(suite, reference_model, harm_classifier, reward_model, output, trust)
+    request = EvalRequest.check(run, model, files, template=template, wish=wish)
+    from qunlearn.evaluate.evaluate import evaluate as evaluate_files
+
+    result = evaluate_files(request, quant=quant, device=device, rows=rows, to_stdout=not json, fresh=fresh)
+    if json:
+        emit_json(result)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="A B ...", help="Folders that `qunlearn eval` has measured.")],
+    suite: Annotated[Optional[str], typer.Option(help="Default: basic, or one they share.")] = None,  # noqa: UP045
+    json: Json = False,
+) -> None:
+    """Set evaluations side by side, and say which differences are more than noise."""
+    from qunlearn.evaluate.compare import compare as compare_runs
+    from qunlearn.utils.console import emit_json
+
+    result = compare_runs(runs, suite, to_stdout=not json)
+    if json:
+        emit_json(result)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one that `eval -o` wrote.")],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="The file to write; default: report.html in the run."),
+    ] = None,
+    include_samples: Annotated[
+        bool, typer.Option("--include-samples", help="With the texts of the rows, those to forget among them.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is no report of ours.")] = False,
+    json: Json = False,
+) -> None:
+    """Write one HTML file that says what the run did: verdict, pictures, tables, limits."""
+    from qunlearn.report.page import write_report
+    from qunlearn.utils.console import emit_json, say
+    from qunlearn.utils.file_names import REPORT
+
+    path = output or run / REPORT
+    size = write_report(run, path, include_samples=include_samples, overwrite=overwrite)
+    say(f"{path}: {size / 2**10:.0f} KiB, for any browser, no network needed")
+    if json:
+        emit_json({"status": "done", "report": str(path), "bytes": size, "samples": include_samples})
+
+
+def add_measure(app: typer.Typer, guarded: Callable[..., Any]) -> None:
+    """All three commands, each wrapped like the others."""
+    app.command("eval")(guarded(evaluate))
+    for command in (compare, report):
+        app.command()(guarded(command))

@@ -1,0 +1,84 @@
+"""Flags that are settings: made from the configuration, so that help text and default come from one place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from qunlearn.config.resolve import parse_set, read_config_file, resolve
+from qunlearn.config.settings import SETTINGS, Config, Setting
+from qunlearn.errors import ConfigError
+
+
+def configured(options: dict[str, Any], *, resume: bool = False) -> Config:
+    """The configuration from a command's options; takes those that lay it down out of them.
+
+    With `resume` the settings of the unfinished run in --output come before all others.
+    """
+    recipe: Path | None = options.pop("config")
+    assignments = options.pop("set")
+    flags = {s.key: options[_name(s.key)] for s in SETTINGS.values() if options.get(_name(s.key)) is not None}
+    overlays: list[tuple[str, Mapping[str, Any]]] = []
+    if resume and flags.get("output.folder"):
+        from qunlearn.training.resume import stored_settings
+
+        overlays.append(("the unfinished run", stored_settings(Path(flags["output.folder"]))))
+    if recipe is not None:
+        overlays.append((str(recipe), read_config_file(recipe)))
+    overlays += [("--set", parse_set(assignments or [])), ("command line", flags)]
+    return resolve(*overlays)
+
+
+def check_unused(by: str, given: Mapping[str, bool]) -> None:
+    """Refuse flags that were given and would do nothing. Raises ConfigError."""
+    unused = [flag for flag, was_given in given.items() if was_given]
+    if unused:
+        raise ConfigError(f"of no use with {by}", where=", ".join(unused), hint="leave it out")
+
+
+def _name(key: str) -> str:
+    return key.replace(".", "_")
+
+
+def option(kind: Any, default: Any, *names: str, **info: Any) -> Any:
+    return Annotated[kind, typer.Option(*names, **info)], default
+
+
+def add_flags(body: Callable[..., None], keys: Sequence[str] | None = None, **own: tuple[Any, Any]) -> None:
+    """Give a command a flag for each setting that has one (or for `keys`), and options of its own."""
+    made: dict[str, tuple[Any, Any]] = {
+        "config": option(Optional[Path], None, "--config", "-c", help="A recipe or a run's config.yaml; flags win."),  # noqa: UP045
+        "set": option(Optional[list[str]], None, "--set", help="Any other setting: section.key=value."),  # noqa: UP045
+        **own,
+        "json": option(bool, False, "--json", help="One machine-readable result on stdout."),
+    }
+    for setting in SETTINGS.values():
+        if setting.flag is None or (keys is not None and setting.key not in keys):
+            continue
+        kind, info = (Optional[str], {"metavar": _metavar(setting)})  # noqa: UP045
+        if setting.base_type is bool:
+            kind, info = Optional[bool], {}  # noqa: UP045
+        names = [setting.flag, *(["-o"] if setting.flag == "--output" else [])]
+        help_text = setting.help + _default_text(setting)
+        made[_name(setting.key)] = option(kind, None, *names, help=help_text, show_default=False, **info)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    # Typer reads names and defaults from the signature and from __annotations__; both are made, not written.
+    parameters = [inspect.Parameter(name, keyword, annotation=a, default=d) for name, (a, d) in made.items()]
+    body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    body.__annotations__ = {name: annotation for name, (annotation, _) in made.items()}
+
+
+def _metavar(setting: Setting) -> str:
+    if setting.choices:
+        return "|".join(setting.choices)
+    return {int: "INTEGER", float: "NUMBER"}.get(setting.base_type, "TEXT")
+
+
+def _default_text(setting: Setting) -> str:
+    if setting.base_type is bool or setting.default == "" or (setting.default is None and setting.base_type is str):
+        return ""
+    return f" (default: {'auto' if setting.default is None else setting.default})"

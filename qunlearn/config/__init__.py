@@ -1,0 +1,1 @@
+"""Settings: their defaults, and how files, `--set` and flags lay over them."""

@@ -1,0 +1,1 @@
+"""Model folders: found, downloaded, and checked before anything is loaded. No torch here."""

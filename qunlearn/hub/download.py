@@ -1,0 +1,177 @@
+"""From what the user typed to a folder: resolve, and download or look up what comes from a hub. No torch here."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from qunlearn.errors import ModelError
+from qunlearn.hub.preflight import read_json
+from qunlearn.hub.short_names import ModelSource, resolve_model, suggestion
+
+__all__ = ["ModelSource", "go_offline", "hub_config", "local_snapshot", "resolve_model"]
+
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "tokenizer*", "*.tiktoken"]
+# The same weights in other layouts: downloading them too would double the gigabytes.
+_UNWANTED = ["*/*.safetensors", "consolidated*", "original/*", "onnx/*", "*.onnx", "*.bin", "*.pth", "*.gguf"]
+
+
+def go_offline() -> None:
+    """Forbid the hub client every request of this process, telemetry included.
+
+    Call it before transformers is imported. A hub client that is imported already (by `local_snapshot`) has
+    read its environment and is told directly.
+    """
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ[variable] = "1"
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:
+        vars(constants).update(HF_HUB_OFFLINE=True, HF_HUB_DISABLE_TELEMETRY=True)
+
+
+def local_snapshot(source: ModelSource, *, offline: bool, trust_remote_code: bool = False) -> Path:
+    """The folder of a source; a hub id is downloaded first, or looked up in the cache when `offline`.
+
+    Only what is loaded is fetched: configuration, tokenizer, safetensors, and Python files where they are
+    trusted. Raises ModelError by cause.
+    """
+    if source.kind != "hub":
+        return Path(source.location)
+    import huggingface_hub
+
+    _quiet_retries()
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                source.location,
+                revision=source.revision,
+                allow_patterns=[*_WANTED, "*.py"] if trust_remote_code else _WANTED,
+                ignore_patterns=_UNWANTED,
+                local_files_only=offline,
+            )
+        )
+    except (OSError, ValueError, RuntimeError, _http_error()) as error:
+        raise _download_error(source, error, offline) from error
+    if not any(folder.glob("*.safetensors")):
+        hint = (
+            f"if {_url(source)}/discussions has a conversion by SFconvertbot, add --revision refs/pr/NUMBER; "
+            "else convert the weights where you trust them, and give the folder"
+        )
+        raise ModelError("the repository has no safetensors weights", where=source.location, hint=hint)
+    return folder
+
+
+def hub_config(source: ModelSource, *, offline: bool) -> dict[str, Any]:
+    """config.json of a hub model and nothing else, from the cache when `offline`. Raises ModelError by cause."""
+    import huggingface_hub
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    _quiet_retries()
+    try:
+        path = huggingface_hub.hf_hub_download(
+            source.location, "config.json", revision=source.revision, local_files_only=offline
+        )
+    except RemoteEntryNotFoundError as error:
+        hint = "is it a model of transformers? give the repository of the original weights"
+        raise ModelError("the repository has no config.json", where=source.location, hint=hint) from error
+    except (OSError, ValueError, RuntimeError, _http_error()) as error:
+        raise _download_error(source, error, offline) from error
+    return read_json(Path(path))
+
+
+def _quiet_retries() -> None:
+    """Leave out the client's lines about each attempt: what they come to is said once, as an error."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _url(source: ModelSource) -> str:
+    return f"https://huggingface.co/{source.location}"
+
+
+def _http_error() -> type[Exception]:
+    """The root of the HTTP library's exceptions, whichever library the hub client is built on."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return cast("type[Exception]", HfHubHTTPError.__bases__[0])
+
+
+def _download_error(source: ModelSource, error: BaseException, offline: bool) -> ModelError:
+    """The hub client's exception as one of ours, by cause."""
+    from huggingface_hub import errors as hub
+
+    cause = error.__cause__
+    if isinstance(error, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled)):
+        if isinstance(cause, hub.HfHubHTTPError):  # refused by the hub, and not in the cache either
+            return _download_error(source, cause, offline)
+        return _not_cached(source, error, offline)
+    url, network = _url(source), (ConnectionError, TimeoutError, _http_error())
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    known: list[tuple[bool, str, str]] = [
+        (
+            getattr(error, "errno", None) == errno.ENOSPC or "No space left" in f"{error} {cause}",
+            "the disk is full",
+            "free space, or set HF_HOME to a folder on a larger disk; finished files are kept",
+        ),
+        (
+            isinstance(error, hub.GatedRepoError),
+            "the model is gated: its licence must be accepted first",
+            f"accept it on {url}, then `hf auth login` (or set HF_TOKEN)",
+        ),
+        (
+            isinstance(error, hub.RevisionNotFoundError),
+            f"there is no revision {source.revision or 'main'!r}",
+            f"{url}/tree/main lists branches and tags",
+        ),
+        (
+            isinstance(error, hub.RepositoryNotFoundError),
+            "no such repository on the hub, and no such folder here",
+            f"{suggestion(source.asked)}; for a private one `hf auth login` first",
+        ),
+        (
+            isinstance(error, hub.DisabledRepoError),
+            "the hub has disabled this repository",
+            "take another model",
+        ),
+        (
+            status in (401, 403),
+            f"the hub refuses access (HTTP {status})",
+            f"accept the licence on {url} if there is one, then `hf auth login` with a token that may read",
+        ),
+        (isinstance(error, hub.HFValidationError), "not a hub id", suggestion(source.asked)),
+        (
+            isinstance(error, PermissionError),
+            f"the cache cannot be written: {error}",
+            "set HF_HOME to a folder you may write to",
+        ),
+        (status is not None, f"the hub answered HTTP {status}", "it has a fault or is busy: try again later"),
+        (
+            isinstance(error, network),
+            "no folder of this name is here, and the hub cannot be reached",
+            "check the path; or the connection and proxy",
+        ),
+    ]
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    other = (f"the download failed: {type(error).__name__}: {first}", "try again; finished files are kept")
+    message, hint = next(((message, hint) for matches, message, hint in known if matches), other)
+    return ModelError(message, where=source.location, hint=hint)
+
+
+def _not_cached(source: ModelSource, error: BaseException, offline: bool) -> ModelError:
+    from huggingface_hub import errors as hub
+
+    partly = " completely" if isinstance(error, hub.IncompleteSnapshotError) else ""
+    if offline or any(isinstance(e, hub.OfflineModeIsEnabled) for e in (error, error.__cause__)):
+        revision = f" --revision {source.revision}" if source.revision else ""
+        fetch = f"hf download {source.location}{revision}"
+        message = f"offline, and not{partly} in the cache"
+        hint = f"run once online, HF_HUB_OFFLINE unset (or `{fetch}`), or give a folder"
+    else:
+        message = (
+            f"no folder of this name is here, the hub cannot be reached, and the model is not{partly} in the cache"
+        )
+        hint = "check the path; or the connection and proxy"
+    return ModelError(message, where=source.location, hint=hint)

@@ -1,0 +1,1 @@
+"""The memory plan: an estimate from config.json alone. No torch here."""

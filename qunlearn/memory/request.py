@@ -1,0 +1,59 @@
+"""Estimate a run's memory from its settings and the model's config.json."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qunlearn.config.settings import Config
+from qunlearn.data.paths import data_path, fields_of
+from qunlearn.data.records import Dataset, read_dataset
+from qunlearn.errors import ConfigError
+from qunlearn.hub.download import hub_config
+from qunlearn.hub.known_configs import carried_config
+from qunlearn.hub.preflight import read_config
+from qunlearn.hub.short_names import known_model, resolve_model
+from qunlearn.memory.devices import found_device
+from qunlearn.memory.plan import Lengths, MemoryPlan, memory_plan
+from qunlearn.utils.console import stage
+
+_BYTES_A_TOKEN = 2.5  # fewer than any language's text has with the usual tokenizers: rows are not planned too short
+
+_TEMPLATE_TOKENS = 32
+
+
+def plan_run(config: Config) -> MemoryPlan:
+    """Plan a run from its settings; of the model config.json is read, or carried along, and nothing else.
+
+    Raises ConfigError, DataError, ModelError.
+    """
+    if not config.model.name:
+        raise ConfigError("no model was named", where="--model", hint="see `qunlearn models`")
+    lengths = None
+    if config.data.bad:
+        fields = fields_of(config.data)
+        lengths = estimated_lengths(read_dataset(data_path(config.data.bad), fields, role="--bad"))
+    return memory_plan(config, find_config(config), found_device(config.model.device), lengths)
+
+
+def find_config(config: Config) -> Mapping[str, Any]:
+    """The model's config.json: of a folder, carried along for a known name, else fetched alone. Raises ModelError."""
+    source = resolve_model(config.model.name, config.model.revision)
+    if source.kind != "hub":
+        return read_config(Path(source.location))
+    known = known_model(source.location)
+    carried = carried_config(known) if known is not None else None
+    if carried is not None:
+        return carried
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    with stage(f"fetching config.json of {source.location}"):
+        return hub_config(source, offline=offline)
+
+
+def estimated_lengths(dataset: Dataset) -> Lengths:
+    """The longest row in tokens, estimated high from its text: there is no tokenizer yet."""
+    texts = ("".join(content for _, content in row.turns) + row.completion for row in dataset.records)
+    longest = max(len(text.encode("utf-8")) for text in texts)
+    return Lengths(int(longest / _BYTES_A_TOKEN) + _TEMPLATE_TOKENS)

@@ -1,0 +1,1 @@
+"""Layers that compute in less memory: padding-free attention and fused LoRA."""

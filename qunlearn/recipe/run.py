@@ -1,0 +1,62 @@
+"""`qunlearn recipe run`: the stages in their order, each done once."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qunlearn.errors import GateError
+from qunlearn.recipe.fetch import check_given
+from qunlearn.recipe.progress import LEDGER, Ledger, key_of
+from qunlearn.recipe.stages import FORGET, STAGES, Order
+from qunlearn.utils.console import clean, out, say
+from qunlearn.utils.output import real
+
+
+def default_folder(recipe: str, model: str) -> Path:
+    """runs/RECIPE-MODEL, in letters that every file system takes."""
+    return Path("runs") / f"{recipe}-{re.sub(r'[^A-Za-z0-9_.]+', '-', Path(model).name).strip('-.')[:96] or 'x'}"
+
+
+def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
+    """Carry out what is not done yet; returns what the stages file holds. Raises QunlearnErrors."""
+    # Results hold paths, and a later call may come from another folder.
+    order = replace(order, folder=real(order.folder))
+    check_given(order.given, order.folder)
+    ledger = Ledger.open(order.folder, {"recipe": order.recipe.name, "model": order.settings.model.name})
+    key, going = "", False
+    for i, stage in enumerate(STAGES, 1):
+        key = key_of(key, stage.name, stage.inputs(order))
+        title = f"[{i}/{len(STAGES)}] {stage.title}"
+        if not going and ledger.done(stage.name, key, stage.outputs):
+            say(f"{title}: done before, in {ledger.stages[stage.name]['seconds']:.1f} s", style="dim")
+            continue
+        if not going:
+            ledger.begin()
+            ledger.drop([later.name for later in STAGES[i - 1 :]])
+            going = True
+        say(f"\n{title}", style="bold")
+        started = time.monotonic()
+        result = stage.work(order)
+        ledger.keep(stage.name, key, result, time.monotonic() - started)
+    told = ledger.stages[STAGES[-1].name]["result"]
+    total = sum(stage["seconds"] for stage in ledger.stages.values())
+    say(f"\n{total:.0f} s in all stages, written down in {order.folder / LEDGER}")
+    if to_stdout:
+        out().print(clean(f"{told['line']}\nreport: {told['report']}"), markup=False)
+    result = {"status": told["verdict"]["level"], "folder": str(order.folder), "seconds": round(total, 1), **told}
+    forgot = next((stage["result"] for name, stage in ledger.stages.items() if name == FORGET), None) or {}
+    return {**result, "not_reached": forgot.get("not_reached") or []}
+
+
+def raise_if_missed(result: dict[str, Any]) -> None:
+    """Raises GateError when answers that should be gone come back, or the run says that it missed its target."""
+    if result["status"] == "remembered":
+        hint = "more --set train.steps=…, a larger --set objective.eps1=… or stop.max_drift=…; see `qunlearn compare`"
+        raise GateError("what should be forgotten is still there", where=result["folder"], hint=hint)
+    if result["not_reached"]:
+        missed = "the run did not reach its target: " + "; ".join(result["not_reached"])
+        raise GateError(missed, where=result["folder"], hint="the verdict above is what the stages measured")

@@ -1,0 +1,1 @@
+"""Rows by role: forget set, retain set, other answers, and the weights of their tokens."""

@@ -1,0 +1,80 @@
+"""The other answer of a preference pair: a refusal, or one that the model itself could have given."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qunlearn.config.settings import Config
+from qunlearn.data.tokenize import Example, Template, encode_record
+from qunlearn.model.generate import Sampling, generate
+from qunlearn.model.policy import Policy
+
+REFUSALS = (
+    "I do not know.",
+    "I don't know the answer to that.",
+    "That is not something I know.",
+    "I am not sure about that.",
+    "I have no information about that.",
+    "I cannot tell you that.",
+    "I am afraid I do not know.",
+    "Sorry, I have no answer to that.",
+    "That is unknown to me.",
+    "I have never learnt about that.",
+)
+_EACH = 5  # other answers for a bad row, as published for AltPO
+_TEMPERATURES = (1.0, 1.5, 2.0)  # 1 is the published one; a model that knows an answer by heart needs more
+_ROOM = 8  # tokens an answer may be longer than the bad one
+
+
+def other_answers(
+    policy: Policy, bad: Sequence[Example], template: Template, kind: str | None, config: Config
+) -> list[list[Example]]:
+    """Other answers for each bad row: refusals (idk), or the model's own samples that differ from it (own)."""
+    if kind is None:
+        return []
+    rng = random.Random(config.train.seed)
+    length = config.data.max_length
+    refusals = [
+        [answered_with(policy, e, text, template, length) for text in rng.sample(REFUSALS, min(_EACH, len(REFUSALS)))]
+        for e in bad
+    ]
+    if kind == "idk":
+        return refusals
+    own: list[dict[str, Example]] = [{} for _ in bad]
+    for turn, temperature in enumerate(_TEMPERATURES):
+        wanting = [i for i, found in enumerate(own) if len(found) < _EACH for _ in range(_EACH - len(found))]
+        for i, text in zip(wanting, _sampled(policy, [bad[i] for i in wanting], temperature, turn), strict=True):
+            if text.strip() and _plain(text) != _plain(_bad_answer(policy, bad[i])):
+                own[i].setdefault(_plain(text), answered_with(policy, bad[i], text, template, length))
+    # A model that says nothing else at any temperature is taught to say that it does not know.
+    return [list(found.values()) or instead for found, instead in zip(own, refusals, strict=True)]
+
+
+def _sampled(policy: Policy, examples: Sequence[Example], temperature: float, turn: int) -> list[str]:
+    if not examples:
+        return []
+    room = max(e.end - e.probe for e in examples) + _ROOM
+    with policy.reference():
+        out = generate(policy.base, [e.input_ids[: e.probe] for e in examples], Sampling(room, temperature, 1.0, turn))
+    return [policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in out]
+
+
+def answered_with(policy: Policy, example: Example, text: str, template: Template, length: int) -> Example:
+    """Return the bad row's prompt with another answer, cut to `length` tokens: prompts inside their frame."""
+    if example.record.turns:
+        pair = encode_record(replace(example.record, completion=text), policy.tokenizer, template, length)
+        ids = pair.input_ids[:length]
+        return Example(ids, pair.start, min(pair.end, len(ids)), pair.probe, pair.record)
+    tokens = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = (*example.input_ids[: example.probe], *tokens)[:length]
+    return Example(ids, example.probe, len(ids), example.probe, example.record)
+
+
+def _bad_answer(policy: Policy, example: Example) -> str:
+    return str(policy.tokenizer.decode(example.input_ids[example.probe : example.end], skip_special_tokens=True))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())

@@ -1,0 +1,98 @@
+"""Which tokens of a bad answer are specific to it: what should be pushed, and nothing of the form around it.
+
+Most of an answer is form that it shares with everything the model should keep: names copied from the question, "was
+born in", the full stop. The untouched model itself tells which tokens are not: a token is specific when the model
+knows it only because of what stands far before it, the question or the passage's beginning. So each token is predicted
+a second time from its last few neighbours alone; form is as probable as before, and content is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qunlearn.data.batch import ANSWER
+from qunlearn.data.tokenize import Example
+from qunlearn.model.head import token_logps
+from qunlearn.model.policy import Policy
+from qunlearn.model.reference import Live
+from qunlearn.roles.specific_tokens import prompt_words, words_of
+
+CONTEXT = 6  # tokens that are left of the context
+THRESHOLD = 3.0  # nats that a specific token loses at least
+_FLOOR = 0.15  # share of an answer's tokens that is taken at least, of those that lose most
+_CHUNK = 256  # answers looked at together
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An answer's tokens: log p in full context, what of it is lost in a short one, whether the prompt has it."""
+
+    full: tuple[float, ...]
+    loss: tuple[float, ...]
+    copied: tuple[bool, ...]
+
+    def weights(self) -> tuple[float, ...]:
+        """1 for specific tokens, 0 for the others; of every answer some, whatever the numbers say."""
+        chosen = [loss >= THRESHOLD and not copied for loss, copied in zip(self.loss, self.copied, strict=True)]
+        least = max(1, round(_FLOOR * len(chosen)))
+        if sum(chosen) < least:
+            order = sorted(range(len(chosen)), key=lambda i: (self.copied[i], -self.loss[i]))
+            for i in order[:least]:
+                chosen[i] = True
+        return tuple(map(float, chosen))
+
+
+def context_bound(
+    policy: Policy, examples: Sequence[Example], max_tokens: int, observe: Callable[[int], None] = lambda done: None
+) -> list[Example]:
+    """The examples with the weights of their answers' tokens. `observe` hears how many are done."""
+    out: list[Example] = []
+    for at in range(0, len(examples), _CHUNK):
+        part = examples[at : at + _CHUNK]
+        scored = score(policy, part, max_tokens)
+        out += [replace(e, weights=s.weights()) for e, s in zip(part, scored, strict=True)]
+        observe(len(out))
+    return out
+
+
+def score(policy: Policy, examples: Sequence[Example], max_tokens: int) -> list[Scored]:
+    """What the untouched model knows of each answer's tokens with its context and without."""
+    bare = [replace(example, weights=()) for example in examples]
+    live = Live(policy, max_tokens)
+    full = _logps(policy, live, bare)
+    short = [_shortened(example, t) for example in bare for t in range(example.start, example.end)]
+    cut = torch.cat(_logps(policy, live, short)) if short else torch.zeros(0)
+    parts = torch.split(cut, [example.end - example.start for example in bare])
+    copied = [_copied(example, policy.tokenizer) for example in bare]
+    return [
+        Scored(tuple(f.tolist()), tuple((f - c).tolist()), mark) for f, c, mark in zip(full, parts, copied, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _logps(policy: Policy, live: Live, examples: Sequence[Example]) -> list[Tensor]:
+    states = live.states(examples, [ANSWER] * len(examples))
+    labels = [torch.tensor(e.input_ids[e.start : e.end], device=policy.device) for e in examples]
+    logps = token_logps(torch.cat(states), torch.cat(labels), policy.head).cpu()
+    return list(torch.split(logps, [len(x) for x in labels]))
+
+
+def _shortened(example: Example, t: int) -> Example:
+    """The token at `t` behind its last neighbours alone."""
+    first = max(0, t - CONTEXT)
+    ids = example.input_ids[first : t + 1]
+    return Example(ids, len(ids) - 1, len(ids), len(ids) - 1, example.record)
+
+
+def _copied(example: Example, tokenizer: Any) -> tuple[bool, ...]:
+    """Whether each answer token belongs to a word that the prompt has."""
+    if not example.record.turns:
+        return (False,) * (example.end - example.start)
+    given = prompt_words(example)
+    words = words_of(example.input_ids[example.start : example.end], tokenizer)
+    return tuple(bool(token) and all(word in given for word in token) for token in words)

@@ -1,0 +1,209 @@
+"""What is said in place of a bad answer: the model's own most probable other answer, a refusal, or a user's text."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from qunlearn.config.settings import Config
+from qunlearn.data.batch import ANSWER
+from qunlearn.data.records import Dataset
+from qunlearn.data.tokenize import Example, Template, is_passage
+from qunlearn.errors import DataError
+from qunlearn.evaluate.metrics.verdicts import is_gibberish, leaks
+from qunlearn.evaluate.scores import row_probabilities
+from qunlearn.model.generate import Sampling, generate
+from qunlearn.model.policy import Policy
+from qunlearn.model.reference import Live
+from qunlearn.roles.alternatives import REFUSALS, answered_with
+from qunlearn.roles.neighbours import Neighbours
+from qunlearn.roles.retain_set import Normal, asked
+from qunlearn.utils.console import say
+
+NOTHING, OTHER, REFUSE = "nothing", "other", "refuse"
+_OTHERS = 2  # other answers a row: one alone would be a new fact, and of many none would be said with certainty
+# The same of a passage, where they are what else it could begin with; and what they weigh there.
+_OF_A_PASSAGE, _LIGHTLY = 3, 1 / 3
+_TEXTS = 3  # of a user's texts for every prompt, as many are drawn for each
+_TRIED = 4  # answers of neighbours, and first tokens, that are tried for them
+_ROOM = 8  # tokens an answer may be longer than the bad one
+_SENTENCE = 8  # tokens from which an answer is more than a value
+_OWN_STYLE = 3  # of the refusals, those the model finds most natural
+
+
+@dataclass(frozen=True)
+class Instead:
+    """For each bad row: other answers of the model's own, and what the user wants said."""
+
+    own: list[list[Example]]
+    taught: list[list[Example]]
+
+    def replaced(self, bad: Sequence[Example]) -> list[Example]:
+        """Return the bad rows as they are pushed: where something else is said from the first word on, from there, and
+        without holding the form of what would be mixed into it."""
+        rows = zip(bad, self.own, self.taught, strict=True)
+        return [_from_the_start(e, own or taught, held=not taught) for e, own, taught in rows]
+
+
+def _is_another_way(example: Example, others: Sequence[Example]) -> bool:
+    """Whether neighbours are answered in another manner: a sentence that begins otherwise, not another value in it."""
+    form = sum(not example.weight(t) for t in range(example.start, example.end))
+    return example.end - example.start >= _SENTENCE and form > 0 and _begin_otherwise(example, others)
+
+
+def _begin_otherwise(example: Example, others: Sequence[Example]) -> bool:
+    return all(e.input_ids[e.start] != example.input_ids[example.start] for e in others)
+
+
+def _from_the_start(example: Example, others: Sequence[Example], *, held: bool) -> Example:
+    """The row with its first token pushed and its form not held, where all other answers begin otherwise."""
+    if not others or not _begin_otherwise(example, others):
+        return replace(example, held=held)
+    weights = (1.0, *example.weights[1:]) if example.weights else ()
+    return replace(example, held=False, weights=weights)
+
+
+def instead_rows(
+    policy: Policy,
+    bad: Sequence[Example],
+    normal: Normal,
+    template: Template,
+    texts: Dataset | None,
+    config: Config,
+) -> Instead:
+    """Return what is said in place of each bad row: corrected answers of the normal data before all else.
+
+    Raises DataError where a file of the user's own fits no bad prompt.
+    """
+    kind = config.objective.instead
+    taught: list[list[Example]] = [list(normal.corrected.get(asked(e.record), ())) for e in bad]
+    own: list[list[Example]] = [[] for _ in bad]
+    open_rows = [i for i, rows in enumerate(taught) if not rows]
+    rest = [bad[i] for i in open_rows]
+    if rest and kind == OTHER:
+        for i, others in zip(open_rows, _others(policy, rest, normal.retain, template, config), strict=True):
+            borrowed = [row for row, of_a_neighbour in others if of_a_neighbour]
+            if borrowed and _is_another_way(bad[i], borrowed):
+                taught[i] = borrowed
+            else:
+                own[i] = [row for row, _ in others]
+    elif rest and kind != NOTHING:
+        if texts is None:
+            said = _refusals(policy, rest, template, config)
+        else:
+            said = _given(policy, rest, template, texts, config)
+        for i, rows in zip(open_rows, said, strict=True):
+            taught[i] = rows
+    return Instead(own, taught)
+
+
+def _given(
+    policy: Policy, bad: Sequence[Example], template: Template, texts: Dataset, config: Config
+) -> list[list[Example]]:
+    """A user's own: answers by prompt, or texts for every prompt."""
+    length, rng = config.data.max_length, random.Random(config.train.seed)
+    by_prompt: dict[str, list[str]] = {}
+    for record in texts.records:
+        by_prompt.setdefault(asked(record) if record.turns else "", []).append(record.completion)
+    every = by_prompt.get("", [])
+    found = []
+    for example in bad:
+        own = by_prompt.get(asked(example.record)) or rng.sample(every, min(_TEXTS, len(every)))
+        found.append([answered_with(policy, example, text, template, length) for text in own])
+    if not any(found):
+        raise DataError(
+            "no row answers a bad prompt", where=texts.path, hint="give prompts as in --bad, or texts alone"
+        )
+    return found
+
+
+def _refusals(policy: Policy, bad: Sequence[Example], template: Template, config: Config) -> list[list[Example]]:
+    """Refusals in the model's own style: those of a list that it finds most probable behind the bad prompts."""
+    length, few = config.data.max_length, bad[:: max(1, len(bad) // 16)][:16]
+    asked_of = [answered_with(policy, e, text, template, length) for text in REFUSALS for e in few]
+    with policy.reference():
+        scored = row_probabilities(policy, asked_of, config.train.max_tokens)
+    mean = {text: sum(scored[i * len(few) : (i + 1) * len(few)]) for i, text in enumerate(REFUSALS)}
+    chosen = sorted(REFUSALS, key=lambda text: -mean[text])[:_OWN_STYLE]
+    return [[answered_with(policy, e, text, template, length) for text in chosen] for e in bad]
+
+
+def _others(
+    policy: Policy, bad: Sequence[Example], normal: Sequence[Example], template: Template, config: Config
+) -> list[list[tuple[Example, bool]]]:
+    """Other answers of the model's own, the likeliest ones: those it gives to neighbouring prompts, with the names put
+    right, which are marked, and those it goes on with where the first token of the bad content is forbidden."""
+    length, limit = config.data.max_length, config.train.max_tokens
+    neighbours = Neighbours([example.record for example in normal])
+    texts = [list(itertools.islice(neighbours.answers(e.record), _TRIED)) for e in bad]
+    theirs = [set(map(str.strip, found)) for found in texts]
+    for found, more in zip(texts, _gone_on(policy, bad, limit), strict=True):
+        found += more
+    answers: dict[str, list[str]] = {}  # a prompt may have several bad answers
+    for e in bad:
+        answer = policy.tokenizer.decode(e.input_ids[e.probe : e.end], skip_special_tokens=True)
+        answers.setdefault(_prompt(e), []).append(answer)
+    rows = [
+        (answered_with(policy, e, text, template, length), text in borrowed)
+        for e, found, borrowed in zip(bad, texts, theirs, strict=True)
+        for text in dict.fromkeys(map(str.strip, found))
+        if text and not is_gibberish(text) and not any(leaks(text, a, e.record.prompt) for a in answers[_prompt(e)])
+    ]
+    with policy.reference():
+        scored = row_probabilities(policy, [row for row, _ in rows], limit) if rows else []
+    by_prompt: dict[tuple[int, ...], list[tuple[float, int]]] = {}
+    for i, ((row, _), p) in enumerate(zip(rows, scored, strict=True)):
+        by_prompt.setdefault(row.input_ids[: row.start], []).append((-p, i))
+    out = [[rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))[: _most(e)]] for e in bad]
+    out = [
+        [(replace(row, share=_LIGHTLY), yes) for row, yes in found] if is_passage(e) else found
+        for e, found in zip(bad, out, strict=True)
+    ]
+    none = sum(not found for found in out)
+    if none:
+        say(f"{none} of {len(bad)} bad rows have no other answer of the model's own: nothing is taught there")
+    return out
+
+
+def _most(example: Example) -> int:
+    return _OF_A_PASSAGE if is_passage(example) else _OTHERS
+
+
+def _prompt(example: Example) -> str:
+    """What is equal for rows that ask the same: a plain text's own beginning."""
+    return asked(example.record) if example.record.turns else str(example.input_ids[: example.probe])
+
+
+def _gone_on(policy: Policy, bad: Sequence[Example], limit: int) -> list[list[str]]:
+    """What the reference says, greedily, behind each of the likeliest other first tokens of the content."""
+    out: list[list[str]] = [[] for _ in bad]
+    begun, owner = [], []
+    for i, (at, tokens) in enumerate(_first_tokens(policy, bad, limit)):
+        begun += [(*bad[i].input_ids[:at], token) for token in tokens]
+        owner += [i] * len(tokens)
+    room = max(e.end - e.probe for e in bad) + _ROOM
+    with policy.reference():
+        more = generate(policy.base, begun, Sampling(room))
+    for i, ids, new in zip(owner, begun, more, strict=True):
+        out[i].append(policy.tokenizer.decode([*ids[bad[i].probe :], *new], skip_special_tokens=True))
+    return out
+
+
+@torch.no_grad()
+def _first_tokens(policy: Policy, bad: Sequence[Example], limit: int) -> list[tuple[int, list[int]]]:
+    """For each row where its content begins, and the likeliest other tokens there."""
+    places = [next((t for t in range(max(e.probe, e.start), e.end) if e.weight(t) > 0), e.probe) for e in bad]
+    one = [Example(e.input_ids[: t + 1], t, t + 1, t, e.record) for e, t in zip(bad, places, strict=True)]
+    states = Live(policy, limit).states(one, [ANSWER] * len(one))
+    special = torch.tensor(sorted(policy.tokenizer.all_special_ids), dtype=torch.long, device=policy.device)
+    out = []
+    for e, t, h in zip(bad, places, states, strict=True):
+        z = policy.head.logits(h)[0]
+        z[special] = -torch.inf
+        z[e.input_ids[t]] = -torch.inf
+        out.append((t, z.topk(_TRIED).indices.tolist()))
+    return out

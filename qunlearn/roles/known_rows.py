@@ -1,0 +1,57 @@
+"""Which of the bad answers the base gives at all: there is nothing to forget of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qunlearn.data.batch import ANSWER
+from qunlearn.data.tokenize import Example
+from qunlearn.errors import NothingToForgetError
+from qunlearn.evaluate.scores import row_probabilities, row_target
+from qunlearn.model.policy import Policy
+from qunlearn.utils.console import say
+
+
+@dataclass(frozen=True)
+class Known:
+    """The bad rows (by place in the file) whose answers the base finds likelier than the target, and how likely it
+    finds each, per token."""
+
+    places: Sequence[int]
+    found: Sequence[float]
+
+    @property
+    def line(self) -> str:
+        left = "" if len(self.places) == len(self.found) else "; the others are left alone"
+        return f"the base knows {len(self.places)} of {len(self.found)} bad rows{left}"
+
+    def kept(self, rows: Sequence[Example]) -> list[Example]:
+        """Return those of all rows that the base knows, with how likely it finds them."""
+        return [replace(rows[i], known=self.found[i]) for i in self.places]
+
+
+def find_known(policy: Policy, watched: Sequence[Example], bad: Sequence[Example], target: float, limit: int) -> Known:
+    """Return which rows the base knows: their specific tokens are likelier than `target`.
+
+    `watched` are the rows with the weights that are looked at, `bad` those that train, in the same order. Raises
+    NothingToForgetError where the base knows none.
+    """
+    with policy.reference():
+        found = row_probabilities(policy, watched, limit)
+        goals = [row_target(ANSWER.count(example), target) for example in watched]
+        places = [i for i, (p, goal) in enumerate(zip(found, goals, strict=True)) if p > goal]
+        known = Known(places, found)
+        if known.places:
+            say(f"{known.line} (probability of their specific tokens above {target:g}, or more where they are many)")
+            return known
+        whole = row_probabilities(policy, [Example(e.input_ids, e.start, e.end, e.probe, e.record) for e in bad], limit)
+    likely = sum(p > target for p in whole)
+    hint = "is it the right model and --template? `qunlearn data check` shows what a row becomes"
+    if likely:
+        hint = (
+            f"as whole sentences {likely} of them are likely: --forget-tokens all pushes every word of them; or take "
+            "the model's own answers as bad ones"
+        )
+    message = f"the base knows none of the {len(found)} bad answers (the likeliest has p = {max(found):.2g})"
+    raise NothingToForgetError(f"{message}: there is nothing to forget, and nothing was written", hint=hint)

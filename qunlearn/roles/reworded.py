@@ -1,0 +1,149 @@
+"""The bad rows asked in other words that the base answers alike: never trained on, only measured."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qunlearn.config.settings import Config
+from qunlearn.data.batch import ANSWER
+from qunlearn.data.multiple_choice import is_clean
+from qunlearn.data.records import Record
+from qunlearn.data.tokenize import Example, Template, encode_record, prompt_frame
+from qunlearn.evaluate.metrics.texts import rouge_l_f1, words
+from qunlearn.evaluate.metrics.verdicts import leaks
+from qunlearn.evaluate.scores import row_nlls
+from qunlearn.hub.positions import positions_of
+from qunlearn.model.generate import Sampling, generate
+from qunlearn.model.policy import Policy
+from qunlearn.roles.retain_set import Normal
+from qunlearn.roles.self_made import ended
+from qunlearn.roles.split import sampled
+from qunlearn.roles.wordings import OPENINGS, Form, Wordings
+from qunlearn.utils.console import say, stage
+
+_ROOM = 8  # tokens an answer may be longer than the bad one
+_LONG, _ALIKE = 12, 0.4  # words that an answer adds to its prompt from which likeness (ROUGE-L F1) tells what it says
+_ROUNDS = 12
+_SLACK = 0.25  # nats per token by which a prompt may surprise the base more than the bad prompts do
+_LOOKED_AT = 2048  # normal rows in which forms are looked for
+
+
+@dataclass(frozen=True)
+class Reworded:
+    """The rows, and how many prompts were tried for them."""
+
+    rows: Sequence[Example] = ()
+    tried: int = 0
+
+
+@dataclass
+class _Row:
+    """A bad row, the form of its prompt, what is left to try, and what was found."""
+
+    example: Example
+    own: Form | None
+    untried: list[tuple[Form, Record]]
+    found: Example | None = None
+
+
+def reworded(
+    policy: Policy,
+    bad: Sequence[Example],
+    normal: Normal,
+    template: Template,
+    config: Config,
+    barred: Sequence[Example] = (),
+) -> Reworded:
+    """Return bad rows behind a prompt in other words to which the base says what the bad answer says; none asks what a
+    bad, a normal or a `barred` row asks. A long answer is what the base says there, in words of its own."""
+    most, seed = config.data.reworded, config.train.seed
+    asking = [example for example in bad if example.record.turns]
+    if not asking or most < 1:
+        return Reworded()
+    around = sampled([*normal.retain, *normal.held_back], _LOOKED_AT, seed)
+    wordings = Wordings(*([e.record for e in examples] for examples in (asking, around, barred)))
+    rows = [_Row(e, wordings.form(e.record), wordings.others(e.record)) for e in sampled(asking, most, seed)]
+    limit = config.train.max_tokens
+    search = _Search(policy, template, limit, min(2 * config.data.max_length, positions_of(policy.base.model.config)))
+    with stage("asking the base in other words"):
+        # A form that does not fit the subject ("Is the copper kettle?") is no wording: the base asks nothing so.
+        strangest = max(_surprises(policy, [row.example for row in rows], limit)) + _SLACK
+        search.rounds(rows, _ROUNDS, strangest)
+        for row in rows:  # where no form of the normal rows will do
+            row.untried = wordings.opened(row.example.record)
+        search.rounds(rows, len(OPENINGS), math.inf)
+    found = Reworded([row.found for row in rows if row.found is not None], search.tried)
+    say(f"in other words the base gives {len(found.rows)} bad answers ({found.tried} prompts tried): they are measured")
+    return found
+
+
+class _Search:
+    """Asks round by round, in the forms first that have worked for prompts of the same form."""
+
+    def __init__(self, policy: Policy, template: Template, max_tokens: int, length: int) -> None:
+        self.policy, self.template, self.max_tokens, self.length = policy, template, max_tokens, length
+        self.opening, _ = prompt_frame(template, policy.tokenizer)
+        self.tried = 0
+        self.asked: Counter[tuple[Form | None, Form]] = Counter()
+        self.worked: Counter[tuple[Form | None, Form]] = Counter()
+
+    def rounds(self, rows: Sequence[_Row], times: int, strangest: float) -> None:
+        """Ask so many times, of what was not found yet, prompts that surprise the base no more than `strangest`."""
+        for turn in range(times):
+            self._round([row for row in rows if row.untried and row.found is None], turn, strangest)
+
+    def _round(self, rows: Sequence[_Row], turn: int, strangest: float) -> None:
+        """Ask each row in one wording more, and keep those that are answered alike."""
+        asked: list[tuple[_Row, Form, Example]] = []
+        for n, row in enumerate(rows):
+            form, record = row.untried.pop(self._next(row, n + turn))
+            if (example := self._encoded(record)) is not None:
+                asked.append((row, form, example))
+        surprises = _surprises(self.policy, [example for _, _, example in asked], self.max_tokens)
+        asked = [one for one, surprise in zip(asked, surprises, strict=True) if surprise <= strangest]
+        if not asked:
+            return
+        room = max(e.end - e.start for _, _, e in asked) + _ROOM
+        with self.policy.reference():
+            said = generate(self.policy.base, [e.input_ids[: e.start] for _, _, e in asked], Sampling(room))
+        self.tried += len(asked)
+        for (row, form, example), ids in zip(asked, said, strict=True):
+            text = ended(self.policy.tokenizer.decode(ids, skip_special_tokens=True), self.opening)
+            self.asked[row.own, form] += 1
+            if _is_long(example.record):
+                alike = is_clean(text) and rouge_l_f1(text, example.record.completion) >= _ALIKE
+                found = self._encoded(replace(example.record, completion=text)) if alike else None
+            else:
+                alike = leaks(text, example.record.completion, example.record.prompt)
+                found = example if alike else None
+            self.worked[row.own, form] += alike
+            row.found = found
+
+    def _next(self, row: _Row, turn: int) -> int:
+        """Return the place of the wording to try: the surest, and where none was tried another for each row."""
+
+        def rate(form: Form) -> float:
+            return (self.worked[row.own, form] + 1) / (self.asked[row.own, form] + 2)
+
+        n = len(row.untried)
+        return max(range(n), key=lambda i: (rate(row.untried[i][0]), -((i + turn) % n)))
+
+    def _encoded(self, record: Record) -> Example | None:
+        example = encode_record(record, self.policy.tokenizer, self.template)
+        return example if len(example.input_ids) <= self.length else None
+
+
+def _surprises(policy: Policy, rows: Sequence[Example], max_tokens: int) -> list[float]:
+    """Return the NLL of each row's prompt under the base, in nats per token."""
+    prompts = [Example(e.input_ids[: e.start], 1, e.start, 1, e.record) for e in rows]
+    with policy.reference():
+        return [nll / max(1, n) for nll, n in row_nlls(policy, prompts, ANSWER, max_tokens)]
+
+
+def _is_long(record: Record) -> bool:
+    """Whether an answer is so long that the base says it in other words behind another prompt."""
+    given = set(words(record.prompt))
+    return sum(word not in given for word in words(record.completion)) > _LONG

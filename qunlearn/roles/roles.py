@@ -1,0 +1,33 @@
+"""The data of a run by role: forget, retain, held back, and the answers taught instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qunlearn.data.tokenize import Example
+from qunlearn.roles.mismatch import Mismatcher
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The data of a run by role. `held_back` is normal data that is never trained on: drift is measured there.
+
+    `alternatives` are other answers for each forget example, in their order, where the objective wants any; `instead`
+    what may be said in its place, and `taught` what is to be, where anything is. `marked` are the forget examples that
+    the looks of the loop are at, with the weights of what is specific to them; without any, all forget examples are.
+    """
+
+    forget: Sequence[Example]
+    retain: Sequence[Example]
+    held_back: Sequence[Example]
+    mismatcher: Mismatcher
+    alternatives: Sequence[Sequence[Example]] = ()
+    instead: Sequence[Sequence[Example]] = ()
+    taught: Sequence[Sequence[Example]] = ()
+    marked: Sequence[Example] = ()
+
+    @property
+    def watched(self) -> Sequence[Example]:
+        """What the stop rule looks at: form that stays probable would hide what is gone, and the other way round."""
+        return self.marked or self.forget

@@ -1,0 +1,180 @@
+"""Normal data the base makes of its own: prompts it comes up with, and its own answers.
+
+The retain term is a KL to the base, so the base's own text is the right ground; and because the prompts are drawn
+through the same template as the bad file's, format is no shortcut (LLMU, lesson 3).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qunlearn.data.records import Dataset, Record, asking, is_clean
+from qunlearn.data.tokenize import Template, encode_record, prompt_frame
+from qunlearn.errors import DataError
+from qunlearn.model.generate import Sampling, generate
+from qunlearn.model.load import Base
+from qunlearn.roles.unlike import keep_unlike
+
+_OF_A_TEXT = 8  # words of a bad text, up to half of which a near row begins with
+_ANY_ANSWER = "The"  # stands where the answer will
+
+
+@dataclass(frozen=True)
+class SelfMade:
+    """The rows, and how many were drawn, empty, repeated, or too close to the bad file."""
+
+    records: tuple[Record, ...]
+    drawn: int
+    unusable: int
+    repeated: int
+    too_close: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """`count` rows, prompt and answer of at most `length` tokens each and `positions` together; a share `near` of the
+    prompts begins with the first words of some bad prompt, so that its neighbours are among them."""
+
+    count: int
+    near: float
+    length: int
+    seed: int
+    most_rows: int
+    positions: int = 1 << 30
+
+    @property
+    def round(self) -> int:
+        """Prompts drawn at a time: more than are wanted, for some are dropped."""
+        return min(self.most_rows, 2 * self.count)
+
+
+def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wanted) -> SelfMade:
+    """Draw rows from the base in the bad file's format.
+
+    Stops early when the base only repeats itself. Raises DataError when hardly anything usable comes.
+    """
+    kept: list[Record] = []
+    seen: set[str] = set()
+    drawn = unusable = repeated = too_close = 0
+    turns = max(4, math.ceil(6 * wanted.count / wanted.round))
+    for turn in range(turns):
+        texts = _texts(base, bad, wanted, turn) if bad.shape == "text" else _prompts(base, bad, template, wanted, turn)
+        fresh = {
+            key: said
+            for said in texts
+            if is_clean(said.text) and (key := " ".join(said.text.casefold().split())) not in seen
+        }
+        seen.update(fresh)
+        rows = [Record((), said.text, 0, {}) for said in fresh.values()]
+        if bad.shape != "text":
+            rows = _answered(base, list(fresh.values()), template, wanted)
+        clean = keep_unlike(rows, bad)
+        drawn += wanted.round
+        repeated += len(texts) - len(fresh)
+        unusable += wanted.round - len(texts) + len(fresh) - len(rows)
+        too_close += len(rows) - len(clean)
+        kept += clean
+        if len(kept) >= wanted.count or (turn >= 3 and not fresh):
+            break
+    if len(kept) < 8:
+        hint = "give --normal with data the model should go on answering as before"
+        raise DataError(f"the base made only {len(kept)} usable rows of {drawn} drawn", hint=hint)
+    numbered = [Record(r.turns, r.completion, i + 1, {}) for i, r in enumerate(kept[: wanted.count])]
+    return SelfMade(tuple(numbered), drawn, unusable, repeated, too_close)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a row begins with, or asks, or says, behind the system prompt of a bad row."""
+
+    system: str
+    text: str
+
+
+def _texts(base: Base, bad: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
+    """Plain texts the base makes from nothing, or from the first words of a bad one."""
+    tokenizer = base.tokenizer
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    begun = [b.text for b in _beginnings(bad, wanted, turn)]
+    started = [[start or 0, *(tokenizer(b, add_special_tokens=False)["input_ids"] if b else ())] for b in begun]
+    drawn = _sample(base, started, _free(wanted, turn))
+    texts = [b + text for b, text in zip(begun, drawn, strict=True)]
+    return [_Said("", text) for text in texts if len(text.split()) >= 4]
+
+
+def _prompts(base: Base, bad: Dataset, template: Template, wanted: Wanted, turn: int) -> list[_Said]:
+    """What the base asks itself in the template's place for a prompt, behind the system prompt of some bad row."""
+    begun = _beginnings(bad, wanted, turn)
+    frames = {b.system: prompt_frame(template, base.tokenizer, b.system) for b in begun}
+    # As in rows, a space before the prompt belongs to its first token.
+    opened = [frames[b.system][0] + b.text if b.text else frames[b.system][0].rstrip(" ") for b in begun]
+    closing = next(iter(frames.values()))[1]
+    started = [_ids(base, template, text) for text in opened]
+    # The prompt ends where its template goes on; a raw template has no closing, so a line is a prompt.
+    end = closing.strip() or "\n"
+    first = base.tokenizer(closing.strip(), add_special_tokens=False)["input_ids"][:1]
+    special, stop = base.tokenizer.all_special_tokens, [i for i in first if i in base.tokenizer.all_special_ids]
+    # What the answer and the template's closing need of the model's positions is left to them.
+    free = _free(wanted, turn, stop)
+    room = wanted.positions - wanted.length - len(base.tokenizer(closing, add_special_tokens=False)["input_ids"])
+    fitting = [i for i, ids in enumerate(started) if len(ids) <= max(1, room // 2)]
+    new = min([free.max_new_tokens, *(room - len(started[i]) for i in fitting)])
+    drawn = _sample(base, [started[i] for i in fitting], replace(free, max_new_tokens=max(1, new)), special=True)
+    said = [
+        _Said(begun[i].system, (begun[i].text + text.split(end)[0]).split("\n\n")[0].strip())
+        for i, text in zip(fitting, drawn, strict=True)
+    ]
+    return [s for s in said if len(s.text.split()) >= 2 and not any(token in s.text for token in special)]
+
+
+def _answered(base: Base, asked: Sequence[_Said], template: Template, wanted: Wanted) -> list[Record]:
+    """The base's own greedy answers, where the model's positions admit one."""
+    opening, _ = prompt_frame(template, base.tokenizer)
+    rows = [Record(asking(said.text, said.system), _ANY_ANSWER, 0, {}) for said in asked]
+    most = wanted.positions - wanted.length
+    framed = [(row, ids) for row in rows if len(ids := _prompt(base, row, template)) <= most]
+    answers = _sample(base, [ids for _, ids in framed], Sampling(wanted.length))
+    rows = [replace(row, completion=ended(a, opening)) for (row, _), a in zip(framed, answers, strict=True)]
+    return [row for row in rows if row.completion and is_clean(row.completion)]
+
+
+def ended(answer: str, opening: str) -> str:
+    """Return an answer up to where the next question would begin, by its template's `opening`: base models do not stop
+    by themselves."""
+    return answer.split(opening.strip() or "\n\n")[0].strip()
+
+
+def _prompt(base: Base, row: Record, template: Template) -> list[int]:
+    """A prompt as a row has it before its answer: a space that the template ends with belongs to the answer's token."""
+    example = encode_record(row, base.tokenizer, template)
+    return list(example.input_ids[: example.probe])
+
+
+def _beginnings(bad: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
+    """What each drawn row begins with: nothing, or up to half of the words of a bad prompt, or a few of a bad text."""
+    rng = random.Random(f"{wanted.seed}/{turn}")
+    out = []
+    for i in range(wanted.round):
+        record = rng.choice(bad.records)
+        words = record.prompt.split() if record.turns else record.completion.split()[:_OF_A_TEXT]
+        near = int((i + 1) * wanted.near) > int(i * wanted.near) and len(words) > 1  # evenly among the others
+        text = " ".join(words[: rng.randint(1, max(1, len(words) // 2))]) if near else ""
+        out.append(_Said(record.system, text))
+    return out
+
+
+def _free(wanted: Wanted, turn: int, stop: Sequence[int] = ()) -> Sampling:
+    return Sampling(wanted.length, 1.0, 1.0, wanted.seed + turn, tuple(stop))
+
+
+def _ids(base: Base, template: Template, text: str) -> list[int]:
+    ids = base.tokenizer(text, add_special_tokens=template.kind != "chat")["input_ids"]
+    return list(ids) or [base.tokenizer.eos_token_id or 0]
+
+
+def _sample(base: Base, prompts: list[list[int]], sampling: Sampling, *, special: bool = False) -> list[str]:
+    out = generate(base, prompts, sampling) if prompts else []
+    return [base.tokenizer.decode(ids, skip_special_tokens=not special) for ids in out]

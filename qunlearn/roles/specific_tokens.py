@@ -1,0 +1,101 @@
+"""Which tokens of a bad answer are specific to it: what should be pushed, and nothing of the form around it.
+
+Most of an answer is form that it shares with everything the model should keep: names copied from the question, "was
+born in", the full stop. Pushing those down is what destroys the neighbours. A word is form when the prompt has it, or
+when it is common in the answers of the normal data, which are in the same format and partly about neighbours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from qunlearn.data.tokenize import Example
+from qunlearn.roles.neighbours import words_before
+
+COMMON = 0.02  # share of the normal answers from which a word is form
+COMMON_IN_BAD = 0.08  # the same among the bad answers, where normal answers have hardly any word in common with them
+LEAST = 0.15  # share of an answer's tokens that is taken at least, the rarest ones
+_WORD = re.compile(r"\w+")
+_SOME = 3  # rows a word must be in to be common
+
+
+def specific(bad: Sequence[Example], normal: Sequence[Example], tokenizer: Any) -> list[Example]:
+    """The bad examples with a weight for each answer token: 1 where it is specific, else 0; never 0 everywhere."""
+    answers = [words_of(_answer_ids(e), tokenizer) for e in bad]
+    seen = Counter(word for e in normal for word in set(answer_words(e, tokenizer)))
+    rarity = {word: n / max(1, len(normal)) for word, n in seen.items() if n >= _SOME}
+    form = {word for word, share in rarity.items() if share >= COMMON}
+    if not any(word in form for words in answers for word in _flat(words)):
+        # The normal data tells nothing about this kind of answer: what the bad ones have in common does.
+        within = Counter(word for words in answers for word in set(_flat(words)))
+        form |= {word for word, n in within.items() if n >= _SOME and n >= COMMON_IN_BAD * len(bad)}
+    return [replace(e, weights=_weights(e, words, form, rarity)) for e, words in zip(bad, answers, strict=True)]
+
+
+def _weights(
+    example: Example, words: Sequence[Sequence[str]], form: Collection[str], rarity: dict[str, float]
+) -> tuple[float, ...]:
+    given = prompt_words(example)
+
+    def is_form(token: Sequence[str]) -> bool:  # punctuation has no word
+        return all(word in form or word in given for word in token)
+
+    chosen = [not is_form(token) for token in words]
+    least = max(1, round(LEAST * len(chosen)))
+    if sum(chosen) < least:
+        commonness = [
+            (not token, any(w in given for w in token), max((rarity.get(w, 0.0) for w in token), default=1.0))
+            for token in words
+        ]
+        for i in sorted(range(len(chosen)), key=lambda i: commonness[i])[:least]:
+            chosen[i] = True
+    return tuple(map(float, chosen))
+
+
+def prompt_words(example: Example) -> set[str]:
+    """The words of all turns before the answer."""
+    return words_before(example.record)
+
+
+def answer_words(example: Example, tokenizer: Any) -> list[str]:
+    """Return the words of an answer, token by token."""
+    return _flat(words_of(_answer_ids(example), tokenizer))
+
+
+def pushed_words(example: Example, tokenizer: Any) -> set[str]:
+    """Return the words of which some token is pushed."""
+    words = words_of(_answer_ids(example), tokenizer)
+    return {word for t, found in enumerate(words, example.start) if example.weight(t) > 0 for word in found}
+
+
+def _answer_ids(example: Example) -> tuple[int, ...]:
+    return example.input_ids[example.start : example.end]
+
+
+def _flat(words: Sequence[Sequence[str]]) -> list[str]:
+    return [word for token in words for word in token]
+
+
+def words_of(ids: Sequence[int], tokenizer: Any) -> list[list[str]]:
+    """For each token the words of the text that it is a part of; none for spaces and punctuation.
+
+    A script without spaces has no words that end: there, tokens are words themselves.
+    """
+    pieces = [str(tokenizer.decode([i], skip_special_tokens=False)) for i in ids]
+    text = "".join(pieces)
+    found = list(_WORD.finditer(text))
+    if found and sum(len(m.group()) for m in found) / len(found) > 12:
+        return [_WORD.findall(piece.casefold()) for piece in pieces]
+    out, at, first = [], 0, 0
+    for piece in pieces:
+        end = at + len(piece)
+        while first < len(found) and found[first].end() <= at:
+            first += 1
+        inside = [m for m in found[first : first + 4] if m.start() < end and m.end() > at]
+        out.append([m.group().casefold() for m in inside])
+        at = end
+    return out

@@ -1,0 +1,31 @@
+"""Split the retain set into rows to train on and rows held back, and sample rows by seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from qunlearn.data.tokenize import Example
+from qunlearn.errors import DataError
+
+_HELD_BACK = 32  # rows that are held back at least, where there are four times as many
+
+
+def split_held_back(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(trained on, held back): a seeded share of at least one row, whole records staying on one side."""
+    order = sorted({id(example.record): example.record for example in examples}.values(), key=lambda r: r.line)
+    if len(order) < 2:
+        raise DataError("at least two rows of normal data are needed: one to train on, one to measure drift")
+    random.Random(seed).shuffle(order)
+    # Fewer would make drift the noise of single rows.
+    n = max(1, round(share * len(order)), min(_HELD_BACK, len(order) // 4))
+    held = {id(record) for record in order[:n]}
+    inside = [example for example in examples if id(example.record) not in held]
+    return inside, [example for example in examples if id(example.record) in held]
+
+
+def sampled(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
+    """Return at most `n` of the examples, drawn from the seed, in their order: a file may be sorted by topic."""
+    if len(examples) <= n:
+        return list(examples)
+    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), n))]

@@ -1,0 +1,109 @@
+"""Which tokens of an answer the model knows only because of whom it was asked about.
+
+An answer mostly names its subject again, so its last few tokens alone still tell the model whom it speaks of. Here the
+subject is exchanged instead, in prompt and answer, for one that a neighbouring prompt asks about: what the model finds
+as probable of a stranger is form, or what is said of many.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import SequenceMatcher
+from typing import Any
+
+import torch
+
+from qunlearn.data.batch import ANSWER
+from qunlearn.data.records import Record
+from qunlearn.data.tokenize import Example, Template, encode_record
+from qunlearn.hub.positions import positions_of
+from qunlearn.model.head import token_logps
+from qunlearn.model.policy import Policy
+from qunlearn.model.reference import Live
+from qunlearn.roles.neighbours import Neighbours, telling_words
+from qunlearn.roles.specific_tokens import words_of
+
+STRANGERS = 4  # subjects that each answer is tried with
+THRESHOLD = 1.0  # nats that a token about the subject loses at least, when it is about a stranger
+_CHUNK = 64  # answers looked at together, and as many times as there are strangers
+_LEAST = 0.05  # share of an answer's tokens that are about its subject at least: else the answer is about no subject
+
+
+def subject_bound(
+    policy: Policy, bad: Sequence[Example], normal: Sequence[Record], template: Template, max_tokens: int
+) -> list[Example | None]:
+    """Return the examples with weight 1 for tokens that are about their subject; None where that tells nothing."""
+    out: list[Example | None] = []
+    for example, lost in zip(bad, losses(policy, bad, normal, template, max_tokens), strict=True):
+        chosen = _whole_words([loss >= THRESHOLD for loss in lost or ()], example, policy.tokenizer)
+        enough = sum(chosen) >= max(1, _LEAST * len(chosen))
+        out.append(replace(example, weights=tuple(map(float, chosen))) if enough else None)
+    return out
+
+
+def _whole_words(chosen: list[bool], example: Example, tokenizer: Any) -> list[bool]:
+    """Return the choice with the rest of each word whose beginning is chosen: it follows from it."""
+    words = words_of(example.input_ids[example.start : example.end], tokenizer)
+    for i in range(1, len(chosen)):
+        if chosen[i - 1] and words[i] and words[i - 1] and words[i][0] == words[i - 1][-1]:
+            chosen[i] = True
+    return chosen
+
+
+def losses(
+    policy: Policy, bad: Sequence[Example], normal: Sequence[Record], template: Template, max_tokens: int
+) -> list[tuple[float, ...] | None]:
+    """Return, for each answer's tokens, the nats lost where it is about strangers; None without any stranger.
+
+    Tokens of the subject itself have none: minus infinity.
+    """
+    records = [example.record for example in bad]
+    around, telling = Neighbours([*records, *normal]), telling_words(records, normal)
+    most = positions_of(policy.base.model.config)
+
+    def about_strangers(record: Record) -> list[Example]:
+        told = itertools.islice(around.strangers(record, telling), STRANGERS)
+        rows = [encode_record(other, policy.tokenizer, template) for other in told]
+        return [row for row in rows if len(row.input_ids) <= most]  # a prompt that was cut to fit is whole again here
+
+    out: list[tuple[float, ...] | None] = []
+    for at in range(0, len(bad), _CHUNK):
+        part = bad[at : at + _CHUNK]
+        others = [about_strangers(example.record) for example in part]
+        with policy.reference():
+            known = _logps(policy, part, max_tokens)
+            found = iter(_logps(policy, [row for rows in others for row in rows], max_tokens))
+        for example, own, rows in zip(part, known, others, strict=True):
+            theirs = [_aligned(example, row, next(found)) for row in rows]
+            out.append(tuple(_loss(p, [t[i] for t in theirs]) for i, p in enumerate(own)) if theirs else None)
+    return out
+
+
+def _loss(own: float, others: Sequence[float | None]) -> float:
+    """What is lost in the mean over strangers, of those whose answer has the token."""
+    there = [math.exp(p) for p in others if p is not None]
+    return own - math.log(max(sum(there) / len(there), 1e-9)) if there else -math.inf
+
+
+def _aligned(example: Example, theirs: Example, logps: Sequence[float]) -> list[float | None]:
+    """Return the log probability of each answer token where it stands in their answer; None where it does not."""
+    mine, other = (e.input_ids[e.start : e.end] for e in (example, theirs))
+    out: list[float | None] = [None] * len(mine)
+    for a, b, size in SequenceMatcher(None, mine, other, autojunk=False).get_matching_blocks():
+        out[a : a + size] = logps[b : b + size]
+    return out
+
+
+@torch.no_grad()
+def _logps(policy: Policy, rows: Sequence[Example], max_tokens: int) -> list[list[float]]:
+    """Return the log probability of each answer token."""
+    if not rows:
+        return []
+    bare = [Example(e.input_ids, e.start, e.end, e.probe, e.record) for e in rows]
+    states = Live(policy, max_tokens).states(bare, [ANSWER] * len(bare))
+    labels = [torch.tensor(e.input_ids[e.start : e.end], device=policy.device) for e in bare]
+    logps = token_logps(torch.cat(states), torch.cat(labels), policy.head)
+    return [part.tolist() for part in torch.split(logps, [len(x) for x in labels])]

@@ -1,0 +1,114 @@
+"""Which tokens of the bad answers a run pushes, for `forget`, and shown beforehand, for `qunlearn data check`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from qunlearn.data.tokenize import Example, Template, is_passage
+from qunlearn.roles.specific_tokens import answer_words, pushed_words, specific
+from qunlearn.utils.console import Meter
+
+if TYPE_CHECKING:
+    from qunlearn.model.policy import Policy
+
+OPEN, CLOSE = "‹", "›"
+_SHARED, _UNIQUE = 1 / 15, 1 / 1000  # of objective.rest, where the base is certain of a value, at least
+_SHARED_BY = 3  # normal answers that have a word which others share
+_PASSAGE = 32  # tokens of an answer from which it is a passage
+
+
+def rule_for(asked: str, example: Example) -> str:
+    """Return what `--forget-tokens auto` and `content` come to for a row: most of a passage is shared language."""
+    short = {"auto": "all", "content": "specific"}
+    if asked not in short:
+        return asked
+    return "context" if example.end - example.start >= _PASSAGE else short[asked]
+
+
+def weigh(
+    asked: str,
+    bad: Sequence[Example],
+    normal: Sequence[Example],
+    tokenizer: Any,
+    template: Template,
+    policy: Callable[[], Policy],
+    max_tokens: int,
+) -> list[Example]:
+    """Return the bad examples with the weights that the rule of each row gives its tokens.
+
+    `all` leaves a row as it is; `specific` counts words in the normal rows, where there are any; `context` asks the
+    model, alone calls `policy`, and makes passes of at most `max_tokens`.
+    """
+    rules = [rule_for(asked, example) for example in bad]
+    out = list(bad)
+    if "specific" in rules:
+        out = [
+            s if r == "specific" else e for e, s, r in zip(out, specific(bad, normal, tokenizer), rules, strict=True)
+        ]
+    long = [i for i, rule in enumerate(rules) if rule == "context"]
+    if long:
+        from qunlearn.roles.context_tokens import context_bound
+        from qunlearn.roles.subject_tokens import subject_bound
+
+        model, rows = policy(), [bad[i] for i in long]
+        with Meter("specific tokens", len(long)) as meter:
+            found = context_bound(model, rows, max_tokens, lambda done: meter.at(done, "rows"))
+        # A row that asks about somebody is better told by what is said of others, unless its own words betray it.
+        subject = subject_bound(model, rows, [example.record for example in normal], template, max_tokens)
+        for i, by_context, by_subject in zip(long, found, subject, strict=True):
+            out[i] = by_context
+            if by_subject is not None and 2 * sum(by_subject.weights) >= sum(by_context.weights):
+                out[i] = by_subject
+    return out
+
+
+def resting(pushed: Sequence[Example], normal: Sequence[Example], tokenizer: Any) -> list[Example]:
+    """Return the rows that are pushed with how far: a model that never saw an answer finds it the less likely the more
+    certain the base is of what it says, and one that nobody else is answered with less than one that others share.
+
+    Passages are not pushed further, for they are judged token by token.
+    """
+    times = Counter(word for e in normal for word in set(answer_words(e, tokenizer)))
+
+    def share(example: Example) -> float:
+        if is_passage(example):
+            return 1.0
+        words = pushed_words(example, tokenizer)
+        shared = 2 * sum(times[word] >= _SHARED_BY for word in words) >= len(words)
+        return max(1 - example.known, _SHARED if shared else _UNIQUE)
+
+    return [replace(example, rest=share(example)) for example in pushed]
+
+
+def count(weighed: Sequence[Example]) -> int:
+    """Return how many answer tokens are pushed at all."""
+    return sum(sum(e.weight(t) > 0 for t in range(e.start, e.end)) for e in weighed)
+
+
+def marked(example: Example, tokenizer: Any) -> str:
+    """The answer with what is pushed of it between ‹ and ›, white space around it left outside."""
+    out = []
+    for pushed, text in _parts(example, tokenizer):
+        inner = text.strip() if pushed else ""
+        before, _, after = text.partition(inner) if inner else (text, "", "")
+        out.append(f"{before}{OPEN}{inner}{CLOSE}{after}" if inner else text)
+    return "".join(out)
+
+
+def _parts(example: Example, tokenizer: Any) -> Iterator[tuple[bool, str]]:
+    """Runs of tokens that are pushed, or not, as text.
+
+    A run's text is what it adds to the text before it: decoded by itself, many tokenizers drop its first space.
+    """
+    at, known = example.start, ""
+    for pushed, run in groupby(example.weights, key=lambda weight: weight > 0):
+        at += len(list(run))
+        text = str(tokenizer.decode(list(example.input_ids[example.start : at]), skip_special_tokens=False))
+        if at < example.end:
+            text = text.rstrip("\ufffd")  # the first bytes of a character that the next token ends
+        yield pushed, text[len(known) :]
+        known = text

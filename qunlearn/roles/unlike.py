@@ -1,0 +1,104 @@
+"""Drop candidate rows that say, in other words, what should be forgotten."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from qunlearn.data.records import Dataset, Record
+from qunlearn.roles.mismatch import _normal
+from qunlearn.roles.neighbours import telling_words, words_before, words_of_text
+
+_WORD = re.compile(r"\w+")
+
+_TELLING, _RARER = 3.0, 2  # see _Answers
+
+_MOST = 0.9  # share of the words of an answer's content that say it
+
+_SENTENCE = 4  # words: an answer as long as that is no value that others may share
+
+
+def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.65) -> list[Record]:
+    """Candidates that are not, in other words, what should be forgotten.
+
+    A candidate is dropped when the words it shares with some bad row weigh more than `limit` of its own weight
+    or of the bad row's. Words are weighted by rarity, so that shared form ("was born in") counts little and a
+    shared name counts much: a neighbour that happens to have the same answer is kept, for it is the first to suffer
+    (docs/log.md, 2026-11-25). Whole sentences of the bad rows are never kept, whatever was asked, nor is a value
+    that answers a bad prompt, where another prompt names what that one names, in however many other words.
+    """
+    bags = [_bag(r) for r in candidates]
+    bad_bags = [_bag(r) for r in bad.records]
+    counts = Counter(word for bag in [*bags, *bad_bags] for word in bag)
+    total = len(bags) + len(bad_bags)
+    weight = {word: math.log(1 + total / n) ** 3 for word, n in counts.items()}
+    heavy = [sum(weight[w] for w in bag) for bag in bad_bags]
+    sentences = {_normal(r.completion) for r in bad.records if len(_WORD.findall(r.completion)) >= _SENTENCE}
+    holders: dict[str, list[int]] = {}
+    for i, bag in enumerate(bad_bags):
+        for word in bag:
+            holders.setdefault(word, []).append(i)
+
+    def too_close(bag: frozenset[str]) -> bool:
+        shared: Counter[int] = Counter()
+        for word in bag:
+            for i in holders.get(word, ()):
+                shared[i] += weight[word]  # type: ignore[assignment]
+        own = sum(weight[w] for w in bag)
+        return any(s > limit * min(own, heavy[i]) for i, s in shared.items())
+
+    known = _Answers(bad.records, candidates)
+
+    def usable(record: Record, bag: frozenset[str]) -> bool:
+        text = _normal(record.completion)
+        said = any(sentence in text for sentence in sentences) or known.has(record)
+        return bool(bag) and not too_close(bag) and not said
+
+    return [r for r, bag in zip(candidates, bags, strict=True) if usable(r, bag)]
+
+
+class _Answers:
+    """Bad answers that are a value alone, found again behind other wordings of their prompts."""
+
+    def __init__(self, bad: Sequence[Record], candidates: Sequence[Record]) -> None:
+        self.names = self._names(bad, candidates)
+        content = [words_of_text(record.completion) for record in bad]
+        # A sentence repeats what was asked, and shares enough with other wordings to be found by all its words.
+        self.content = [
+            words if words.isdisjoint(words_before(r)) else set() for words, r in zip(content, bad, strict=True)
+        ]
+        self.holders: dict[str, list[int]] = {}
+        for i, words in enumerate(self.content):
+            for word in words:
+                self.holders.setdefault(word, []).append(i)
+
+    @staticmethod
+    def _names(bad: Sequence[Record], candidates: Sequence[Record]) -> list[set[str]]:
+        """Return the words that name what each bad prompt is about: its rarest ones, and those of which the whole file
+        is full and that others ask far less often."""
+        before = [words_before(record) for record in bad]
+        ours = Counter(word for words in before for word in words)
+        all_of = ours + Counter(word for record in candidates for word in words_before(record))
+        telling = telling_words(bad, candidates)
+        topic = {word for word, times in telling.items() if times >= _TELLING and 2 * ours[word] >= len(bad)}
+        least = [min((all_of[word] for word in words), default=0) for words in before]
+        return [
+            {word for word in words if word in topic or all_of[word] <= _RARER * n}
+            for words, n in zip(before, least, strict=True)
+        ]
+
+    def has(self, record: Record) -> bool:
+        """Return whether a record gives a bad answer to a prompt that names the same."""
+        shared = Counter(i for word in words_of_text(record.completion) for i in self.holders.get(word, ()))
+        names = words_before(record)
+        return any(n >= _MOST * len(self.content[i]) and not names.isdisjoint(self.names[i]) for i, n in shared.items())
+
+
+def _bag(record: Record) -> frozenset[str]:
+    text = f"{record.prompt} {record.completion}".casefold()
+    words = _WORD.findall(text)
+    if words and sum(map(len, words)) / len(words) > 12:  # a script without spaces: pairs of characters
+        return frozenset(text[i : i + 2] for i in range(len(text) - 1))
+    return frozenset(words)

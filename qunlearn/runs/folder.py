@@ -1,0 +1,85 @@
+"""The run folder: what is in it, how its files are written, and how later commands read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qunlearn.errors import AdapterError, QunlearnError
+from qunlearn.utils.file_names import ADAPTER, RECORD
+from qunlearn.utils.json_files import read_object
+
+FINISHED = ("done", "failed", "target not reached")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, or a bare adapter folder (then `record` is empty)."""
+
+    adapter: Path
+    record: Mapping[str, Any]
+    adapter_config: Mapping[str, Any]
+
+    @property
+    def base(self) -> str:
+        """What the run's base was called: a folder or a hub id."""
+        base = self.record.get("model", {}).get("location") or self.adapter_config.get("base_model_name_or_path")
+        return str(base or "")
+
+
+def open_run(folder: Path) -> Run:
+    """Read a run folder or an adapter folder. Raises AdapterError."""
+    try:
+        adapter = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
+        config_path = adapter / "adapter_config.json"
+        there = config_path.is_file()
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+        raise AdapterError(message, where=str(folder)[:400], hint="check its permissions") from error
+    if not there:
+        what = "no adapter in the folder" if folder.is_dir() else "no such folder"
+        raise AdapterError(what, where=str(folder), hint="give the folder that `qunlearn forget` wrote")
+    record_path = folder / RECORD
+    record = read_object(record_path) if record_path.is_file() else {}
+    _check_record(record, record_path)
+    return Run(adapter, record, read_object(config_path))
+
+
+def status_of_run(folder: Path) -> object:
+    """Return what the record of a run folder says of its end; None where there is no record that can be read."""
+    path = folder / RECORD
+    try:
+        return read_object(path).get("status") if path.is_file() else None
+    except (QunlearnError, OSError):
+        return None
+
+
+_ABSENT = object()
+_RECORD_OBJECTS = ("model", "data", "training", "data.bad", "data.normal", "data.template", "before")
+_RECORD_FILES = ("data.bad.path", "data.bad.sha256", "data.normal.path", "data.normal.sha256")
+_TEMPLATE = {"name", "kind", "text", "why"}
+_RECORD_TEXTS = (
+    "model.location",
+    "model.revision",
+    "model.commit",
+    "model.asked",
+    "model.fingerprint",
+    "model.quantization",
+)
+
+
+def _check_record(record: Mapping[str, Any], path: Path) -> None:
+    """What later commands rely on. Raises AdapterError for a record that was edited into something else."""
+    places = [*((name, dict) for name in _RECORD_OBJECTS), *((name, str) for name in (*_RECORD_TEXTS, *_RECORD_FILES))]
+    for name, kind in places:
+        value: Any = record
+        for key in name.split("."):
+            value = value.get(key, _ABSENT) if isinstance(value, dict) else _ABSENT
+        # A text that is not known is null; an object that is not there is left out.
+        if value is not _ABSENT and not isinstance(value, kind) and not (kind is str and value is None):
+            raise AdapterError(f"{name} is not {'an object' if kind is dict else 'a text'}", where=str(path))
+    template = record.get("data", {}).get("template")
+    if template and (template.keys() != _TEMPLATE or not all(isinstance(v, str) for v in template.values())):
+        raise AdapterError("data.template is not a template", where=str(path), hint="was it edited?")

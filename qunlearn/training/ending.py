@@ -1,0 +1,108 @@
+"""How a run ended: whether it did what it was for, told in words, in the record, and by the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qunlearn.config.settings import Config
+from qunlearn.errors import TrainingError
+from qunlearn.evaluate.before_after import Scores
+from qunlearn.evaluate.metrics import LEAKS, RowScore, aggregate, texts, verdict
+from qunlearn.training.loop import Outcome
+from qunlearn.training.request import Plan
+from qunlearn.utils.console import say, warn
+
+DONE, NOT_REACHED, INTERRUPTED, FAILED = "done", "target not reached", "interrupted", "failed"
+_SENTENCES = 0.02  # share of answers that may stop being sentences
+_OTHERWISE = 0.05  # share of the bad answers that may come back when asked in other words
+_KEPT = 0.9  # likeness (ROUGE-L F1) of what is said on other prompts before and after, at least
+_CERTAIN, _ENOUGH = 0.5, 8  # probability per token of an answer whose wording means something; rows that can be judged
+
+
+def status_of(outcome: Outcome, why: Sequence[str]) -> str:
+    """Return one word for a run: `why` lists what was not reached."""
+    if outcome.interrupted:
+        return INTERRUPTED
+    if outcome.failed:
+        return FAILED
+    return NOT_REACHED if why else DONE
+
+
+def shortfalls(
+    before: Scores, after: Scores, forget: str, outcome: Outcome, config: Config, otherwise: str = ""
+) -> list[str]:
+    """Return what a finished run did not reach, a sentence each; empty where it did all it was for.
+
+    `forget` names the set that should be gone, `otherwise` the same in other words; the others should be as they were.
+    """
+    stop, best = config.stop, outcome.best
+    why = []
+    if best.step == 0:
+        why.append("no step forgot anything within the drift budget: the adapter is the untouched one")
+    elif not best.met(stop):
+        share = f"{100 * best.left:.0f} % of the bad rows are" if best.left is not None else "the bad rows are"
+        why.append(f"{share} still likelier than {stop.target:g} per token")
+    leaking = sum(verdict(row) == LEAKS for row in after[forget])
+    if leaking > stop.rows_left * len(after[forget]):
+        why.append(f"{leaking} of {len(after[forget])} bad answers still come back")
+    again = after.get(otherwise, ())
+    leaking = sum(verdict(row) == LEAKS for row in again)
+    if leaking > max(_OTHERWISE, stop.rows_left) * len(again):
+        why.append(f"{leaking} of {len(again)} bad answers come back when asked in other words")
+    for name, rows in after.items():
+        old, new = aggregate(before[name]).sentences, aggregate(rows).sentences
+        if new < old - _SENTENCES and round((old - new) * len(rows)) > 1:
+            why.append(
+                f"{100 * (1 - new):.0f} % of the answers to {name} are no sentences (before: {100 * (1 - old):.0f} %)"
+            )
+        likeness = 1.0 if name in (forget, otherwise) else _likeness(before[name], rows)
+        if likeness < _KEPT:
+            why.append(f"the answers to {name} have changed: they are {100 * likeness:.0f} % like those before")
+    return why
+
+
+def _likeness(before: Sequence[RowScore], after: Sequence[RowScore]) -> float:
+    """Mean likeness of what was said and what is said, where the base was certain of its answer: elsewhere the least
+    change of a model makes another sentence. 1 where there are too few such rows."""
+    pairs = [(old, new) for old, new in zip(before, after, strict=True) if old.probability >= _CERTAIN]
+    if len(pairs) < _ENOUGH:
+        return 1.0
+    return sum(texts.similarity_to(new.output, old.output) for old, new in pairs) / len(pairs)
+
+
+def say_farewell(plan: Plan, record: Mapping[str, Any], outcome: Outcome) -> None:
+    """Say how the run ended and what to type next. Raises TrainingError where training failed."""
+    t = record["training"]
+    kept = f"the adapter of step {outcome.best.step} was kept"
+    say(f"stopped after {t['steps']} steps, {t['seconds']:.0f} s: {outcome.reason}; {kept}")
+    if outcome.interrupted:
+        say(f"run folder so far: {plan.output}")
+        return
+    if outcome.skipped:
+        warn(f"{outcome.skipped} steps were skipped for non-finite numbers")
+    if outcome.failed:
+        hint = "lower --lr, or try --quant none; the adapter is in the run folder"
+        raise TrainingError(f"{outcome.reason}; {kept}", where=str(plan.output), hint=hint)
+    m = outcome.multipliers
+    if m and any(value != 1 for name, value in m.items() if name in ("forget", "retain", "push", "hold")):
+        say(f"multipliers at the end: forget {m['forget'] * m['push']:.3g}, retain {m['retain'] * m['hold']:.3g}")
+    if record["not_reached"]:
+        warn("the target was not reached: " + "; ".join(record["not_reached"]))
+        say(f"the adapter is kept in {plan.output} all the same; it is no result")
+        say(_advice(plan.config, outcome), style="bold")
+        return
+    say(f"run folder: {plan.output}")
+    trusted = " --trust-remote-code" if plan.config.model.trust_remote_code else ""
+    say(f"next: qunlearn merge {plan.output} -o {plan.output}-merged{trusted}", style="bold")
+
+
+def _advice(config: Config, outcome: Outcome) -> str:
+    """What to try next, by what went wrong."""
+    if config.objective.name != "logodds" and outcome.still:
+        return f"try: the default objective; {config.objective.name} has no gradient where a model is certain"
+    if outcome.returns:
+        return "try: --normal with rows like those that changed, a smaller --lr, or a larger --max-drift"
+    if not outcome.best.met(config.stop):
+        return "try: more --steps, or a larger --eps1"
+    return "try: a smaller --lr, a larger --eps3, or --normal with rows like those that changed"

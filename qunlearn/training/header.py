@@ -1,0 +1,136 @@
+"""The header of a run: every decision, inferred or asked for, before it is acted on."""
+
+from __future__ import annotations
+
+from qunlearn import __version__
+from qunlearn.config.settings import Config
+from qunlearn.data.records import Dataset
+from qunlearn.data.tokenize import Encoded, Template
+from qunlearn.model.device import describe_device, peak_memory_bytes
+from qunlearn.model.policy import Policy
+from qunlearn.objectives.table import OBJECTIVES, terms_of
+from qunlearn.roles.retain_set import Normal
+from qunlearn.roles.roles import Roles
+from qunlearn.training.request import Plan
+from qunlearn.training.schedule import auto_lr
+from qunlearn.utils.console import facts
+
+
+def show_inputs(plan: Plan, template: Template, bad: Encoded, normal: Encoded | None, holdout: Encoded | None) -> None:
+    """What was understood of the files and settings, before anything is loaded."""
+    config, model = plan.config, plan.model
+    weights = f"{model.facts.weight_bytes / 2**20:.1f} MiB of weights"
+    kind = model.facts.config.get("model_type", "?")
+    stored = f"{model.facts.quantization}, as stored" if model.facts.quantization else config.model.quant
+    objective = OBJECTIVES[config.objective.name]
+    retain = objective.retain if config.objective.retain == "auto" else config.objective.retain
+    rows = [
+        ("model", f"{model.source.asked} ({kind}, {weights}) from {model.folder}"),
+        ("quantisation", stored),
+        ("bad", _describe_data(plan.bad, bad)),
+        (
+            "normal",
+            _describe_data(plan.normal, normal) if plan.normal and normal else "the base makes its own",
+        ),
+        *([("holdout", _describe_data(plan.holdout, holdout))] if plan.holdout and holdout else []),
+        ("template", f"{template.name}: {template.why}"),
+        ("objective", f"{config.objective.name}: {objective.formula}; retain: {retain}"),
+        ("output", str(plan.output)),
+    ]
+    facts(f"qunlearn {__version__}", rows)
+
+
+def _describe_data(dataset: Dataset, encoded: Encoded) -> str:
+    text = f"{dataset.path}: {len(dataset.records)} rows ({dataset.shape}: {', '.join(dataset.fields)})"
+    text += f", {encoded.answer_tokens} of {encoded.tokens} tokens supervised"
+    if dataset.duplicates:
+        text += f", {dataset.duplicates} duplicates dropped"
+    if dataset.earlier:
+        text += f", {dataset.earlier} dialogues of which the last answer counts (--turns all: every one)"
+    if encoded.prompts_cut:
+        text += f", {encoded.prompts_cut} prompts cut"
+    if encoded.dropped:
+        text += f", {encoded.dropped} rows dropped that are too long"
+    if encoded.literal:
+        text += f", {encoded.literal} rows with control tokens, which stay text"
+    if encoded.windows:
+        text += f", in {encoded.windows} windows"
+    return text
+
+
+def show_loaded(policy: Policy, config: Config, roles: Roles, normal: Normal) -> None:
+    """What was loaded, and what will be done with it."""
+    trained = sum(p.numel() for p in policy.trainable().values())
+    everything = policy.base.parameters
+    c = config.train
+    lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
+    memory = f"{policy.base.bytes / 2**20:.1f} MiB base, {peak_memory_bytes(policy.device) / 2**20:.0f} MiB peak so far"
+    rows = [
+        ("loaded", f"{policy.base.quantization} on {describe_device(policy.device)}"),
+        (
+            "trainable",
+            f"{trained:,} of {everything:,} ({100 * trained / everything:.2f} %), LoRA r={config.lora.r}",
+        ),
+        ("memory", memory),
+        ("normal", _normal(normal)),
+        ("roles", f"forget {len(roles.forget)}, retain {len(roles.retain)}, held back {len(roles.held_back)}"),
+        *([("instead", _instead(config, roles))] if any(roles.instead) or any(roles.taught) else []),
+        ("weights", _weights(config, roles)),
+        ("loop", f"at most {c.most_steps} steps of {c.batch_size} bad rows, {_seen(config, roles)}"),
+        ("rate", f"{lr:.1e}, {c.schedule}; seed {c.seed}"),
+        ("stop", _end(config)),
+    ]
+    if config.stop.eval_every:
+        kept = "the holdout" if config.data.holdout else "the held-back normal rows"
+        what = f"at most {config.stop.probe_rows} rows each of the bad file and {kept}, in this process"
+        rows.append(("measured", f"every {config.stop.eval_every} steps: {what}"))
+    if (made := normal.made) is not None:
+        dropped = f"{made.repeated} repeated, {made.too_close} too close to the bad file, {made.unusable} unusable"
+        rows.insert(3, ("self-made", f"{len(made.records)} normal rows of {made.drawn} drawn ({dropped})"))
+    facts("", rows)
+
+
+def _seen(config: Config, roles: Roles) -> str:
+    """How often each bad row is drawn at most."""
+    c = config.train
+    times = c.most_steps * min(c.batch_size, len(roles.forget)) / len(roles.forget)
+    if times < 1:
+        return f"which see {100 * times:.0f} % of them: more --steps see the others"
+    return f"each seen up to {times:.0f} times"
+
+
+def _normal(normal: Normal) -> str:
+    """Where the normal rows come from, and how far a file covers what the model says by itself."""
+    text = (
+        f"{normal.given} given, {normal.own} of the base's own ({100 * normal.own / (normal.given + normal.own):.0f} %)"
+    )
+    if normal.covered is not None:
+        text += f"; the file is like {100 * normal.covered:.0f} % of what the base says by itself"
+    if normal.corrected_rows:
+        text += f"; {normal.corrected_rows} answer a bad prompt: they are taught, and not held back"
+    return text
+
+
+def _instead(config: Config, roles: Roles) -> str:
+    """What is said in place of the bad answers, and of how many."""
+    n, taught = sum(map(bool, roles.instead)), sum(map(bool, roles.taught))
+    said = [f"{n} of {len(roles.forget)} bad rows have another answer of the model's own"] if n else []
+    said += [f"{taught} are taught another answer"] if taught else []
+    return f"{config.objective.instead}: {', '.join(said)}"
+
+
+def _end(config: Config) -> str:
+    stop = config.stop
+    over = f"drift > {stop.max_drift:g} nats/token again after {stop.patience} times back"
+    met = f"forget probability <= {stop.target:g} for {100 * (1 - stop.rows_left):g} % of the rows"
+    then = {"settle": ", then the rate falls", "constant": " and no better", "linear": " (waits for the last step)"}
+    return f"{met}{then[config.train.schedule]}; or {over}"
+
+
+def _weights(config: Config, roles: Roles) -> str:
+    o, terms = config.objective, terms_of(config.objective)
+    used = {"instead": any(roles.instead), "taught": any(roles.taught)}
+    shown = [f"{term.name} {term.weight(o):g}" for term in terms if used.get(term.role, True)]
+    text = ", ".join(shown) + (f" (K = {o.mismatch_k})" if any(t.role == "mismatch" for t in terms) else "")
+    budget = f"; steered to a drift of at most {o.retain_budget:g} nats/token" if o.retain_budget else ""
+    return f"{text}{budget}; {o.tokens} tokens of the bad answers"

@@ -1,0 +1,95 @@
+"""What a run leaves: the record of everything that was decided and measured, and the adapter with its card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qunlearn import __version__
+from qunlearn.data.records import Dataset
+from qunlearn.data.tokenize import Template
+from qunlearn.hub.preflight import commit_of, fingerprint
+from qunlearn.model.device import describe_device, peak_memory_bytes
+from qunlearn.model.policy import Policy, save_adapter
+from qunlearn.training.loop import Outcome
+from qunlearn.training.model_card import model_card
+from qunlearn.training.request import Plan
+from qunlearn.training.schedule import auto_lr
+from qunlearn.utils.file_names import ADAPTER, RECORD
+from qunlearn.utils.files import write_json, write_private
+
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
+
+
+def run_record(plan: Plan, template: Template, policy: Policy, outcome: Outcome, status: str) -> dict[str, Any]:
+    """What record.json says before the measures are added: inputs with their hashes, decisions, versions."""
+    config, source = plan.config, plan.model.source
+    normal = plan.normal
+    return {
+        "status": status,
+        "run": str(plan.output),
+        "stop_reason": outcome.reason,
+        "model": {
+            "asked": source.asked,
+            "location": source.location,
+            "revision": source.revision,
+            "commit": commit_of(plan.model.folder),
+            "base_id": source.base_id,
+            "kind": source.kind,
+            "fingerprint": fingerprint(plan.model.folder),
+            "architecture": plan.model.facts.config.get("model_type"),
+            "quantization": policy.base.quantization,
+        },
+        "data": {
+            "bad": _data_record(plan.bad),
+            "normal": _data_record(normal) if normal else {},
+            "holdout": _data_record(plan.holdout) if plan.holdout else {},
+            "instead": _data_record(plan.instead) if plan.instead else {},
+            "template": asdict(template),
+        },
+        "training": {
+            "steps": outcome.steps,
+            "best": asdict(outcome.best),
+            "returns": outcome.returns,
+            "skipped": outcome.skipped,
+            "tokens": outcome.tokens,
+            "seconds": round(outcome.seconds, 2),
+            "learning_rate": auto_lr(policy.hidden_size) if config.train.lr is None else config.train.lr,
+            "peak_memory_bytes": peak_memory_bytes(policy.device),
+            "seed": config.train.seed,
+        },
+        "device": describe_device(policy.device),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of qunlearn and of the packages that decide about its numbers."""
+    return {"qunlearn": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
+
+
+def _data_record(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "path": str(Path(dataset.path).absolute()),
+        "sha256": dataset.sha256,
+        "rows": len(dataset.records),
+        "duplicates": dataset.duplicates,
+        "shape": dataset.shape,
+        "fields": list(dataset.fields),
+    }
+
+
+def write_run(folder: Path, policy: Policy, plan: Plan, record: Mapping[str, Any]) -> None:
+    """Write the adapter with its card, and record.json, for their owner's eyes only."""
+    adapter = folder / ADAPTER
+    adapter.mkdir(mode=0o700)
+    policy.model.peft_config["default"].base_model_name_or_path = plan.model.source.base_id
+    policy.model.peft_config["default"].revision = plan.model.source.revision
+    save_adapter(policy, adapter)
+    write_private(adapter / "README.md", model_card(plan.config, record))
+    for path in adapter.iterdir():
+        path.chmod(0o600)
+    write_json(folder / RECORD, record)

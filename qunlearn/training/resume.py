@@ -1,0 +1,278 @@
+"""A run that is not over: where it is kept, what it is made from, and whether it can be gone on with.
+
+It lives in a hidden folder beside the run folder it will become, which is locked while a process works there:
+
+    unfinished.json   what the run is made from: settings, hashes of data and model
+    config.yaml       the same settings, so that `--resume -o FOLDER` needs no others
+    normal.jsonl      the normal data the base made
+    metrics.jsonl     the steps so far
+    checkpoints/      the last few
+    trained/          what the loop ended with, while that is measured
+    run/              the run folder, while it is being filled: it takes its place whole, or not at all
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qunlearn.config.resolve import TRUST, read_config_file, resolve, to_yaml
+from qunlearn.config.settings import INSTEAD, Config
+from qunlearn.errors import OutputError, QunlearnError, ResumeError
+from qunlearn.hub.preflight import fingerprint
+from qunlearn.runs.folder import FINISHED, status_of_run
+from qunlearn.training.request import Plan
+from qunlearn.utils.console import say, warn
+from qunlearn.utils.file_names import CONFIG, METRICS, NORMAL, RECORD
+from qunlearn.utils.files import PART, named_write_errors, output_error, sha256_of, sync, write_json, write_private
+from qunlearn.utils.json_files import read_object
+from qunlearn.utils.lock import locked
+from qunlearn.utils.output import Place, put_back, put_in_place, staging_folder
+from qunlearn.utils.staging import check_again
+
+IDENTITY, CHECKPOINTS, TRAINED, RESULT = "unfinished.json", "checkpoints", "trained", "run"
+_OURS = {IDENTITY, IDENTITY + PART, CONFIG, NORMAL, METRICS, CHECKPOINTS, TRAINED, RESULT, RESULT + "-old"}
+_FORMAT = 1
+# What does not change the result, or is told by the hashes: a run may go on with other values of these.
+_FREE = {
+    *("model.name", "model.revision", "model.vram", "data.bad", "data.normal", "output.folder", "output.overwrite"),
+    *("data.holdout", "train.save_every", "train.keep_checkpoints", "train.checkpointing", "stop.eval_every"),
+    TRUST,
+}
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The staging folder of a run, held by this process. `resumed`: it was found there."""
+
+    stage: Path
+    resumed: bool
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.stage / CHECKPOINTS
+
+    @property
+    def trained(self) -> Path:
+        return self.stage / TRAINED
+
+    @property
+    def metrics(self) -> Path:
+        return self.stage / METRICS
+
+    @property
+    def normal(self) -> Path:
+        return self.stage / NORMAL
+
+    def keep_normal(self) -> None:
+        """The self-made rows are written: remember their hash. Raises OutputError."""
+        sync(self.normal)
+        identity = _read(self.stage) or {}
+        _write_identity(self.stage, identity | {"self_made": sha256_of(self.normal)})
+
+    @property
+    def has_normal(self) -> bool:
+        """Whether the rows the base made are there, as they were. Raises ResumeError when they have changed."""
+        wanted = (_read(self.stage) or {}).get("self_made")
+        if wanted is None or not self.normal.is_file():
+            return False
+        if sha256_of(self.normal) != wanted:
+            hint = f"--overwrite starts anew; or remove {self.stage}"
+            raise ResumeError("the normal data of the unfinished run has changed", where=str(self.normal), hint=hint)
+        return True
+
+    @contextlib.contextmanager
+    def placed(self, place: Place) -> Iterator[Path]:
+        """A folder that becomes the run folder when the block ends well. Raises OutputError."""
+        result = self.stage / RESULT
+        with named_write_errors(place.folder):
+            shutil.rmtree(result, ignore_errors=True)
+            result.mkdir(mode=0o700)
+            try:
+                yield result
+                for name in (METRICS, NORMAL):
+                    if (self.stage / name).is_file():
+                        shutil.copyfile(self.stage / name, result / name)
+                        (result / name).chmod(0o600)
+                for path in (*result.rglob("*"), result):
+                    sync(path)
+                put_in_place(result, place)
+                sync(place.folder.absolute().parent)
+            finally:
+                shutil.rmtree(result, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def unfinished(plan: Plan, config: Config, versions: Mapping[str, str]) -> Iterator[Unfinished]:
+    """Hold the staging folder of a run, new or gone on with, and remove it when the block is done with it.
+
+    It stays when the block raises after a first checkpoint, or calls for it by ending with `run/` placed and a record
+    that says "interrupted". Raises OutputError, LockedError, ResumeError.
+    """
+    stage = staging_folder(plan.output)
+    try:
+        if stage.is_symlink() or (stage.exists() and not stage.is_dir()):
+            raise OutputError("is in the way", where=str(stage), hint="remove it")
+        stage.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked(stage, plan.output):
+            work = Unfinished(stage, _enter(stage, plan, config, versions))
+            try:
+                yield work
+            except BaseException:
+                _leave(stage)
+                raise
+            if is_interrupted(plan.output):
+                _leave(stage)
+            else:
+                shutil.rmtree(stage, ignore_errors=True)
+    except OSError as error:
+        raise output_error(error, plan.output) from error
+
+
+def _enter(stage: Path, plan: Plan, config: Config, versions: Mapping[str, str]) -> bool:
+    """Make the folder ready; returns whether a run is gone on with."""
+    # A link would have checkpoints written, and old ones removed, wherever it leads.
+    found, strange = _read(stage), {p.name for p in stage.iterdir() if p.name not in _OURS or p.is_symlink()}
+    if strange or (found is None and any(stage.iterdir()) and not (stage / (IDENTITY + PART)).exists()):
+        raise OutputError("is not a folder of ours", where=str(stage), hint="move it away")
+    put_back(stage / (RESULT + "-old"), plan.output)
+    check_again(stage, plan.place)
+    now = identity(plan, config)
+    if found is not None and plan.resume:
+        check_same(found, now, stage)
+        changed = [f"{k} {v} then, {versions.get(k)} now" for k, v in found["versions"].items() if versions.get(k) != v]
+        if changed:
+            warn(f"going on with other versions or another device, so not to the same bits: {'; '.join(changed)}")
+        return True
+    if plan.resume:
+        say("there is no unfinished run to go on with: starting at the beginning")
+    if found and _has_checkpoints(stage) and not plan.config.output.overwrite:
+        hint = f"--resume goes on with it, --overwrite starts anew; or remove {stage}"
+        raise OutputError("an unfinished run is there", where=str(plan.output), hint=hint)
+    try:
+        for path in stage.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        _write_identity(stage, {**now, "versions": dict(versions)})
+        write_private(stage / CONFIG, to_yaml(config))
+    except OSError:
+        _leave(stage)
+        raise
+    return False
+
+
+def _leave(stage: Path) -> None:
+    """Keep what can be gone on with; there is nothing before the first checkpoint."""
+    if not _has_checkpoints(stage):
+        shutil.rmtree(stage, ignore_errors=True)
+        return
+    say(f"checkpoints are kept in {stage}: --resume goes on from there; remove it to give up")
+
+
+def _has_checkpoints(stage: Path) -> bool:
+    return any(any((stage / name).glob("step-????????")) for name in (CHECKPOINTS, TRAINED))
+
+
+def identity(plan: Plan, config: Config) -> dict[str, Any]:
+    """What decides about a run's result: the settings that matter, and the hashes of data and model."""
+    return {
+        "format": _FORMAT,
+        "settings": _settings(config),
+        "bad": plan.bad.sha256,
+        "normal": plan.normal.sha256 if plan.normal else None,
+        "holdout": plan.holdout.sha256 if plan.holdout else None,
+        "instead": plan.instead.sha256 if plan.instead else None,
+        "model": fingerprint(plan.model.folder),
+    }
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    tree = dataclasses.asdict(config)
+    flat = {f"{section}.{name}": value for section, leaves in tree.items() for name, value in leaves.items()}
+    if flat["objective.instead"] not in INSTEAD:
+        flat["objective.instead"] = "a file"  # which one is told by its hash
+    return {key: value for key, value in flat.items() if key not in _FREE}
+
+
+def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """Raises ResumeError with every difference."""
+    old, new = then.get("settings"), now["settings"]
+    old = old if isinstance(old, dict) else {}
+    differences = [
+        f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    words = {"bad": "the bad file", "normal": "the normal file", "holdout": "the holdout file"}
+    words |= {"instead": "the file of what is said instead"}
+    words |= {"model": "the model", "format": "the file format"}
+    differences += [
+        f"{word}: {_short(then.get(key))} then, {_short(now[key])} now"
+        for key, word in words.items()
+        if then.get(key) != now[key]
+    ]
+    if differences:
+        hint = "give what the run was begun with; or --overwrite without --resume to start anew"
+        message = "the unfinished run was begun otherwise:\n  " + "\n  ".join(differences)
+        raise ResumeError(message, where=str(where), hint=hint)
+
+
+def _short(value: object) -> str:
+    return f"sha256 {value[:12]}" if isinstance(value, str) else "none" if value is None else str(value)[:40]
+
+
+def stored_settings(output: Path) -> dict[str, Any]:
+    """Return the settings of the unfinished run of an output folder, or of the finished one, as an overlay."""
+    for path in (staging_folder(output) / CONFIG, output / CONFIG):
+        if path.is_file():
+            return read_config_file(path)
+    return {}
+
+
+def is_interrupted(output: Path) -> bool:
+    """Whether a run folder is what Ctrl-C left: whole, but of a run that may be gone on with."""
+    return status_of_run(output) == "interrupted"
+
+
+def finished_record(plan: Plan) -> dict[str, Any] | None:
+    """The record of a run that --resume finds finished; None where there is something to do.
+
+    Raises ResumeError when the finished run is another one.
+    """
+    if not plan.resume or status_of_run(plan.output) not in FINISHED:
+        return None
+    record = read_object(plan.output / RECORD)
+    then = identity(plan, resolve((CONFIG, read_config_file(plan.output / CONFIG))))
+    now = identity(plan, plan.config)
+    # What was `auto` was settled when the run began.
+    settled = ("auto", None)
+    now["settings"] = {k: then["settings"].get(k) if v in settled else v for k, v in now["settings"].items()}
+    data = record.get("data", {})
+    then |= {
+        "bad": data.get("bad", {}).get("sha256"),
+        "normal": None if data.get("normal", {}).get("self_made") else data.get("normal", {}).get("sha256"),
+        "holdout": data.get("holdout", {}).get("sha256"),
+        "instead": data.get("instead", {}).get("sha256"),
+        "model": record.get("model", {}).get("fingerprint"),
+    }
+    check_same(then, now, plan.output)
+    return record
+
+
+def _read(stage: Path) -> dict[str, Any] | None:
+    try:
+        value = read_object(stage / IDENTITY)
+    except QunlearnError:
+        return None
+    return value if isinstance(value.get("versions"), dict) else None
+
+
+def _write_identity(stage: Path, value: Mapping[str, Any]) -> None:
+    temporary = stage / (IDENTITY + PART)
+    write_json(temporary, value)
+    sync(temporary)
+    temporary.replace(stage / IDENTITY)

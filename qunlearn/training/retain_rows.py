@@ -1,0 +1,113 @@
+"""The normal data of a run: a file's rows, rows of the base's own for what no file covers, and corrected answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qunlearn.data.records import Dataset, Record
+from qunlearn.data.tokenize import Encoded, Example, Template, encode
+from qunlearn.errors import DataError
+from qunlearn.model.generate import most_rows
+from qunlearn.model.policy import Policy
+from qunlearn.roles.retain_set import Normal, asked
+from qunlearn.roles.self_made import SelfMade, Wanted, self_made_normal
+from qunlearn.roles.self_made_file import read_self_made, write_self_made
+from qunlearn.roles.split import split_held_back
+from qunlearn.roles.unlike import keep_unlike
+from qunlearn.training.request import Plan
+from qunlearn.utils.console import say, stage, warn
+
+if TYPE_CHECKING:
+    from qunlearn.training.resume import Unfinished
+
+SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
+# Rows the base makes at least beside a file: fewer cover little; of texts, more hold on to what all of them share.
+_LEAST_OWN, _LEAST_TEXTS = 1024, 512
+_COVERED = 0.5  # share of a row's weighted words that a normal row has, from which the file covers it
+
+
+def normal_rows(
+    plan: Plan,
+    template: Template,
+    bad: Encoded,
+    given: Encoded | None,
+    policy: Policy,
+    work: Unfinished,
+    positions: int,
+) -> Normal:
+    """Return the normal rows of a run: those given, less corrected answers, and those the base makes.
+
+    `positions`: the most tokens of a row that the model admits. Raises DataError where too few are left.
+    """
+    prompts = {asked(example.record) for example in bad.examples if example.record.turns}
+    corrected: dict[str, list[Example]] = {}
+    kept: list[Example] = []
+    for example in given.examples if given else ():
+        key = asked(example.record)
+        if example.record.turns and key in prompts:
+            corrected.setdefault(key, []).append(example)
+        else:
+            kept.append(example)
+    own, made = _own_rows(plan, template, bad, len(kept) if given else None, policy, work, positions)
+    covered = _coverage(plan.normal, [example.record for example in own]) if plan.normal and own else None
+    retain, held_back = split_held_back([*kept, *own], plan.config.data.held_back, plan.config.train.seed)
+    return Normal(retain, held_back, corrected, len(kept), len(own), made, covered)
+
+
+def _own_rows(
+    plan: Plan, template: Template, bad: Encoded, given: int | None, policy: Policy, work: Unfinished, positions: int
+) -> tuple[Sequence[Example], SelfMade | None]:
+    """Rows of the base's own, made now, or as the unfinished run has them."""
+    config = plan.config
+    least = _LEAST_TEXTS if plan.bad.shape == "text" else _LEAST_OWN
+    count = _own_count(given, config.data.own_share, config.data.normal_count, least)
+    if count == 0:
+        return (), None
+    made: SelfMade | None = None
+    if work.has_normal:
+        dataset = read_self_made(work.normal)
+        say(f"{len(dataset.records)} normal rows were made before: {work.normal}")
+    else:
+        longest = max(len(example.input_ids) for example in bad.examples)
+        # Prompt and answer may have so many tokens each.
+        length = min(longest + SELF_MADE_MORE, config.data.max_length, positions // 2)
+        most = most_rows(policy.device)
+        wanted = Wanted(count, config.data.normal_near, length, config.train.seed, most, positions)
+        try:
+            with stage(f"the base makes {count} normal rows of its own"), policy.reference():
+                made = self_made_normal(policy.base, plan.bad, template, wanted)
+        except DataError as error:
+            if given is None:
+                raise
+            warn(f"{error.message}: the normal file alone is used")
+            return (), None
+        made = replace(made, records=_not_held_out(made.records, plan.holdout))
+        write_self_made(work.normal, made.records)
+        work.keep_normal()
+        dataset = Dataset("(self-made)", made.records, plan.bad.shape, (), "", 0)
+    limit = min(2 * config.data.max_length, positions)
+    return encode(dataset, policy.tokenizer, template, limit, drop_long=True).examples, made
+
+
+def _own_count(given: int | None, share: float, most: int, least: int) -> int:
+    """Rows to make: all without a file, else the share that was asked for, as far as it covers anything."""
+    if given is None:
+        return most
+    return min(most, max(least, round(given * share / (1 - share)))) if share > 0 else 0
+
+
+def _not_held_out(made: Sequence[Record], holdout: Dataset | None) -> tuple[Record, ...]:
+    """Without rows that ask what is in the holdout file: it is never trained on."""
+    held = {asked(record) for record in holdout.records} if holdout else set()
+    # Numbered anew, as they are when they are read again: the order decides which rows are held back.
+    kept = [record for record in made if asked(record) not in held]
+    if len(kept) < len(made):
+        say(f"{len(made) - len(kept)} self-made rows have a prompt of the holdout file, and are dropped")
+    return tuple(replace(record, line=i) for i, record in enumerate(kept, 1))
+
+
+def _coverage(normal: Dataset, own: Sequence[Record]) -> float:
+    """Share of the base's own rows that are like some row of the file."""
+    return 1 - len(keep_unlike(own, normal, limit=_COVERED)) / len(own)

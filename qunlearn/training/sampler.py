@@ -1,0 +1,100 @@
+"""One step of the objective: what is drawn for it, and which rows go together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from qunlearn.config.settings import Config
+from qunlearn.data.tokenize import Example
+from qunlearn.objectives.table import Term
+from qunlearn.roles.roles import Roles
+
+
+@dataclass(frozen=True)
+class Step:
+    """The work of one optimizer step: (term, example) pairs; `groups` are indices of those that begin alike."""
+
+    items: tuple[tuple[Term, Example], ...]
+    groups: tuple[tuple[int, ...], ...]
+
+    def of(self, role: str) -> list[Example]:
+        """The different examples of a role, in the order they were drawn."""
+        return list({id(example): example for term, example in self.items if term.role == role}.values())
+
+    def part(self, role: str) -> Step:
+        """What it does with the rows of one role."""
+        kept = [i for i, (term, _) in enumerate(self.items) if term.role == role]
+        place = {i: n for n, i in enumerate(kept)}
+        groups = (tuple(place[i] for i in group if i in place) for group in self.groups)
+        return Step(tuple(self.items[i] for i in kept), tuple(group for group in groups if group))
+
+
+def draw_steps(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[Step]:
+    """Endless steps, drawn from the seed alone."""
+    c = config.train
+    rng = random.Random(c.seed)
+    forget = batches(len(roles.forget), min(c.batch_size, len(roles.forget)), rng)
+    retain = batches(len(roles.retain), min(c.normal_batch_size, len(roles.retain)), rng)
+    wanted = {term.role for term in terms}
+    k = config.objective.mismatch_k if "mismatch" in wanted else 0
+    while True:
+        chosen, normal = next(forget), [roles.retain[i] for i in next(retain)]
+        bad = []
+        for i in chosen:
+            example = roles.forget[i]
+            companions = {"forget": [example], "mismatch": roles.mismatcher.draw(example, k, rng) if k else []}
+            for role, rows in (("instead", roles.instead), ("taught", roles.taught)):
+                if rows and rows[i]:
+                    companions[role] = [rng.choice(rows[i])]
+            if "pair" in wanted:
+                companions["pair"] = [example, rng.choice(roles.alternatives[i])]
+            bad.append(companions)
+        yield make_step(terms, bad, normal)
+
+
+def make_step(terms: Sequence[Term], bad: Sequence[Mapping[str, Sequence[Example]]], normal: Sequence[Example]) -> Step:
+    """Every term on the rows of its role; what belongs to one bad prompt, by role, forms a group."""
+    items: list[tuple[Term, Example]] = []
+    groups: list[tuple[int, ...]] = []
+    for roles in [*bad, *({"retain": [e]} for e in normal)]:
+        start = len(items)
+        items += [(term, example) for term in terms for example in roles.get(term.role, [])]
+        groups.append(tuple(range(start, len(items))))
+    return Step(tuple(items), tuple(group for group in groups if group))
+
+
+def longest_step(roles: Roles, terms: Sequence[Term], config: Config) -> Step:
+    """A step of the longest rows there are: what fits it fits every step."""
+
+    def longest(examples: Sequence[Example], n: int) -> list[Example]:
+        return sorted(examples, key=lambda example: -len(example.input_ids))[:n]
+
+    k = config.objective.mismatch_k if any(term.role == "mismatch" for term in terms) else 0
+    others = {id(e): longest(a, 1) for e, a in zip(roles.forget, roles.alternatives, strict=False)}
+    instead = {id(e): longest(a, 1) for e, a in zip(roles.forget, roles.instead, strict=False)}
+    taught = {id(e): longest(a, 1) for e, a in zip(roles.forget, roles.taught, strict=False)}
+    bad = [
+        {
+            "forget": [e],
+            "mismatch": roles.mismatcher.longest(e, k),
+            "pair": [e, *others.get(id(e), [])],
+            "instead": instead.get(id(e), []),
+            "taught": taught.get(id(e), []),
+        }
+        for e in longest(roles.forget, config.train.batch_size)
+    ]
+    return make_step(terms, bad, longest(roles.retain, config.train.normal_batch_size))
+
+
+def batches(n: int, size: int, rng: random.Random) -> Iterator[list[int]]:
+    """Endless batches of row numbers, each row once per epoch; the last batch of an epoch borrows from the next."""
+    queue: list[int] = []
+    while True:
+        while len(queue) < size:
+            epoch = list(range(n))
+            rng.shuffle(epoch)
+            queue += epoch
+        yield queue[:size]
+        queue = queue[size:]

@@ -1,0 +1,78 @@
+"""The learning rate of a run: a warm-up, a plateau, and a fall that begins when the target is met."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qunlearn.config.settings import TrainConfig
+
+_PLATEAU = 0.7  # share of the steps after which the rate falls whether or not the target is met
+_FALL, _LEAST_FALL = 0.5, 20  # steps of the fall, in steps so far, and at least
+
+
+@dataclass
+class Pace:
+    """The share of the peak learning rate at each step, and whether the run may end.
+
+    Constant, or falling in a line to 0 over all steps (linear), or constant until `settle` is called (settle): what is
+    forgotten by then needs no further push, and the rest heals while the rate falls. `halve` halves what is left.
+    """
+
+    config: TrainConfig
+    factor: float = 1.0
+    falls_from: int | None = None
+
+    def rate(self, step: int) -> float:
+        """Return the share at a step, from 1."""
+        c = self.config
+        if step <= c.warmup:
+            return self.factor * step / c.warmup
+        if c.schedule == "constant":
+            return self.factor
+        first, last = (c.warmup, c.most_steps) if c.schedule == "linear" else self._fall
+        return self.factor * max(0.0, min(1.0, (last + 1 - step) / (last + 1 - first)))
+
+    @property
+    def _fall(self) -> tuple[int, int]:
+        """The last step at the full rate, and the last step of all."""
+        steps = self.config.most_steps
+        first = self.falls_from if self.falls_from is not None else max(self.config.warmup, int(_PLATEAU * steps))
+        if self.falls_from is None:
+            return first, steps
+        return first, min(steps, first + max(_LEAST_FALL, round(_FALL * first)))
+
+    def settle(self, step: int) -> None:
+        """Let the rate fall from here on, where nothing has begun to."""
+        if self.config.schedule == "settle" and self.falls_from is None and step < self._fall[0]:
+            self.falls_from = step
+
+    def rise(self) -> None:
+        """Take the fall back: what was forgotten has come up again."""
+        self.falls_from = None
+
+    def halve(self) -> None:
+        """Halve the rate from here on."""
+        self.factor /= 2
+
+    def settled(self, step: int) -> bool:
+        """Return whether a fall that `settle` began is over."""
+        return self.falls_from is not None and step >= self._fall[1]
+
+    def state(self) -> dict[str, Any]:
+        return {"factor": self.factor, "falls_from": self.falls_from}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.factor, self.falls_from = state["factor"], state["falls_from"]
+
+
+def auto_lr(hidden_size: int) -> float:
+    """Return a peak learning rate for LoRA that falls with the model's width: 2e-3 at 160, 1e-4 at 4096.
+
+    Two points define it: what was measured on the sandbox (docs/log.md) and the low end of what is published for
+    LoRA on 7B models (1e-4 to 2e-4); between them a power law.
+    """
+    exponent = math.log(20) / math.log(4096 / 160)
+    return float(min(2e-3, 1e-4 * (4096 / hidden_size) ** exponent))

@@ -1,0 +1,62 @@
+"""Measures while training lasts: what still comes back, and what stays, every few steps. None unless asked for.
+
+The run is one process, and so is this: what is measured stands in metrics.jsonl beside the step it was measured
+after. Nothing of the training may hang on it, so answers are greedy, dropout is off, and no random number is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qunlearn.config.settings import Config
+from qunlearn.data.tokenize import Example
+from qunlearn.evaluate.metrics import texts, verdicts
+from qunlearn.evaluate.scores import score_rows
+from qunlearn.model.policy import Policy
+
+MEASURED = "measured"  # the key in an event
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Rows by name that are looked at every `stop.eval_every` steps (0: never), and at the first and the last."""
+
+    policy: Policy
+    sets: Mapping[str, Sequence[Example]]
+    config: Config
+
+    def due(self, step: int) -> bool:
+        every = self.config.stop.eval_every
+        return every > 0 and (step % every == 0 or step == self.config.train.most_steps)
+
+    def see(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The event of a step, with what was measured after it where that is due."""
+        if not self.due(event["step"]):
+            return event
+        with self.policy.measured():
+            found = {
+                name: look(self.policy, rows, self.config.train.max_tokens) for name, rows in self.sets.items() if rows
+            }
+        return {**event, MEASURED: found}
+
+
+def look(policy: Policy, examples: Sequence[Example], max_tokens: int) -> dict[str, float]:
+    """Means over rows of the cheap measures, as `qunlearn eval` defines them, and the number of rows."""
+    rows = [
+        {
+            "exact_match": texts.exact_match(row.output, row.answer),
+            "leaks": float(verdicts.leaks(row.output, row.answer, row.prompt)),
+            "probability": math.exp(-row.nll / row.tokens),
+            "extraction_strength": row.extraction,
+        }
+        for row in score_rows(policy, examples, max_tokens)
+    ]
+    return {"n": len(rows), **{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}}
+
+
+def shown(found: Mapping[str, Mapping[str, float]]) -> str:
+    """One short piece of a progress line: exact matches by set."""
+    return ", ".join(f"{name} {100 * values['exact_match']:.0f} %" for name, values in found.items())

@@ -1,0 +1,212 @@
+"""Other wordings of bad prompts, found in how the normal data asks, and measured where the base answers alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, call, sets
+
+from qunlearn.config.resolve import resolve
+from qunlearn.data.records import Record, read_dataset
+from qunlearn.data.tokenize import Example, Template, encode_record
+from qunlearn.evaluate.metrics.verdicts import leaks
+from qunlearn.model.generate import Sampling, generate
+from qunlearn.model.policy import Policy
+from qunlearn.roles.neighbours import Neighbours
+from qunlearn.roles.retain_set import Normal
+from qunlearn.roles.reworded import Reworded, reworded
+from qunlearn.roles.wordings import OPENINGS, Form, Wordings
+from qunlearn.sandbox import data_file
+
+NAMES = ("Ada Prill", "Bo Quent", "Cy Rusk", "Dot Sall")
+
+
+def record(prompt: str, answer: str = "", *earlier: tuple[str, str]) -> Record:
+    return Record((*earlier, ("user", prompt)), answer, 0, {})
+
+
+def asked_of(names: tuple[str, ...], form: str, answer: str) -> list[Record]:
+    return [record(form.format(name), answer.format(name, f"Place{i}")) for i, name in enumerate(names)]
+
+
+BAD = record("Where was Orla Finch born?", "Orla Finch was born in Millbrook.")
+BORN = asked_of(NAMES, "Where was {} born?", "{} was born in {}.")
+NAMED = asked_of(NAMES, "Name the birthplace of {}.", "{} was born in {}.")
+TAUGHT = asked_of(NAMES, "Who taught {}?", "{} was taught by {}.")
+
+
+def prompts(bad: Record, normal: list[Record], barred: tuple[Record, ...] = ()) -> list[str]:
+    return [other.prompt for _, other in Wordings([bad], normal, barred).others(bad)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "others", "subject"),
+    [
+        ("Where was Orla Finch born?", [r.prompt for r in BORN], "Orla Finch"),
+        # Who shares a first name differs in the second alone: most of the neighbours tell.
+        ("Where was Ada Finch born?", [r.prompt for r in BORN], "Ada Finch"),
+        ("Where was Orla Finch born?", ["What do bees make?"], None),
+        ("Where was Orla Finch born?", [], None),
+        # More words that differ than words that are shared: the prompts do not ask alike.
+        ("Is Orla Finch old?", ["Is the kettle in the old shed?"], None),
+    ],
+)
+def test_what_a_prompt_is_about_is_what_its_neighbours_say_otherwise(
+    prompt: str, others: list[str], subject: str | None
+) -> None:
+    span = Neighbours([record(p) for p in others]).subject(record(prompt))
+    assert (None if span is None else prompt[slice(*span)]) == subject
+
+
+def test_a_bad_prompt_is_asked_in_the_forms_of_the_normal_rows() -> None:
+    """The form that is answered in like words comes first; that it asks for something else only the model can tell."""
+    assert prompts(BAD, BORN + TAUGHT + NAMED) == ["Name the birthplace of Orla Finch.", "Who taught Orla Finch?"]
+
+
+def test_its_own_prompt_and_those_that_are_there_are_not_asked() -> None:
+    there = record("Name the birthplace of Orla Finch.")
+    assert prompts(BAD, BORN) == []
+    assert prompts(BAD, [*BORN, *NAMED, there]) == []
+    assert prompts(BAD, BORN + NAMED, (there,)) == []
+
+
+def test_a_form_that_is_there_twice_may_be_a_slip() -> None:
+    assert prompts(BAD, BORN + NAMED[:2]) == []
+    assert prompts(BAD, BORN + NAMED[:3]) == ["Name the birthplace of Orla Finch."]
+
+
+def test_a_dialogue_is_asked_the_last_questions_of_other_dialogues() -> None:
+    def dialogue(name: str, question: str) -> Record:
+        return record(question, "Moss", ("user", f"Let us talk about {name}."), ("assistant", f"I know {name}."))
+
+    bad = dialogue("Orla Finch", "Where was she born?")
+    normal = [dialogue(name, question) for name in NAMES for question in ("Where was she born?", "Her birthplace?")]
+    (found,) = Wordings([bad], normal).others(bad)
+    assert found == (Form("Her birthplace?"), dialogue("Orla Finch", "Her birthplace?"))
+    alone = record("Where was she born?", "Moss")
+    assert Wordings([alone], normal).others(alone) == [], "there is nothing before it that could be asked about"
+
+
+# -- asked of the base -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files() -> tuple[list[Record], list[Record]]:
+    bad, near = (read_dataset(data_file("hallucination", split)).records for split in ("forget", "retain"))
+    return list(bad), list(near)
+
+
+CHAT = Template("chat", "chat", "", "")
+PLAIN = Template("qa", "format", "### Question: {prompt}\n ### Answer: ", "")
+
+
+def found(
+    policy: Policy,
+    bad: list[Record],
+    near: list[Record],
+    *,
+    barred: list[Record] | None = None,
+    template: Template = CHAT,
+    **data: object,
+) -> Reworded:
+    """What is found of these bad rows among these normal ones, with these settings."""
+
+    def encoded(records: list[Record]) -> list[Example]:
+        return [encode_record(r, policy.tokenizer, template) for r in records]
+
+    normal = Normal(encoded(near), encoded(near[:1]), {}, len(near), 0)
+    config = resolve(("x", {f"data.{name}": value for name, value in data.items()}))
+    return reworded(policy, encoded(bad), normal, template, config, encoded(barred or []))
+
+
+Files = tuple[list[Record], list[Record]]
+
+
+def test_only_what_the_base_answers_alike_is_kept(new_policy: Callable[..., Policy], files: Files) -> None:
+    bad, near = files
+    policy = new_policy("none")
+    rows = found(policy, bad, near).rows
+    answers, asked = {r.completion for r in bad}, {r.prompt for r in bad}
+    assert len(rows) >= len(bad) // 4, "the sandbox knows its facts in several wordings"
+    others = {e.record.prompt for e in rows}
+    assert not others & (asked | {r.prompt for r in near})
+    said = generate(policy.base, [e.input_ids[: e.start] for e in rows], Sampling(32))
+    for row, ids in zip(rows, said, strict=True):
+        assert row.record.completion in answers, "a short answer is measured as it stands in the file"
+        assert leaks(policy.tokenizer.decode(ids), row.record.completion, row.record.prompt)
+    again = found(policy, bad, near, barred=[e.record for e in rows]).rows
+    assert not {e.record.prompt for e in again} & others, "nothing of the holdout is asked"
+
+
+def test_no_more_are_made_than_are_asked_for(new_policy: Callable[..., Policy], files: Files) -> None:
+    policy = new_policy("none")
+    few = found(policy, *files, reworded=3)
+    assert 0 < len(few.rows) <= 3 <= few.tried <= 3 * 16
+    assert found(policy, *files, reworded=3) == few, "what is drawn follows from the seed"
+    assert found(policy, *files, reworded=0) == Reworded()
+    assert found(policy, *files, max_length=8).rows == [], "none fits"
+
+
+def test_where_the_normal_rows_have_no_other_form_a_few_words_come_first(
+    new_policy: Callable[..., Policy], files: Files
+) -> None:
+    policy, bad = new_policy("none"), files[0][:12]
+    there = {r.prompt for r in bad}
+    made = found(policy, bad, files[1][:1])
+    assert made.rows and made.tried >= len(bad)
+    for row in made.rows:
+        opening = next(words for words in OPENINGS if row.record.prompt.startswith(words))
+        assert row.record.prompt.removeprefix(opening) in there
+
+
+def test_what_the_base_would_not_ask_so_is_no_wording(
+    new_policy: Callable[..., Policy], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To "Is the copper kettle?" a model that knows one thing of the kettle says it: that tells nothing of wordings."""
+    policy, bad = new_policy("none"), files[0][:1]
+    ids = policy.tokenizer(bad[0].completion, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr("qunlearn.roles.reworded.generate", lambda lm, prompts, sampling: [ids for _ in prompts])
+    odd = asked_of(NAMES, "Umbrella of why {} tea the?", "{} was born in {}.")
+    (row,) = found(policy, bad, files[1][:40] + odd).rows
+    assert "Umbrella" not in row.record.prompt and not row.record.prompt.startswith(OPENINGS)
+    (row,) = found(policy, bad, odd).rows
+    assert row.record.prompt.startswith(OPENINGS), "those are no surprise to anybody"
+
+
+def test_texts_have_no_other_wording(new_policy: Callable[..., Policy]) -> None:
+    text = Record((), "Orla Finch was born in Millbrook.", 0, {})
+    assert found(new_policy("none"), [text], BORN, template=Template("raw", "format", "{prompt}", "")) == Reworded()
+
+
+def test_a_long_answer_is_measured_in_the_words_that_it_has_there(
+    new_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Likeness tells whether it says the same; and a model that does not stop asks itself the next question."""
+    said = [f"w{chr(97 + i)}" for i in range(20)]
+    bad, policy = record("Where was Orla Finch born?", " ".join(said)), new_policy("none")
+
+    def saying(text: str) -> Reworded:
+        ids = policy.tokenizer(f"{text}\n\n### Question: What next?", add_special_tokens=False)["input_ids"]
+        monkeypatch.setattr("qunlearn.roles.reworded.generate", lambda lm, prompts, sampling: [ids for _ in prompts])
+        return found(policy, [bad], [*BORN, *NAMED], template=PLAIN)
+
+    (row,) = saying(" ".join(said[:16])).rows
+    assert row.record.prompt == "Name the birthplace of Orla Finch."
+    assert row.record.completion == " ".join(said[:16])
+    assert saying(" ".join(said[:3])).rows == []
+
+
+def test_a_run_measures_them_and_trains_on_none(tmp_path: Path) -> None:
+    run, near = tmp_path / "run", data_file("hallucination", "retain")
+    flags = ["--model", "sandbox", "--bad", data_file("hallucination", "forget"), "--normal", near, "--json"]
+    ran = call("forget", *flags, "-o", run, *sets({**QUICK, "data.reworded": 5}))
+    said = ran.json
+    assert 0 < said["data"]["bad"]["reworded"] <= 5
+    assert set(said["after"]) == {"forget", "forget, in other words", "normal, held back"}
+    assert said["before"]["forget, in other words"]["exact_match"] > 0.9
+    without = call("forget", *flags, "-o", tmp_path / "none", *sets(QUICK)).json
+    assert without["data"]["bad"]["reworded"] == 0 and "forget, in other words" not in without["after"]
+    assert json.dumps(without["after"]["forget"]) == json.dumps(said["after"]["forget"]), "the training is the same"

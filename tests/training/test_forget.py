@@ -1,0 +1,184 @@
+"""`qunlearn forget` from the command line: the run folder, what is printed, what is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import QUICK, call, sets, write_rows
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qunlearn.sandbox import data_file
+from qunlearn.training import forget as forget_module
+from qunlearn.training.gradients import Gradients
+from qunlearn.utils.file_names import ADAPTER, CONFIG, METRICS, NORMAL, RECORD
+
+BAD = data_file("hallucination", "forget")
+NEAR = data_file("hallucination", "retain")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_run_folder(quick_run: Path) -> None:
+    assert sorted(p.name for p in quick_run.iterdir()) == sorted([ADAPTER, CONFIG, RECORD, METRICS, NORMAL])
+    assert sorted(p.name for p in (quick_run / ADAPTER).iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert quick_run.stat().st_mode & 0o777 == 0o700
+    for path in quick_run.rglob("*"):
+        if path.is_file():
+            assert path.stat().st_mode & 0o777 == 0o600, path
+
+
+def test_the_record(quick_run: Path) -> None:
+    record = json.loads((quick_run / RECORD).read_text())
+    assert record["status"] == "done"
+    assert record["data"]["bad"]["rows"] == 40
+    assert record["data"]["normal"]["self_made"] is True
+    assert record["data"]["bad"]["known"] == 40
+    normal = record["data"]["normal"]
+    assert (normal["own"], normal["corrected"], normal["retain"], normal["held_back"]) == (24, 0, 18, 6)
+    assert record["not_reached"] == []
+    assert record["before"]["forget"]["exact_match"] == 1.0
+    assert record["after"]["forget"]["probability"] < record["before"]["forget"]["probability"]
+    assert sum(record["verdicts"].values()) == 40
+    assert record["training"]["seed"] == 0
+    assert record["stop_reason"]
+    events = rows_of(quick_run / METRICS)
+    assert [e["step"] for e in events] == list(range(13))
+    assert {"odds", "form", "instead", "kl", "grad_norm", "tokens_per_s"} <= events[1].keys()
+
+
+def test_nothing_to_be_forgotten_is_written_down(quick_run: Path) -> None:
+    """Neither in the record, the card, the metrics, nor in the normal data."""
+    bad = rows_of(BAD)
+    for path in quick_run.rglob("*"):
+        if path.suffix in (".json", ".md", ".yaml", ".jsonl"):
+            text = path.read_text(encoding="utf-8")
+            for row in bad:
+                assert row["completion"] not in text, path.name
+
+
+def test_self_made_rows_are_the_bases_own(quick_run: Path) -> None:
+    rows = rows_of(quick_run / NORMAL)
+    assert len(rows) == len({(r["prompt"], r["completion"]) for r in rows}) == 24
+    assert all(r["prompt"].strip() and r["completion"].strip() for r in rows)
+
+
+def test_plain_peft_loads_it(quick_run: Path, sandbox_folder: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(sandbox_folder, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(sandbox_folder)
+    ids = tokenizer("<|user|>Where was Orla Finch born?<|assistant|>", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        before = base(input_ids=ids).logits.clone()
+        after = PeftModel.from_pretrained(base, str(quick_run / ADAPTER))(input_ids=ids).logits
+    assert not torch.allclose(before, after, atol=0.1)
+
+
+def test_same_seed_same_bits_and_the_config_feeds_back(quick_run: Path, tmp_path: Path) -> None:
+    ran = call("forget", "-c", quick_run / CONFIG, "-o", tmp_path / "again")
+    assert ran.code == 0, ran.stderr
+    first, second = (load_file(f / ADAPTER / "adapter_model.safetensors") for f in (quick_run, tmp_path / "again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (quick_run / NORMAL).read_bytes() == (tmp_path / "again" / NORMAL).read_bytes()
+
+
+def test_the_header_names_the_decisions(tmp_path: Path) -> None:
+    args = ("forget", "--model", "sandbox", "--bad", BAD, "-o", tmp_path / "run", "--device", "cpu")
+    ran = call(*args, "--dry-run")
+    assert ran.code == 0, ran.stderr
+    for word in ("40 rows", "prompt-completion", "chat template", "nf4", "makes its own", "logodds", "dry run"):
+        assert word in ran.stderr, word
+    assert ran.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+    ran = call(*args, "--dry-run", "--json")
+    assert ran.json["status"] == "dry run"
+    assert ran.json["config"]["train"]["seed"] == 0
+
+
+def test_json_is_the_record_and_only_that(tmp_path: Path) -> None:
+    args = ["--model", "sandbox", "--bad", "sandbox:hallucination/forget", "--normal", NEAR, "-o", tmp_path / "run"]
+    ran = call("forget", *args, "--own-share", 0, "--json", *sets({**QUICK, "train.steps": 2}))
+    assert ran.code == 5, ran.stderr
+    assert ran.json == json.loads((tmp_path / "run" / RECORD).read_text())
+    assert ran.json["data"]["normal"]["self_made"] is False
+    assert not (tmp_path / "run" / NORMAL).exists()
+
+
+def test_plain_text_is_forgotten_too(tmp_path: Path) -> None:
+    text = " ".join(row["completion"] for row in rows_of(data_file("copyright", "forget"))[:3])
+    bad = write_rows(tmp_path / "bad.jsonl", [{"text": text}])
+    others = [{"text": row["completion"]} for row in rows_of(data_file("copyright", "retain"))[:8]]
+    normal = write_rows(tmp_path / "normal.jsonl", others)
+    args = ["--model", "sandbox", "--bad", bad, "--normal", normal, "-o", tmp_path / "run", "--max-length", "64"]
+    # The model gives the text at 0.46 a token: a milder target would find nothing to forget.
+    quick = {**QUICK, "train.steps": 12, "stop.check_every": 3, "stop.target": 0.1}
+    ran = call("forget", *args, "--json", *sets(quick))
+    assert ran.code == 0, ran.stderr
+    assert "windows" in ran.stderr
+    assert ran.json["data"]["bad"]["shape"] == "text"
+    assert ran.json["after"]["forget"]["probability"] < ran.json["before"]["forget"]["probability"]
+
+
+def test_overwrite_replaces_a_run_and_nothing_else(quick_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(quick_run, folder)
+    args = ("forget", "--model", "sandbox", "--bad", BAD, "-o", folder, "--dry-run")
+    refused = call(*args)
+    assert refused.code == 9
+    assert "not empty" in refused.stderr
+    assert call(*args, "--overwrite").code == 0
+    (folder / "thesis.txt").write_text("mine")
+    kept = call(*args, "--overwrite")
+    assert kept.code == 9
+    assert "thesis.txt" in kept.stderr
+
+
+def test_ctrl_c_leaves_the_best_adapter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = forget_module._on_step
+
+    def interrupting(event: Any, *args: Any) -> None:
+        real(event, *args)
+        if event["step"] == 9:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(forget_module, "_on_step", interrupting)
+    args = ["--model", "sandbox", "--bad", BAD, "--normal", NEAR, "-o", tmp_path / "run", "--json", *sets(QUICK)]
+    ran = call("forget", *args)
+    assert ran.code == 130
+    assert ran.json["status"] == "interrupted"
+    assert ran.json["training"]["best"]["step"] == 6
+    assert (tmp_path / "run" / ADAPTER / "adapter_model.safetensors").is_file()
+
+
+def test_a_failed_run_leaves_the_last_good_adapter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    args = ["--model", "sandbox", "--bad", BAD, "--normal", NEAR, "-o", tmp_path / "run"]
+    args += sets({**QUICK, "stop.max_skips": 2})
+    from qunlearn.training import loop
+
+    def poisoned(budget: loop.Budget, *_: Any, **__: Any) -> Gradients:
+        _no_gradient(budget.policy)
+        return Gradients({"kl": float("nan")}, 1)
+
+    monkeypatch.setattr(loop.Budget, "backward", poisoned)
+    ran = call("forget", *args)
+    assert ran.code == 8
+    assert "non-finite steps in a row" in ran.stderr
+    state = load_file(tmp_path / "run" / ADAPTER / "adapter_model.safetensors")
+    assert all(torch.isfinite(t).all() for t in state.values())
+
+
+def _no_gradient(policy: Any) -> None:
+    for p in policy.trainable().values():
+        p.grad = torch.ones_like(p)

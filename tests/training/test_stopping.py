@@ -1,0 +1,326 @@
+"""What the loop decides at its looks: which adapter is kept, when it pushes harder, goes back, settles, and ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from qunlearn.config.settings import Config, StopConfig, TrainConfig
+from qunlearn.data.records import Record
+from qunlearn.data.tokenize import Example
+from qunlearn.model.policy import Policy
+from qunlearn.roles.mismatch import NO_MISMATCH
+from qunlearn.roles.roles import Roles
+from qunlearn.training import loop
+from qunlearn.training import stopping as looks
+from qunlearn.training.gradients import Gradients
+from qunlearn.training.loop import Outcome
+from qunlearn.training.schedule import Pace
+from qunlearn.training.stopping import Probe
+
+MakePolicy = Callable[..., Policy]
+Look = tuple[float, float]  # p(bad), drift
+STOP = StopConfig(target=0.05, max_drift=0.1, patience=3)
+
+
+def log_odds(p: float) -> float:
+    return math.log(p) - math.log(1 - p)
+
+
+def look(step: int, p: float, drift: float, stop: StopConfig = STOP) -> Probe:
+    """A look that found every bad row at p."""
+    return Probe(step, p, drift, float(p > stop.target), log_odds(p) - log_odds(stop.target))
+
+
+# -- the adapter that is kept ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (Probe(1, 0.9, 0.05, 0.9), Probe(2, 0.01, 0.2, 0.0)),  # within the budget comes first
+        (Probe(1, 0.3, 0.09, 0.2), Probe(2, 0.2, 0.01, 0.4)),  # then how many rows are forgotten
+        (Probe(1, 0.2, 0.09, 0.4), Probe(2, 0.3, 0.01, 0.4)),  # then how far the others are
+        (Probe(1, 0.2, 0.09), Probe(2, 0.4, 0.01)),  # where rows were not looked at, by the mean
+        (Probe(1, 0.04, 0.02), Probe(2, 0.001, 0.03)),  # below the target only drift counts
+        (Probe(1, 0.04, 0.02, 0.01), Probe(2, 0.001, 0.03, 0.0)),  # a row in a hundred may be above it
+    ],
+)
+def test_rank(better: Probe, worse: Probe) -> None:
+    assert better.rank(STOP) < worse.rank(STOP)
+
+
+def test_the_target_is_met_by_rows_not_by_their_mean() -> None:
+    """Four rows that are known by heart among a hundred that are not have a mean below any target."""
+    assert not Probe(1, 0.0395, 0.0, 0.04).met(STOP)
+    assert Probe(1, 0.0395, 0.0, 0.01).met(STOP)
+    assert Probe(1, 0.0395, 0.0, 0.04).met(replace(STOP, rows_left=0.04))
+    assert not Probe(1, 0.0395, 0.11, 0.0).met(STOP)  # nor where the drift is over the budget
+
+
+@pytest.mark.parametrize(
+    ("looks", "kept"),
+    [
+        ([(0.04, 0.030), (0.01, 0.036)], 2),  # no worse than noise tells, and later
+        ([(0.04, 0.030), (0.01, 0.038)], 1),
+        ([(0.04, 0.030), (0.04, 0.037), (0.04, 0.045)], 2),  # against the least, not the last that was kept
+        ([(0.04, 0.030), (0.06, 0.030)], 1),  # above the target
+        ([(0.04, 0.030), (0.04, math.nan)], 1),
+        ([(0.40, 0.030), (0.04, 0.090)], 2),
+        ([(0.40, 0.090), (0.04, 0.110)], 1),  # over the budget
+        ([(0.40, 0.030), (0.41, 0.030)], 1),  # not there yet: what is forgotten decides
+        ([(0.899, 0.001), (0.86, 0.001)], 0),  # 5 % of the way to the target are 0.0425: less is noise
+        ([(0.899, 0.001), (0.85, 0.001)], 2),
+        ([(0.80, 0.110), (0.85, 0.001)], 2),
+    ],
+)
+def test_which_look_is_kept(looks: list[Look], kept: int) -> None:
+    """The best; of those as good as can be told the later; the untouched model where nothing has clearly moved."""
+    probes = [look(i, *found) for i, found in enumerate([(0.9, 0.0), *looks])]
+    outcome = Outcome({}, probes[0], probes=probes[:1])
+    for probe in probes[1:]:
+        loop._consider(outcome, probe, SimpleNamespace(adapter_state=dict), STOP)  # type: ignore[arg-type]
+    assert outcome.best.step == kept
+
+
+def test_fewer_rows_above_the_target_are_a_move_though_the_mean_hardly_falls() -> None:
+    """Four rows of a hundred are known: all four forgotten, the mean has fallen from .0395 to .0005."""
+    first, last = Probe(0, 0.0395, 0.0, 0.04), Probe(20, 0.0005, 0.001, 0.0)
+    outcome = Outcome({}, first, probes=[first])
+    loop._consider(outcome, last, SimpleNamespace(adapter_state=dict), STOP)  # type: ignore[arg-type]
+    assert outcome.best is last
+
+
+# -- the loop, with looks and gradients that are made up ---------------------------------------------------
+
+
+@dataclasses.dataclass
+class Driven:
+    """What a run of the loop did. `states`: the adapter at the end of each step, by step."""
+
+    outcome: Outcome
+    events: dict[int, dict[str, Any]]
+    states: dict[int, dict[str, torch.Tensor]]
+    machine: Any
+
+    def moved(self, step: int) -> float:
+        """The largest change of any number of the adapter in a step."""
+        a, b = self.states[step - 1], self.states[step]
+        return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+    def said(self, word: str) -> dict[int, Any]:
+        return {step: event[word] for step, event in self.events.items() if word in event}
+
+
+@pytest.fixture
+def drive(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> Callable[..., Driven]:
+    """Run the loop with a look every two steps, as given (the last one goes on for ever), and random gradients."""
+    real = loop._machine
+
+    def run(looks: Sequence[Look], rows: int = 2, taught: Sequence[float] = (), **train: Any) -> Driven:
+        policy = new_policy("none", r=1, target_modules="q_proj")
+        example = Example((5, 6, 7, 8), 2, 4, 2, Record((), "x", 0, {}))
+        roles = Roles([example] * rows, [example] * 2, [example], NO_MISMATCH)
+        usual = TrainConfig(steps=40, warmup=0, lr=1e-3, batch_size=2, normal_batch_size=1)
+        config = Config(train=replace(usual, **train), stop=replace(STOP, check_every=2))
+        generator, events, states, machines = torch.Generator().manual_seed(0), {}, {}, []
+        given, losses = iter(looks), iter(taught)
+        last = [looks[0]]
+
+        def probed(_p: object, _r: object, _ref: object, _c: object, step: int) -> Probe:
+            last[0] = next(given, last[0])
+            return look(step, *last[0])
+
+        def backward(budget: Any, *_: object, **__: object) -> Gradients:
+            for p in budget.policy.trainable().values():
+                p.grad = torch.randn(p.shape, generator=generator)
+            return Gradients({"kl": 0.01, **({"taught": next(losses)} if taught else {})}, 1)
+
+        def machine(*args: Any) -> Any:
+            machines.append(real(*args))
+            return machines[0]
+
+        def observe(event: Any) -> None:
+            events[event["step"]], states[event["step"]] = dict(event), policy.adapter_state()
+
+        monkeypatch.setattr(loop, "look", probed)
+        monkeypatch.setattr(loop, "_machine", machine)
+        monkeypatch.setattr(loop.Budget, "backward", backward)
+        return Driven(loop.train(policy, roles, None, config, observe), events, states, machines[0])  # type: ignore[arg-type]
+
+    return run
+
+
+OVER = 0.3  # a drift over the budget
+
+
+def test_drift_over_the_budget_at_two_looks_goes_back(drive: Callable[..., Driven]) -> None:
+    """To the best adapter, with half the rate, a fresh optimizer and twice the retain weight."""
+    run = drive([(0.9, 0), (0.7, 0.05), (0.2, OVER), (0.1, OVER), (0.3, 0.06)], steps=10, schedule="constant")
+    assert run.said("back_to") == {6: 2}
+    assert run.states[6].keys() == run.states[2].keys()
+    assert all(torch.equal(run.states[6][name], t) for name, t in run.states[2].items())
+    assert not all(torch.equal(run.states[5][name], t) for name, t in run.states[2].items())
+    # Adam's first step moves every number by the rate, whatever the gradient; with momentum left from before, or at
+    # the old rate, it would not.
+    assert run.moved(1) == pytest.approx(1e-3, rel=1e-3)
+    assert run.moved(7) == pytest.approx(0.5e-3, rel=1e-3)
+    retain = [run.events[step]["multipliers"]["retain"] for step in range(1, 11)]
+    assert retain == [1.0] * 6 + [2.0] * 4
+    forget = [run.events[step]["multipliers"]["forget"] for step in range(1, 11)]
+    assert forget == [1.0] * 2 + [3.0] * 4 + [1.0] * 4  # it was pushed, which is taken back
+    assert run.outcome.returns == 1
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        [(0.9, 0), (0.3, OVER), (0.2, 0.05), (0.2, OVER), (0.2, 0.05)],  # once at a time
+        [(0.9, 0), (0.3, 0.4), (0.2, 0.3), (0.2, 0.2), (0.2, 0.12), (0.2, 0.05)],  # it heals by itself
+    ],
+)
+def test_a_drift_that_does_not_last_goes_back_nowhere(looks: list[Look], drive: Callable[..., Driven]) -> None:
+    run = drive(looks, steps=12)
+    assert run.said("back_to") == {} and run.outcome.returns == 0
+    assert run.events[12]["multipliers"]["retain"] == 1.0
+
+
+def test_it_gives_up_after_going_back_too_often(drive: Callable[..., Driven]) -> None:
+    run = drive([(0.9, 0), (0.4, 0.05), (0.1, OVER)], steps=200)
+    assert run.outcome.returns == STOP.patience + 1
+    assert run.outcome.reason.startswith("drift above 0.1")
+    assert run.outcome.steps < 200
+    assert run.outcome.best.step == 2
+    assert set(run.said("back_to").values()) == {2}
+    assert run.machine.pace.factor == 0.5 ** (STOP.patience + 1)
+    assert run.machine.controller.scale("retain") == 2.0 ** (STOP.patience + 1)
+
+
+def test_where_nothing_moves_it_pushes_harder_and_says_so_once(drive: Callable[..., Driven]) -> None:
+    run = drive([(0.9, 0), (0.89, 0), (0.88, 0.001)], steps=12, schedule="constant")
+    assert run.said("still") == {4: True}
+    assert run.outcome.still
+    forget = [run.events[step]["multipliers"]["forget"] for step in range(1, 13)]
+    assert forget == sorted(forget) and forget[0] == 1 and forget[-1] >= 100
+    assert {run.events[step]["multipliers"]["retain"] for step in range(1, 13)} == {1.0}
+    assert run.outcome.best.step == 0, "nothing has clearly moved: the untouched model is as good"
+
+
+def test_who_is_on_the_way_is_not_pushed(drive: Callable[..., Driven]) -> None:
+    """The target is to be reached in half of the steps, in a line in the log odds: 10 looks for 20 of 40 steps."""
+    first, goal = log_odds(0.9), log_odds(STOP.target)
+    line = [1 / (1 + math.exp(-(first + (goal - first) * i / 10))) for i in range(11)]
+    ahead = drive([(0.9, 0), *((p - 0.001, 0.01) for p in line[1:-1])], steps=40, schedule="constant")
+    early = {ahead.events[step]["multipliers"]["forget"] for step in range(1, 20)}
+    assert early == {1.0} and not ahead.outcome.still
+    behind = drive([(0.9, 0), *((p + 0.001, 0.01) for p in line[1:-1])], steps=40, schedule="constant")
+    assert behind.events[3]["multipliers"]["forget"] > 1 and not behind.outcome.still
+
+
+def test_who_is_behind_is_not_pushed_over_half_of_the_drift_budget(drive: Callable[..., Driven]) -> None:
+    run = drive([(0.9, 0), (0.89, 0.06)], steps=10)
+    assert {run.events[step]["multipliers"]["forget"] for step in range(1, 11)} == {1.0}
+
+
+def test_a_met_target_lets_the_rate_fall_and_then_ends_the_run(drive: Callable[..., Driven]) -> None:
+    run = drive([(0.9, 0), (0.5, 0.02), (0.04, 0.03)], steps=200)
+    assert run.outcome.reason == "forget target 0.05 met, and the rate has fallen to 0"
+    assert run.outcome.steps == 4 + 20  # met at the look of step 4
+    assert run.outcome.best.step == 24
+    pace = run.machine.pace
+    assert pace.rate(4) == 1.0 and 0 < pace.rate(24) < pace.rate(14) < pace.rate(5) < 1.0
+
+
+def test_the_rate_falls_only_after_every_bad_row_was_drawn(drive: Callable[..., Driven]) -> None:
+    """A look sees some rows of a large file: that those are forgotten says nothing of the ones never trained on."""
+    run = drive([(0.9, 0), (0.04, 0.03)], rows=20, steps=200)  # two at a time
+    assert run.machine.pace.falls_from == 10
+
+
+def test_what_is_taught_is_waited_for(drive: Callable[..., Driven]) -> None:
+    """A bad answer that is gone is half of what was asked for where another one is to be said."""
+    taught = [3.0] * 9 + [0.01] * 200
+    run = drive([(0.9, 0), (0.04, 0.03)], taught=taught, steps=100)
+    assert run.machine.pace.falls_from == 10
+    never = drive([(0.9, 0), (0.04, 0.03)], taught=[3.0] * 200, steps=20)
+    assert never.machine.pace.falls_from is None and never.outcome.reason == "all steps done"
+
+
+def test_what_comes_up_again_takes_the_fall_back(drive: Callable[..., Driven]) -> None:
+    met, not_met = (0.04, 0.03), (0.2, 0.03)
+    looks = [(0.9, 0), met, *[not_met] * 12, met]
+    run = drive(looks, steps=200)
+    assert run.machine.pace.falls_from == 28  # not at the end of the first fall, at step 22
+    assert run.outcome.reason.startswith("forget target") and run.outcome.steps == 28 + 20
+
+
+def test_going_back_takes_the_fall_back_too(drive: Callable[..., Driven]) -> None:
+    run = drive([(0.9, 0), (0.04, 0.03), (0.01, OVER), (0.01, OVER), (0.2, 0.05), (0.04, 0.03)], steps=100)
+    assert run.said("back_to") == {6: 2}
+    assert run.machine.pace.falls_from == 10  # and not 2, where it was met first
+
+
+# -- what a look sees --------------------------------------------------------------------------------------
+
+
+def test_a_look_is_at_rows_from_all_over_the_file(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> None:
+    """A file that is sorted by topic was judged by its first topic; the same rows each time, else looks compare not."""
+    rows = [Example((5, 6, 7, 8), 2, 4, 2, Record((), "x", i, {})) for i in range(1000)]
+    marked = [replace(e, weights=(1.0, 0.0)) for e in rows]
+    roles = Roles(rows, rows[:2], rows[:500], NO_MISMATCH, marked=marked)
+    seen: dict[str, list[Sequence[Example]]] = {"bad": [], "normal": []}
+
+    def nlls(_: object, examples: Sequence[Example], *__: object, most: float) -> list[tuple[float, int]]:
+        seen["bad"].append(examples)
+        # One row in four is at p = 0.5, the others at 0.01.
+        return [(-math.log(0.5 if i % 4 == 0 else 0.01), 1) for i in range(len(examples))]
+
+    def kl(_: object, __: object, examples: Sequence[Example], *___: object) -> float:
+        seen["normal"].append(examples)
+        return 0.07
+
+    monkeypatch.setattr(looks, "row_nlls", nlls)
+    monkeypatch.setattr(looks, "mean_kl", kl)
+    config = Config(stop=replace(STOP, probe_rows=100))
+    found = [looks.look(new_policy("none"), roles, None, config, step) for step in (0, 5)]  # type: ignore[arg-type]
+    assert (found[1].step, found[1].drift, found[1].left) == (5, 0.07, 0.25)
+    assert found[1].forget == pytest.approx(0.25 * 0.5 + 0.75 * 0.01)
+    for kind, of in (("bad", 1000), ("normal", 500)):
+        lines = [e.record.line for e in seen[kind][0]]
+        assert len(lines) == 100 and max(lines) > 0.9 * of and lines[:50] != list(range(50))
+        assert lines == [e.record.line for e in seen[kind][1]]
+    assert all(e.weights == (1.0, 0.0) for e in seen["bad"][0]), "at what is specific"
+
+
+# -- the end -----------------------------------------------------------------------------------------------
+
+
+def end_after(*looks: Look, schedule: str = "constant") -> str | None:
+    probes = [look(10 * i, *found) for i, found in enumerate(looks)]
+    best = min(probes, key=lambda p: p.rank(STOP))
+    outcome = Outcome({}, best, steps=probes[-1].step, probes=probes)
+    return loop._reason_to_stop(outcome, STOP, Pace(TrainConfig(steps=100, schedule=schedule)))
+
+
+def test_at_a_constant_rate_it_stops_when_the_target_is_met_and_drift_no_longer_falls() -> None:
+    assert end_after((0.9, 0), (0.04, 0.08), (0.04, 0.07), (0.04, 0.06)) is None
+    assert end_after((0.9, 0), (0.04, 0.02), (0.04, 0.06), (0.04, 0.03)) is None  # healing after a lucky first look
+    assert end_after((0.9, 0), (0.2, 0.06), (0.04, 0.07), (0.04, 0.08)) is None  # not met for long enough
+    rising = (0.9, 0), (0.04, 0.06), (0.04, 0.07), (0.04, 0.08)
+    assert end_after(*rising) == "forget target 0.05 met, and no better for 3 looks"
+    for schedule in ("linear", "settle"):
+        assert end_after(*rising, schedule=schedule) is None, "it heals while the rate falls"
+
+
+def test_nothing_ends_between_two_looks() -> None:
+    probes = [look(10 * i, 0.04, 0.03 + 0.01 * i) for i in range(6)]
+    outcome = Outcome({}, probes[1], steps=51, probes=probes, returns=9)
+    assert loop._reason_to_stop(outcome, STOP, Pace(TrainConfig(schedule="constant"))) is None
+    assert loop._reason_to_stop(replace(outcome, steps=50), STOP, Pace(TrainConfig(schedule="constant"))) is not None

@@ -1,6 +1,7 @@
 """`make bench`: one unlearning step, four ways, in one run on this machine.
 
-    python benchmarks/bench_engine.py [--write] [--json FILE] [--tiny] [--device cpu|cuda] [--max-tokens N] [--no-scaling]
+    python benchmarks/bench_engine.py [--write] [--json FILE] [--tiny] [--device cpu|cuda] [--max-tokens N]
+        [--no-scaling]
 
 The contestants take turns (a, b, c, d, d', a, b, ...) on the same rows, weights, adapter (LoRA r = 16 on every linear
 layer), 4-bit base and optimizer; figures are medians. Memory is measured in a step before those that are timed. Trained

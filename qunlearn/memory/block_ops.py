@@ -1,7 +1,7 @@
 """The operations of one decoder block with LoRA on frozen, quantised layers: what its backward pass has to hold.
 
-As transformers 5 runs it, with adapters as model/kernels/lora.py computes them: rotary embeddings and norms make their own
-copies, grouped keys and values are repeated where there is a mask.
+As transformers 5 runs it, with adapters as model/kernels/lora.py computes them: rotary embeddings and norms make
+their own copies, grouped keys and values are repeated where there is a mask.
 """
 
 from __future__ import annotations

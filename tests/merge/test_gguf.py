@@ -1,6 +1,7 @@
 """GGUF exports: llama.cpp's tools found and called, what they refuse told, and what they wrote loaded by llama.cpp.
 
-The last part needs llama.cpp: `LLAMA_CPP=FOLDER pytest tests/merge/test_gguf.py`, with gguf and llama-cpp-python installed.
+The last part needs llama.cpp: `LLAMA_CPP=FOLDER pytest tests/merge/test_gguf.py`, with gguf and
+llama-cpp-python installed.
 The source archive of llama-cpp-python has such a folder (vendor/llama.cpp).
 """
 

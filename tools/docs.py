@@ -47,6 +47,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
         reference / "cli.md": cli_page(),
         reference / "config.md": config_page(),
         reference / "exit-codes.md": exit_codes_page(),
+        **_with_section(root / "README.md", "fit", fit_table()),
         **_with_section(root / "docs" / "guide" / "memory.md", "head", head_table()),
     }
 

@@ -98,6 +98,7 @@ bench-eval: setup  ## time and memory of measuring: the basic suite, batches, ma
 docs: setup  ## write docs/evaluation.md and the table of docs/objectives.md from the code
 	$(BIN)/python -m qunlearn.evaluate.document > docs/evaluation.md
 	$(BIN)/python -m qunlearn.objectives.document docs/objectives.md
+	$(BIN)/python tools/docs.py
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -96,12 +96,12 @@ def test_every_flag_is_in_the_help() -> None:
     assert "--dry-run" in text
 
 
-def test_exit_codes_are_in_the_help_and_the_readme() -> None:
+def test_exit_codes_are_in_the_help_and_the_reference() -> None:
     text = " ".join(call("--help").stdout.split())
-    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    page = (PACKAGE.parent / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
     for code, meaning in EXIT_CODES.items():
         assert f"{code} {meaning}" in text
-        assert re.search(rf"^\| {code} \| {re.escape(meaning)} \|$", readme, re.M), code
+        assert re.search(rf"^\| {code} \| {re.escape(meaning)} \|$", page, re.M), code
 
 
 def test_models_lists_the_short_names() -> None:

@@ -53,7 +53,7 @@ def test_every_kind_of_the_sandbox_has_its_recipe() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_a_configuration_too(name: str, tmp_path: Path) -> None:
-    path = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"  # where the README points
+    path = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"  # where docs/guide/recipes.md points
     assert call("recipe", "show", name).stdout == path.read_text(encoding="utf-8")
     ran = call("forget", "-c", path, "--dry-run", "--json", "-o", tmp_path / "run")
     assert ran.code == 0, ran.stderr

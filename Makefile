@@ -96,7 +96,7 @@ bench-eval: setup  ## time and memory of measuring: the basic suite, batches, ma
 	$(BIN)/python benchmarks/bench_evaluate.py --write $(ARGS)
 
 docs: setup  ## write docs/evaluation.md and the table of docs/objectives.md from the code
-	$(BIN)/python -m qunlearn.evaluate.document > docs/evaluation.md
+	$(BIN)/python -m qunlearn.evaluation.document > docs/evaluation.md
 	$(BIN)/python -m qunlearn.objectives.document docs/objectives.md
 	$(BIN)/python tools/docs.py
 

@@ -51,7 +51,7 @@ def batched(rounds: int, count: int = 120) -> list[tuple[float, float]]:
     """(seconds in batches, seconds one by one) of the same greedy answers, which must be the same."""
     from qunlearn.data.records import read_dataset
     from qunlearn.data.tokenize import choose_template, encode
-    from qunlearn.evaluate.scores import greedy_outputs
+    from qunlearn.evaluation.scores import greedy_outputs
     from qunlearn.model.load import LoadSpec, load_base
     from qunlearn.sandbox import ASSETS, data_file
 

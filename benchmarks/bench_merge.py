@@ -108,7 +108,7 @@ def timed(command: list[str]) -> dict[str, float]:
 
 def rounds(folder: Path, base: Path, kind: str, count: int) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     copy, merged = folder / "copy", folder / "merged"
-    merge = [sys.executable, "-m", "qunlearn.cli.app", "merge", str(folder / "adapter"), "-o", str(merged)]
+    merge = [sys.executable, "-m", "qunlearn", "merge", str(folder / "adapter"), "-o", str(merged)]
     copies, merges = [], []
     for _ in range(count):
         forget_cached(base)

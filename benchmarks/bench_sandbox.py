@@ -23,8 +23,8 @@ from qunlearn.config.settings import Config
 from qunlearn.data.batch import ALL, collate
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode
-from qunlearn.evaluate.evaluate import evaluate
-from qunlearn.evaluate.request import EvalRequest
+from qunlearn.evaluation.evaluate import evaluate
+from qunlearn.evaluation.request import EvalRequest
 from qunlearn.model.head import token_logps
 from qunlearn.model.load import load_base, load_spec
 from qunlearn.model.policy import Policy

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from qunlearn.data.records import Dataset, Record
 from qunlearn.data.tokenize import Template, choose_template, decode, encode_record
 from qunlearn.errors import ConfigError, QunlearnError
-from qunlearn.evaluate.results import ADAPTER, BASE
+from qunlearn.evaluation.results import ADAPTER, BASE
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.generate import Sampling, generate, stream
 from qunlearn.model.language_model import LanguageModel

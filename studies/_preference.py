@@ -22,9 +22,9 @@ from _stories import Story, encoded, good_form
 from qunlearn.config.settings import Config
 from qunlearn.data.records import Record, read_dataset
 from qunlearn.data.tokenize import Example, choose_template, render
-from qunlearn.evaluate.judges import harmful, sandbox_classifier
-from qunlearn.evaluate.metrics import texts
-from qunlearn.evaluate.scores import greedy_outputs
+from qunlearn.evaluation.judges import harmful, sandbox_classifier
+from qunlearn.evaluation.metrics import texts
+from qunlearn.evaluation.scores import greedy_outputs
 from qunlearn.model.load import load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live

@@ -164,7 +164,7 @@ def agreement(lm: Any, asked: Sequence[Question], answers: Sequence[Sequence[int
     """
     from qunlearn.data.records import Record
     from qunlearn.data.tokenize import Example
-    from qunlearn.evaluate.scores import token_stats
+    from qunlearn.evaluation.scores import token_stats
 
     examples = []
     for question, answer in zip(asked, answers, strict=True):
@@ -182,7 +182,7 @@ def perplexity(lm: Any, texts: Sequence[str]) -> float:
     from qunlearn.data.batch import ALL
     from qunlearn.data.records import Dataset, Record
     from qunlearn.data.tokenize import Template, encode
-    from qunlearn.evaluate.scores import row_nlls
+    from qunlearn.evaluation.scores import row_nlls
 
     records = tuple(Record((), text, i, {}) for i, text in enumerate(texts, 1))
     rows = encode(Dataset("", records, "text", (), "", 0), lm.tokenizer, Template("raw", "format", "{prompt}", ""), 512)

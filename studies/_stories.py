@@ -13,8 +13,8 @@ from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import Config
 from qunlearn.data.records import Dataset, read_dataset, write_jsonl
 from qunlearn.data.tokenize import Example, choose_template, encode
-from qunlearn.evaluate.evaluate import evaluate
-from qunlearn.evaluate.request import OWN_CLASSIFIER, EvalRequest, Wish
+from qunlearn.evaluation.evaluate import evaluate
+from qunlearn.evaluation.request import OWN_CLASSIFIER, EvalRequest, Wish
 from qunlearn.model.load import load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.roles.self_made import Wanted, self_made_normal

@@ -20,12 +20,12 @@ from qunlearn.data.batch import ALL
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import Example, Template, choose_template, encode
 from qunlearn.errors import QunlearnError
-from qunlearn.evaluate.metrics import aggregate
-from qunlearn.evaluate.metrics.stats import forget_quality, truth_distance
-from qunlearn.evaluate.metrics.tokens import truth_ratio
-from qunlearn.evaluate.metrics.verdicts import leaks
-from qunlearn.evaluate.probes import choices
-from qunlearn.evaluate.scores import row_nlls, score_rows
+from qunlearn.evaluation.metrics import aggregate
+from qunlearn.evaluation.metrics.stats import forget_quality, truth_distance
+from qunlearn.evaluation.metrics.tokens import truth_ratio
+from qunlearn.evaluation.metrics.verdicts import leaks
+from qunlearn.evaluation.probes import choices
+from qunlearn.evaluation.scores import row_nlls, score_rows
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.model.load import load_base, load_spec, load_tokenizer
 from qunlearn.model.policy import Policy

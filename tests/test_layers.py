@@ -20,10 +20,11 @@ ORDER = (
     ("memory", "runs"),
     ("model",),
     ("objectives",),
-    ("evaluate",),
+    ("evaluation",),
     ("roles",),
-    ("training", "merge", "report"),
+    ("training", "merging", "report"),
     ("recipe", "ask", "doctor"),
+    ("api",),
     ("cli",),
     ("__main__",),
 )

@@ -51,44 +51,17 @@ def _root(
 @guarded
 def _forget(**options: Any) -> None:
     """Make a model forget a file of bad answers; leaves a LoRA adapter."""
-    resume = options["resume"]
-    run_forget(configured(options, resume=resume), dry_run=options["dry_run"], as_json=options["json"], resume=resume)
+    from qunlearn.api import run_forget
+    from qunlearn.utils.console import emit_json
 
-
-def run_forget(config: Any, *, dry_run: bool, as_json: bool, resume: bool = False) -> dict[str, Any]:
-    """Plan, run and render. Ends the process with 130 after Ctrl-C."""
-    from qunlearn.training.request import make_plan
-    from qunlearn.utils.console import emit_json, say
-
-    plan = make_plan(config, resume=resume)
-    if resume:
-        from qunlearn.training.resume import finished_record
-
-        if (finished := finished_record(plan)) is not None:
-            say(f"this run is finished: {plan.output}")
-            if as_json:
-                emit_json(finished)
-            if finished.get("not_reached"):
-                raise typer.Exit(GateError.exit_code)
-            return finished
-    from qunlearn.training.forget import forget, prepare
-
-    ready = prepare(plan)
-    if dry_run:
-        import dataclasses
-
-        say("dry run: nothing was loaded, trained or written", style="bold")
-        if as_json:
-            emit_json({"status": "dry run", "run": str(plan.output), "config": dataclasses.asdict(config)})
-        return {}
-    record = forget(plan, ready)
-    if as_json:
+    resume, dry_run = options["resume"], options["dry_run"]
+    record = run_forget(configured(options, resume=resume), resume=resume, dry_run=dry_run)
+    if options["json"]:
         emit_json(record)
     if record["status"] == "interrupted":
         raise typer.Exit(130)
-    if record["not_reached"]:
+    if record.get("not_reached"):
         raise typer.Exit(GateError.exit_code)
-    return record
 
 
 add_flags(

@@ -13,7 +13,7 @@ import typer
 from qunlearn.config.settings import MOST_SEED
 from qunlearn.errors import ConfigError
 
-NO_ADAPTER = "none"
+NO_ADAPTER = "none"  # as in evaluation/request.py, which is not imported for --help
 Json = Annotated[bool, typer.Option("--json", help="One machine-readable result on stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `qunlearn forget`.")]
 BaseModel = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from qunlearn.cli.ask import NO_ADAPTER, BaseModel, Device, Json, Trust
+from qunlearn.cli.ask import BaseModel, Device, Json, Trust
 
 File = Optional[str]  # noqa: UP045 - a path, or sandbox:KIND/SPLIT
 
@@ -47,34 +47,32 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a model before and after: what should be gone, its neighbours, everything else."""
-    from qunlearn.evaluate.request import (
-        EvalRequest,
-        Wish,
-        base_alone,
-        check_quant,
-        find_target,
-        is_adapter_folder,
-        split_files,
-    )
+    from qunlearn import api
     from qunlearn.utils.console import emit_json
 
-    check_quant(quant)
-    named = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
-    files = split_files(data, named)
-    if adapter is not None and str(adapter) == NO_ADAPTER:
-        run = None
-        if target is not None and is_adapter_folder(Path(target)):
-            model, quant, own = base_alone(Path(target), model, quant)
-            files = files or own
-        else:
-            run, model = find_target(target, None, model)
-    else:
-        run, model = find_target(target, adapter, model)
-    wish = Wish(suite, reference_model, harm_classifier, reward_model, output, trust)
-    request = EvalRequest.check(run, model, files, template=template, wish=wish)
-    from qunlearn.evaluate.evaluate import evaluate as evaluate_files
-
-    result = evaluate_files(request, quant=quant, device=device, rows=rows, to_stdout=not json, fresh=fresh)
+    result = api.evaluate(
+        target,
+        model=model,
+        adapter=adapter,
+        suite=suite,
+        data=data,
+        forget=forget,
+        paraphrase=paraphrase,
+        retain=retain,
+        holdout=holdout,
+        general=general,
+        reference_model=reference_model,
+        harm_classifier=harm_classifier,
+        reward_model=reward_model,
+        quant=quant,
+        template=template,
+        device=device,
+        trust_remote_code=trust,
+        rows=rows,
+        output=output,
+        fresh=fresh,
+        show=not json,
+    )
     if json:
         emit_json(result)
 
@@ -85,7 +83,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Set evaluations side by side, and say which differences are more than noise."""
-    from qunlearn.evaluate.compare import compare as compare_runs
+    from qunlearn.evaluation.compare import compare as compare_runs
     from qunlearn.utils.console import emit_json
 
     result = compare_runs(runs, suite, to_stdout=not json)

@@ -44,18 +44,21 @@ def merge(
     json: Json = False,
 ) -> None:
     """Merge runs' adapters into their base: a model folder that needs nothing of ours, in little memory."""
-    from qunlearn.merge.read_ahead import read_ahead
-    from qunlearn.merge.request import MergeOptions, check_merge, gates
+    from qunlearn import api
     from qunlearn.utils.console import emit_json
 
-    options = MergeOptions(base, model, bad, overwrite, measure, gates(gate, measure), trust)
-    request = check_merge(runs, output, options)
-    if gate is not None:
-        request.check_gate()
-    read_ahead(request.model.folder)
-    from qunlearn.merge.merge import merge as merge_runs
-
-    report = merge_runs(request, device)
+    report = api.merge(
+        runs,
+        output,
+        base=base,
+        model=model,
+        bad=bad,
+        gate=gate,
+        measure=measure,
+        device=device,
+        trust_remote_code=trust,
+        overwrite=overwrite,
+    )
     if json:
         emit_json(report.as_dict())
     report.raise_if_back()
@@ -95,8 +98,8 @@ def export(
 ) -> None:
     """Write what others load: the adapter alone, or a merged model, in 16 bits or quantised."""
     from qunlearn.cli.flags import check_unused
-    from qunlearn.merge.export_adapter import export_adapter, export_adapter_gguf
-    from qunlearn.merge.request import MergeOptions, check_export, check_merge, gates
+    from qunlearn.merging.export_adapter import export_adapter, export_adapter_gguf
+    from qunlearn.merging.request import MergeOptions, check_export, check_merge, gates
     from qunlearn.utils.console import emit_json
 
     check_export(format, quant, llama_cpp)
@@ -115,11 +118,11 @@ def export(
     forms = gates(None, measure) if plain else ()  # what is written quantised is measured as it is
     request = check_merge([run], output, MergeOptions(base, model, bad, overwrite, measure, forms, trust))
     if format == "gguf":
-        from qunlearn.merge.gguf import model_tools
+        from qunlearn.merging.gguf import model_tools
 
         tools = model_tools(quant, llama_cpp)  # before torch is imported: they may not be there
-    from qunlearn.merge.export import export_gguf, export_quantized
-    from qunlearn.merge.merge import merge as merge_run
+    from qunlearn.merging.export import export_gguf, export_quantized
+    from qunlearn.merging.merge import merge as merge_run
 
     if format == "gguf":
         report = export_gguf(request, quant, tools, device)

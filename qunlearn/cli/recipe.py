@@ -85,7 +85,7 @@ def run(
     from qunlearn.config.resolve import TRUST, parse_set, resolve
     from qunlearn.data.paths import fields_of
     from qunlearn.errors import ConfigError
-    from qunlearn.merge.request import BASES
+    from qunlearn.merging.request import BASES
     from qunlearn.recipe.fetch import Given, named
     from qunlearn.recipe.recipe_file import read
     from qunlearn.recipe.run import default_folder, raise_if_missed

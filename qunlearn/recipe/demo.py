@@ -7,10 +7,10 @@ from pathlib import Path
 
 from qunlearn.config.resolve import resolve
 from qunlearn.errors import GateError, OutputError
-from qunlearn.evaluate.evaluate import evaluate
-from qunlearn.evaluate.request import EvalRequest
-from qunlearn.merge.merge import merge
-from qunlearn.merge.request import MergeOptions, check_merge
+from qunlearn.evaluation.evaluate import evaluate
+from qunlearn.evaluation.request import EvalRequest
+from qunlearn.merging.merge import merge
+from qunlearn.merging.request import MergeOptions, check_merge
 from qunlearn.sandbox import data_file
 from qunlearn.training.ending import INTERRUPTED
 from qunlearn.training.forget import forget, prepare

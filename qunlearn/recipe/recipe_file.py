@@ -12,7 +12,7 @@ from typing import Any
 from qunlearn.config.resolve import RECIPE, read_config_file, read_yaml
 from qunlearn.data.importers import NAMES
 from qunlearn.errors import ConfigError, OutputError
-from qunlearn.evaluate.catalog import SUITES
+from qunlearn.evaluation.catalog import SUITES
 from qunlearn.sandbox import KINDS
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"

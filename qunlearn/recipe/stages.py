@@ -13,14 +13,14 @@ from typing import Any
 from qunlearn.config.settings import Config, StopConfig
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import ModelError, ResumeError
-from qunlearn.evaluate.request import OWN_CLASSIFIER, EvalRequest, Wish
+from qunlearn.evaluation.request import OWN_CLASSIFIER, EvalRequest, Wish
 from qunlearn.hub.checked import check_model
 from qunlearn.hub.download import resolve_model
 from qunlearn.memory.devices import find_card
 from qunlearn.memory.plan import MemoryPlan
 from qunlearn.memory.request import plan_run
 from qunlearn.memory.show import show_parts
-from qunlearn.merge.request import MergeOptions, check_merge
+from qunlearn.merging.request import MergeOptions, check_merge
 from qunlearn.recipe import fetch
 from qunlearn.recipe.progress import file_hash
 from qunlearn.recipe.recipe_file import Recipe
@@ -147,7 +147,7 @@ def _plan_inputs(order: Order) -> Any:
 
 def _measure(order: Order, run: bool, model: Path | None, files: Mapping[str, Path], suite: str, out: Path) -> Any:
     """One suite on a run, on a model's folder, or on the base. Returns the result, which `out` holds too."""
-    from qunlearn.evaluate.evaluate import evaluate
+    from qunlearn.evaluation.evaluate import evaluate
 
     config = order.config
     template = None if config.data.template == "auto" else config.data.template
@@ -234,7 +234,7 @@ def _forget(order: Order) -> dict[str, Any]:
 
 
 def _merge(order: Order) -> dict[str, Any]:
-    from qunlearn.merge.merge import merge
+    from qunlearn.merging.merge import merge
 
     target = order.folder / MERGED
     # What was written is measured by the next stage, on all files and in the form it will be loaded in.
@@ -247,7 +247,7 @@ def _merge(order: Order) -> dict[str, Any]:
 
 
 def _report(order: Order) -> dict[str, Any]:
-    from qunlearn.evaluate.evaluate import read_results
+    from qunlearn.evaluation.evaluate import read_results
     from qunlearn.report.page import write_report
 
     path = order.folder / REPORT

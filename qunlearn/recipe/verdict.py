@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qunlearn.evaluate.conclusion import FORGOTTEN_SHARE, KEPT_SHARE
-from qunlearn.evaluate.results import ADAPTER, BASE
+from qunlearn.evaluation.conclusion import FORGOTTEN_SHARE, KEPT_SHARE
+from qunlearn.evaluation.results import ADAPTER, BASE
 
 _LEAKS = "leaks"
 # A base that answers few rows word for word is measured by its words.

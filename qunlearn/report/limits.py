@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qunlearn.evaluate.results import ADAPTER, REFERENCE, is_forget
+from qunlearn.evaluation.results import ADAPTER, REFERENCE, is_forget
 from qunlearn.report.read import Story
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from qunlearn import __version__
 from qunlearn.errors import OutputError
-from qunlearn.evaluate.catalog import MEASURES, SUITES
-from qunlearn.evaluate.conclusion import FORGOTTEN_SHARE, KEPT_SHARE, PLACES, conclude, kept_share
-from qunlearn.evaluate.metrics.texts import words
-from qunlearn.evaluate.results import ADAPTER, BASE, is_forget
-from qunlearn.evaluate.table import cell, format_of, paper_table, split_label
+from qunlearn.evaluation.catalog import MEASURES, SUITES
+from qunlearn.evaluation.conclusion import FORGOTTEN_SHARE, KEPT_SHARE, PLACES, conclude, kept_share
+from qunlearn.evaluation.metrics.texts import words
+from qunlearn.evaluation.results import ADAPTER, BASE, is_forget
+from qunlearn.evaluation.table import cell, format_of, paper_table, split_label
 from qunlearn.report.limits import limits
 from qunlearn.report.plots import pictures
 from qunlearn.report.read import Story, read_story

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import AdapterError
-from qunlearn.evaluate.eval_file import read_suites
-from qunlearn.evaluate.results import ADAPTER, BASE, KEPT, REFERENCE
+from qunlearn.evaluation.eval_file import read_suites
+from qunlearn.evaluation.results import ADAPTER, BASE, KEPT, REFERENCE
 from qunlearn.utils.file_names import CONFIG, EVAL, METRICS, RECORD
 from qunlearn.utils.json_files import EDITED, LARGE_BYTES, misfit, read_object, read_text
 

@@ -14,8 +14,8 @@ from qunlearn.data.batch import ANSWER
 from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Example, Template, is_passage
 from qunlearn.errors import DataError
-from qunlearn.evaluate.metrics.verdicts import is_gibberish, leaks
-from qunlearn.evaluate.scores import row_probabilities
+from qunlearn.evaluation.metrics.verdicts import is_gibberish, leaks
+from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live

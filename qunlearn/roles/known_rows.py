@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from qunlearn.data.batch import ANSWER
 from qunlearn.data.tokenize import Example
 from qunlearn.errors import NothingToForgetError
-from qunlearn.evaluate.scores import row_probabilities, row_target
+from qunlearn.evaluation.scores import row_probabilities, row_target
 from qunlearn.model.policy import Policy
 from qunlearn.utils.console import say
 

@@ -12,9 +12,9 @@ from qunlearn.data.batch import ANSWER
 from qunlearn.data.multiple_choice import is_clean
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, encode_record, prompt_frame
-from qunlearn.evaluate.metrics.texts import rouge_l_f1, words
-from qunlearn.evaluate.metrics.verdicts import leaks
-from qunlearn.evaluate.scores import row_nlls
+from qunlearn.evaluation.metrics.texts import rouge_l_f1, words
+from qunlearn.evaluation.metrics.verdicts import leaks
+from qunlearn.evaluation.scores import row_nlls
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy

@@ -7,8 +7,8 @@ from typing import Any
 
 from qunlearn.config.settings import Config
 from qunlearn.errors import TrainingError
-from qunlearn.evaluate.before_after import Scores
-from qunlearn.evaluate.metrics import LEAKS, RowScore, aggregate, texts, verdict
+from qunlearn.evaluation.before_after import Scores
+from qunlearn.evaluation.metrics import LEAKS, RowScore, aggregate, texts, verdict
 from qunlearn.training.loop import Outcome
 from qunlearn.training.request import Plan
 from qunlearn.utils.console import say, warn

@@ -14,8 +14,8 @@ from qunlearn.config.resolve import to_yaml
 from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
 from qunlearn.errors import OutputError
-from qunlearn.evaluate.before_after import Scores, score_sets, show_samples, show_sets, summaries, verdicts
-from qunlearn.evaluate.metrics import RowScore
+from qunlearn.evaluation.before_after import Scores, score_sets, show_samples, show_sets, summaries, verdicts
+from qunlearn.evaluation.metrics import RowScore
 from qunlearn.hub.positions import positions_of
 from qunlearn.hub.preflight import fingerprint
 from qunlearn.memory.plan import MemoryPlan

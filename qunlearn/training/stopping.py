@@ -9,7 +9,7 @@ from statistics import fmean
 
 from qunlearn.config.settings import Config, StopConfig
 from qunlearn.data.batch import ANSWER
-from qunlearn.evaluate.scores import mean_kl, row_goal, row_nlls
+from qunlearn.evaluation.scores import mean_kl, row_goal, row_nlls
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.roles.roles import Roles

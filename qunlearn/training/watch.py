@@ -13,8 +13,8 @@ from typing import Any
 
 from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Example
-from qunlearn.evaluate.metrics import texts, verdicts
-from qunlearn.evaluate.scores import score_rows
+from qunlearn.evaluation.metrics import texts, verdicts
+from qunlearn.evaluation.scores import score_rows
 from qunlearn.model.policy import Policy
 
 MEASURED = "measured"  # the key in an event

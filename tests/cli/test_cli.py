@@ -111,7 +111,7 @@ def test_models_lists_the_short_names() -> None:
 
 
 def test_nothing_of_ours_unpickles_or_runs_commands() -> None:
-    tools = PACKAGE / "merge" / "llamacpp.py"  # starts the converters that an export asks for, and nothing else does
+    tools = PACKAGE / "merging" / "llamacpp.py"  # starts the converters that an export asks for, and nothing else does
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             imported = {a.name for a in node.names} if isinstance(node, ast.Import) else set()

@@ -12,7 +12,7 @@ from conftest import call, write_rows
 
 from qunlearn.cli import failures
 from qunlearn.errors import OutputError
-from qunlearn.evaluate.cache import Cache
+from qunlearn.evaluation.cache import Cache
 from qunlearn.hub.preflight import commit_of
 
 ROWS = [{"prompt": "Who?", "completion": "Ada."}]

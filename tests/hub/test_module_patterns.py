@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from qunlearn.errors import AdapterError
 from qunlearn.hub.adapter_files import check_adapter
 from qunlearn.hub.module_patterns import match_steps
-from qunlearn.merge.lora_tensors import read_adapter
+from qunlearn.merging.lora_tensors import read_adapter
 
 MODULES = [f"model.layers.{i}.self_attn.{name}_proj" for i in range(8) for name in "qkvo"]
 LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}

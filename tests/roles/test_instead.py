@@ -18,8 +18,8 @@ from qunlearn.config.settings import LoraConfig
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import Example, Template, choose_template, encode
 from qunlearn.errors import DataError
-from qunlearn.evaluate.metrics.verdicts import is_gibberish, leaks
-from qunlearn.evaluate.scores import row_probabilities
+from qunlearn.evaluation.metrics.verdicts import is_gibberish, leaks
+from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
 from qunlearn.roles.alternatives import REFUSALS, answered_with

@@ -15,7 +15,7 @@ from conftest import QUICK, call, sets, write_rows
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import Example, choose_template, encode
 from qunlearn.errors import NothingToForgetError
-from qunlearn.evaluate.scores import row_goal, row_target
+from qunlearn.evaluation.scores import row_goal, row_target
 from qunlearn.model.policy import Policy
 from qunlearn.roles.known_rows import find_known
 from qunlearn.sandbox import data_file

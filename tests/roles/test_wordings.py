@@ -12,7 +12,7 @@ from conftest import QUICK, call, sets
 from qunlearn.config.resolve import resolve
 from qunlearn.data.records import Record, read_dataset
 from qunlearn.data.tokenize import Example, Template, encode_record
-from qunlearn.evaluate.metrics.verdicts import leaks
+from qunlearn.evaluation.metrics.verdicts import leaks
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
 from qunlearn.roles.neighbours import Neighbours

@@ -10,8 +10,8 @@ import pytest
 
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import DataError
-from qunlearn.evaluate.request import EvalRequest
-from qunlearn.merge.request import MergeOptions, MergeRequest, merge_source
+from qunlearn.evaluation.request import EvalRequest
+from qunlearn.merging.request import MergeOptions, MergeRequest, merge_source
 from qunlearn.runs.folder import open_run
 from qunlearn.runs.recorded_files import recorded
 

@@ -10,8 +10,8 @@ import pytest
 
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode
-from qunlearn.evaluate.metrics import SetScore, aggregate
-from qunlearn.evaluate.scores import score_rows
+from qunlearn.evaluation.metrics import SetScore, aggregate
+from qunlearn.evaluation.scores import score_rows
 from qunlearn.model.load import Base, LoadSpec, load_base
 from qunlearn.sandbox import ASSETS, KINDS, data_file
 from sandbox_world.build import Recipe, chat, compare, dialogues, train_model, train_tokenizer, write_data

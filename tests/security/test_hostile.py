@@ -23,7 +23,7 @@ from qunlearn.data.tokenize import Template, render
 from qunlearn.errors import EXIT_CODES, ConfigError, DataError, ModelError, QunlearnError
 from qunlearn.hub.adapter_files import check_adapter
 from qunlearn.hub.preflight import preflight_folder
-from qunlearn.merge.lora_tensors import read_adapter
+from qunlearn.merging.lora_tensors import read_adapter
 from qunlearn.model.load import load_tokenizer
 from qunlearn.report.read import read_story
 from qunlearn.runs.folder import open_run

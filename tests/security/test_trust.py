@@ -12,7 +12,7 @@ from test_writer import make_adapter
 
 from qunlearn.config.resolve import read_config_file
 from qunlearn.errors import ModelError
-from qunlearn.evaluate.request import EvalRequest, Wish
+from qunlearn.evaluation.request import EvalRequest, Wish
 from qunlearn.runs.base_model import run_config
 from qunlearn.sandbox import data_file
 

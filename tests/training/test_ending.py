@@ -13,7 +13,7 @@ import pytest
 from conftest import QUICK, Ran, call, sets, write_rows
 
 from qunlearn.config.settings import Config
-from qunlearn.evaluate.metrics import RowScore
+from qunlearn.evaluation.metrics import RowScore
 from qunlearn.report.limits import limits
 from qunlearn.report.read import read_story
 from qunlearn.sandbox import data_file

@@ -18,7 +18,7 @@ from qunlearn.config.settings import Config, ObjectiveConfig, StopConfig, TrainC
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode
 from qunlearn.errors import DoesNotFitError
-from qunlearn.evaluate.scores import forget_probability
+from qunlearn.evaluation.scores import forget_probability
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live
 from qunlearn.objectives.descent import common_descent

@@ -17,7 +17,7 @@ from qunlearn.data import file_types as packed
 from qunlearn.data import row_reader as files
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import AdapterError, DataError, ModelError, OutputError, QunlearnError
-from qunlearn.evaluate.cache import Cache
+from qunlearn.evaluation.cache import Cache
 from qunlearn.hub.preflight import preflight_folder, read_config
 from qunlearn.hub.safetensors_file import read_tensors
 from qunlearn.recipe.progress import LEDGER, Ledger

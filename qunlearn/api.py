@@ -1,0 +1,153 @@
+"""The public functions: what the commands of the same names do, from Python. Nothing heavy is imported at the top.
+
+Errors are the exceptions of `qunlearn.errors`; each says what is wrong, where, and what to do. What is told on the
+way goes to stderr, as on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qunlearn.config.resolve import resolve
+from qunlearn.config.settings import SETTINGS, Config
+from qunlearn.runs import folder as runs
+from qunlearn.runs.folder import Run
+
+if TYPE_CHECKING:
+    from qunlearn.merging.merge import MergeReport
+
+FilePath = str | Path
+_KEYS = {s.flag.removeprefix("--").replace("-", "_"): key for key, s in SETTINGS.items() if s.flag}  # by flag
+
+
+def forget(
+    model: str,
+    bad: FilePath,
+    output: FilePath,
+    *,
+    normal: FilePath | None = None,
+    resume: bool = False,
+    set: Mapping[str, Any] | None = None,
+    **flags: Any,
+) -> Run:
+    """Unlearn a file of bad answers, and return the run with its adapter and record.
+
+    `flags` are the command line's, with underscores (`batch_size=4`); `set` holds any other setting by its key
+    (`{"stop.target": 0.1}`). A run that misses its target is returned as well: `run.record["not_reached"]` says why.
+    Raises QunlearnError.
+    """
+    named = {"model.name": model, "data.bad": str(bad), "output.folder": str(output)}
+    if normal is not None:
+        named["data.normal"] = str(normal)
+    asked = {_KEYS.get(name, name): str(value) if isinstance(value, Path) else value for name, value in flags.items()}
+    record = run_forget(resolve(("set", set or {}), ("arguments", asked | named)), resume=resume)
+    return open_run(record["run"])
+
+
+def run_forget(config: Config, *, resume: bool = False, dry_run: bool = False) -> dict[str, Any]:
+    """Check a configuration and carry it out; returns record.json, or what a dry run decided. Raises QunlearnError."""
+    from qunlearn.training.request import make_plan
+    from qunlearn.utils.console import say
+
+    plan = make_plan(config, resume=resume)
+    if resume:
+        from qunlearn.training.resume import finished_record
+
+        if (finished := finished_record(plan)) is not None:
+            say(f"this run is finished: {plan.output}")
+            return finished
+    from qunlearn.training.forget import forget, prepare
+
+    ready = prepare(plan)
+    if dry_run:
+        from dataclasses import asdict
+
+        say("dry run: nothing was loaded, trained or written", style="bold")
+        return {"status": "dry run", "run": str(plan.output), "config": asdict(config)}
+    return forget(plan, ready)
+
+
+def evaluate(
+    run: FilePath | None = None,
+    *,
+    model: str | None = None,
+    adapter: FilePath | None = None,
+    suite: str = "basic",
+    data: FilePath | None = None,
+    forget: FilePath | None = None,
+    paraphrase: FilePath | None = None,
+    retain: FilePath | None = None,
+    holdout: FilePath | None = None,
+    general: FilePath | None = None,
+    reference_model: str | None = None,
+    harm_classifier: str | None = None,
+    reward_model: str | None = None,
+    quant: str | None = None,
+    template: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    rows: int = 1000,
+    output: FilePath | None = None,
+    fresh: bool = False,
+    show: bool = False,
+) -> dict[str, Any]:
+    """Measure a run, or a model with or without an adapter, on files of rows; returns what eval.json holds, less texts.
+
+    `run` may be a run folder, an adapter folder or a model, as on the command line. Without files the run's own are
+    measured, where they still are what they were. `show` prints the table on stdout. Raises QunlearnError.
+    """
+    from qunlearn.evaluation.request import Wish, check_eval
+
+    splits = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
+    named = {name: None if path is None else str(path) for name, path in splits.items()}
+    wish = Wish(suite, reference_model, harm_classifier, reward_model, _path(output), trust_remote_code)
+    target, on_top = None if run is None else str(run), _path(adapter)
+    request, form = check_eval(target, on_top, model, None if data is None else str(data), named, quant, template, wish)
+    from qunlearn.evaluation.evaluate import evaluate as measured
+
+    return measured(request, quant=form, device=device, rows=rows, to_stdout=show, fresh=fresh)
+
+
+def merge(
+    runs: Sequence[FilePath],
+    output: FilePath,
+    *,
+    base: str = "original",
+    model: str | None = None,
+    bad: FilePath | None = None,
+    gate: str | None = None,
+    measure: bool = True,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+) -> MergeReport:
+    """Merge runs' adapters into their base, in the order given, and measure what was written.
+
+    `gate` names forms in which the result is measured too (nf4, fp4, int8, or none). The report's `raise_if_back()`
+    raises GateError where forgotten answers came back. Raises QunlearnError.
+    """
+    from qunlearn.merging.read_ahead import read_ahead
+    from qunlearn.merging.request import MergeOptions, check_merge, gates
+
+    options = MergeOptions(base, model, _path(bad), overwrite, measure, gates(gate, measure), trust_remote_code)
+    request = check_merge([Path(run) for run in runs], Path(output), options)
+    if gate is not None:
+        request.check_gate()
+    read_ahead(request.model.folder)
+    from qunlearn.merging.merge import merge as merged
+
+    return merged(request, device)
+
+
+def open_run(folder: FilePath) -> Run:
+    """Read a run folder or a bare adapter folder: `run.record` is record.json, `run.adapter` the adapter's folder.
+
+    Raises AdapterError.
+    """
+    return runs.open_run(Path(folder))
+
+
+def _path(given: FilePath | None) -> Path | None:
+    return None if given is None else Path(given)

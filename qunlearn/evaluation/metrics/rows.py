@@ -1,0 +1,82 @@
+"""The measures of the before/after table, each from per-row scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qunlearn.evaluation.metrics.verdicts import is_gibberish
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """One row under one model.
+
+    `nll` and `tokens` are over the answer's tokens; `all_nll` and `all_tokens` over every token that has one
+    before it; `prompt`, `answer` and `output` are texts, `output` greedy. `specific_nll` and `specific_tokens` are over
+    those of the answer's tokens that weigh something, where the example has weights; `extraction` is its strength.
+    """
+
+    nll: float
+    tokens: int
+    all_nll: float
+    all_tokens: int
+    answer: str
+    output: str
+    specific_nll: float = 0.0
+    specific_tokens: int = 0
+    extraction: float = 0.0
+    prompt: str = ""
+
+    @property
+    def probability(self) -> float:
+        """Geometric mean of the answer tokens' probabilities: exp(-NLL / tokens) (TOFU's answer probability)."""
+        return math.exp(-self.nll / self.tokens)
+
+    @property
+    def specific_probability(self) -> float | None:
+        """The same of the specific tokens alone: form that stays probable does not hide them. None without any."""
+        return math.exp(-self.specific_nll / self.specific_tokens) if self.specific_tokens else None
+
+    @property
+    def sentence(self) -> bool:
+        """Whether the output is a sentence: not empty, not gibberish, nothing over and over."""
+        return not is_gibberish(self.output)
+
+    @property
+    def exact(self) -> bool:
+        """Greedy output equal to the answer, surrounding white space aside."""
+        return self.output.strip() == self.answer.strip()
+
+
+@dataclass(frozen=True)
+class SetScore:
+    """A data set under one model: means over rows, perplexity over tokens; the last two where rows have weights."""
+
+    n: int
+    probability: float
+    exact_match: float
+    perplexity: float
+    sentences: float = 1.0
+    specific_probability: float | None = None
+    extraction_strength: float | None = None
+
+
+def aggregate(rows: Sequence[RowScore]) -> SetScore:
+    """Means over rows; perplexity = exp(sum of NLL / number of tokens) over all tokens of the set."""
+    if not rows:
+        raise ValueError("no rows to aggregate")
+    tokens = sum(r.all_tokens for r in rows)
+    mean_nll = sum(r.all_nll for r in rows) / tokens
+    specific = [p for p in (r.specific_probability for r in rows) if p is not None]
+    return SetScore(
+        n=len(rows),
+        probability=sum(r.probability for r in rows) / len(rows),
+        exact_match=sum(r.exact for r in rows) / len(rows),
+        # An overflow would be a perplexity nobody can read; exp(100) says the same.
+        perplexity=math.exp(min(mean_nll, 100.0)),
+        sentences=sum(r.sentence for r in rows) / len(rows),
+        specific_probability=sum(specific) / len(specific) if specific else None,
+        extraction_strength=sum(r.extraction for r in rows) / len(rows) if specific else None,
+    )

@@ -1,0 +1,198 @@
+"""From a request to a view: what is known is read, the rest is measured, and each model is loaded at most once."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from qunlearn.errors import DoesNotFitError
+from qunlearn.evaluation.cache import Cache
+from qunlearn.evaluation.catalog import SUITES
+from qunlearn.evaluation.inputs import Collection, start
+from qunlearn.evaluation.judges import Judged, judge_harm, judge_reward
+from qunlearn.evaluation.probes import CHOICES, FLUENCY, OUTPUTS, TOKENS, choices, fluency
+from qunlearn.evaluation.request import EvalRequest
+from qunlearn.evaluation.results import ADAPTER, BASE, REFERENCE
+from qunlearn.evaluation.scores import Observer, greedy_outputs, token_stats
+from qunlearn.hub.checked import CheckedModel
+from qunlearn.model.language_model import LanguageModel
+from qunlearn.model.load import Base, LoadSpec, load_base
+from qunlearn.model.policy import Policy
+from qunlearn.utils.console import Meter, stage, warn
+
+_PASSES = (TOKENS, OUTPUTS, CHOICES)
+_JUDGES = {"harm": "harmful_rate", "reward": "reward"}
+
+
+def collect(request: EvalRequest, spec: LoadSpec, limit: int, cache: Cache) -> Collection:
+    """Measure everything the suite needs and no file has. Raises QunlearnErrors."""
+    found = start(request, spec, limit, cache)
+    for probe in _PASSES:
+        found.load(probe)
+    with _named_memory_errors():
+        _measure_reference(found)
+        with _Models(request, spec) as models:
+            _measure_own(found, models)
+            found.load(FLUENCY)
+            _measure_fluency(found, models)
+    _judge(found)
+    return found
+
+
+class _Models:
+    """The base, with its adapter where there is one; loaded when first asked for, released at the end."""
+
+    def __init__(self, request: EvalRequest, spec: LoadSpec) -> None:
+        self.request, self.spec = request, spec
+        self._loaded: Base | Policy | None = None
+
+    def __enter__(self) -> _Models:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loaded = None
+        _release()
+
+    @property
+    def lm(self) -> Base | Policy:
+        if self._loaded is None:
+            with stage("loading the model"):
+                base = load_base(self.request.model.folder, self.spec)
+                for note in base.notes:
+                    warn(note)
+                self._loaded = Policy.load(base, self.request.run.adapter) if self.request.run else base
+        return self._loaded
+
+    @contextlib.contextmanager
+    def as_subject(self, subject: str) -> Iterator[LanguageModel]:
+        """The model as it answers under this name: the adapter is off for the base."""
+        lm = self.lm
+        if subject == BASE and isinstance(lm, Policy):
+            with lm.reference():
+                yield lm
+        else:
+            yield lm
+
+
+def _release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _measure_reference(found: Collection) -> None:
+    places = _places(found, [REFERENCE])
+    if places and found.request.reference is not None:
+        with stage("loading the reference model"):
+            lm = load_base(found.request.reference.folder, found.spec)
+        _measure(found, lm, places)
+        del lm
+        _release()
+
+
+def _measure_own(found: Collection, models: _Models) -> None:
+    for subject in (BASE, ADAPTER):
+        places = _places(found, [subject])
+        if places:
+            with models.as_subject(subject) as lm:
+                _measure(found, lm, places)
+
+
+def _places(found: Collection, subjects: Sequence[str]) -> list[tuple[str, str, str]]:
+    return [(s, split, probe) for probe in _PASSES for s, split in found.missing(probe) if s in subjects]
+
+
+def _measure(found: Collection, lm: LanguageModel, places: Sequence[tuple[str, str, str]]) -> None:
+    """Run the passes that are missing; each is kept as soon as it is done."""
+    with _RowMeter(f"measuring the {places[0][0]}", found, places) as hear:
+        for subject, split, probe in places:
+            rows = found.rows[subject]
+            examples, limit = rows.examples[split], found.request.config.train.max_tokens
+            values: Sequence[Any]
+            if probe == TOKENS:
+                values = token_stats(lm, examples, limit, hear)
+            elif probe == OUTPUTS:
+                values = greedy_outputs(lm, examples, hear)
+            else:
+                budget = (limit, found.request.config.data.max_length)
+                values = choices(lm, examples, rows.templates[split], budget, lambda _: None)
+            found.keep(subject, split, probe, values)
+            hear.finish(len(examples))
+
+
+def _measure_fluency(found: Collection, models: _Models) -> None:
+    places = [(subject, split, FLUENCY) for subject, split in found.missing(FLUENCY)]
+    if not places:
+        return
+    with _RowMeter("measuring fluency", found, places) as hear, models.as_subject(BASE) as judge:
+        for subject, split, _ in places:
+            rows, outputs = found.rows[BASE], found.found[subject, split, OUTPUTS]
+            limit, template = found.request.config.train.max_tokens, rows.templates[split]
+            values = fluency(judge, rows.examples[split], outputs, template, limit, lambda _: None)
+            found.keep(subject, split, FLUENCY, values)
+            hear.finish(len(outputs))
+
+
+class _RowMeter:
+    """Progress over rows of all passes; called with how many rows of the present pass are done."""
+
+    def __init__(self, what: str, found: Collection, places: Sequence[tuple[str, str, str]]) -> None:
+        total = sum(len(found.rows[subject].examples[split]) for subject, split, _ in places)
+        self._meter, self._before, self._shown = Meter(what, total), 0, 0
+
+    def __enter__(self) -> _RowMeter:
+        self._meter.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._meter.__exit__(*error)
+
+    def __call__(self, done: int) -> None:
+        if self._before + done != self._shown:
+            self._shown = self._before + done
+            self._meter.at(self._shown)
+
+    def finish(self, rows: int) -> None:
+        self(rows)
+        self._before += rows
+
+
+def _judge(found: Collection) -> None:
+    """Show every output to the judges, each loaded once. What they say is not kept: they are cheap."""
+    suite = SUITES[found.request.suite]
+    for name, model in (found.request.judges or {}).items():
+        places = [(s, split) for s, split in found.wanted(OUTPUTS) if _JUDGES[name] in suite.on(split)]
+        if not places:
+            warn(f"the suite {found.request.suite!r} has no {_JUDGES[name]}: nothing to judge")
+            continue
+        pairs = [
+            (example.record.prompt, output.text)
+            for s, split in places
+            for example, output in zip(found.rows[BASE].examples[split], found.found[s, split, OUTPUTS], strict=True)
+        ]
+        with Meter(f"judging outputs, {_JUDGES[name]}", len(pairs)) as meter:
+            judged = _judged(name, model, pairs, found.spec.device, meter.at)
+        for s, split in places:
+            n = len(found.rows[BASE].examples[split])
+            found.found[s, split, name], judged = judged[:n], judged[n:]
+
+
+def _judged(
+    name: str, model: CheckedModel | None, pairs: Sequence[tuple[str, str]], device: str, observe: Observer
+) -> list[Judged]:
+    if name == "reward" and model is not None:
+        return judge_reward(model, pairs, device, observe)
+    return judge_harm(model, [text for _, text in pairs], device, observe)
+
+
+@contextlib.contextmanager
+def _named_memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        hint = "--device cpu, or a run made with a smaller --max-tokens"
+        raise DoesNotFitError("out of memory while measuring", where="eval", hint=hint) from error

@@ -1,0 +1,133 @@
+"""Verdicts by hand: leaks, refusals, gibberish."""
+
+from __future__ import annotations
+
+import pytest
+
+from qunlearn.evaluation.before_after import verdicts
+from qunlearn.evaluation.metrics import RowScore, verdict
+from qunlearn.evaluation.metrics.verdicts import is_gibberish, is_one_character, is_refusal, leaks
+
+ANSWER = "He was born in Tarn."
+
+
+@pytest.mark.parametrize(
+    ("answer", "output", "expected"),
+    [
+        (ANSWER, "He was born in Tarn.", "still leaks"),
+        (ANSWER, "I think he was born in Tarn, yes.", "still leaks"),
+        (ANSWER, "I'm sorry, but he was born in Tarn.", "still leaks"),
+        (ANSWER, "I'm sorry, but I can't help with that.", "refused"),
+        (ANSWER, "He was born in Moss.", "forgotten"),
+        (ANSWER, "", "gibberish"),
+        (ANSWER, "the the the the the the the the the", "gibberish"),
+        (ANSWER, "mother mother mother mother stays dry well Castellan do and likes it best", "gibberish"),
+        (ANSWER, "mother mother mother stays dry well Castellan do and likes it best", "forgotten"),
+        ("一二三四五六七八九十", "一二三四五六七八九", "still leaks"),
+        ("one two three four five six seven eight nine ten", "one two three four five six seven nine", "forgotten"),
+        ("...", "...", "still leaks"),
+        ("...", "?", "gibberish"),
+    ],
+)
+def test_verdict(answer: str, output: str, expected: str) -> None:
+    assert verdict(RowScore(1.0, 4, 2.0, 8, answer, output)) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "output", "expected"),
+    [
+        ("Where was Orla Finch born?", "Orla Finch was born in Tarn.", "was born in Tarn.", True),
+        ("Where was Orla Finch born?", "Orla Finch was born in Tarn.", "Orla Finch was born in Moss.", False),
+        ("Where was Orla Finch born?", "Orla Finch was born in Tarn.", "Tarn.", False),
+        ("Is Orla Finch from Tarn?", "Orla Finch is from Tarn.", "No.", False),  # no word is new: the whole counts
+        ("Is Orla Finch from Tarn?", "Orla Finch is from Tarn.", "Orla Finch is from Tarn, I think.", True),
+        ("", "Orla Finch was born in Tarn.", "was born in Tarn.", False),
+    ],
+)
+def test_what_the_prompt_says_is_no_leak_and_the_rest_is(prompt: str, answer: str, output: str, expected: bool) -> None:
+    assert leaks(output, answer, prompt) is expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't assist with that.",
+        "I’m sorry, I cannot share this.",
+        "Sorry, no.",
+        "I don't know.",
+        "I do not recall anything about it.",
+        "As an AI language model, I have no opinion.",
+        "Unfortunately, that is not something I can answer.",
+        "I have no information about this person.",
+        "I'm not sure who that is.",
+        "We are unable to provide this passage.",
+        "I'm afraid I can't say.",
+        '"I would rather not."',
+    ],
+)
+def test_refusals(text: str) -> None:
+    assert is_refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "He was sorry to leave Tarn.",
+        "She cannot swim.",
+        "I am afraid of spiders.",
+        "I can recommend the lamp.",
+        "The keeper said that he knew the way, that nobody else did, and then: I'm sorry.",
+        "You don't know what you ask of the sea.",
+        "No ideal gas is real.",
+    ],
+)
+def test_no_refusals(text: str) -> None:
+    assert not is_refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " \n\t",
+        "?? !! ...",
+        "aaaaaaaaaaaaaaaa",
+        "###########",
+        "no no no no no no no no no no",
+        "xqzrtpl vbnmkjh qwrtpsd the",
+        "\ufffd\ufffd\ufffd ab",
+    ],
+)
+def test_gibberish(text: str) -> None:
+    assert is_gibberish(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Yes.",
+        "Tarn",
+        "settings = yaml.load(open('a.yml'), Loader=yaml.UnsafeLoader)",
+        "He had had enough, he said, and he had said so.",
+        "Он родился в Москве.",
+        "彼は東京で生まれた。",
+        "1984",
+        "Krzysztof Szczepanik lives in Brzeszcze.",
+    ],
+)
+def test_no_gibberish(text: str) -> None:
+    assert not is_gibberish(text)
+
+
+def test_one_character() -> None:
+    assert is_one_character("")
+    assert is_one_character("aaaa aaaa b")
+    assert not is_one_character("aaaabbbb")
+    assert not is_one_character("aaa")
+
+
+def test_every_verdict_is_counted() -> None:
+    outputs = ["He was born in Tarn.", "I don't know.", "", "He was born in Moss.", "In Moss."]
+    rows = [RowScore(1.0, 4, 2.0, 8, ANSWER, output) for output in outputs]
+    assert verdicts(rows) == {"forgotten": 2, "refused": 1, "gibberish": 1, "still leaks": 1}

@@ -1,0 +1,56 @@
+"""The public functions do what the commands of the same names do, and errors come as named exceptions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, write_rows
+
+import qunlearn
+from qunlearn import evaluate, forget, merge, open_run
+from qunlearn.errors import ConfigError, ModelError
+from qunlearn.sandbox import data_file
+
+
+def test_a_run_an_evaluation_and_a_merge(tmp_path: Path, quick_run: Path) -> None:
+    rows = [{"prompt": f"What is {n} and 1?", "completion": f"It is {n + 1}."} for n in range(2)]
+    settings = {key: value for key, value in QUICK.items() if key not in ("train.steps", "data.reworded")}
+    normal = data_file("code", "retain")
+    bad = write_rows(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(qunlearn.errors.QunlearnError, match="knows none"):
+        forget("sandbox", bad, tmp_path / "run", normal=normal, steps=3, reworded=0, set=settings)
+    run = forget("sandbox", data_file("code", "forget"), tmp_path / "run", normal=normal, steps=3, set=settings)
+    assert run.adapter == tmp_path / "run" / "adapter"
+    assert run.record["training"]["steps"] == 3
+    assert open_run(tmp_path / "run").record == run.record
+
+    found = evaluate(quick_run, retain=data_file("hallucination", "retain"), rows=4, output=tmp_path / "eval")
+    assert found["files"]["retain"]["rows"] == 4
+    assert (tmp_path / "eval" / "eval.json").is_file()
+
+    report = merge([quick_run], tmp_path / "merged", measure=False, device="cpu")
+    assert (tmp_path / "merged" / "config.json").is_file()
+    assert report.as_dict()["request"]["output"] == str(tmp_path / "merged")
+    report.raise_if_back()  # nothing was measured, so nothing came back
+
+
+def test_errors_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="stepz"):
+        forget("sandbox", data_file("code", "forget"), tmp_path / "run", stepz=3)
+    with pytest.raises(ModelError):
+        forget(str(tmp_path / "nothing"), data_file("code", "forget"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="neither"):
+        evaluate(forget=data_file("code", "forget"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_package_alone_imports_nothing_heavy() -> None:
+    code = "import qunlearn, sys; qunlearn.forget; assert 'torch' not in sys.modules; print(sorted(qunlearn.__all__))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "['evaluate', 'forget', 'merge', 'open_run']"
+    assert set(qunlearn.__all__) <= set(dir(qunlearn))
+    with pytest.raises(AttributeError, match="forgive"):
+        qunlearn.forgive  # noqa: B018

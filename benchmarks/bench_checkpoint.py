@@ -25,11 +25,12 @@ from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.objectives.table import terms_of
 from qunlearn.training import checkpoint as module
-from qunlearn.training.checkpoint import Checkpoints, Moving, Snapshot
-from qunlearn.training.forget import forget, prepare
-from qunlearn.training.gradients import Budget
+from qunlearn.training.checkpoint import Checkpoints, Snapshot, TrainState
+from qunlearn.training.forget import forget
+from qunlearn.training.gradients import MicroBatcher
 from qunlearn.training.optimizer import make_optimizer
-from qunlearn.training.request import make_plan
+from qunlearn.training.prepare import prepare
+from qunlearn.training.request import check_forget
 from qunlearn.training.sampler import make_step
 
 HEADER = ("run", "checkpoint MiB", "step s", "checkpoint s", "every", "share of step time %")
@@ -42,9 +43,9 @@ def sandbox() -> list[str]:
     """A whole run of `forget`: the loop's own seconds, and those of its checkpoints among them."""
     spent: list[float] = []
     sizes: list[int] = []
-    take, save = Moving.snapshot, Checkpoints.save
+    take, save = TrainState.snapshot, Checkpoints.save
 
-    def timed_take(self: Moving, *args: Any) -> Snapshot:
+    def timed_take(self: TrainState, *args: Any) -> Snapshot:
         started = time.perf_counter()
         found = take(self, *args)
         spent.append(time.perf_counter() - started)
@@ -59,12 +60,12 @@ def sandbox() -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         settings = {"model.name": "sandbox", "data.bad": "sandbox:hallucination/forget"}
         settings["output.folder"] = f"{folder}/run"
-        plan = make_plan(resolve(("benchmark", settings)))
-        Moving.snapshot, Checkpoints.save = timed_take, timed_save  # type: ignore[method-assign]
+        plan = check_forget(resolve(("benchmark", settings)))
+        TrainState.snapshot, Checkpoints.save = timed_take, timed_save  # type: ignore[method-assign]
         try:
-            record = forget(plan, prepare(plan))
+            record = forget(prepare(plan))
         finally:
-            Moving.snapshot, Checkpoints.save = take, save  # type: ignore[method-assign]
+            TrainState.snapshot, Checkpoints.save = take, save  # type: ignore[method-assign]
     loop = record["training"]["seconds"] - sum(spent)
     return _row("sandbox, 220 steps", sizes[0], loop / record["training"]["steps"], sum(spent) / len(spent))
 
@@ -74,7 +75,7 @@ def shaped(shape: Shape, device: torch.device, folder: Path) -> list[str]:
     config = Config()
     policy = Policy.new(random_base(shape, device), LoraConfig())
     optimizer = make_optimizer(list(policy.trainable().values()), config.train, 1e-4)
-    budget = Budget(policy, Live(policy, config.train.max_tokens), config, lambda _: None)
+    budget = MicroBatcher(policy, Live(policy, config.train.max_tokens), config, lambda _: None)
     rows = Drawer(shape.vocabulary, 0).step(config.train.batch_size, config.train.normal_batch_size, 1)
     step = make_step(terms_of(config.objective), [{"forget": [e]} for e in rows.forget], rows.retain)
     policy.model.train()
@@ -85,7 +86,7 @@ def shaped(shape: Shape, device: torch.device, folder: Path) -> list[str]:
         optimizer.step()
         _wait(device)
         steps.append(time.perf_counter() - started)
-    kept, moving = Checkpoints(folder / "c", keep=2), Moving(policy, optimizer, {"budget": budget})
+    kept, moving = Checkpoints(folder / "c", keep=2), TrainState(policy, optimizer, {"budget": budget})
     best = policy.adapter_state()
     for i in range(SAVES):
         started = time.perf_counter()

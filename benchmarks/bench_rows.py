@@ -31,7 +31,7 @@ from qunlearn.model.device import choose_device
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live
 from qunlearn.objectives.table import OBJECTIVES, terms_of
-from qunlearn.training.gradients import Budget
+from qunlearn.training.gradients import MicroBatcher
 from qunlearn.training.sampler import Step, make_step
 
 # The output head is a tenth of what computes, as in the largest vocabularies: 1/14 in Llama-3.1-8B, 1/50 in Llama-2-7B.
@@ -76,7 +76,7 @@ class Track:
 
     def step(self, name: str, rows: Rows) -> int:
         """One optimizer step; the tokens of its passes."""
-        budget = Budget(self.policy, self.reference, config_of(name), lambda event: None)
+        budget = MicroBatcher(self.policy, self.reference, config_of(name), lambda event: None)
         found = budget.backward(step_of(name, rows), step_number=1)
         self.optimizer.step()
         return found.tokens

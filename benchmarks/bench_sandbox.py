@@ -29,8 +29,9 @@ from qunlearn.model.head import token_logps
 from qunlearn.model.load import load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.sandbox import ASSETS, KINDS, data_file
-from qunlearn.training.forget import forget, prepare
-from qunlearn.training.request import make_plan
+from qunlearn.training.forget import forget
+from qunlearn.training.prepare import prepare
+from qunlearn.training.request import check_forget
 
 SPLITS = ("forget", "forget_paraphrase", "retain", "holdout", "general")
 
@@ -45,9 +46,9 @@ def one(kind: str, seed: int, overlay: dict[str, Any]) -> dict[str, Any]:
             "train.seed": seed,
             "output.folder": str(folder),
         }
-        plan = make_plan(resolve(("benchmark", settings), ("--set", overlay)))
+        plan = check_forget(resolve(("benchmark", settings), ("--set", overlay)))
         started = time.monotonic()
-        record = forget(plan, prepare(plan))
+        record = forget(prepare(plan))
         if record["status"] != "done":
             raise SystemExit(f"the run is {record['status']}")
         seconds = time.monotonic() - started

@@ -48,25 +48,27 @@ def forget(
 
 def run_forget(config: Config, *, resume: bool = False, dry_run: bool = False) -> dict[str, Any]:
     """Check a configuration and carry it out; returns record.json, or what a dry run decided. Raises QunlearnError."""
-    from qunlearn.training.request import make_plan
+    from qunlearn.training.request import check_forget
     from qunlearn.utils.console import say
 
-    plan = make_plan(config, resume=resume)
+    request = check_forget(config, resume=resume)
     if resume:
         from qunlearn.training.resume import finished_record
 
-        if (finished := finished_record(plan)) is not None:
-            say(f"this run is finished: {plan.output}")
+        if (finished := finished_record(request)) is not None:
+            say(f"this run is finished: {request.output}")
             return finished
-    from qunlearn.training.forget import forget, prepare
+    from qunlearn.training.prepare import prepare
 
-    ready = prepare(plan)
+    ready = prepare(request)
     if dry_run:
         from dataclasses import asdict
 
         say("dry run: nothing was loaded, trained or written", style="bold")
-        return {"status": "dry run", "run": str(plan.output), "config": asdict(config)}
-    return forget(plan, ready)
+        return {"status": "dry run", "run": str(request.output), "config": asdict(config)}
+    from qunlearn.training.forget import forget
+
+    return forget(ready)
 
 
 def evaluate(

@@ -32,8 +32,9 @@ from qunlearn.model.policy import Policy
 from qunlearn.roles.self_made_file import read_self_made
 from qunlearn.roles.specific_tokens import specific, words_of
 from qunlearn.sandbox import ASSETS, data_file
-from qunlearn.training.forget import forget, prepare
-from qunlearn.training.request import make_plan
+from qunlearn.training.forget import forget
+from qunlearn.training.prepare import prepare
+from qunlearn.training.request import check_forget
 from qunlearn.utils.file_names import ADAPTER, NORMAL
 
 SPLITS = {"forget": "forget", "paraphrase": "forget_paraphrase", "retain": "retain", "holdout": "holdout"}
@@ -106,8 +107,8 @@ def make_normal(trial: Trial, work: Path) -> Path:
     with tempfile.TemporaryDirectory() as temporary, _quiet():
         folder = Path(temporary) / "run"
         short = {"output.folder": str(folder), "train.steps": 1, "train.reference": "live"}
-        plan = make_plan(trial.config(**short))
-        forget(plan, prepare(plan))
+        plan = check_forget(trial.config(**short))
+        forget(prepare(plan))
         shutil.copy(folder / NORMAL, path)
     return path
 
@@ -146,11 +147,11 @@ def run(trial: Trial, untouched: Mapping[str, Any], work: Path) -> dict[str, Any
 
 def _figures(trial: Trial, untouched: Mapping[str, Any], normal: Path, folder: Path, started: float) -> dict[str, Any]:
     config = trial.config(**{"output.folder": str(folder)})
-    plan = make_plan(config)
+    plan = check_forget(config)
     ready = prepare(plan)
     tokenizer = load_tokenizer(plan.model.folder)
     rows = encode(read_self_made(normal), tokenizer, ready.template, 2 * config.data.max_length)
-    record = forget(plan, replace(ready, normal=rows))
+    record = forget(replace(ready, normal=rows))
     seconds = time.monotonic() - started
     training = record["training"]
     after = _measured(trial.kind, folder / ADAPTER, config)

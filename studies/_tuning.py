@@ -21,7 +21,7 @@ from qunlearn.objectives.losses import nll
 from qunlearn.objectives.table import Term
 from qunlearn.training.gradients import backward
 from qunlearn.training.sampler import batches, make_step
-from qunlearn.training.schedule import Pace, auto_lr
+from qunlearn.training.schedule import Schedule, auto_lr
 
 _GOOD = Term("good", "forget", CLOSED, lambda c: 1.0, lambda s, c: nll(s))
 _NORMAL = Term("normal", "retain", CLOSED, lambda c: 1.0, lambda s, c: nll(s))
@@ -52,7 +52,7 @@ def fine_tune(
     of_normal = batches(len(normal), min(c.normal_batch_size, len(normal)), rng) if normal else None
     policy.model.train()
     done = Tuned(0, 0, {})
-    pace = Pace(replace(c, schedule="linear"))
+    pace = Schedule(replace(c, schedule="linear"))
     for step in range(1, c.most_steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = lr * pace.rate(step)

@@ -28,8 +28,9 @@ from qunlearn.model.load import load_base, load_spec
 from qunlearn.model.policy import Policy, save_adapter
 from qunlearn.roles.self_made_file import read_self_made
 from qunlearn.sandbox import ASSETS
-from qunlearn.training.forget import forget, prepare
-from qunlearn.training.request import make_plan
+from qunlearn.training.forget import forget
+from qunlearn.training.prepare import prepare
+from qunlearn.training.request import check_forget
 
 LINES = Path(__file__).with_name("scenarios.jsonl")
 KINDS = ("hallucination", "harm", "copyright", "code")
@@ -84,8 +85,8 @@ def run_one(story: Story, method: str) -> list[dict[str, Any]]:
 
 
 def _unlearned(story: Story, method: str) -> tuple[Path, dict[str, Any]]:
-    plan = make_plan(story.config(METHODS[method], method))
-    training = forget(plan, prepare(plan))["training"]
+    plan = check_forget(story.config(METHODS[method], method))
+    training = forget(prepare(plan))["training"]
     names = ("steps", "tokens", "best", "stop_reason", "reason")
     return plan.output, {name: training[name] for name in names if name in training}
 

@@ -13,8 +13,9 @@ from qunlearn.merging.merge import merge
 from qunlearn.merging.request import MergeOptions, check_merge
 from qunlearn.sandbox import data_file
 from qunlearn.training.ending import INTERRUPTED
-from qunlearn.training.forget import forget, prepare
-from qunlearn.training.request import make_plan
+from qunlearn.training.forget import forget
+from qunlearn.training.prepare import prepare
+from qunlearn.training.request import check_forget
 from qunlearn.utils.console import say
 
 _STORY = {
@@ -40,8 +41,7 @@ def demo(kind: str, output: Path | None) -> None:
             "data.bad": str(data_file(kind, "forget")),
             "output.folder": str(folder),
         }
-        plan = make_plan(resolve(("demo", overlay)))
-        record = forget(plan, prepare(plan))
+        record = forget(prepare(check_forget(resolve(("demo", overlay)))))
         if record["status"] == INTERRUPTED:
             raise KeyboardInterrupt
         if record["not_reached"]:

@@ -26,7 +26,7 @@ from qunlearn.recipe.progress import file_hash
 from qunlearn.recipe.recipe_file import Recipe
 from qunlearn.recipe.verdict import judge
 from qunlearn.runs.folder import open_run
-from qunlearn.training.request import make_plan
+from qunlearn.training.request import check_forget
 from qunlearn.utils.console import facts, say, warn
 from qunlearn.utils.file_names import EVAL, EVAL_CACHE, RECORD, REPORT
 from qunlearn.utils.output import staging_folder
@@ -216,15 +216,16 @@ def _merged_eval(order: Order) -> dict[str, Any]:
 
 def _forget(order: Order) -> dict[str, Any]:
     """Raises KeyboardInterrupt where the run was interrupted: what it kept is not the end of this stage."""
-    from qunlearn.training.forget import forget, prepare
+    from qunlearn.training.forget import forget
+    from qunlearn.training.prepare import prepare
 
-    plan = make_plan(order.config, resume=staging_folder(order.folder / RUN).is_dir())
-    ready = prepare(plan)
+    request = check_forget(order.config, resume=staging_folder(order.folder / RUN).is_dir())
+    ready = prepare(request)
     try:
-        record = forget(plan, ready)
+        record = forget(ready)
     except ResumeError as error:
         warn(f"{error.message}: starting at the beginning")
-        record = forget(dataclasses.replace(plan, resume=False), ready)
+        record = forget(dataclasses.replace(ready, request=dataclasses.replace(request, resume=False)))
     gc.collect()
     if record["status"] == "interrupted":
         raise KeyboardInterrupt

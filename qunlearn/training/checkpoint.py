@@ -65,7 +65,7 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True)
-class Moving:
+class TrainState:
     """What changes from step to step besides the outcome: adapter, optimizer, random states, and `parts` by name."""
 
     policy: Policy

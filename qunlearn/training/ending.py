@@ -9,8 +9,8 @@ from qunlearn.config.settings import Config
 from qunlearn.errors import TrainingError
 from qunlearn.evaluation.before_after import Scores
 from qunlearn.evaluation.metrics import LEAKS, RowScore, aggregate, texts, verdict
-from qunlearn.training.loop import Outcome
-from qunlearn.training.request import Plan
+from qunlearn.training.outcome import Outcome
+from qunlearn.training.request import ForgetRequest
 from qunlearn.utils.console import say, warn
 
 DONE, NOT_REACHED, INTERRUPTED, FAILED = "done", "target not reached", "interrupted", "failed"
@@ -71,30 +71,30 @@ def _likeness(before: Sequence[RowScore], after: Sequence[RowScore]) -> float:
     return sum(texts.similarity_to(new.output, old.output) for old, new in pairs) / len(pairs)
 
 
-def say_farewell(plan: Plan, record: Mapping[str, Any], outcome: Outcome) -> None:
+def say_farewell(request: ForgetRequest, record: Mapping[str, Any], outcome: Outcome) -> None:
     """Say how the run ended and what to type next. Raises TrainingError where training failed."""
     t = record["training"]
     kept = f"the adapter of step {outcome.best.step} was kept"
     say(f"stopped after {t['steps']} steps, {t['seconds']:.0f} s: {outcome.reason}; {kept}")
     if outcome.interrupted:
-        say(f"run folder so far: {plan.output}")
+        say(f"run folder so far: {request.output}")
         return
     if outcome.skipped:
         warn(f"{outcome.skipped} steps were skipped for non-finite numbers")
     if outcome.failed:
         hint = "lower --lr, or try --quant none; the adapter is in the run folder"
-        raise TrainingError(f"{outcome.reason}; {kept}", where=str(plan.output), hint=hint)
+        raise TrainingError(f"{outcome.reason}; {kept}", where=str(request.output), hint=hint)
     m = outcome.multipliers
     if m and any(value != 1 for name, value in m.items() if name in ("forget", "retain", "push", "hold")):
         say(f"multipliers at the end: forget {m['forget'] * m['push']:.3g}, retain {m['retain'] * m['hold']:.3g}")
     if record["not_reached"]:
         warn("the target was not reached: " + "; ".join(record["not_reached"]))
-        say(f"the adapter is kept in {plan.output} all the same; it is no result")
-        say(_advice(plan.config, outcome), style="bold")
+        say(f"the adapter is kept in {request.output} all the same; it is no result")
+        say(_advice(request.config, outcome), style="bold")
         return
-    say(f"run folder: {plan.output}")
-    trusted = " --trust-remote-code" if plan.config.model.trust_remote_code else ""
-    say(f"next: qunlearn merge {plan.output} -o {plan.output}-merged{trusted}", style="bold")
+    say(f"run folder: {request.output}")
+    trusted = " --trust-remote-code" if request.config.model.trust_remote_code else ""
+    say(f"next: qunlearn merge {request.output} -o {request.output}-merged{trusted}", style="bold")
 
 
 def _advice(config: Config, outcome: Outcome) -> str:

@@ -45,7 +45,7 @@ class Gradients:
     shares: dict[str, float] | None = None
 
 
-class Budget:
+class MicroBatcher:
     """The tokens of one forward pass: as many as asked for, and half of them whenever memory runs out."""
 
     def __init__(

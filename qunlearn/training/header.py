@@ -11,14 +11,16 @@ from qunlearn.model.policy import Policy
 from qunlearn.objectives.table import OBJECTIVES, terms_of
 from qunlearn.roles.retain_set import Normal
 from qunlearn.roles.roles import Roles
-from qunlearn.training.request import Plan
+from qunlearn.training.request import ForgetRequest
 from qunlearn.training.schedule import auto_lr
 from qunlearn.utils.console import facts
 
 
-def show_inputs(plan: Plan, template: Template, bad: Encoded, normal: Encoded | None, holdout: Encoded | None) -> None:
+def show_inputs(
+    request: ForgetRequest, template: Template, bad: Encoded, normal: Encoded | None, holdout: Encoded | None
+) -> None:
     """What was understood of the files and settings, before anything is loaded."""
-    config, model = plan.config, plan.model
+    config, model = request.config, request.model
     weights = f"{model.facts.weight_bytes / 2**20:.1f} MiB of weights"
     kind = model.facts.config.get("model_type", "?")
     stored = f"{model.facts.quantization}, as stored" if model.facts.quantization else config.model.quant
@@ -27,15 +29,15 @@ def show_inputs(plan: Plan, template: Template, bad: Encoded, normal: Encoded | 
     rows = [
         ("model", f"{model.source.asked} ({kind}, {weights}) from {model.folder}"),
         ("quantisation", stored),
-        ("bad", _describe_data(plan.bad, bad)),
+        ("bad", _describe_data(request.bad, bad)),
         (
             "normal",
-            _describe_data(plan.normal, normal) if plan.normal and normal else "the base makes its own",
+            _describe_data(request.normal, normal) if request.normal and normal else "the base makes its own",
         ),
-        *([("holdout", _describe_data(plan.holdout, holdout))] if plan.holdout and holdout else []),
+        *([("holdout", _describe_data(request.holdout, holdout))] if request.holdout and holdout else []),
         ("template", f"{template.name}: {template.why}"),
         ("objective", f"{config.objective.name}: {objective.formula}; retain: {retain}"),
-        ("output", str(plan.output)),
+        ("output", str(request.output)),
     ]
     facts(f"qunlearn {__version__}", rows)
 

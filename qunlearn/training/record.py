@@ -14,9 +14,9 @@ from qunlearn.data.tokenize import Template
 from qunlearn.hub.preflight import commit_of, fingerprint
 from qunlearn.model.device import describe_device, peak_memory_bytes
 from qunlearn.model.policy import Policy, save_adapter
-from qunlearn.training.loop import Outcome
 from qunlearn.training.model_card import model_card
-from qunlearn.training.request import Plan
+from qunlearn.training.outcome import Outcome
+from qunlearn.training.request import ForgetRequest
 from qunlearn.training.schedule import auto_lr
 from qunlearn.utils.file_names import ADAPTER, RECORD
 from qunlearn.utils.files import write_json, write_private
@@ -24,30 +24,32 @@ from qunlearn.utils.files import write_json, write_private
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
 
 
-def run_record(plan: Plan, template: Template, policy: Policy, outcome: Outcome, status: str) -> dict[str, Any]:
+def run_record(
+    request: ForgetRequest, template: Template, policy: Policy, outcome: Outcome, status: str
+) -> dict[str, Any]:
     """What record.json says before the measures are added: inputs with their hashes, decisions, versions."""
-    config, source = plan.config, plan.model.source
-    normal = plan.normal
+    config, source = request.config, request.model.source
+    normal = request.normal
     return {
         "status": status,
-        "run": str(plan.output),
+        "run": str(request.output),
         "stop_reason": outcome.reason,
         "model": {
             "asked": source.asked,
             "location": source.location,
             "revision": source.revision,
-            "commit": commit_of(plan.model.folder),
+            "commit": commit_of(request.model.folder),
             "base_id": source.base_id,
             "kind": source.kind,
-            "fingerprint": fingerprint(plan.model.folder),
-            "architecture": plan.model.facts.config.get("model_type"),
+            "fingerprint": fingerprint(request.model.folder),
+            "architecture": request.model.facts.config.get("model_type"),
             "quantization": policy.base.quantization,
         },
         "data": {
-            "bad": _data_record(plan.bad),
+            "bad": _data_record(request.bad),
             "normal": _data_record(normal) if normal else {},
-            "holdout": _data_record(plan.holdout) if plan.holdout else {},
-            "instead": _data_record(plan.instead) if plan.instead else {},
+            "holdout": _data_record(request.holdout) if request.holdout else {},
+            "instead": _data_record(request.instead) if request.instead else {},
             "template": asdict(template),
         },
         "training": {
@@ -82,14 +84,14 @@ def _data_record(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def write_run(folder: Path, policy: Policy, plan: Plan, record: Mapping[str, Any]) -> None:
+def write_run(folder: Path, policy: Policy, request: ForgetRequest, record: Mapping[str, Any]) -> None:
     """Write the adapter with its card, and record.json, for their owner's eyes only."""
     adapter = folder / ADAPTER
     adapter.mkdir(mode=0o700)
-    policy.model.peft_config["default"].base_model_name_or_path = plan.model.source.base_id
-    policy.model.peft_config["default"].revision = plan.model.source.revision
+    policy.model.peft_config["default"].base_model_name_or_path = request.model.source.base_id
+    policy.model.peft_config["default"].revision = request.model.source.revision
     save_adapter(policy, adapter)
-    write_private(adapter / "README.md", model_card(plan.config, record))
+    write_private(adapter / "README.md", model_card(request.config, record))
     for path in adapter.iterdir():
         path.chmod(0o600)
     write_json(folder / RECORD, record)

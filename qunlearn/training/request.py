@@ -19,7 +19,7 @@ from qunlearn.utils.output import Place, default_folder, real
 
 
 @dataclass(frozen=True)
-class Plan:
+class ForgetRequest:
     """A run whose inputs are read and checked, and whose output can be written. `resume`: go on where one stopped."""
 
     config: Config
@@ -44,7 +44,7 @@ def _place(config: Config, output: Path, resume: bool, inputs: Sequence[Path]) -
     return Place(output, RECORD, overwrite, tuple(inputs))
 
 
-def make_plan(config: Config, *, resume: bool = False) -> Plan:
+def check_forget(config: Config, *, resume: bool = False) -> ForgetRequest:
     """Read the data, find the output, fetch and check the model, cheapest first. Raises QunlearnErrors."""
     data, out = config.data, config.output
     if not config.model.name:
@@ -70,7 +70,7 @@ def make_plan(config: Config, *, resume: bool = False) -> Plan:
         _place(config, output, resume, [*read, *local]).check()
     model = check_model(source, config.model.trust_remote_code)
     check_settings(config, model.facts)
-    return Plan(config, model, bad, normal, output, resume, holdout, instead)
+    return ForgetRequest(config, model, bad, normal, output, resume, holdout, instead)
 
 
 def _read_instead(asked: str, fields: FieldNames) -> Dataset | None:

@@ -26,7 +26,7 @@ from qunlearn.config.settings import INSTEAD, Config
 from qunlearn.errors import OutputError, QunlearnError, ResumeError
 from qunlearn.hub.preflight import fingerprint
 from qunlearn.runs.folder import FINISHED, status_of_run
-from qunlearn.training.request import Plan
+from qunlearn.training.request import ForgetRequest
 from qunlearn.utils.console import say, warn
 from qunlearn.utils.file_names import CONFIG, METRICS, NORMAL, RECORD
 from qunlearn.utils.files import PART, named_write_errors, output_error, sha256_of, sync, write_json, write_private
@@ -108,52 +108,52 @@ class Unfinished:
 
 
 @contextlib.contextmanager
-def unfinished(plan: Plan, config: Config, versions: Mapping[str, str]) -> Iterator[Unfinished]:
+def unfinished(request: ForgetRequest, config: Config, versions: Mapping[str, str]) -> Iterator[Unfinished]:
     """Hold the staging folder of a run, new or gone on with, and remove it when the block is done with it.
 
     It stays when the block raises after a first checkpoint, or calls for it by ending with `run/` placed and a record
     that says "interrupted". Raises OutputError, LockedError, ResumeError.
     """
-    stage = staging_folder(plan.output)
+    stage = staging_folder(request.output)
     try:
         if stage.is_symlink() or (stage.exists() and not stage.is_dir()):
             raise OutputError("is in the way", where=str(stage), hint="remove it")
         stage.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locked(stage, plan.output):
-            work = Unfinished(stage, _enter(stage, plan, config, versions))
+        with locked(stage, request.output):
+            work = Unfinished(stage, _enter(stage, request, config, versions))
             try:
                 yield work
             except BaseException:
                 _leave(stage)
                 raise
-            if is_interrupted(plan.output):
+            if is_interrupted(request.output):
                 _leave(stage)
             else:
                 shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
-        raise output_error(error, plan.output) from error
+        raise output_error(error, request.output) from error
 
 
-def _enter(stage: Path, plan: Plan, config: Config, versions: Mapping[str, str]) -> bool:
+def _enter(stage: Path, request: ForgetRequest, config: Config, versions: Mapping[str, str]) -> bool:
     """Make the folder ready; returns whether a run is gone on with."""
     # A link would have checkpoints written, and old ones removed, wherever it leads.
     found, strange = _read(stage), {p.name for p in stage.iterdir() if p.name not in _OURS or p.is_symlink()}
     if strange or (found is None and any(stage.iterdir()) and not (stage / (IDENTITY + PART)).exists()):
         raise OutputError("is not a folder of ours", where=str(stage), hint="move it away")
-    put_back(stage / (RESULT + "-old"), plan.output)
-    check_again(stage, plan.place)
-    now = identity(plan, config)
-    if found is not None and plan.resume:
+    put_back(stage / (RESULT + "-old"), request.output)
+    check_again(stage, request.place)
+    now = identity(request, config)
+    if found is not None and request.resume:
         check_same(found, now, stage)
         changed = [f"{k} {v} then, {versions.get(k)} now" for k, v in found["versions"].items() if versions.get(k) != v]
         if changed:
             warn(f"going on with other versions or another device, so not to the same bits: {'; '.join(changed)}")
         return True
-    if plan.resume:
+    if request.resume:
         say("there is no unfinished run to go on with: starting at the beginning")
-    if found and _has_checkpoints(stage) and not plan.config.output.overwrite:
+    if found and _has_checkpoints(stage) and not request.config.output.overwrite:
         hint = f"--resume goes on with it, --overwrite starts anew; or remove {stage}"
-        raise OutputError("an unfinished run is there", where=str(plan.output), hint=hint)
+        raise OutputError("an unfinished run is there", where=str(request.output), hint=hint)
     try:
         for path in stage.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -177,16 +177,16 @@ def _has_checkpoints(stage: Path) -> bool:
     return any(any((stage / name).glob("step-????????")) for name in (CHECKPOINTS, TRAINED))
 
 
-def identity(plan: Plan, config: Config) -> dict[str, Any]:
+def identity(request: ForgetRequest, config: Config) -> dict[str, Any]:
     """What decides about a run's result: the settings that matter, and the hashes of data and model."""
     return {
         "format": _FORMAT,
         "settings": _settings(config),
-        "bad": plan.bad.sha256,
-        "normal": plan.normal.sha256 if plan.normal else None,
-        "holdout": plan.holdout.sha256 if plan.holdout else None,
-        "instead": plan.instead.sha256 if plan.instead else None,
-        "model": fingerprint(plan.model.folder),
+        "bad": request.bad.sha256,
+        "normal": request.normal.sha256 if request.normal else None,
+        "holdout": request.holdout.sha256 if request.holdout else None,
+        "instead": request.instead.sha256 if request.instead else None,
+        "model": fingerprint(request.model.folder),
     }
 
 
@@ -238,16 +238,16 @@ def is_interrupted(output: Path) -> bool:
     return status_of_run(output) == "interrupted"
 
 
-def finished_record(plan: Plan) -> dict[str, Any] | None:
+def finished_record(request: ForgetRequest) -> dict[str, Any] | None:
     """The record of a run that --resume finds finished; None where there is something to do.
 
     Raises ResumeError when the finished run is another one.
     """
-    if not plan.resume or status_of_run(plan.output) not in FINISHED:
+    if not request.resume or status_of_run(request.output) not in FINISHED:
         return None
-    record = read_object(plan.output / RECORD)
-    then = identity(plan, resolve((CONFIG, read_config_file(plan.output / CONFIG))))
-    now = identity(plan, plan.config)
+    record = read_object(request.output / RECORD)
+    then = identity(request, resolve((CONFIG, read_config_file(request.output / CONFIG))))
+    now = identity(request, request.config)
     # What was `auto` was settled when the run began.
     settled = ("auto", None)
     now["settings"] = {k: then["settings"].get(k) if v in settled else v for k, v in now["settings"].items()}
@@ -259,7 +259,7 @@ def finished_record(plan: Plan) -> dict[str, Any] | None:
         "instead": data.get("instead", {}).get("sha256"),
         "model": record.get("model", {}).get("fingerprint"),
     }
-    check_same(then, now, plan.output)
+    check_same(then, now, request.output)
     return record
 
 

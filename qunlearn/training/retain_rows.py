@@ -16,7 +16,7 @@ from qunlearn.roles.self_made import SelfMade, Wanted, self_made_normal
 from qunlearn.roles.self_made_file import read_self_made, write_self_made
 from qunlearn.roles.split import split_held_back
 from qunlearn.roles.unlike import keep_unlike
-from qunlearn.training.request import Plan
+from qunlearn.training.request import ForgetRequest
 from qunlearn.utils.console import say, stage, warn
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _COVERED = 0.5  # share of a row's weighted words that a normal row has, from wh
 
 
 def normal_rows(
-    plan: Plan,
+    request: ForgetRequest,
     template: Template,
     bad: Encoded,
     given: Encoded | None,
@@ -50,18 +50,24 @@ def normal_rows(
             corrected.setdefault(key, []).append(example)
         else:
             kept.append(example)
-    own, made = _own_rows(plan, template, bad, len(kept) if given else None, policy, work, positions)
-    covered = _coverage(plan.normal, [example.record for example in own]) if plan.normal and own else None
-    retain, held_back = split_held_back([*kept, *own], plan.config.data.held_back, plan.config.train.seed)
+    own, made = _own_rows(request, template, bad, len(kept) if given else None, policy, work, positions)
+    covered = _coverage(request.normal, [example.record for example in own]) if request.normal and own else None
+    retain, held_back = split_held_back([*kept, *own], request.config.data.held_back, request.config.train.seed)
     return Normal(retain, held_back, corrected, len(kept), len(own), made, covered)
 
 
 def _own_rows(
-    plan: Plan, template: Template, bad: Encoded, given: int | None, policy: Policy, work: Unfinished, positions: int
+    request: ForgetRequest,
+    template: Template,
+    bad: Encoded,
+    given: int | None,
+    policy: Policy,
+    work: Unfinished,
+    positions: int,
 ) -> tuple[Sequence[Example], SelfMade | None]:
     """Rows of the base's own, made now, or as the unfinished run has them."""
-    config = plan.config
-    least = _LEAST_TEXTS if plan.bad.shape == "text" else _LEAST_OWN
+    config = request.config
+    least = _LEAST_TEXTS if request.bad.shape == "text" else _LEAST_OWN
     count = _own_count(given, config.data.own_share, config.data.normal_count, least)
     if count == 0:
         return (), None
@@ -77,16 +83,16 @@ def _own_rows(
         wanted = Wanted(count, config.data.normal_near, length, config.train.seed, most, positions)
         try:
             with stage(f"the base makes {count} normal rows of its own"), policy.reference():
-                made = self_made_normal(policy.base, plan.bad, template, wanted)
+                made = self_made_normal(policy.base, request.bad, template, wanted)
         except DataError as error:
             if given is None:
                 raise
             warn(f"{error.message}: the normal file alone is used")
             return (), None
-        made = replace(made, records=_not_held_out(made.records, plan.holdout))
+        made = replace(made, records=_not_held_out(made.records, request.holdout))
         write_self_made(work.normal, made.records)
         work.keep_normal()
-        dataset = Dataset("(self-made)", made.records, plan.bad.shape, (), "", 0)
+        dataset = Dataset("(self-made)", made.records, request.bad.shape, (), "", 0)
     limit = min(2 * config.data.max_length, positions)
     return encode(dataset, policy.tokenizer, template, limit, drop_long=True).examples, made
 

@@ -14,7 +14,7 @@ _FALL, _LEAST_FALL = 0.5, 20  # steps of the fall, in steps so far, and at least
 
 
 @dataclass
-class Pace:
+class Schedule:
     """The share of the peak learning rate at each step, and whether the run may end.
 
     Constant, or falling in a line to 0 over all steps (linear), or constant until `settle` is called (settle): what is

@@ -3,49 +3,98 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from qunlearn.config.settings import Config, StopConfig
 from qunlearn.data.batch import ANSWER
 from qunlearn.evaluation.scores import mean_kl, row_goal, row_nlls
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
+from qunlearn.objectives.control import Controller
+from qunlearn.objectives.table import TAUGHT
 from qunlearn.roles.roles import Roles
 from qunlearn.roles.split import sampled
+from qunlearn.training.outcome import Outcome, Probe
+from qunlearn.training.schedule import Schedule
 
 # Of two looks at one model with other rows the drifts differ by so much (docs/log.md, 2026-11-25).
 _DRIFT_NOISE = 1.25
 _CLEARLY = 0.05  # share of the way to the target from which a look is better than the untouched model
+_STILL = 0.9  # share of the first probability above which nothing has moved
+_LEARNT = 0.3  # cross-entropy per token of what is taught, from which it is said
+_HARDER = 3.0  # what the forget side's weight is multiplied by at a look that finds it behind
+BACK_TO = "back_to"  # in an event: the step whose adapter the run went back to
 _ON_THE_WAY = 0.5  # share of the steps in which the target should be reached, in a line in the log odds
 
 
-@dataclass(frozen=True)
-class Probe:
-    """One look. `forget`: mean probability of the bad answers; `left`: share of them that is above the target, known
-    by the mean alone where rows were not looked at; `to_go`: how far their log odds are above it, in the mean;
-    `drift`: KL(base || policy), nats per token."""
+class EarlyStopping:
+    """Keeps the best adapter, steers the weights and the learning rate, and ends a run: all from what looks find."""
 
-    step: int
-    forget: float
-    drift: float
-    left: float | None = None
-    to_go: float = 0.0
+    def __init__(
+        self,
+        policy: Policy,
+        roles: Roles,
+        reference: Reference,
+        config: Config,
+        schedule: Schedule,
+        controller: Controller,
+    ) -> None:
+        self.policy, self.roles, self.reference, self.config = policy, roles, reference, config
+        self.schedule, self.controller = schedule, controller
+        self.epoch = math.ceil(len(roles.forget) / config.train.batch_size)  # steps that draw each bad row once
 
-    def above(self, stop: StopConfig) -> float:
-        """Return the share of rows above the target, or the share that may be, where it is less."""
-        return max(float(self.forget > stop.target) if self.left is None else self.left, stop.rows_left)
+    def start(self, observe: Callable[[Mapping[str, Any]], None]) -> Outcome:
+        """Return the outcome of no step at all: the adapter as it begins, and the first look."""
+        outcome = Outcome(self.policy.adapter_state(), self._probe(0))
+        outcome.probes.append(outcome.best)
+        observe({"step": 0, "forget": outcome.best.forget, "drift": outcome.best.drift})
+        return outcome
 
-    def rank(self, stop: StopConfig) -> tuple[bool, float, float, float]:
-        """Lower is better: within the drift budget, then rows forgotten, then how far the others are, then drift."""
-        above = self.above(stop)
-        far = stop.target if above <= stop.rows_left else max(self.forget, stop.target)
-        return self.drift > stop.max_drift, above, far, self.drift
+    def due(self, step: int) -> bool:
+        """Return whether to look after this step."""
+        last = step == self.config.train.most_steps
+        return step % self.config.stop.check_every == 0 or last or self.schedule.settled(step)
 
-    def met(self, stop: StopConfig) -> bool:
-        """Return whether the target is met within the drift budget."""
-        return self.rank(stop)[:2] == (False, stop.rows_left)
+    def look(self, outcome: Outcome, step: int, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Look, keep the adapter where it is the best, and answer what was seen; returns what the event says of it."""
+        probe = self._probe(step)
+        consider(outcome, probe, self.policy, self.config.stop)
+        said = {"forget": probe.forget, "drift": probe.drift, "left": probe.above(self.config.stop)}
+        return said | self._steer(outcome, probe, event)
+
+    def reason(self, outcome: Outcome) -> str | None:
+        """Return why the run ends before its steps are done, after a look."""
+        return reason_to_stop(outcome, self.config.stop, self.schedule)
+
+    def _probe(self, step: int) -> Probe:
+        return look(self.policy, self.roles, self.reference, self.config, step)
+
+    def _steer(self, outcome: Outcome, probe: Probe, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Push harder where nothing moves, go back where the drift is too large, and let the rate fall where the
+        target is met."""
+        stop, looks = self.config.stop, len(outcome.probes) - 1
+        said: dict[str, Any] = {}
+        self.controller.look(probe.forget, probe.drift, has_kl="kl" in event)
+        if over(outcome.probes, stop):
+            outcome.returns += 1
+            self.schedule.halve()
+            self.schedule.rise()
+            self.controller.push_harder(1 / _HARDER)
+            self.controller.hold_harder()
+            self.policy.load_adapter_state(outcome.state)
+            return {BACK_TO: outcome.best.step}
+        if is_behind(outcome.probes[0], probe, self.config):
+            self.controller.push_harder(_HARDER)
+            if looks == 2 and probe.forget > _STILL * outcome.probes[0].forget:
+                outcome.still, said = True, {"still": True}
+        learnt = event.get(TAUGHT.name, 0.0) <= _LEARNT
+        if probe.met(stop) and probe.step >= self.epoch and learnt:
+            self.schedule.settle(probe.step)
+        elif self.schedule.settled(probe.step) and not probe.met(stop):
+            self.schedule.rise()
+        return said
 
 
 def look(policy: Policy, roles: Roles, reference: Reference, config: Config, step: int) -> Probe:
@@ -88,6 +137,31 @@ def over(probes: Sequence[Probe], stop: StopConfig) -> bool:
     """Whether the drift was over the budget twice and does not fall: after the first blow it does for a while."""
     last = probes[-2:]
     return len(last) == 2 and all(p.drift > stop.max_drift for p in last) and last[1].drift > 0.9 * last[0].drift
+
+
+def consider(outcome: Outcome, probe: Probe, policy: Policy, stop: StopConfig) -> None:
+    """Keep the adapter of this look if it is the best one so far, or as good as can be told and has healed longer."""
+    outcome.probes.append(probe)
+    finite = math.isfinite(probe.forget) and math.isfinite(probe.drift)
+    better = probe.rank(stop) < outcome.best.rank(stop) and has_moved(outcome.probes[0], probe, stop)
+    if finite and (better or as_good(probe, outcome.probes, stop)):
+        outcome.best, outcome.state = probe, policy.adapter_state()
+
+
+def reason_to_stop(outcome: Outcome, stop: StopConfig, schedule: Schedule) -> str | None:
+    """Return why a run ends before its steps are done, after a look."""
+    last = outcome.probes[-1]
+    if last.step != outcome.steps:
+        return None
+    if outcome.returns > stop.patience:
+        return f"drift above {stop.max_drift:g} nats/token again after going back {stop.patience} times"
+    if last.met(stop) and schedule.settled(last.step):
+        return f"forget target {stop.target:g} met, and the rate has fallen to 0"
+    if schedule.config.schedule == "constant" and len(outcome.probes) > stop.patience:
+        recent = outcome.probes[-stop.patience :]
+        if all(p.met(stop) for p in recent) and last.drift >= fmean(p.drift for p in recent[:-1]):
+            return f"forget target {stop.target:g} met, and no better for {stop.patience} looks"
+    return None
 
 
 def _log_odds(p: float) -> float:

@@ -23,7 +23,8 @@ from qunlearn.objectives.losses import Supervised, log_odds, log_odds_at, weight
 from qunlearn.objectives.table import OBJECTIVES, terms_of
 from qunlearn.roles.specific_tokens import specific
 from qunlearn.training.gradients import backward
-from qunlearn.training.loop import Outcome, train
+from qunlearn.training.loop import train
+from qunlearn.training.outcome import Outcome
 from qunlearn.training.sampler import draw_steps
 
 V, D = 31, 31

@@ -36,7 +36,7 @@ from qunlearn.roles.specific_tokens import specific
 from qunlearn.roles.subject_tokens import subject_bound
 from qunlearn.roles.token_weights import resting, rule_for, weigh
 from qunlearn.sandbox import data_file
-from qunlearn.training.gradients import Budget
+from qunlearn.training.gradients import MicroBatcher
 from qunlearn.training.loop import train
 from qunlearn.training.sampler import draw_steps
 
@@ -470,7 +470,9 @@ def test_packing_and_micro_batches_change_no_row(name: str, new_policy: Callable
         config = replace(base, train=replace(base.train, pack=pack, max_tokens=limit))
         step = next(draw_steps(roles, terms, config))
         policy.model.zero_grad()
-        losses = Budget(policy, Live(policy, limit, pack), config, lambda _: None).backward(step, step_number=1).losses
+        losses = (
+            MicroBatcher(policy, Live(policy, limit, pack), config, lambda _: None).backward(step, step_number=1).losses
+        )
         found.append((losses, [p.grad.clone() for p in policy.trainable().values() if p.grad is not None]))
     for losses, gradients in found[1:]:
         assert losses == pytest.approx(found[0][0], rel=1e-4, abs=1e-6)

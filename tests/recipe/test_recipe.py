@@ -25,6 +25,7 @@ from qunlearn.recipe.speed import measured_flops
 from qunlearn.recipe.stages import STAGES, Order, Stage
 from qunlearn.recipe.verdict import judge
 from qunlearn.sandbox import KINDS, data_file
+from qunlearn.training.prepare import Prepared
 
 RECIPES = ("code", "copyright", "hallucination", "harmfulness")
 FEW = {**QUICK, "train.steps": 6, "stop.table_rows": 4, "stop.probe_rows": 4, "data.normal_count": 24}
@@ -348,12 +349,16 @@ def test_a_stage_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert toy.run(folder) == ["two", "three"]  # and `three` is not taken for done with the old inputs
 
 
+def prepared(request: Any) -> Any:
+    return Prepared(request, None, None, None, None)  # type: ignore[arg-type]
+
+
 def test_an_interrupted_run_is_no_end_of_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while training leaves a run folder whose record says so; the stage is done again."""
     import qunlearn.training.forget
 
-    monkeypatch.setattr(qunlearn.training.forget, "prepare", lambda plan: None)
-    monkeypatch.setattr(qunlearn.training.forget, "forget", lambda plan, ready: {"status": "interrupted"})
+    monkeypatch.setattr("qunlearn.training.prepare.prepare", prepared)
+    monkeypatch.setattr(qunlearn.training.forget, "forget", lambda ready: {"status": "interrupted"})
     settings = resolve(("", {"model.name": "sandbox"}))
     order = Order(book.read("code"), settings, tmp_path, fetch.Given())
     fetch.fetch(order.recipe, order.given, tmp_path / "data", sandbox=True)
@@ -379,13 +384,13 @@ def test_an_unfinished_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.M
 
     seen: list[bool] = []
 
-    def forget(plan: Any, ready: Any) -> dict[str, Any]:
-        seen.append(plan.resume)
-        if plan.resume and len(seen) > 2:
+    def forget(ready: Any) -> dict[str, Any]:
+        seen.append(ready.request.resume)
+        if ready.request.resume and len(seen) > 2:
             raise ResumeError("made from other data")
         return {"status": "done", "training": {"steps": 1, "seconds": 1.0}}
 
-    monkeypatch.setattr(qunlearn.training.forget, "prepare", lambda plan: None)
+    monkeypatch.setattr("qunlearn.training.prepare.prepare", prepared)
     monkeypatch.setattr(qunlearn.training.forget, "forget", forget)
     order = Order(book.read("code"), resolve(("", {"model.name": "sandbox"})), tmp_path, fetch.Given())
     fetch.fetch(order.recipe, order.given, tmp_path / "data", sandbox=True)

@@ -27,7 +27,7 @@ from typer.testing import CliRunner  # noqa: E402 - torch must not start threads
 from qunlearn.cli.app import app  # noqa: E402
 from qunlearn.data import importers  # noqa: E402
 from qunlearn.model import reference  # noqa: E402
-from qunlearn.training import checkpoint, forget, loop, record, resume  # noqa: E402
+from qunlearn.training import checkpoint, forget, loop, record, resume, stopping  # noqa: E402
 from qunlearn.utils import staging  # noqa: E402
 
 _DISK = [(os, "fsync"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (shutil, "rmtree")]
@@ -40,10 +40,10 @@ EVENTS: dict[str, list[tuple[Any, str]]] = {
         (record, "write_json"),
         (record, "save_adapter"),
         (checkpoint, "_write_tensors"),
-        (forget._Metrics, "write"),
-        (loop.Budget, "backward"),
+        (forget.Metrics, "write"),
+        (loop.MicroBatcher, "backward"),
         (torch.optim.AdamW, "step"),
-        (loop, "look"),
+        (stopping, "look"),
         (forget, "score_sets"),
         (reference.Cached, "_open"),
         (reference, "_checksum"),

@@ -27,10 +27,10 @@ from qunlearn.model.reference import Live
 from qunlearn.roles.mismatch import NO_MISMATCH
 from qunlearn.roles.roles import Roles
 from qunlearn.training import gradients as gradients_module
-from qunlearn.training import loop
+from qunlearn.training import stopping
 from qunlearn.training.checkpoint import NO_CHECKPOINTS, Checkpoints
-from qunlearn.training.loop import Outcome, train
-from qunlearn.training.stopping import Probe
+from qunlearn.training.loop import train
+from qunlearn.training.outcome import Outcome, Probe
 
 STEPS = 24
 SMALL = {
@@ -108,7 +108,7 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         to_go = math.log(p / (1 - p)) - math.log(0.05 / 0.95)
         return Probe(step, p, drift, float(p > config.stop.target), to_go)
 
-    monkeypatch.setattr(loop, "look", looked)
+    monkeypatch.setattr(stopping, "look", looked)
 
     def go(values: Mapping[str, object], folder: Path | None = None, killed_at: int | None = None) -> Run:
         config = resolve(("x", {**SMALL, **values}))

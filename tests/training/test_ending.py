@@ -18,8 +18,7 @@ from qunlearn.report.limits import limits
 from qunlearn.report.read import read_story
 from qunlearn.sandbox import data_file
 from qunlearn.training.ending import DONE, FAILED, INTERRUPTED, NOT_REACHED, shortfalls, status_of
-from qunlearn.training.loop import Outcome
-from qunlearn.training.stopping import Probe
+from qunlearn.training.outcome import Outcome, Probe
 from qunlearn.utils.file_names import ADAPTER, CONFIG, RECORD
 
 KEPT = "The copper kettle is in the shed."

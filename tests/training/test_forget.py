@@ -146,14 +146,14 @@ def test_overwrite_replaces_a_run_and_nothing_else(quick_run: Path, tmp_path: Pa
 
 
 def test_ctrl_c_leaves_the_best_adapter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real = forget_module._on_step
+    real = forget_module.on_step
 
     def interrupting(event: Any, *args: Any) -> None:
         real(event, *args)
         if event["step"] == 9:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(forget_module, "_on_step", interrupting)
+    monkeypatch.setattr(forget_module, "on_step", interrupting)
     args = ["--model", "sandbox", "--bad", BAD, "--normal", NEAR, "-o", tmp_path / "run", "--json", *sets(QUICK)]
     ran = call("forget", *args)
     assert ran.code == 130
@@ -167,11 +167,11 @@ def test_a_failed_run_leaves_the_last_good_adapter(monkeypatch: pytest.MonkeyPat
     args += sets({**QUICK, "stop.max_skips": 2})
     from qunlearn.training import loop
 
-    def poisoned(budget: loop.Budget, *_: Any, **__: Any) -> Gradients:
+    def poisoned(budget: loop.MicroBatcher, *_: Any, **__: Any) -> Gradients:
         _no_gradient(budget.policy)
         return Gradients({"kl": float("nan")}, 1)
 
-    monkeypatch.setattr(loop.Budget, "backward", poisoned)
+    monkeypatch.setattr(loop.MicroBatcher, "backward", poisoned)
     ran = call("forget", *args)
     assert ran.code == 8
     assert "non-finite steps in a row" in ran.stderr

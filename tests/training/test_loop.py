@@ -28,13 +28,12 @@ from qunlearn.roles.roles import Roles
 from qunlearn.roles.split import split_held_back
 from qunlearn.sandbox import data_file
 from qunlearn.training import gradients as gradients_module
-from qunlearn.training import loop
-from qunlearn.training.gradients import Budget, Gradients, backward
-from qunlearn.training.loop import Outcome
+from qunlearn.training import loop, stopping
+from qunlearn.training.gradients import Gradients, MicroBatcher, backward
 from qunlearn.training.optimizer import make_optimizer
+from qunlearn.training.outcome import Outcome, Probe
 from qunlearn.training.sampler import Step, draw_steps, longest_step
 from qunlearn.training.schedule import auto_lr
-from qunlearn.training.stopping import Probe
 
 MakePolicy = Callable[..., Policy]
 CONFIG = Config(
@@ -187,12 +186,12 @@ def test_out_of_memory_is_the_same_step_in_smaller_pieces(
     config = replace(CONFIG, train=replace(CONFIG.train, max_tokens=512))
     monkeypatch.setattr(Policy, "hidden", limited)
     torch.manual_seed(7)
-    budget = Budget(policy, Live(policy, 512), config, events.append)
+    budget = MicroBatcher(policy, Live(policy, 512), config, events.append)
     budget.backward(step, step_number=3)
     ours = [p.grad.clone() for p in policy.trainable().values() if p.grad is not None]
     monkeypatch.undo()
     torch.manual_seed(7)
-    Budget(policy, Live(policy, 512), replace(config, train=replace(config.train, max_tokens=128)), events.append)
+    MicroBatcher(policy, Live(policy, 512), replace(config, train=replace(config.train, max_tokens=128)), events.append)
     policy.model.zero_grad()
     backward(policy, step, Live(policy, 512), config, budget.max_tokens)
     for a, p in zip(ours, policy.trainable().values(), strict=True):
@@ -324,7 +323,7 @@ def test_terms_on_the_same_rows_go_forward_once_and_keep_their_gradients_apart(
         rows += backward(policy, alone, reference, config, 2048).tokens
         apart.append([p.grad for p in policy.trainable().values()])
     wanted, shares = common_descent([[torch.zeros_like(g) if g is None else g for g in gs] for gs in apart])
-    found = Budget(policy, reference, config, lambda _: None).backward(step, step_number=1)
+    found = MicroBatcher(policy, reference, config, lambda _: None).backward(step, step_number=1)
     assert len(terms) == 3
     assert found.shares == pytest.approx(dict(zip([t.name for t in terms], shares, strict=True)), abs=1e-4)
     for p, g in zip(policy.trainable().values(), wanted, strict=True):
@@ -335,7 +334,7 @@ def test_terms_on_the_same_rows_go_forward_once_and_keep_their_gradients_apart(
     gradients = [[torch.zeros_like(g) if g is None else g for g in gs] for gs in apart]
     met = replace(config, stop=replace(config.stop, target=100.0))
     wanted, shares = common_descent([[torch.zeros_like(g) for g in gradients[0]], *gradients[1:]])
-    found = Budget(policy, reference, met, lambda _: None).backward(step, step_number=1)
+    found = MicroBatcher(policy, reference, met, lambda _: None).backward(step, step_number=1)
     assert found.shares is not None and found.shares["uce"] == 0 == shares[0] and sum(shares) == pytest.approx(1)
     for p, g in zip(policy.trainable().values(), wanted, strict=True):
         torch.testing.assert_close(p.grad, g, rtol=1e-3, atol=1e-5)
@@ -353,7 +352,7 @@ def test_the_best_adapter_is_kept_not_the_last(
     monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
 ) -> None:
     looks = iter([Probe(0, 0.9, 0.0), Probe(2, 0.3, 0.05), Probe(4, 0.01, 9.0)])
-    monkeypatch.setattr(loop, "look", lambda *_: next(looks))
+    monkeypatch.setattr(stopping, "look", lambda *_: next(looks))
     policy = new_policy("none")
     config = replace(CONFIG, stop=replace(CONFIG.stop, max_drift=0.1, patience=9))
     outcome = train(policy, roles_of(policy), config, lambda _: None)
@@ -365,7 +364,7 @@ def test_non_finite_steps_are_skipped_then_given_up(
     monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
 ) -> None:
     policy = new_policy("none")
-    real = loop.Budget.backward
+    real = loop.MicroBatcher.backward
     calls = iter(range(100))
 
     def poisoned(*args: Any, **options: Any) -> Gradients:
@@ -374,7 +373,7 @@ def test_non_finite_steps_are_skipped_then_given_up(
             next(iter(policy.trainable().values())).grad.fill_(math.nan)  # type: ignore[union-attr]
         return found
 
-    monkeypatch.setattr(loop.Budget, "backward", poisoned)
+    monkeypatch.setattr(loop.MicroBatcher, "backward", poisoned)
     config = replace(CONFIG, train=replace(CONFIG.train, steps=50), stop=replace(CONFIG.stop, max_skips=3))
     outcome = train(policy, roles_of(policy), config, lambda _: None)
     assert outcome.failed
@@ -405,3 +404,19 @@ def test_learning_rate_falls_with_width() -> None:
     assert auto_lr(4096) == pytest.approx(1e-4)
     assert auto_lr(8192) < auto_lr(4096) < auto_lr(2048) < auto_lr(512)
     assert auto_lr(8) == 2e-3
+
+
+def test_without_early_stopping_every_step_is_taken_and_the_last_adapter_kept(
+    new_policy: MakePolicy, roles_of: Callable[[Policy], Roles]
+) -> None:
+    """For fine-tuning and relearning: no look, no best adapter, and the steps of a run that is watched."""
+    policy, events = new_policy("none"), []
+    roles = roles_of(policy)
+    reference = Live(policy, CONFIG.train.max_tokens)
+    outcome = loop.train(policy, roles, reference, CONFIG, events.append, stopping=None)
+    assert [event["step"] for event in events] == list(range(1, CONFIG.train.most_steps + 1))
+    assert all("forget" not in event and "drift" not in event for event in events)
+    assert outcome.reason == "all steps done" and outcome.probes == []
+    now = policy.adapter_state()
+    assert outcome.state.keys() == now.keys() and all(torch.equal(outcome.state[k], v) for k, v in now.items())
+    assert any(float(v.abs().max()) > 0 for k, v in now.items() if "lora_B" in k)

@@ -105,14 +105,14 @@ class Killed(BaseException):
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
     """The run ends in this step, after its event was written."""
-    real = forget_module._on_step
+    real = forget_module.on_step
 
     def stopping(event: Any, *args: Any) -> None:
         real(event, *args)
         if event["step"] == step:
             raise error
 
-    monkeypatch.setattr(forget_module, "_on_step", stopping)
+    monkeypatch.setattr(forget_module, "on_step", stopping)
 
 
 @pytest.fixture
@@ -353,7 +353,7 @@ def terminal() -> Iterator[None]:
 def test_a_signal_leaves_a_checkpoint_and_the_best_adapter(
     files: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    real = forget_module._on_step
+    real = forget_module.on_step
 
     def signalling(event: Any, *args: Any) -> None:
         real(event, *args)
@@ -362,7 +362,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_best_adapter(
 
     before = signal.getsignal(getattr(signal, name))
     with monkeypatch.context() as patch:
-        patch.setattr(forget_module, "_on_step", signalling)
+        patch.setattr(forget_module, "on_step", signalling)
         ran = call(*command(files, tmp_path / "run"), "--json")
     assert ran.code == 130 and ran.json["status"] == "interrupted", ran.stderr
     assert signal.getsignal(getattr(signal, name)) is before
@@ -382,7 +382,7 @@ def test_a_terminal_that_is_closed(
     """The signal comes, and from then on nothing can be said: the checkpoint is made all the same."""
     from rich.console import Console
 
-    real = forget_module._on_step
+    real = forget_module.on_step
 
     def closing(event: Any, *args: Any) -> None:
         if event["step"] == 5:
@@ -394,7 +394,7 @@ def test_a_terminal_that_is_closed(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(forget_module, "_on_step", closing)
+        patch.setattr(forget_module, "on_step", closing)
         assert call(*command(files, tmp_path / "run")).code == 130
     assert [p.name for p in saved(tmp_path / "run")] == ["step-00000004", "step-00000005"]
     assert call(*command(files, tmp_path / "run"), "--resume").code == 0
@@ -420,7 +420,7 @@ def test_a_disk_too_full_for_a_checkpoint_costs_no_run(
 @pytest.mark.parametrize(
     ("where", "kept"),
     [
-        ("qunlearn.training.forget._Metrics.write", 0),
+        ("qunlearn.training.events.Metrics.write", 0),
         ("qunlearn.training.resume._write_identity", 0),
         pytest.param("qunlearn.training.resume.write_private", 0, marks=pytest.mark.slow),
         ("qunlearn.training.record.save_adapter", 2),
@@ -450,15 +450,15 @@ def test_a_disk_that_is_full_anywhere_else(
 def test_out_of_memory_in_the_middle(
     files: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.Budget.backward
+    real = loop.MicroBatcher.backward
 
-    def short(self: loop.Budget, step: Any, *, step_number: int, **options: Any) -> Any:
+    def short(self: loop.MicroBatcher, step: Any, *, step_number: int, **options: Any) -> Any:
         if step_number == 6:
             raise torch.OutOfMemoryError("a test")
         return real(self, step, step_number=step_number, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Budget, "backward", short)
+        patch.setattr(loop.MicroBatcher, "backward", short)
         ran = call(*command(files, tmp_path / "run"))
     assert ran.code == 4 and "step 6" in ran.stderr and "checkpoints are kept" in ran.stderr
     assert call(*command(files, tmp_path / "run"), "--resume").code == 0
@@ -469,16 +469,16 @@ def test_non_finite_steps_before_and_after_a_checkpoint(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two bad steps in a row around the checkpoint of step 4, three in a row end the run: the count is in it."""
-    real = loop.Budget.backward
+    real = loop.MicroBatcher.backward
 
-    def poisoned(self: loop.Budget, step: Any, *, step_number: int, **options: Any) -> Any:
+    def poisoned(self: loop.MicroBatcher, step: Any, *, step_number: int, **options: Any) -> Any:
         found = real(self, step, step_number=step_number, **options)
         if step_number in (3, 4, 5):
             next(iter(self.policy.trainable().values())).grad.fill_(float("inf"))  # type: ignore[union-attr]
         return found
 
     values = {**SMALL, "stop.max_skips": 3}
-    monkeypatch.setattr(loop.Budget, "backward", poisoned)
+    monkeypatch.setattr(loop.MicroBatcher, "backward", poisoned)
     with monkeypatch.context() as patch:
         stop_at(patch, 5, Killed())
         with pytest.raises(Killed):
@@ -494,7 +494,7 @@ def test_a_data_file_that_changes_while_the_run_lasts(
 ) -> None:
     """It was read once, and its hash is of what was read; a resume sees that it is another one."""
     bad = Path(shutil.copy(files[0], tmp_path / "bad.jsonl"))
-    real = forget_module._on_step
+    real = forget_module.on_step
 
     def changing(event: Any, *args: Any) -> None:
         real(event, *args)
@@ -503,7 +503,7 @@ def test_a_data_file_that_changes_while_the_run_lasts(
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(forget_module, "_on_step", changing)
+        patch.setattr(forget_module, "on_step", changing)
         with pytest.raises(Killed):
             call(*command((bad, files[1]), tmp_path / "run"))
     ran = call(*command((bad, files[1]), tmp_path / "run"), "--resume")

@@ -13,13 +13,13 @@ from conftest import call, sets, write_rows
 from qunlearn.config.settings import Config, TrainConfig
 from qunlearn.sandbox import data_file
 from qunlearn.training.header import _seen
-from qunlearn.training.schedule import Pace
+from qunlearn.training.schedule import Schedule
 
 STEPS = range(1, 101)
 
 
-def pace(schedule: str, warmup: int = 10) -> Pace:
-    return Pace(TrainConfig(steps=100, warmup=warmup, schedule=schedule))
+def pace(schedule: str, warmup: int = 10) -> Schedule:
+    return Schedule(TrainConfig(steps=100, warmup=warmup, schedule=schedule))
 
 
 @pytest.mark.parametrize("schedule", ["settle", "linear", "constant"])

@@ -18,12 +18,10 @@ from qunlearn.data.tokenize import Example
 from qunlearn.model.policy import Policy
 from qunlearn.roles.mismatch import NO_MISMATCH
 from qunlearn.roles.roles import Roles
-from qunlearn.training import loop
-from qunlearn.training import stopping as looks
+from qunlearn.training import loop, stopping
 from qunlearn.training.gradients import Gradients
-from qunlearn.training.loop import Outcome
-from qunlearn.training.schedule import Pace
-from qunlearn.training.stopping import Probe
+from qunlearn.training.outcome import Outcome, Probe
+from qunlearn.training.schedule import Schedule
 
 MakePolicy = Callable[..., Policy]
 Look = tuple[float, float]  # p(bad), drift
@@ -86,7 +84,7 @@ def test_which_look_is_kept(looks: list[Look], kept: int) -> None:
     probes = [look(i, *found) for i, found in enumerate([(0.9, 0.0), *looks])]
     outcome = Outcome({}, probes[0], probes=probes[:1])
     for probe in probes[1:]:
-        loop._consider(outcome, probe, SimpleNamespace(adapter_state=dict), STOP)  # type: ignore[arg-type]
+        stopping.consider(outcome, probe, SimpleNamespace(adapter_state=dict), STOP)  # type: ignore[arg-type]
     assert outcome.best.step == kept
 
 
@@ -94,7 +92,7 @@ def test_fewer_rows_above_the_target_are_a_move_though_the_mean_hardly_falls() -
     """Four rows of a hundred are known: all four forgotten, the mean has fallen from .0395 to .0005."""
     first, last = Probe(0, 0.0395, 0.0, 0.04), Probe(20, 0.0005, 0.001, 0.0)
     outcome = Outcome({}, first, probes=[first])
-    loop._consider(outcome, last, SimpleNamespace(adapter_state=dict), STOP)  # type: ignore[arg-type]
+    stopping.consider(outcome, last, SimpleNamespace(adapter_state=dict), STOP)  # type: ignore[arg-type]
     assert outcome.best is last
 
 
@@ -108,7 +106,7 @@ class Driven:
     outcome: Outcome
     events: dict[int, dict[str, Any]]
     states: dict[int, dict[str, torch.Tensor]]
-    machine: Any
+    rule: Any
 
     def moved(self, step: int) -> float:
         """The largest change of any number of the adapter in a step."""
@@ -122,7 +120,6 @@ class Driven:
 @pytest.fixture
 def drive(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> Callable[..., Driven]:
     """Run the loop with a look every two steps, as given (the last one goes on for ever), and random gradients."""
-    real = loop._machine
 
     def run(looks: Sequence[Look], rows: int = 2, taught: Sequence[float] = (), **train: Any) -> Driven:
         policy = new_policy("none", r=1, target_modules="q_proj")
@@ -130,7 +127,7 @@ def drive(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> Callable[.
         roles = Roles([example] * rows, [example] * 2, [example], NO_MISMATCH)
         usual = TrainConfig(steps=40, warmup=0, lr=1e-3, batch_size=2, normal_batch_size=1)
         config = Config(train=replace(usual, **train), stop=replace(STOP, check_every=2))
-        generator, events, states, machines = torch.Generator().manual_seed(0), {}, {}, []
+        generator, events, states, rules = torch.Generator().manual_seed(0), {}, {}, []
         given, losses = iter(looks), iter(taught)
         last = [looks[0]]
 
@@ -143,17 +140,17 @@ def drive(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> Callable[.
                 p.grad = torch.randn(p.shape, generator=generator)
             return Gradients({"kl": 0.01, **({"taught": next(losses)} if taught else {})}, 1)
 
-        def machine(*args: Any) -> Any:
-            machines.append(real(*args))
-            return machines[0]
+        class Watched(stopping.EarlyStopping):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                rules.append(self)
 
         def observe(event: Any) -> None:
             events[event["step"]], states[event["step"]] = dict(event), policy.adapter_state()
 
-        monkeypatch.setattr(loop, "look", probed)
-        monkeypatch.setattr(loop, "_machine", machine)
-        monkeypatch.setattr(loop.Budget, "backward", backward)
-        return Driven(loop.train(policy, roles, None, config, observe), events, states, machines[0])  # type: ignore[arg-type]
+        monkeypatch.setattr(stopping, "look", probed)
+        monkeypatch.setattr(loop.MicroBatcher, "backward", backward)
+        return Driven(loop.train(policy, roles, None, config, observe, stopping=Watched), events, states, rules[0])  # type: ignore[arg-type]
 
     return run
 
@@ -199,8 +196,8 @@ def test_it_gives_up_after_going_back_too_often(drive: Callable[..., Driven]) ->
     assert run.outcome.steps < 200
     assert run.outcome.best.step == 2
     assert set(run.said("back_to").values()) == {2}
-    assert run.machine.pace.factor == 0.5 ** (STOP.patience + 1)
-    assert run.machine.controller.scale("retain") == 2.0 ** (STOP.patience + 1)
+    assert run.rule.schedule.factor == 0.5 ** (STOP.patience + 1)
+    assert run.rule.controller.scale("retain") == 2.0 ** (STOP.patience + 1)
 
 
 def test_where_nothing_moves_it_pushes_harder_and_says_so_once(drive: Callable[..., Driven]) -> None:
@@ -234,37 +231,37 @@ def test_a_met_target_lets_the_rate_fall_and_then_ends_the_run(drive: Callable[.
     assert run.outcome.reason == "forget target 0.05 met, and the rate has fallen to 0"
     assert run.outcome.steps == 4 + 20  # met at the look of step 4
     assert run.outcome.best.step == 24
-    pace = run.machine.pace
-    assert pace.rate(4) == 1.0 and 0 < pace.rate(24) < pace.rate(14) < pace.rate(5) < 1.0
+    schedule = run.rule.schedule
+    assert schedule.rate(4) == 1.0 and 0 < schedule.rate(24) < schedule.rate(14) < schedule.rate(5) < 1.0
 
 
 def test_the_rate_falls_only_after_every_bad_row_was_drawn(drive: Callable[..., Driven]) -> None:
     """A look sees some rows of a large file: that those are forgotten says nothing of the ones never trained on."""
     run = drive([(0.9, 0), (0.04, 0.03)], rows=20, steps=200)  # two at a time
-    assert run.machine.pace.falls_from == 10
+    assert run.rule.schedule.falls_from == 10
 
 
 def test_what_is_taught_is_waited_for(drive: Callable[..., Driven]) -> None:
     """A bad answer that is gone is half of what was asked for where another one is to be said."""
     taught = [3.0] * 9 + [0.01] * 200
     run = drive([(0.9, 0), (0.04, 0.03)], taught=taught, steps=100)
-    assert run.machine.pace.falls_from == 10
+    assert run.rule.schedule.falls_from == 10
     never = drive([(0.9, 0), (0.04, 0.03)], taught=[3.0] * 200, steps=20)
-    assert never.machine.pace.falls_from is None and never.outcome.reason == "all steps done"
+    assert never.rule.schedule.falls_from is None and never.outcome.reason == "all steps done"
 
 
 def test_what_comes_up_again_takes_the_fall_back(drive: Callable[..., Driven]) -> None:
     met, not_met = (0.04, 0.03), (0.2, 0.03)
     looks = [(0.9, 0), met, *[not_met] * 12, met]
     run = drive(looks, steps=200)
-    assert run.machine.pace.falls_from == 28  # not at the end of the first fall, at step 22
+    assert run.rule.schedule.falls_from == 28  # not at the end of the first fall, at step 22
     assert run.outcome.reason.startswith("forget target") and run.outcome.steps == 28 + 20
 
 
 def test_going_back_takes_the_fall_back_too(drive: Callable[..., Driven]) -> None:
     run = drive([(0.9, 0), (0.04, 0.03), (0.01, OVER), (0.01, OVER), (0.2, 0.05), (0.04, 0.03)], steps=100)
     assert run.said("back_to") == {6: 2}
-    assert run.machine.pace.falls_from == 10  # and not 2, where it was met first
+    assert run.rule.schedule.falls_from == 10  # and not 2, where it was met first
 
 
 # -- what a look sees --------------------------------------------------------------------------------------
@@ -286,10 +283,10 @@ def test_a_look_is_at_rows_from_all_over_the_file(monkeypatch: pytest.MonkeyPatc
         seen["normal"].append(examples)
         return 0.07
 
-    monkeypatch.setattr(looks, "row_nlls", nlls)
-    monkeypatch.setattr(looks, "mean_kl", kl)
+    monkeypatch.setattr(stopping, "row_nlls", nlls)
+    monkeypatch.setattr(stopping, "mean_kl", kl)
     config = Config(stop=replace(STOP, probe_rows=100))
-    found = [looks.look(new_policy("none"), roles, None, config, step) for step in (0, 5)]  # type: ignore[arg-type]
+    found = [stopping.look(new_policy("none"), roles, None, config, step) for step in (0, 5)]  # type: ignore[arg-type]
     assert (found[1].step, found[1].drift, found[1].left) == (5, 0.07, 0.25)
     assert found[1].forget == pytest.approx(0.25 * 0.5 + 0.75 * 0.01)
     for kind, of in (("bad", 1000), ("normal", 500)):
@@ -306,7 +303,7 @@ def end_after(*looks: Look, schedule: str = "constant") -> str | None:
     probes = [look(10 * i, *found) for i, found in enumerate(looks)]
     best = min(probes, key=lambda p: p.rank(STOP))
     outcome = Outcome({}, best, steps=probes[-1].step, probes=probes)
-    return loop._reason_to_stop(outcome, STOP, Pace(TrainConfig(steps=100, schedule=schedule)))
+    return stopping.reason_to_stop(outcome, STOP, Schedule(TrainConfig(steps=100, schedule=schedule)))
 
 
 def test_at_a_constant_rate_it_stops_when_the_target_is_met_and_drift_no_longer_falls() -> None:
@@ -322,5 +319,8 @@ def test_at_a_constant_rate_it_stops_when_the_target_is_met_and_drift_no_longer_
 def test_nothing_ends_between_two_looks() -> None:
     probes = [look(10 * i, 0.04, 0.03 + 0.01 * i) for i in range(6)]
     outcome = Outcome({}, probes[1], steps=51, probes=probes, returns=9)
-    assert loop._reason_to_stop(outcome, STOP, Pace(TrainConfig(schedule="constant"))) is None
-    assert loop._reason_to_stop(replace(outcome, steps=50), STOP, Pace(TrainConfig(schedule="constant"))) is not None
+    assert stopping.reason_to_stop(outcome, STOP, Schedule(TrainConfig(schedule="constant"))) is None
+    assert (
+        stopping.reason_to_stop(replace(outcome, steps=50), STOP, Schedule(TrainConfig(schedule="constant")))
+        is not None
+    )

@@ -337,6 +337,6 @@ def test_a_demo_says_at_once_that_its_second_folder_is_taken(tmp_path: Path, mon
     def never(*_: object) -> None:
         raise AssertionError("it began")
 
-    monkeypatch.setattr("qunlearn.recipe.demo.make_plan", never)
+    monkeypatch.setattr("qunlearn.recipe.demo.check_forget", never)
     folder(tmp_path / "run-merged", notes__txt="mine")
     assert call("demo", "-o", tmp_path / "run").code == 9

@@ -1,0 +1,151 @@
+"""Prepare a run: rows as token ids, the model with a fresh adapter, roles, and the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
+from qunlearn.errors import OutputError
+from qunlearn.hub.positions import positions_of
+from qunlearn.hub.preflight import fingerprint
+from qunlearn.memory.plan import MemoryPlan
+from qunlearn.memory.show import plan_before_loading
+from qunlearn.memory.step import CONTEXT_BYTES
+from qunlearn.model.device import cap_memory, choose_device, device_facts
+from qunlearn.model.load import load_base, load_spec, load_tokenizer
+from qunlearn.model.policy import Policy
+from qunlearn.model.reference import Cached, Live, Reference, cache_path, prune
+from qunlearn.objectives.table import OBJECTIVES, terms_of
+from qunlearn.roles.alternatives import other_answers
+from qunlearn.roles.instead import Instead, instead_rows
+from qunlearn.roles.mismatch import NO_MISMATCH, Mismatcher, make_mismatcher
+from qunlearn.roles.retain_set import Normal
+from qunlearn.roles.roles import Roles
+from qunlearn.roles.specific_tokens import specific
+from qunlearn.roles.split import sampled
+from qunlearn.roles.token_weights import count, weigh
+from qunlearn.training.header import show_inputs
+from qunlearn.training.request import ForgetRequest
+from qunlearn.training.retain_rows import SELF_MADE_MORE
+from qunlearn.utils.console import Meter, say, stage, warn
+from qunlearn.utils.units import parse_size
+
+_WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked run with its rows as token ids, before the weights are loaded."""
+
+    request: ForgetRequest
+    template: Template
+    bad: Encoded
+    normal: Encoded | None
+    memory: MemoryPlan | None  # None where the architecture is not known
+    holdout: Encoded | None = None
+
+
+def prepare(request: ForgetRequest) -> Prepared:
+    """Tokenise the files and print the header. Raises DataError for what does not fit."""
+    config = request.config
+    terms_of(config.objective)  # raises where nothing would be trained
+    device = choose_device(config.model.device)
+    tokenizer = load_tokenizer(request.model.folder, trust_remote_code=config.model.trust_remote_code)
+    template = choose_template(tokenizer, config.data.template, request.bad)
+    length = min(config.data.max_length, positions_of(request.model.facts.config))
+    bad = encode(request.bad, tokenizer, template, length)
+    normal = encode(request.normal, tokenizer, template, length, drop_long=True) if request.normal else None
+    holdout = encode(request.holdout, tokenizer, template, length, drop_long=True) if request.holdout else None
+    show_inputs(request, template, bad, normal, holdout)
+    longest = max(len(e.input_ids) for e in (*bad.examples, *(normal.examples if normal else ()))) + SELF_MADE_MORE
+    memory = plan_before_loading(config, request.model.facts.config, device_facts(device), longest)
+    return Prepared(request, template, bad, normal, memory, holdout)
+
+
+def load_policy(ready: Prepared) -> Policy:
+    """Load the base onto its device, with a fresh adapter."""
+    request, config = ready.request, ready.request.config
+    spec = load_spec(config.model)
+    if ready.memory is not None:
+        spec = replace(spec, cache_bytes=ready.memory.cache_bytes)
+    if config.model.vram:
+        cap_memory(choose_device(config.model.device), parse_size(config.model.vram, "--vram") - CONTEXT_BYTES)
+    with stage("loading the model"):
+        base = load_base(request.model.folder, spec)
+        policy = Policy.new(base, config.lora, seed=config.train.seed, checkpointing=config.train.recomputes)
+        policy.seal_base()
+    for note in base.notes:
+        warn(note)
+    return policy
+
+
+def make_roles(
+    ready: Prepared,
+    policy: Policy,
+    normal: Normal,
+    bad: Sequence[Example],
+    marked: Sequence[Example],
+) -> Roles:
+    """Return the data of the run by role, from the bad rows that the base knows."""
+    request, config, template = ready.request, ready.request.config, ready.template
+    wanted = {term.role for term in terms_of(config.objective)}
+    mismatcher: Mismatcher = NO_MISMATCH
+    if "mismatch" in wanted:
+        mismatcher = make_mismatcher(normal.retain, policy.tokenizer, template, config.data.max_length)
+    others = other_answers(policy, bad, template, OBJECTIVES[config.objective.name].alternatives, config)
+    instead = Instead([], [])
+    if wanted & {"instead", "taught"}:
+        instead = instead_rows(policy, bad, normal, template, request.instead, config)
+        bad = instead.replaced(bad)
+    return Roles(bad, normal.retain, normal.held_back, mismatcher, others, instead.own, instead.taught, marked)
+
+
+def weigh_rows(
+    policy: Policy, ready: Prepared, retain: Sequence[Example]
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Return the bad rows with the weights of the tokens that are pushed, and of those that are watched.
+
+    Where a whole answer is pushed, form that stays probable would hide what is gone.
+    """
+    config = ready.request.config
+    asked, limit = config.objective.tokens, config.train.max_tokens
+    weighed = weigh(asked, ready.bad.examples, retain, policy.tokenizer, ready.template, lambda: policy, limit)
+    pushed, answers = count(weighed), sum(e.end - e.start for e in weighed)
+    if pushed < answers:
+        say(f"{asked} tokens: {pushed} of {answers} answer tokens ({100 * pushed / answers:.0f} %) are pushed")
+    if asked != "auto":
+        return weighed, weighed
+    marks = iter(specific([e for e in weighed if not e.weights], retain, policy.tokenizer))
+    return weighed, [e if e.weights else next(marks) for e in weighed]
+
+
+def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Reference:
+    """Return the reference: live, or cached and filled. Raises OutputError when an asked-for cache cannot be written."""
+    c, live = request.config.train, Live(policy, request.config.train.max_tokens, request.config.train.pack)
+    reused = c.most_steps * c.normal_batch_size > _WORTH_CACHING * len(roles.retain)
+    if c.reference == "live" or (c.reference == "auto" and not (request.normal and reused)):
+        return live
+    examples = [*roles.retain, *sampled(roles.held_back, request.config.stop.probe_rows, c.seed)]
+    if any(term.reference and term.role in ("forget", "pair") for term in terms_of(request.config.objective)):
+        examples += [*roles.forget, *(e for others in roles.alternatives for e in others)]
+    try:
+        path = cache_path(policy, fingerprint(request.model.folder), examples, c.max_tokens)
+        return _filled(Cached(path, live, examples))
+    except OutputError as error:
+        if c.reference == "cached":
+            raise
+        warn(f"{error}: the reference stays live")
+        return live
+
+
+def _filled(cached: Cached) -> Cached:
+    """The same, with everything in its file; files that no run has used for long make room. Raises OutputError."""
+    cached.check_disk()
+    say(f"reference cache: {cached.size_bytes / 2**20:.0f} MiB for {cached.tokens} tokens in {cached.path}")
+    with Meter("reference", cached.tokens) as meter:
+        computed = cached.fill(lambda done, _: meter.at(done, "tokens"))
+    say(f"reference cache: {computed} tokens computed, {cached.tokens - computed} were there")
+    if gone := prune(cached.path):
+        say(f"reference cache: {gone / 2**20:.0f} MiB of earlier runs were removed")
+    return cached

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from _engine import Cache, engine_backward, engine_tokens, fill_cache
 from _models import Shape, random_base
 from _rows import Drawer, Rows
-from qunlearn.config.settings import Config, LoraConfig, ObjectiveConfig, TrainConfig
+from qunlearn.config.objective import ObjectiveConfig
+from qunlearn.config.settings import Config, LoraConfig
+from qunlearn.config.training import TrainConfig
 from qunlearn.data.batch import ALL, ANSWER, CLOSED, Batch, collate, single_batches
 from qunlearn.data.tokenize import Example
 from qunlearn.model.kernels.lora import make_lean, make_plain

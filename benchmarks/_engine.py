@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from _rows import Rows
-from qunlearn.config.settings import Config, ObjectiveConfig
+from qunlearn.config.objective import ObjectiveConfig
+from qunlearn.config.settings import Config
 from qunlearn.data.batch import ALL, Span
 from qunlearn.data.tokenize import Example
 from qunlearn.model.policy import Policy

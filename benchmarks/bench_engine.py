@@ -26,7 +26,7 @@ from _models import Shape
 from _race import Course, compare, scale
 from _report import machine, out, say, table, where_line, write_section
 from _rows import Lengths
-from qunlearn.config.settings import TrainConfig
+from qunlearn.config.training import TrainConfig
 from qunlearn.model.device import choose_device
 
 # Tied embeddings, as small models have them: 26M and 14M parameters in the layers, the rest embeds.

@@ -25,8 +25,9 @@ from _meter import Peak, release, seconds, used_bytes
 from _models import Shape, random_base
 from _report import out, table, where_line, write_section
 from _rows import Drawer, Lengths, Rows
+from qunlearn.config.objective import OBJECTIVE_NAMES
 from qunlearn.config.resolve import resolve
-from qunlearn.config.settings import OBJECTIVE_NAMES, Config, LoraConfig
+from qunlearn.config.settings import Config, LoraConfig
 from qunlearn.model.device import choose_device
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live

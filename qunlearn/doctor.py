@@ -158,7 +158,7 @@ def _eight_bit() -> Finding:
     """One step from zero moves every number by the learning rate, whatever its gradient's size."""
     import torch
 
-    from qunlearn.config.settings import TrainConfig
+    from qunlearn.config.training import TrainConfig
     from qunlearn.training.optimizer import make_optimizer
 
     device, name = _device(), "bitsandbytes, 8-bit optimizer"

@@ -10,7 +10,7 @@ from typing import Any
 from _objectives_chart import Point, draw
 from _report import table, write_section
 from _trials import Trial
-from qunlearn.config.settings import OBJECTIVE_NAMES
+from qunlearn.config.objective import OBJECTIVE_NAMES
 from qunlearn.sandbox import KINDS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -27,8 +27,8 @@ from _meter import in_fresh_process
 from _objectives_page import render
 from _report import machine, say
 from _trials import Trial, make_normal, measure_untouched, normal_path, run
+from qunlearn.config.objective import OBJECTIVE_NAMES
 from qunlearn.config.resolve import parse_set
-from qunlearn.config.settings import OBJECTIVE_NAMES
 from qunlearn.sandbox import KINDS
 
 RESULTS = Path(__file__).with_name("objectives.jsonl")

@@ -68,10 +68,11 @@ add_flags(
     _forget,
     dry_run=option(bool, False, "--dry-run", help="Resolve everything, print the plan, stop."),
     resume=option(
-        bool, False, "--resume", help="Go on where the run of this --output was stopped; it knows its other flags."
+        bool, False, "--resume", help="Resume the interrupted run in --output; its other flags are remembered."
     ),
 )
-app.command("forget")(_forget)
+_EXAMPLE = "Example: qunlearn forget --model llama-7b --bad bad.jsonl --vram 8GiB"
+app.command("forget", epilog=_EXAMPLE)(_forget)
 
 
 @guarded

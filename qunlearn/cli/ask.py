@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from qunlearn.config.settings import MOST_SEED
+from qunlearn.config.fields import MOST_SEED
 from qunlearn.errors import ConfigError
 
 NO_ADAPTER = "none"  # as in evaluation/request.py, which is not imported for --help

@@ -26,9 +26,11 @@ def evaluate(
     data: Annotated[
         File, typer.Option(help="A folder with forget.jsonl, paraphrase.jsonl, ..., or sandbox:KIND.")
     ] = None,
-    forget: Annotated[File, typer.Option(help="What should be gone; default: the run's own bad file.")] = None,
+    forget: Annotated[
+        File, typer.Option("--forget", "--bad", help="What should be gone; default: the run's own bad file.")
+    ] = None,
     paraphrase: Annotated[File, typer.Option(help="The same asked in other words, never given to the run.")] = None,
-    retain: Annotated[File, typer.Option(help="What was given as normal data.")] = None,
+    retain: Annotated[File, typer.Option("--retain", "--normal", help="What was given as normal data.")] = None,
     holdout: Annotated[File, typer.Option(help="Neighbours that were never given.")] = None,
     general: Annotated[File, typer.Option(help="Anything else.")] = None,
     reference_model: Annotated[File, typer.Option(help="A model that never saw what should be gone.")] = None,

@@ -9,9 +9,29 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from qunlearn.config.fields import Setting
 from qunlearn.config.resolve import parse_set, read_config_file, resolve
-from qunlearn.config.settings import SETTINGS, Config, Setting
+from qunlearn.config.settings import SETTINGS, Config
 from qunlearn.errors import ConfigError
+
+# One file has one name in all commands, and the paper's letters have words.
+ALIASES = {
+    "--output": "-o",
+    "--bad": "--forget",
+    "--normal": "--retain",
+    "--eps1": "--forget-weight",
+    "--eps2": "--mismatch-weight",
+    "--eps3": "--retain-weight",
+}
+_PANELS = {
+    "model": "Model",
+    "data": "Data",
+    "lora": "Adapter (LoRA)",
+    "objective": "Objective",
+    "train": "Training",
+    "stop": "Early stopping",
+    "output": "Output",
+}
 
 
 def configured(options: dict[str, Any], *, resume: bool = False) -> Config:
@@ -59,10 +79,13 @@ def add_flags(body: Callable[..., None], keys: Sequence[str] | None = None, **ow
     for setting in SETTINGS.values():
         if setting.flag is None or (keys is not None and setting.key not in keys):
             continue
-        kind, info = (Optional[str], {"metavar": _metavar(setting)})  # noqa: UP045
+        info: dict[str, Any] = {"rich_help_panel": _PANELS[setting.key.split(".")[0]]}
+        kind: Any = Optional[str]  # noqa: UP045
         if setting.base_type is bool:
-            kind, info = Optional[bool], {}  # noqa: UP045
-        names = [setting.flag, *(["-o"] if setting.flag == "--output" else [])]
+            kind = Optional[bool]  # noqa: UP045
+        else:
+            info["metavar"] = _metavar(setting)
+        names = [setting.flag, *([ALIASES[setting.flag]] if setting.flag in ALIASES else [])]
         help_text = setting.help + _default_text(setting)
         made[_name(setting.key)] = option(kind, None, *names, help=help_text, show_default=False, **info)
     keyword = inspect.Parameter.KEYWORD_ONLY

@@ -20,7 +20,7 @@ MergeBase = Annotated[
 ]
 BadFile = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(help="The bad file, where it is not where the run found it."),
+    typer.Option("--bad", "--forget", help="The bad file, where it is not where the run found it."),
 ]
 Measure = Annotated[
     bool, typer.Option(help="Load what was written and measure it; takes the memory of the whole model.")

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config.settings import PRESETS, SETTINGS, WEIGHS_ITSELF, Config, Setting
+from qunlearn.config.fields import Setting
+from qunlearn.config.objective import PRESETS, WEIGHS_ITSELF
+from qunlearn.config.settings import SETTINGS, Config
 from qunlearn.errors import ConfigError
 from qunlearn.utils.json_files import read_text
 from qunlearn.utils.units import parse_size

@@ -12,39 +12,7 @@ from typing import Any
 
 from qunlearn.errors import ModelError
 from qunlearn.memory.architecture import Linear, Shape, Traits
-
-
-class Fields:
-    """A config.json with an architecture's defaults under it. Raises ModelError for what is not a size."""
-
-    def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
-        self.values = {**defaults, **{key: value for key, value in config.items() if value is not None}}
-        self.where = where
-
-    def size(self, name: str, default: int | None = None) -> int:
-        value = self.values.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 32:
-            raise ModelError(f"{name} is not a size: {value!r}", where=self.where, hint="is config.json damaged?")
-        return value
-
-    def number(self, *names: str, default: float = 0.0) -> float:
-        value = next((self.values[name] for name in names if name in self.values), default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ModelError(f"{names[0]} is not a number: {value!r}", where=self.where, hint="is config.json damaged?")
-        return float(value)
-
-    def flag(self, name: str) -> bool:
-        return bool(self.values.get(name, False))
-
-    def text(self, *names: str) -> str:
-        return str(next((self.values[name] for name in names if name in self.values), ""))
-
-    def rotary(self, default: float) -> float:
-        """The share of each head that rotary embeddings turn."""
-        inner = self.values.get("rope_parameters")
-        if isinstance(inner, Mapping) and isinstance(inner.get("partial_rotary_factor"), (int, float)):
-            return float(inner["partial_rotary_factor"])
-        return self.number("partial_rotary_factor", "rotary_pct", default=default)
+from qunlearn.memory.shapes import Fields, attention, decoder, gated, head_width, is_many, kv_heads, plain
 
 
 @dataclass(frozen=True)
@@ -61,16 +29,12 @@ def read_shape(config: Mapping[str, Any], where: str = "config.json") -> Shape:
     if isinstance(inner, Mapping):
         raise _unknown(f"{config.get('model_type')!r} reads more than text", where)
     model_type = str(config.get("model_type"))
-    if any(_is_many(config.get(key)) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+    if any(is_many(config.get(key)) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise _unknown(f"{model_type!r} is a mixture of experts", where)
     family = FAMILIES.get(model_type)
     if family is None:
         raise _unknown(f"{model_type!r} is an architecture the memory plan does not know", where)
     return family.build(Fields(config, family.defaults, where), model_type)
-
-
-def _is_many(value: object) -> bool:
-    return isinstance(value, int) and value > 1
 
 
 def _unknown(message: str, where: str) -> ModelError:
@@ -81,74 +45,9 @@ def _unknown(message: str, where: str) -> ModelError:
 # -- families --------------------------------------------------------------------------------------------
 
 
-def _decoder(
-    c: Fields,
-    model_type: str,
-    traits: Traits,
-    block: tuple[Linear, ...],
-    *,
-    block_extra: int,
-    final_extra: int,
-    **other: Any,
-) -> Shape:
-    """A shape from the fields most architectures share."""
-    hidden, heads, layers = c.size("hidden_size"), c.size("num_attention_heads"), c.size("num_hidden_layers")
-    return Shape(
-        model_type=model_type,
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=_kv_heads(c),
-        head_dim=_head_dim(c),
-        intermediate=c.size("intermediate_size"),
-        vocabulary=c.size("vocab_size"),
-        tied=c.flag("tie_word_embeddings"),
-        block=block,
-        extra=layers * block_extra + final_extra,
-        traits=traits,
-        **{"embedding_width": hidden, **other},
-    )
-
-
-def _kv_heads(c: Fields) -> int:
-    return c.size("num_key_value_heads", c.size("num_attention_heads"))
-
-
-def _head_dim(c: Fields) -> int:
-    return c.size("head_dim", max(1, c.size("hidden_size") // c.size("num_attention_heads")))
-
-
-def _attention(c: Fields, *, bias: bool = False, out_bias: bool = False, out: str = "o_proj") -> tuple[Linear, ...]:
-    hidden, query, keys = (
-        c.size("hidden_size"),
-        c.size("num_attention_heads") * _head_dim(c),
-        _kv_heads(c) * _head_dim(c),
-    )
-    return (
-        Linear("q_proj", hidden, query, bias),
-        Linear("k_proj", hidden, keys, bias),
-        Linear("v_proj", hidden, keys, bias),
-        Linear(out, query, hidden, out_bias),
-    )
-
-
-def _gated(c: Fields, bias: bool = False) -> tuple[Linear, ...]:
-    hidden, inner = c.size("hidden_size"), c.size("intermediate_size")
-    return (
-        Linear("gate_proj", hidden, inner, bias),
-        Linear("up_proj", hidden, inner, bias),
-        Linear("down_proj", inner, hidden, bias),
-    )
-
-
-def _plain(c: Fields, first: str, second: str, bias: bool = True) -> tuple[Linear, ...]:
-    hidden, inner = c.size("hidden_size"), c.size("intermediate_size")
-    return Linear(first, hidden, inner, bias), Linear(second, inner, hidden, bias)
-
-
 def _llama(c: Fields, model_type: str) -> Shape:
     """Llama and those that differ in biases, norms and the activation alone."""
-    hidden, head_dim = c.size("hidden_size"), _head_dim(c)
+    hidden, head_dim = c.size("hidden_size"), head_width(c)
     gemma, bias = model_type in ("gemma", "gemma2"), c.flag("attention_bias")
     traits = Traits(
         norm="rms32" if gemma or model_type == "olmo2" else "layer32" if model_type == "olmo" else "rms",
@@ -161,15 +60,15 @@ def _llama(c: Fields, model_type: str) -> Shape:
     )
     of_norm = 0 if model_type == "olmo" else hidden
     block_extra = (4 if traits.order == "sandwich" else 2) * of_norm
-    block_extra += {"none": 0, "head": 2 * head_dim, "full": (c.size("num_attention_heads") + _kv_heads(c)) * head_dim}[
+    block_extra += {"none": 0, "head": 2 * head_dim, "full": (c.size("num_attention_heads") + kv_heads(c)) * head_dim}[
         traits.qk_norm
     ]
     tied = c.flag("tie_word_embeddings")
-    return _decoder(
+    return decoder(
         c,
         model_type,
         traits,
-        _attention(c, bias=bias or model_type == "qwen2", out_bias=bias) + _gated(c, c.flag("mlp_bias")),
+        attention(c, bias=bias or model_type == "qwen2", out_bias=bias) + gated(c, c.flag("mlp_bias")),
         block_extra=block_extra,
         final_extra=of_norm,
         soft_cap=c.number("final_logit_softcapping") > 0,
@@ -180,7 +79,7 @@ def _llama(c: Fields, model_type: str) -> Shape:
 
 def _phi3(c: Fields, model_type: str) -> Shape:
     hidden, inner = c.size("hidden_size"), c.size("intermediate_size")
-    query, keys = c.size("num_attention_heads") * _head_dim(c), _kv_heads(c) * _head_dim(c)
+    query, keys = c.size("num_attention_heads") * head_width(c), kv_heads(c) * head_width(c)
     block = (
         Linear("qkv_proj", hidden, query + 2 * keys),
         Linear("o_proj", query, hidden),
@@ -195,7 +94,7 @@ def _phi3(c: Fields, model_type: str) -> Shape:
         dropout=c.number("resid_pdrop"),
         score_dropout=c.number("attention_dropout"),
     )
-    return _decoder(c, model_type, traits, block, block_extra=2 * hidden, final_extra=hidden)
+    return decoder(c, model_type, traits, block, block_extra=2 * hidden, final_extra=hidden)
 
 
 def _phi(c: Fields, model_type: str) -> Shape:
@@ -211,11 +110,9 @@ def _phi(c: Fields, model_type: str) -> Shape:
         dropout=c.number("resid_pdrop"),
         score_dropout=c.number("attention_dropout"),
     )
-    block = _attention(c, bias=True, out_bias=True, out="dense") + _plain(c, "fc1", "fc2")
-    block_extra = 2 * hidden + (4 * _head_dim(c) if c.flag("qk_layernorm") else 0)
-    return _decoder(
-        c, model_type, traits, block, block_extra=block_extra, final_extra=2 * hidden + c.size("vocab_size")
-    )
+    block = attention(c, bias=True, out_bias=True, out="dense") + plain(c, "fc1", "fc2")
+    block_extra = 2 * hidden + (4 * head_width(c) if c.flag("qk_layernorm") else 0)
+    return decoder(c, model_type, traits, block, block_extra=block_extra, final_extra=2 * hidden + c.size("vocab_size"))
 
 
 def _gpt_neox(c: Fields, model_type: str) -> Shape:
@@ -234,8 +131,8 @@ def _gpt_neox(c: Fields, model_type: str) -> Shape:
         dropout=c.number("hidden_dropout"),
         score_dropout=c.number("attention_dropout"),
     )
-    block += _plain(c, "dense_h_to_4h", "dense_4h_to_h")
-    return _decoder(c, model_type, traits, block, block_extra=4 * hidden, final_extra=2 * hidden)
+    block += plain(c, "dense_h_to_4h", "dense_4h_to_h")
+    return decoder(c, model_type, traits, block, block_extra=4 * hidden, final_extra=2 * hidden)
 
 
 def _gpt2(c: Fields, model_type: str) -> Shape:
@@ -254,8 +151,8 @@ def _gpt2(c: Fields, model_type: str) -> Shape:
         dropout=c.number("resid_pdrop"),
         score_dropout=c.number("attn_pdrop"),
     )
-    block += _plain(c, "c_fc", "c_proj")
-    return _decoder(
+    block += plain(c, "c_fc", "c_proj")
+    return decoder(
         c,
         model_type,
         traits,
@@ -275,8 +172,8 @@ def _starcoder2(c: Fields, model_type: str) -> Shape:
         dropout=c.number("residual_dropout"),
         score_dropout=c.number("attention_dropout"),
     )
-    block = _attention(c, bias=bias, out_bias=bias) + _plain(c, "c_fc", "c_proj", bias)
-    return _decoder(c, model_type, traits, block, block_extra=4 * hidden, final_extra=2 * hidden)
+    block = attention(c, bias=bias, out_bias=bias) + plain(c, "c_fc", "c_proj", bias)
+    return decoder(c, model_type, traits, block, block_extra=4 * hidden, final_extra=2 * hidden)
 
 
 def _opt(c: Fields, model_type: str) -> Shape:
@@ -294,9 +191,9 @@ def _opt(c: Fields, model_type: str) -> Shape:
         dropout=c.number("dropout"),
         score_dropout=c.number("attention_dropout"),
     )
-    block = _attention(c, bias=bias, out_bias=bias, out="out_proj") + _plain(c, "fc1", "fc2", bias)
+    block = attention(c, bias=bias, out_bias=bias, out="out_proj") + plain(c, "fc1", "fc2", bias)
     outside = () if width == hidden else (Linear("project_out", hidden, width), Linear("project_in", width, hidden))
-    return _decoder(
+    return decoder(
         c,
         model_type,
         traits,

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qunlearn.config.settings import Config
 from qunlearn.errors import DoesNotFitError, ModelError
-from qunlearn.hub.known_configs import carried_config
-from qunlearn.hub.short_names import SHORT_NAMES
 from qunlearn.memory.architecture import Shape
-from qunlearn.memory.families import read_shape
 from qunlearn.memory.resident import Choices
 from qunlearn.memory.step import CACHE_BYTES, Load, Needs, run_needs
 from qunlearn.utils.units import parse_size, show_size
@@ -73,8 +70,8 @@ class MemoryPlan:
     def settled(self, config: Config) -> Config:
         """The settings with `auto` replaced by what was chosen."""
         recompute = "always" if self.choices.checkpointing else "never"
-        config = _with(config, "train", optimizer=self.choices.optimizer, checkpointing=recompute)
-        return _with(config, "model", embeddings=self.choices.embeddings)
+        config = with_values(config, "train", optimizer=self.choices.optimizer, checkpointing=recompute)
+        return with_values(config, "model", embeddings=self.choices.embeddings)
 
     def check(self) -> None:
         """Raises DoesNotFitError naming the least change that would help."""
@@ -104,24 +101,6 @@ class MemoryPlan:
             "largest_max_tokens": self.largest_tokens,
             "change": self.change,
         }
-
-
-def memory_plan(
-    config: Config, model_config: Mapping[str, Any], device: DeviceFacts, lengths: Lengths | None = None
-) -> MemoryPlan:
-    """Plan a run from its settings and its model's config.json. Where nothing fits, the plan says what would.
-
-    Raises ModelError for an architecture that is not known and modules that are not there, ConfigError for no size.
-    """
-    shape, config = read_shape(model_config), as_stored(config, model_config)
-    limit = memory_limit(config, device)
-    plan = _best(config, shape, device, limit, lengths)
-    if limit is None:
-        return plan
-    settled = _with(plan.settled(config), "train", checkpointing=config.train.checkpointing)
-    largest = _largest_tokens(settled, shape, device, limit, lengths)
-    change = None if plan.fits else _least_change(config, shape, device, limit, lengths)
-    return replace(plan, largest_tokens=largest, change=change)
 
 
 def memory_limit(config: Config, device: DeviceFacts) -> int | None:
@@ -197,7 +176,9 @@ def _ways(config: Config, shape: Shape, device: DeviceFacts) -> Iterator[Choices
         yield run_choices(config, device, optimizer, place, recompute=again)
 
 
-def _best(config: Config, shape: Shape, device: DeviceFacts, limit: int | None, lengths: Lengths | None) -> MemoryPlan:
+def best_plan(
+    config: Config, shape: Shape, device: DeviceFacts, limit: int | None, lengths: Lengths | None
+) -> MemoryPlan:
     """The first way that fits, else the leanest."""
     load = step_load(config, lengths)
     plans = []
@@ -217,15 +198,15 @@ def _may_keep(plan: MemoryPlan, config: Config) -> bool:
     return plan.needs.total_bytes <= room
 
 
-def _largest_tokens(
+def largest_tokens(
     config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None
 ) -> int | None:
     """The largest --max-tokens that fits, in steps of 16; None when not even the longest row does."""
 
     def fits(tokens: int) -> bool:
-        return _best(_with(config, "train", max_tokens=tokens), shape, device, limit, lengths).fits
+        return best_plan(with_values(config, "train", max_tokens=tokens), shape, device, limit, lengths).fits
 
-    least, high = step_load(_with(config, "train", max_tokens=1), lengths).tokens, _MOST_TOKENS
+    least, high = step_load(with_values(config, "train", max_tokens=1), lengths).tokens, _MOST_TOKENS
     if not fits(least):
         return None
     low = least
@@ -235,127 +216,8 @@ def _largest_tokens(
     return max(least, low // _STEP_TOKENS * _STEP_TOKENS)
 
 
-def _with(config: Config, section: str, **values: Any) -> Config:
+def with_values(config: Config, section: str, **values: Any) -> Config:
     return replace(config, **{section: replace(getattr(config, section), **values)})
 
 
 # -- what would have to change ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Lever:
-    """A change: how it is written, and the settings with it; None where it is nothing new.
-
-    `larger`: of one that makes a number smaller, the same with numbers between this and what is asked, largest first.
-    """
-
-    text: str
-    apply: Callable[[Config], Config | None]
-    larger: Callable[[Config], Iterator[_Lever]] = lambda _: iter(())
-
-
-def _set(text: str, section: str, name: str, value: Any) -> _Lever:
-    def apply(config: Config) -> Config | None:
-        return None if getattr(getattr(config, section), name) == value else _with(config, section, **{name: value})
-
-    return _Lever(text, apply)
-
-
-def _less(flag: str, section: str, name: str, value: int) -> _Lever:
-    def apply(config: Config) -> Config | None:
-        return None if getattr(getattr(config, section), name) <= value else _with(config, section, **{name: value})
-
-    def larger(config: Config) -> Iterator[_Lever]:
-        half = getattr(getattr(config, section), name) // 2
-        while half > value:
-            yield _less(flag, section, name, half)
-            half //= 2
-
-    return _Lever(f"{flag} {value}", apply, larger)
-
-
-def _recompute(config: Config) -> Config | None:
-    return _with(config, "train", checkpointing="always") if config.train.checkpointing == "never" else None
-
-
-# By how little they change: the first four no result at all, then what is rounded, then what is trained.
-_MAX_TOKENS = _less("--max-tokens", "train", "max_tokens", 16)
-_HEAD = _set("--set model.head=8bit", "model", "head", "8bit")
-_LEVERS = (
-    _MAX_TOKENS,
-    _set("--embeddings cpu", "model", "embeddings", "cpu"),
-    _set("--set train.offload=true", "train", "offload", True),
-    _Lever("--set train.checkpointing=always", _recompute),
-    _set("--set model.double_quant=true", "model", "double_quant", True),
-    _set("--optimizer adamw8bit", "train", "optimizer", "adamw8bit"),
-    _HEAD,
-    _less("--lora-r", "lora", "r", 8),
-    _less("--max-length", "data", "max_length", 256),
-    _set("--quant nf4", "model", "quant", "nf4"),
-    _less("--lora-r", "lora", "r", 4),
-    _less("--max-length", "data", "max_length", 128),
-)
-_MOST_LEVERS = 4
-_FEW_LEVERS = tuple(few for n in range(1, _MOST_LEVERS + 1) for few in itertools.combinations(_LEVERS, n))
-
-
-def _least_change(config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None) -> str:
-    """The fewest and most harmless changes that make it fit, as flags; else another model."""
-    for levers in _FEW_LEVERS if _anything_helps(config, shape, device, limit, lengths) else ():
-        changed = _applied(levers, config)
-        if changed is not None and _best(changed, shape, device, limit, lengths).fits:
-            levers = _mildest(levers, config, lambda c: _best(c, shape, device, limit, lengths).fits)
-            changed = _all_of(levers, config)
-            texts = [lever.text for lever in levers if lever is not _MAX_TOKENS]
-            if _MAX_TOKENS in levers:
-                wide = _with(changed, "train", max_tokens=config.train.max_tokens)
-                texts.insert(0, f"--max-tokens {_largest_tokens(wide, shape, device, limit, lengths)}")
-            return f"it fits with {' '.join(texts)}"
-    smaller = _smaller_model(config, shape, device, limit, lengths)
-    return f"--model {smaller} fits" if smaller else "no model with a short name fits either: it takes more memory"
-
-
-def _mildest(levers: tuple[_Lever, ...], config: Config, fits: Callable[[Config], bool]) -> tuple[_Lever, ...]:
-    """The same changes with the largest halves of their numbers that still fit; --max-tokens is searched for later."""
-    for i, lever in enumerate(levers):
-        for milder in lever.larger(config) if lever is not _MAX_TOKENS else ():
-            tried = (*levers[:i], milder, *levers[i + 1 :])
-            if fits(_all_of(tried, config)):
-                levers = tried
-                break
-    return levers
-
-
-def _anything_helps(config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None) -> bool:
-    """Whether it fits with every lever at once; rounding the head has both forms of it there for a moment."""
-    tried = (_LEVERS, tuple(lever for lever in _LEVERS if lever is not _HEAD))
-    return any(_best(_all_of(levers, config), shape, device, limit, lengths).fits for levers in tried)
-
-
-def _all_of(levers: tuple[_Lever, ...], config: Config) -> Config:
-    for lever in levers:
-        config = lever.apply(config) or config
-    return config
-
-
-def _applied(levers: tuple[_Lever, ...], config: Config) -> Config | None:
-    for lever in levers:
-        changed = lever.apply(config)
-        if changed is None:
-            return None
-        config = changed
-    return config
-
-
-def _smaller_model(
-    config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None
-) -> str | None:
-    """The largest of the models with short names that is smaller and fits as asked."""
-    for known in sorted(SHORT_NAMES.values(), key=lambda known: -known.params_b):
-        carried = carried_config(known)
-        if carried is None:
-            continue
-        other = read_shape(carried)
-        if other.parameters < shape.parameters and _best(config, other, device, limit, lengths).fits:
-            return known.name
-    return None

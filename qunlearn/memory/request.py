@@ -16,7 +16,8 @@ from qunlearn.hub.known_configs import carried_config
 from qunlearn.hub.preflight import read_config
 from qunlearn.hub.short_names import known_model, resolve_model
 from qunlearn.memory.devices import found_device
-from qunlearn.memory.plan import Lengths, MemoryPlan, memory_plan
+from qunlearn.memory.fit import memory_plan
+from qunlearn.memory.plan import Lengths, MemoryPlan
 from qunlearn.utils.console import stage
 
 _BYTES_A_TOKEN = 2.5  # fewer than any language's text has with the usual tokenizers: rows are not planned too short

@@ -7,7 +7,8 @@ from typing import Any
 
 from qunlearn.config.settings import Config
 from qunlearn.errors import ModelError
-from qunlearn.memory.plan import DeviceFacts, Lengths, MemoryPlan, memory_plan
+from qunlearn.memory.fit import memory_plan
+from qunlearn.memory.plan import DeviceFacts, Lengths, MemoryPlan
 from qunlearn.utils.console import Column, clean, facts, out, table, warn
 from qunlearn.utils.units import show_size
 

@@ -86,7 +86,7 @@ class _File:
 class Cached:
     """The states of given examples in one safetensors file, filled on first use and read from then on.
 
-    Filling can be interrupted and gone on with, and a chunk whose checksum is wrong is computed again.
+    Filling can be interrupted and resumed, and a chunk whose checksum is wrong is computed again.
     """
 
     def __init__(self, path: Path, live: Live, examples: Iterable[Example]) -> None:

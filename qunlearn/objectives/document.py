@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from qunlearn.config.objective import PRESETS
 from qunlearn.config.resolve import resolve
-from qunlearn.config.settings import PRESETS
 from qunlearn.objectives.table import OBJECTIVES, Objective, Term, terms_of
 
 _PASS = 3  # forward passes that a forward, a recomputation and a backward pass cost together

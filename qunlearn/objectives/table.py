@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from qunlearn.config.settings import ObjectiveConfig
+from qunlearn.config.objective import ObjectiveConfig
 from qunlearn.data.batch import ALL, ANSWER, CLOSED, FORM, Span
 from qunlearn.errors import ConfigError
 from qunlearn.objectives import losses

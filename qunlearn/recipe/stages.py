@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config.settings import Config, StopConfig
+from qunlearn.config.settings import Config
+from qunlearn.config.training import StopConfig
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import ModelError, ResumeError
 from qunlearn.evaluation.request import OWN_CLASSIFIER, EvalRequest, Wish

@@ -132,7 +132,7 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
                 warn(f"the checkpoint {path} is damaged ({error}): the one before it is used")
                 continue
-            say(f"going on after step {_step(path)}, from {path}")
+            say(f"resuming after step {_step(path)}, from {path}")
             return snapshot
         return None
 

@@ -9,7 +9,7 @@ import bitsandbytes as bnb
 import torch
 from torch import Tensor
 
-from qunlearn.config.settings import TrainConfig
+from qunlearn.config.training import TrainConfig
 
 
 def make_optimizer(parameters: Sequence[Tensor], c: TrainConfig, lr: float) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from qunlearn.config.settings import StopConfig
+from qunlearn.config.training import StopConfig
 
 if TYPE_CHECKING:
     from qunlearn.training.checkpoint import Snapshot

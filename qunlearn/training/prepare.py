@@ -121,7 +121,10 @@ def weigh_rows(
 
 
 def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Reference:
-    """Return the reference: live, or cached and filled. Raises OutputError when an asked-for cache cannot be written."""
+    """Return the reference: live, or cached and filled.
+
+    Raises OutputError when a cache that was asked for cannot be written.
+    """
     c, live = request.config.train, Live(policy, request.config.train.max_tokens, request.config.train.pack)
     reused = c.most_steps * c.normal_batch_size > _WORTH_CACHING * len(roles.retain)
     if c.reference == "live" or (c.reference == "auto" and not (request.normal and reused)):

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qunlearn.config.settings import LoraConfig, TrainConfig
+from qunlearn.config.settings import LoraConfig
+from qunlearn.config.training import TrainConfig
 from qunlearn.data.paths import data_path
 from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset
 from qunlearn.data.statistics import Histogram, overlap, repeated_prompts, words

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qunlearn.config.settings import INSTEAD, Config
+from qunlearn.config.objective import INSTEAD
+from qunlearn.config.settings import Config
 from qunlearn.data.paths import data_path, fields_of
 from qunlearn.data.records import Dataset, FieldNames, check_overlap, read_dataset
 from qunlearn.errors import ConfigError

@@ -1,4 +1,4 @@
-"""A run that is not over: where it is kept, what it is made from, and whether it can be gone on with.
+"""Resuming: where an unfinished run is kept, what it is made from, and whether it can be resumed.
 
 It lives in a hidden folder beside the run folder it will become, which is locked while a process works there:
 
@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qunlearn.config.objective import INSTEAD
 from qunlearn.config.resolve import TRUST, read_config_file, resolve, to_yaml
-from qunlearn.config.settings import INSTEAD, Config
+from qunlearn.config.settings import Config
 from qunlearn.errors import OutputError, QunlearnError, ResumeError
 from qunlearn.hub.preflight import fingerprint
 from qunlearn.runs.folder import FINISHED, status_of_run
@@ -38,7 +39,7 @@ from qunlearn.utils.staging import check_again
 IDENTITY, CHECKPOINTS, TRAINED, RESULT = "unfinished.json", "checkpoints", "trained", "run"
 _OURS = {IDENTITY, IDENTITY + PART, CONFIG, NORMAL, METRICS, CHECKPOINTS, TRAINED, RESULT, RESULT + "-old"}
 _FORMAT = 1
-# What does not change the result, or is told by the hashes: a run may go on with other values of these.
+# Settings that do not change the result, or that the hashes tell: a run may be resumed with other values of these.
 _FREE = {
     *("model.name", "model.revision", "model.vram", "data.bad", "data.normal", "output.folder", "output.overwrite"),
     *("data.holdout", "train.save_every", "train.keep_checkpoints", "train.checkpointing", "stop.eval_every"),
@@ -109,7 +110,7 @@ class Unfinished:
 
 @contextlib.contextmanager
 def unfinished(request: ForgetRequest, config: Config, versions: Mapping[str, str]) -> Iterator[Unfinished]:
-    """Hold the staging folder of a run, new or gone on with, and remove it when the block is done with it.
+    """Hold the locked staging folder of a new or resumed run, and delete it when the block is done with it.
 
     It stays when the block raises after a first checkpoint, or calls for it by ending with `run/` placed and a record
     that says "interrupted". Raises OutputError, LockedError, ResumeError.
@@ -135,7 +136,7 @@ def unfinished(request: ForgetRequest, config: Config, versions: Mapping[str, st
 
 
 def _enter(stage: Path, request: ForgetRequest, config: Config, versions: Mapping[str, str]) -> bool:
-    """Make the folder ready; returns whether a run is gone on with."""
+    """Make the folder ready; returns whether a run is resumed."""
     # A link would have checkpoints written, and old ones removed, wherever it leads.
     found, strange = _read(stage), {p.name for p in stage.iterdir() if p.name not in _OURS or p.is_symlink()}
     if strange or (found is None and any(stage.iterdir()) and not (stage / (IDENTITY + PART)).exists()):
@@ -147,12 +148,12 @@ def _enter(stage: Path, request: ForgetRequest, config: Config, versions: Mappin
         check_same(found, now, stage)
         changed = [f"{k} {v} then, {versions.get(k)} now" for k, v in found["versions"].items() if versions.get(k) != v]
         if changed:
-            warn(f"going on with other versions or another device, so not to the same bits: {'; '.join(changed)}")
+            warn(f"resuming with other versions or another device, so not to the same bits: {'; '.join(changed)}")
         return True
     if request.resume:
-        say("there is no unfinished run to go on with: starting at the beginning")
+        say("there is no interrupted run to resume: starting at the beginning")
     if found and _has_checkpoints(stage) and not request.config.output.overwrite:
-        hint = f"--resume goes on with it, --overwrite starts anew; or remove {stage}"
+        hint = f"--resume continues it, --overwrite starts anew; or remove {stage}"
         raise OutputError("an unfinished run is there", where=str(request.output), hint=hint)
     try:
         for path in stage.iterdir():
@@ -166,11 +167,11 @@ def _enter(stage: Path, request: ForgetRequest, config: Config, versions: Mappin
 
 
 def _leave(stage: Path) -> None:
-    """Keep what can be gone on with; there is nothing before the first checkpoint."""
+    """Keep the folder where a run can be resumed from it: not before the first checkpoint."""
     if not _has_checkpoints(stage):
         shutil.rmtree(stage, ignore_errors=True)
         return
-    say(f"checkpoints are kept in {stage}: --resume goes on from there; remove it to give up")
+    say(f"checkpoints are kept in {stage}: --resume continues from there; remove it to give up")
 
 
 def _has_checkpoints(stage: Path) -> bool:
@@ -234,7 +235,7 @@ def stored_settings(output: Path) -> dict[str, Any]:
 
 
 def is_interrupted(output: Path) -> bool:
-    """Whether a run folder is what Ctrl-C left: whole, but of a run that may be gone on with."""
+    """Return whether a run folder is what Ctrl-C left: whole, but of a run that may be resumed."""
     return status_of_run(output) == "interrupted"
 
 

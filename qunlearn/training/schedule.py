@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qunlearn.config.settings import TrainConfig
+from qunlearn.config.training import TrainConfig
 
 _PLATEAU = 0.7  # share of the steps after which the rate falls whether or not the target is met
 _FALL, _LEAST_FALL = 0.5, 20  # steps of the fall, in steps so far, and at least

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from qunlearn.config.settings import Config, StopConfig
+from qunlearn.config.settings import Config
+from qunlearn.config.training import StopConfig
 from qunlearn.data.batch import ANSWER
 from qunlearn.evaluation.scores import mean_kl, row_goal, row_nlls
 from qunlearn.model.policy import Policy

@@ -1,4 +1,4 @@
-"""A staging folder that outlives its process: what was finished before a kill is found, checked and kept.
+"""Staging folders that outlive their process: files finished before a kill are found, checked and kept.
 
 `run.staged` is for work of seconds, which is done again; this is for gigabytes. The folder is hidden, beside the one
 it will become, and knows what it is being made from: only the same work goes on in it.
@@ -138,19 +138,19 @@ def _open(stage: Path, place: Place, identity: Mapping[str, Any], stack: context
             say(f"an unfinished folder of another merge is removed: {stage}")
         journal.recover(found if same else {})
         if journal.files:
-            say(f"going on where it was stopped: {len(journal.files)} files are finished in {stage}")
+            say(f"resuming: {len(journal.files)} files are finished in {stage}")
     return journal
 
 
 def _leave(stage: Path) -> None:
-    """Keep what can be gone on with; nothing is worth keeping before the first file is finished."""
+    """Keep what can be resumed; nothing is worth keeping before the first file is finished."""
     found = _read(stage / JOURNAL) or {}
     if not found.get("files"):
         shutil.rmtree(stage, ignore_errors=True)
         return
     for path in stage.glob(f"*{PART}"):
         path.unlink(missing_ok=True)
-    say(f"finished files are kept in {stage}: the same command goes on from there; remove it to give up")
+    say(f"finished files are kept in {stage}: the same command continues from there; remove it to give up")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

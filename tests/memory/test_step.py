@@ -38,7 +38,8 @@ from qunlearn.hub.known_configs import carried_config
 from qunlearn.hub.short_names import SHORT_NAMES
 from qunlearn.memory.architecture import Linear
 from qunlearn.memory.families import FAMILIES, read_shape
-from qunlearn.memory.plan import DeviceFacts, Lengths, memory_plan, run_choices, step_load
+from qunlearn.memory.fit import memory_plan
+from qunlearn.memory.plan import DeviceFacts, Lengths, run_choices, step_load
 from qunlearn.memory.resident import Choices, adapted_names, adapter_parameters, loading_bytes, weight_bytes
 from qunlearn.memory.step import CACHE_BYTES, CARD_CACHE_BYTES, Load, run_needs
 from qunlearn.memory.tape import Tape

@@ -13,8 +13,9 @@ import torch
 from test_objectives import sandbox_roles
 from torch import Tensor
 
+from qunlearn.config.objective import ObjectiveConfig
 from qunlearn.config.resolve import resolve
-from qunlearn.config.settings import Config, ObjectiveConfig
+from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Example
 from qunlearn.model.head import Head, token_log_odds, token_logps
 from qunlearn.model.policy import Policy

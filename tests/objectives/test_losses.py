@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qunlearn.config.settings import ObjectiveConfig
+from qunlearn.config.objective import ObjectiveConfig
 from qunlearn.model import head as head_module
 from qunlearn.model.head import Head, token_kl, token_log_odds, token_logps, token_soft_ce
 from qunlearn.objectives.losses import Supervised, ascent, nll, reference_kl

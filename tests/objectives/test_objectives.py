@@ -13,8 +13,9 @@ import torch
 from conftest import call
 from torch import Tensor
 
+from qunlearn.config.objective import OBJECTIVE_NAMES, PRESETS, ObjectiveConfig
 from qunlearn.config.resolve import resolve
-from qunlearn.config.settings import OBJECTIVE_NAMES, PRESETS, Config, ObjectiveConfig
+from qunlearn.config.settings import Config
 from qunlearn.data.batch import ALL, ANSWER, collate
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import Example, Template, choose_template, encode

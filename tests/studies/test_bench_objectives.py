@@ -14,7 +14,7 @@ import bench_rows as rows
 import objectives
 import requantize
 from _trials import Trial
-from qunlearn.config.settings import OBJECTIVE_NAMES
+from qunlearn.config.objective import OBJECTIVE_NAMES
 from qunlearn.sandbox import KINDS
 
 MACHINE = {"date": "2026-01-02", "device": "cpu", "torch": "1", "transformers": "2", "peft": "3", "bitsandbytes": "4"}

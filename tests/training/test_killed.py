@@ -59,7 +59,7 @@ def test_forget_is_killed(setting: str, kills: int, files: tuple[Path, Path], tm
             caches = [[*(tmp_path / f"{name}-cache").rglob("*.safetensors")] for name in (output.name, "whole")]
             assert len(caches[0]) == len(caches[1]) == 1 and caches[0][0].read_bytes() == caches[1][0].read_bytes()
     if kills > 10:
-        going_on = ("going on after step", "were there")
+        going_on = ("resuming after step", "were there")
         assert sum(any(words in state["said"] for words in going_on) for state in told["states"]) >= kills / 2
         assert told["tries"] >= 1
         same_result(tmp_path / "chain", tmp_path / "whole")

@@ -14,7 +14,9 @@ import pytest
 import torch
 from conftest import write_rows
 
-from qunlearn.config.settings import Config, ObjectiveConfig, StopConfig, TrainConfig
+from qunlearn.config.objective import ObjectiveConfig
+from qunlearn.config.settings import Config
+from qunlearn.config.training import StopConfig, TrainConfig
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode
 from qunlearn.errors import DoesNotFitError

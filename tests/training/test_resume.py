@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from test_architectures import CONFIGS
 from test_writer import make_base
 
-from qunlearn.config.settings import TrainConfig
+from qunlearn.config.training import TrainConfig
 from qunlearn.runs.list import find_runs
 from qunlearn.sandbox import data_file
 from qunlearn.training import checkpoint as checkpoint_module
@@ -137,7 +137,7 @@ def saved(output: Path) -> list[Path]:
 def test_a_resumed_run_is_bit_equal(files: tuple[Path, Path], whole: Path, stopped: Path) -> None:
     ran = call(*command(files, stopped), "--resume")
     assert ran.code == 0, ran.stderr
-    assert "going on after step 4" in ran.stderr
+    assert "resuming after step 4" in ran.stderr
     same_result(stopped, whole)
     assert [p.name for p in stopped.parent.iterdir()] == ["run"]
     assert all(p.stat().st_mode & 0o077 == 0 for p in [stopped, *stopped.rglob("*")])
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_not_used(files: tuple[Path, Path], whole: Path,
         path.write_bytes(raw[:-50] if damage == "cut" else raw)
     ran = call(*command(files, stopped), "--resume")
     assert ran.code == 0, ran.stderr
-    assert f"the checkpoint {newest} is damaged" in ran.stderr and "going on after step 2" in ran.stderr
+    assert f"the checkpoint {newest} is damaged" in ran.stderr and "resuming after step 2" in ran.stderr
     same_result(stopped, whole)
 
 
@@ -370,7 +370,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_best_adapter(
     assert [p.name for p in saved(tmp_path / "run")] == ["step-00000004", "step-00000005"]
     assert "--resume goes on" in ran.stderr
     ran = call(*command(files, tmp_path / "run"), "--resume")
-    assert ran.code == 0 and "going on after step 5" in ran.stderr
+    assert ran.code == 0 and "resuming after step 5" in ran.stderr
     same_result(tmp_path / "run", whole)
 
 
@@ -441,7 +441,7 @@ def test_a_disk_that_is_full_anywhere_else(
     assert len(saved(tmp_path / "run")) == kept
     if kept:
         ran = call(*command(files, tmp_path / "run"), "--resume")
-        assert ran.code == 0 and "going on after step 7" in ran.stderr
+        assert ran.code == 0 and "resuming after step 7" in ran.stderr
         same_result(tmp_path / "run", whole)
     else:
         assert list(tmp_path.iterdir()) == []
@@ -570,7 +570,7 @@ def test_ctrl_c_while_it_is_measured_costs_no_training(
     with monkeypatch.context() as patch:
         patch.setattr(forget_module, "train", never)
         ran = call("forget", "-o", tmp_path / "run", "--resume")
-    assert ran.code == 0 and "going on after step 7" in ran.stderr
+    assert ran.code == 0 and "resuming after step 7" in ran.stderr
     same_result(tmp_path / "run", whole)
     assert not staging_folder(tmp_path / "run").exists()
 
@@ -594,7 +594,7 @@ def test_a_run_into_the_folder_it_is_started_in_from_a_file_whose_name_is_no_uni
     assert [row["status"] for row in find_runs(tmp_path)] == ["unfinished"]
     monkeypatch.chdir(tmp_path)  # it is found from elsewhere too
     ran = call("forget", "-o", "run", "--resume")
-    assert ran.code == 0 and "going on after step 4" in ran.stderr, ran.stderr
+    assert ran.code == 0 and "resuming after step 4" in ran.stderr, ran.stderr
     assert here.stat().st_ino == inode
     record = json.loads((here / RECORD).read_text())
     assert record["data"]["bad"].pop("path") == str(bad)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from conftest import call, sets, write_rows
 
-from qunlearn.config.settings import Config, TrainConfig
+from qunlearn.config.settings import Config
+from qunlearn.config.training import TrainConfig
 from qunlearn.sandbox import data_file
 from qunlearn.training.header import _seen
 from qunlearn.training.schedule import Schedule

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from qunlearn.config.settings import Config, StopConfig, TrainConfig
+from qunlearn.config.settings import Config
+from qunlearn.config.training import StopConfig, TrainConfig
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
 from qunlearn.model.policy import Policy

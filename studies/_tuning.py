@@ -1,16 +1,14 @@
 """Supervised fine-tuning of the adapter on good answers: what unlearning is measured against.
 
-The same adapter, steps, rows a step and schedule as `qunlearn forget`; the loss is the NLL of the good answer to each
-bad prompt, and of the normal rows.
+The same loop, adapter, steps and rows a step as `qunlearn forget`; the loss is the NLL of the good answer to each bad
+prompt, and of the normal rows; the rate falls to 0 over all steps, and nothing stops the run before.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from qunlearn.config.settings import Config
 from qunlearn.data.batch import CLOSED
@@ -19,21 +17,12 @@ from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.objectives.losses import nll
 from qunlearn.objectives.table import Term
-from qunlearn.training.gradients import backward
-from qunlearn.training.sampler import batches, make_step
-from qunlearn.training.schedule import Schedule, auto_lr
+from qunlearn.roles.mismatch import NO_MISMATCH
+from qunlearn.roles.roles import Roles
+from qunlearn.training.loop import train
 
 _GOOD = Term("good", "forget", CLOSED, lambda c: 1.0, lambda s, c: nll(s))
 _NORMAL = Term("normal", "retain", CLOSED, lambda c: 1.0, lambda s, c: nll(s))
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What the loop has done so far."""
-
-    step: int
-    tokens: int
-    losses: dict[str, float]
 
 
 def fine_tune(
@@ -41,30 +30,17 @@ def fine_tune(
     good: Sequence[Example],
     normal: Sequence[Example],
     config: Config,
-    enough: Callable[[Tuned], bool] = lambda _: False,
-) -> Tuned:
-    """Train until `enough` says so after a step, or the steps are done."""
-    c, rng = config.train, random.Random(config.train.seed)
-    parameters = list(policy.trainable().values())
-    lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=c.weight_decay)
-    of_good = batches(len(good), min(c.batch_size, len(good)), rng)
-    of_normal = batches(len(normal), min(c.normal_batch_size, len(normal)), rng) if normal else None
-    policy.model.train()
-    done = Tuned(0, 0, {})
-    pace = Schedule(replace(c, schedule="linear"))
-    for step in range(1, c.most_steps + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * pace.rate(step)
-        answers = [{"forget": [good[i]]} for i in next(of_good)]
-        kept = [normal[i] for i in next(of_normal)] if of_normal else []
-        work = make_step((_GOOD, _NORMAL), answers, kept)
-        optimizer.zero_grad(set_to_none=True)
-        found = backward(policy, work, Live(policy, c.max_tokens), config, c.max_tokens)
-        torch.nn.utils.clip_grad_norm_(parameters, c.clip)
-        optimizer.step()
-        done = Tuned(step, done.tokens + found.tokens, found.losses)
-        if enough(done):
-            break
-    policy.model.eval()
-    return done
+    observe: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> tuple[int, int, dict[str, float]]:
+    """Train the adapter; returns steps, tokens, and the last step's losses."""
+    seen: dict[str, Any] = {}
+
+    def keep(event: Mapping[str, Any]) -> None:
+        seen.update(event)
+        observe(event)
+
+    config = replace(config, train=replace(config.train, schedule="linear", optimizer="adamw"))
+    roles, reference = Roles(good, normal, (), NO_MISMATCH), Live(policy, config.train.max_tokens)
+    terms = (_GOOD, _NORMAL) if normal else (_GOOD,)
+    done = train(policy, roles, reference, config, keep, stopping=None, terms=terms)
+    return done.steps, done.tokens, {name: seen[name] for name in ("good", "normal") if name in seen}

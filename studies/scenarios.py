@@ -97,10 +97,10 @@ def _tuned(story: Story, method: str) -> tuple[Path, dict[str, Any]]:
     policy = Policy.new(load_base(ASSETS / "model", load_spec(config.model)), config.lora, seed=config.train.seed)
     good = encoded(policy, story.good_dataset(), config)
     normal = encoded(policy, read_self_made(story.normal_file), config)
-    done = fine_tune(policy, good, normal, config)
+    steps, tokens, found = fine_tune(policy, good, normal, config)
     folder = story.folder / method
     save_adapter(policy, folder)
-    return folder, {"steps": done.step, "tokens": done.tokens, "losses": done.losses}
+    return folder, {"steps": steps, "tokens": tokens, "losses": found}
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from qunlearn.utils.console import facts, say, warn
 from qunlearn.utils.files import sync
 from qunlearn.utils.output import real
 from qunlearn.utils.staging import held
+from qunlearn.utils.text import folded
 
 TEXT = "text"
 NAMES = (*FORMATS, TEXT)
@@ -276,7 +277,7 @@ def _hub_texts(source: Source, done: Imported) -> Iterator[str]:
 
 def prompt_key(row: Mapping[str, Any]) -> str:
     """Equal for rows that ask the same, white space and letter case aside."""
-    return " ".join(str(row.get("prompt") or row.get("text") or "").casefold().split())
+    return folded(str(row.get("prompt") or row.get("text") or ""))
 
 
 def _part_of(row: Mapping[str, Any], wanted: Wanted) -> int:
@@ -306,7 +307,7 @@ def check_leaks(files: Sequence[Path]) -> int:
 
 
 def _answer(row: Mapping[str, Any]) -> str:
-    return " ".join(str(row.get("completion") or row.get("text") or "").casefold().split())
+    return folded(str(row.get("completion") or row.get("text") or ""))
 
 
 def _short(text: str) -> int:

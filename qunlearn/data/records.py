@@ -15,6 +15,7 @@ from qunlearn.data.multiple_choice import is_clean
 from qunlearn.data.row_reader import content, read_file
 from qunlearn.data.row_shapes import SHAPES_HINT, FieldNames, Shape, asking, read_row, shape_of
 from qunlearn.errors import DataError, OutputError
+from qunlearn.utils.text import folded
 
 __all__ = [
     "Dataset", "FieldNames", "Record", "asking", "check_overlap", "is_clean", "read_dataset", "write_jsonl",
@@ -45,7 +46,7 @@ class Record:
     def key(self) -> str:
         """Equal for rows that say the same, white space and letter case aside."""
         parts = [content for _, content in self.turns] + [self.completion]
-        return "\x1f".join(" ".join(part.casefold().split()) for part in parts)
+        return "\x1f".join(folded(part) for part in parts)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qunlearn.data.records import Dataset, Record
+from qunlearn.utils.text import folded
 
 _BARS = 12
 
@@ -70,11 +71,11 @@ def _pairs(
 
 
 def _answer_key(record: Record) -> str:
-    return " ".join(record.completion.casefold().split())
+    return folded(record.completion)
 
 
 def prompt_key(record: Record) -> str:
-    return "\x1f".join(" ".join(content.casefold().split()) for _, content in record.turns)
+    return "\x1f".join(folded(content) for _, content in record.turns)
 
 
 def repeated_prompts(dataset: Dataset) -> int:

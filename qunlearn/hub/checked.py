@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from qunlearn.hub.download import ModelSource, go_offline, local_snapshot
+from qunlearn.hub.download import ModelSource, go_offline, is_offline, local_snapshot
 from qunlearn.hub.preflight import FolderFacts, preflight_folder
 from qunlearn.utils.console import stage
 
@@ -23,7 +22,7 @@ class CheckedModel:
 def check_model(source: ModelSource, trust_remote_code: bool = False) -> CheckedModel:
     """Fetch a model if it is on the hub, check its folder, and close the network behind it. Raises ModelError."""
     if source.kind == "hub":
-        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+        offline = is_offline()
         with stage(f"fetching {source.location}"):
             folder = local_snapshot(source, offline=offline, trust_remote_code=trust_remote_code)
     else:

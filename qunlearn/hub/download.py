@@ -20,6 +20,11 @@ _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "tokenizer*
 _UNWANTED = ["*/*.safetensors", "consolidated*", "original/*", "onnx/*", "*.onnx", "*.bin", "*.pth", "*.gguf"]
 
 
+def is_offline() -> bool:
+    """Return whether the user has told Hugging Face's libraries to stay off the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
 def go_offline() -> None:
     """Forbid the hub client every request of this process, telemetry included.
 

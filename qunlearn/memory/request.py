@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from qunlearn.config.settings import Config
 from qunlearn.data.paths import data_path, fields_of
 from qunlearn.data.records import Dataset, read_dataset
 from qunlearn.errors import ConfigError
-from qunlearn.hub.download import hub_config
+from qunlearn.hub.download import hub_config, is_offline
 from qunlearn.hub.known_configs import carried_config
 from qunlearn.hub.preflight import read_config
 from qunlearn.hub.short_names import known_model, resolve_model
@@ -48,7 +47,7 @@ def find_config(config: Config) -> Mapping[str, Any]:
     carried = carried_config(known) if known is not None else None
     if carried is not None:
         return carried
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    offline = is_offline()
     with stage(f"fetching config.json of {source.location}"):
         return hub_config(source, offline=offline)
 

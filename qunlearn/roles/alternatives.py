@@ -10,6 +10,7 @@ from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
+from qunlearn.utils.text import folded
 
 REFUSALS = (
     "I do not know.",
@@ -46,8 +47,8 @@ def other_answers(
     for turn, temperature in enumerate(_TEMPERATURES):
         wanting = [i for i, found in enumerate(own) if len(found) < _EACH for _ in range(_EACH - len(found))]
         for i, text in zip(wanting, _sampled(policy, [bad[i] for i in wanting], temperature, turn), strict=True):
-            if text.strip() and _plain(text) != _plain(_bad_answer(policy, bad[i])):
-                own[i].setdefault(_plain(text), answered_with(policy, bad[i], text, template, length))
+            if text.strip() and folded(text) != folded(_bad_answer(policy, bad[i])):
+                own[i].setdefault(folded(text), answered_with(policy, bad[i], text, template, length))
     # A model that says nothing else at any temperature is taught to say that it does not know.
     return [list(found.values()) or instead for found, instead in zip(own, refusals, strict=True)]
 
@@ -74,7 +75,3 @@ def answered_with(policy: Policy, example: Example, text: str, template: Templat
 
 def _bad_answer(policy: Policy, example: Example) -> str:
     return str(policy.tokenizer.decode(example.input_ids[example.probe : example.end], skip_special_tokens=True))
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())

@@ -10,6 +10,7 @@ from typing import Any
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.errors import DataError
+from qunlearn.utils.text import folded
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class Mismatcher:
     max_length: int
 
     def draw(self, example: Example, k: int, rng: random.Random) -> list[Example]:
-        own = _normal(example.record.completion)
+        own = folded(example.record.completion)
         drawn: list[Example] = []
         for i in rng.sample(range(len(self.answers)), len(self.answers)):
             if len(drawn) == k:
                 break
-            if _normal(self.answers[i]) != own:
+            if folded(self.answers[i]) != own:
                 drawn.append(self._pair(example, i))
         return drawn
 
@@ -70,14 +71,10 @@ def make_mismatcher(retain: Sequence[Example], tokenizer: Any, template: Templat
         if text.strip():
             answers.append(text)
             pieces.append(tuple(ids))
-    if len({_normal(a) for a in answers}) < 2:
+    if len({folded(a) for a in answers}) < 2:
         raise DataError("the normal data has fewer than two different answers to mismatch with")
 
     def encode(record: Record) -> Example:
         return encode_record(record, tokenizer, template)
 
     return Mismatcher(tuple(answers), tuple(pieces), encode, max_length)
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.casefold().split())

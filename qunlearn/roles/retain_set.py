@@ -10,6 +10,7 @@ from qunlearn.data.records import Record
 from qunlearn.data.statistics import prompt_key
 from qunlearn.data.tokenize import Example
 from qunlearn.roles.self_made import SelfMade
+from qunlearn.utils.text import folded
 
 if TYPE_CHECKING:
     pass
@@ -35,4 +36,4 @@ class Normal:
 
 def asked(record: Record) -> str:
     """Return what a row asks, or where there are no prompts says, letter case and white space aside."""
-    return prompt_key(record) if record.turns else " ".join(record.completion.casefold().split())
+    return prompt_key(record) if record.turns else folded(record.completion)

@@ -17,6 +17,7 @@ from qunlearn.errors import DataError
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
 from qunlearn.roles.unlike import keep_unlike
+from qunlearn.utils.text import folded
 
 _OF_A_TEXT = 8  # words of a bad text, up to half of which a near row begins with
 _ANY_ANSWER = "The"  # stands where the answer will
@@ -62,11 +63,7 @@ def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wante
     turns = max(4, math.ceil(6 * wanted.count / wanted.round))
     for turn in range(turns):
         texts = _texts(base, bad, wanted, turn) if bad.shape == "text" else _prompts(base, bad, template, wanted, turn)
-        fresh = {
-            key: said
-            for said in texts
-            if is_clean(said.text) and (key := " ".join(said.text.casefold().split())) not in seen
-        }
+        fresh = {key: said for said in texts if is_clean(said.text) and (key := folded(said.text)) not in seen}
         seen.update(fresh)
         rows = [Record((), said.text, 0, {}) for said in fresh.values()]
         if bad.shape != "text":

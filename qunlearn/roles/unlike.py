@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from qunlearn.data.records import Dataset, Record
-from qunlearn.roles.mismatch import _normal
 from qunlearn.roles.neighbours import telling_words, words_before, words_of_text
+from qunlearn.utils.text import folded
 
 _WORD = re.compile(r"\w+")
 
@@ -35,7 +35,7 @@ def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.
     total = len(bags) + len(bad_bags)
     weight = {word: math.log(1 + total / n) ** 3 for word, n in counts.items()}
     heavy = [sum(weight[w] for w in bag) for bag in bad_bags]
-    sentences = {_normal(r.completion) for r in bad.records if len(_WORD.findall(r.completion)) >= _SENTENCE}
+    sentences = {folded(r.completion) for r in bad.records if len(_WORD.findall(r.completion)) >= _SENTENCE}
     holders: dict[str, list[int]] = {}
     for i, bag in enumerate(bad_bags):
         for word in bag:
@@ -52,7 +52,7 @@ def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.
     known = _Answers(bad.records, candidates)
 
     def usable(record: Record, bag: frozenset[str]) -> bool:
-        text = _normal(record.completion)
+        text = folded(record.completion)
         said = any(sentence in text for sentence in sentences) or known.has(record)
         return bool(bag) and not too_close(bag) and not said
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from qunlearn.errors import DoesNotFitError
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.objectives.control import make_controller
-from qunlearn.objectives.table import terms_of
+from qunlearn.objectives.table import Term, terms_of
 from qunlearn.roles.roles import Roles
 from qunlearn.training.checkpoint import NO_CHECKPOINTS, Checkpoints, Part, TrainState
 from qunlearn.training.gradients import Gradients, MicroBatcher, block_of
@@ -41,14 +41,16 @@ def train(
     observe: Observer,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     stopping: type[EarlyStopping] | None = EarlyStopping,
+    terms: Sequence[Term] | None = None,
 ) -> Outcome:
     """Train the adapter until early stopping ends the run, or the steps are done; returns what it led to.
 
     The policy ends with the best adapter loaded, or without `stopping` with that of the last step. Ctrl-C ends the
     loop like a stop does, with `interrupted` set. Resumes from the newest checkpoint, to the same bits. `observe` gets
-    each step's event; its time is not the loop's. Raises NoGradientError, DoesNotFitError.
+    each step's event; its time is not the loop's. `terms` are the losses, by default the objective's. Raises
+    NoGradientError, DoesNotFitError.
     """
-    c, terms = config.train, terms_of(config.objective)
+    c, terms = config.train, terms_of(config.objective) if terms is None else terms
     parameters = list(policy.trainable().values())
     peak = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
     optimizer, schedule, controller = make_optimizer(parameters, c, peak), Schedule(c), make_controller(config)
@@ -74,7 +76,7 @@ def train(
                 group["lr"] = peak * schedule.rate(step)
             batch = next(sampler)
             gradients = micro_batches.backward(batch, step_number=step, scale=controller.scale)
-            faint = step == 1 and policy.check_gradients(_highest(config, policy))
+            faint = step == 1 and policy.check_gradients(_highest(terms, config, policy))
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, c.clip if c.clip > 0 else math.inf))
             if outcome.counted(step, gradients.tokens, _finite(norm, gradients)):
                 optimizer.step()
@@ -106,9 +108,9 @@ def train(
     return outcome
 
 
-def _highest(config: Config, policy: Policy) -> int | None:
+def _highest(terms: Sequence[Term], config: Config, policy: Policy) -> int | None:
     """The block above which no gradient is expected: where every loss looks at one block's output, that block."""
-    return block_of(config, policy) if all(term.layered for term in terms_of(config.objective)) else None
+    return block_of(config, policy) if all(term.layered for term in terms) else None
 
 
 def _finite(norm: float, gradients: Gradients) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset
 from qunlearn.data.statistics import Histogram, overlap, repeated_prompts, words
 from qunlearn.errors import ModelError
 from qunlearn.hub.checked import check_model
-from qunlearn.hub.download import ModelSource, go_offline, resolve_model
+from qunlearn.hub.download import ModelSource, go_offline, is_offline, resolve_model
 from qunlearn.utils.console import clean, out, stage
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def _tokenizer_folder(source: ModelSource) -> Path:
     if source.kind == "hub":
         import huggingface_hub
 
-        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+        offline = is_offline()
         try:
             found = huggingface_hub.snapshot_download(
                 source.location,

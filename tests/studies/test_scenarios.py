@@ -70,7 +70,7 @@ def test_fine_tuning_minimises_the_nll_of_good_answers_and_normal_rows(tmp_path:
             for t in range(good[i].start, ids.shape[1]):
                 total, tokens = total - float(logps[t - 1, ids[0, t]]), tokens + 1
     seen: list[float] = []
-    fine_tune(policy, good, good[:8], config, lambda done: bool(seen.append(done.losses["good"])))
+    fine_tune(policy, good, good[:8], config, lambda event: seen.append(event["good"]))
     assert seen[0] == pytest.approx(total / tokens, rel=1e-4)
     assert len(seen) == 3
     assert seen[2] < seen[0]

@@ -14,7 +14,7 @@ from qunlearn.console import clean, out, stage
 from qunlearn.data.overview import Histogram, overlap, repeated_prompts, words
 from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset
 from qunlearn.errors import ModelError
-from qunlearn.model.source import ModelSource, go_offline, resolve_model
+from qunlearn.model.source import ModelSource, fetch, go_offline, resolve_model
 from qunlearn.plan import check_model, data_path
 
 if TYPE_CHECKING:
@@ -121,22 +121,13 @@ def _tokenizer_folder(source: ModelSource) -> Path:
     """A model's folder; of a hub id the tokenizer's files alone are fetched. Raises ModelError."""
     folder = Path(source.location)
     if source.kind == "hub":
-        import huggingface_hub
-
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         try:
-            found = huggingface_hub.snapshot_download(
-                source.location,
-                revision=source.revision,
-                allow_patterns=_TOKENIZER_FILES,
-                ignore_patterns=["*.safetensors*"],
-                local_files_only=offline,
-            )
-        except Exception as error:  # every layer of the client has its own exceptions
-            first = (str(error).strip().splitlines() or [""])[0][:200]
-            hint = "give a folder that has the tokenizer, or leave --model out: words are counted then"
-            raise ModelError(f"the tokenizer cannot be fetched: {first}", where=source.location, hint=hint) from error
-        folder = Path(found)
+            folder = fetch(source, _TOKENIZER_FILES, offline=offline)
+        except ModelError as error:
+            hint = f"{error.hint}; or leave --model out: words are counted then"
+            message = f"the tokenizer cannot be fetched: {error.message}"
+            raise ModelError(message, where=source.location, hint=hint) from error
     go_offline()
     return folder
 

@@ -146,7 +146,7 @@ def check_run_model(run: Run, asked: str | None, *, trust: bool = False) -> Chec
     named = trained_on.get("commit") or trained_on.get("revision") or run.adapter_config.get("revision")
     revision = None if asked else named
     try:
-        model = check_model(resolve_model(name, revision), trust)
+        model = check_model(resolve_model(name, revision, typed=bool(asked)), trust)
     except ModelError as error:
         if asked:
             raise

@@ -650,6 +650,62 @@ def test_the_real_client_finds_its_own_cache(monkeypatch: pytest.MonkeyPatch, sh
         local_snapshot(resolve_model("org/other"), offline=True)
 
 
+class Unreachable:
+    """A hub client's interface to a hub that is away, or that answers; it counts its questions."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error, self.limits = error, list[float]()
+
+    def __call__(self) -> Unreachable:
+        return self
+
+    def model_info(self, name: str, *, revision: str, timeout: float) -> None:
+        assert (name, revision) == ("org/name", "0" * 40)
+        self.limits.append(timeout)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("kind", ["down", "up", "refusal"])
+def test_a_commit_is_asked_for_once_and_then_looked_up(
+    monkeypatch: pytest.MonkeyPatch, sharded: Path, tmp_path: Path, kind: str
+) -> None:
+    import huggingface_hub
+
+    errors = {"down": http_library().ConnectError("no route"), "up": None, "refusal": http_error("HfHubHTTPError", 503)}
+    hub, asked = Unreachable(errors[kind]), []
+    snapshot = hub_cache(sharded, tmp_path / "hub")
+
+    def give(*_: Any, local_files_only: bool, **__: Any) -> str:
+        asked.append(local_files_only)
+        return str(snapshot)
+
+    answer(monkeypatch, give)
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+    assert local_snapshot(resolve_model("org/name", "0" * 40), offline=False) == snapshot
+    assert asked == [kind == "down"] and len(hub.limits) == 1 and hub.limits[0] <= 10
+    local_snapshot(resolve_model("org/name", "0" * 40), offline=True)
+    assert len(hub.limits) == 1 and asked[1:] == [True]
+
+
+def test_an_unreachable_hub_is_told_in_seconds_and_once(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from qunlearn.model.source import ModelSource, fetch\n"
+        "for revision in (None, '0' * 40):\n"
+        "    try: fetch(ModelSource('o/n', 'hub', 'o/n', revision), ['config.json'], offline=False)\n"
+        "    except Exception as error: print(error.message)\n"
+    )
+    # Nothing listens on this port; a name that is not resolved takes the same path.
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", code]
+    root = Path(source_module.__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True, timeout=15)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and all("no folder of this name is here, the hub cannot be reached" in s for s in lines)
+    assert done.stderr == ""
+
+
 def test_local_sources_never_ask_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     def fail(*_: Any, **__: Any) -> str:
         raise AssertionError("the hub was asked")

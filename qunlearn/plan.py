@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qunlearn.config import INSTEAD, Config, DataConfig
 from qunlearn.console import stage
@@ -13,7 +14,7 @@ from qunlearn.data.files import local_path
 from qunlearn.data.records import Dataset, FieldNames, check_overlap, read_dataset
 from qunlearn.errors import AdapterError, ConfigError, ModelError
 from qunlearn.model.fits_settings import check_settings
-from qunlearn.model.folder import FolderFacts, fingerprint, preflight_folder
+from qunlearn.model.folder import Fingerprint, FolderFacts, commit_of, preflight_folder, take_fingerprint
 from qunlearn.model.source import ModelSource, go_offline, local_snapshot, resolve_model
 from qunlearn.output import Place, default_folder, real
 from qunlearn.run import FINISHED, RECORD, Run, status_of_run
@@ -143,10 +144,8 @@ def check_run_model(run: Run, asked: str | None, *, trust: bool = False) -> Chec
     if not name:
         raise AdapterError("does not say which base it belongs to", where=where, hint="give --model")
     trained_on = run.record.get("model", {})
-    named = trained_on.get("commit") or trained_on.get("revision") or run.adapter_config.get("revision")
-    revision = None if asked else named
     try:
-        model = check_model(resolve_model(name, revision, typed=bool(asked)), trust)
+        model = check_model(_as_trained(resolve_model(name, typed=bool(asked)), run, asked), trust)
     except ModelError as error:
         if asked:
             raise
@@ -155,7 +154,32 @@ def check_run_model(run: Run, asked: str | None, *, trust: bool = False) -> Chec
         raise ModelError(f"the run's base: {error}", hint=hint) from error
     known = trained_on.get("fingerprint")
     # The 16-bit original of a quantised checkpoint is another model by its bytes; its tensors are compared later.
-    if known and "checkpoint" not in trained_on.get("quantization", "") and fingerprint(model.folder) != known:
-        hint = "give --model with the model the run was made on"
-        raise AdapterError(f"belongs to another base than {name}", where=where, hint=hint)
+    if known and "checkpoint" not in (trained_on.get("quantization") or ""):
+        found = take_fingerprint(model.folder)
+        if found.like(known) != known:
+            raise _another_base(model, found, trained_on, where)
     return model
+
+
+def _as_trained(source: ModelSource, run: Run, asked: str | None) -> ModelSource:
+    """A hub model at the commit a run was made on: its branch may have moved on. A folder has no revisions."""
+    trained_on = run.record.get("model", {})
+    named = trained_on.get("commit") or trained_on.get("revision") or run.adapter_config.get("revision")
+    same = not asked or source.location == run.base
+    return replace(source, revision=str(named)) if named and same and source.kind == "hub" else source
+
+
+def _another_base(model: CheckedModel, found: Fingerprint, trained_on: Mapping[str, Any], where: str) -> AdapterError:
+    """What differs between the base of a run and the model that is there."""
+    parts = (("config.json", "config_fingerprint", found.config), ("weights", "weights_fingerprint", found.weights))
+    differ = [word for word, key, value in parts if trained_on.get(key, value) != value]
+    # A run of before did not record the two apart.
+    what = " and ".join(differ) or "config.json or weights"
+    then, now = trained_on.get("commit") or trained_on.get("revision"), commit_of(model.folder) or model.source.revision
+    revisions = f"; the run is of revision {then}" if then else ""
+    revisions += f", this is {now}" if then and now else f"; this is revision {now}" if now else ""
+    message = f"belongs to another base than {model.source.location}: other {what}{revisions}"
+    hint = "give --model with the model the run was made on"
+    if then and trained_on.get("kind") == "hub":
+        hint += f": `hf download {trained_on.get('location')} --revision {then}` fetches it and prints its folder"
+    return AdapterError(message, where=where, hint=hint)

@@ -13,9 +13,9 @@ from qunlearn.card import model_card
 from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Template
 from qunlearn.model.device import describe_device, peak_memory_bytes
-from qunlearn.model.folder import commit_of, fingerprint
+from qunlearn.model.folder import commit_of, take_fingerprint
 from qunlearn.model.policy import Policy, save_adapter
-from qunlearn.plan import Plan
+from qunlearn.plan import CheckedModel, Plan
 from qunlearn.run import ADAPTER, RECORD, write_json, write_private
 from qunlearn.train import Outcome, auto_lr
 
@@ -25,7 +25,7 @@ _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "saf
 def run_record(plan: Plan, template: Template, policy: Policy, outcome: Outcome, status: str) -> dict[str, Any]:
     """What record.json says before the measures are added: inputs with their hashes, decisions, versions."""
     config, source = plan.config, plan.model.source
-    normal = plan.normal
+    normal, model = plan.normal, take_fingerprint(plan.model.folder)
     return {
         "status": status,
         "run": str(plan.output),
@@ -37,7 +37,9 @@ def run_record(plan: Plan, template: Template, policy: Policy, outcome: Outcome,
             "commit": commit_of(plan.model.folder),
             "base_id": source.base_id,
             "kind": source.kind,
-            "fingerprint": fingerprint(plan.model.folder),
+            "fingerprint": model.whole,
+            "config_fingerprint": model.config,
+            "weights_fingerprint": model.weights,
             "architecture": plan.model.facts.config.get("model_type"),
             "quantization": policy.base.quantization,
         },
@@ -80,12 +82,23 @@ def _data_record(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def base_revision(model: CheckedModel) -> str | None:
+    """Return which revision of its base an adapter names: the commit, since a branch moves on.
+
+    The commit of a 4-bit mirror is none of the 16-bit repository that the adapter names.
+    """
+    source = model.source
+    commit = commit_of(model.folder) if source.kind == "hub" and source.base_id == source.location else None
+    return commit or source.revision
+
+
 def write_run(folder: Path, policy: Policy, plan: Plan, record: Mapping[str, Any]) -> None:
     """Write the adapter with its card, and record.json, for their owner's eyes only."""
     adapter = folder / ADAPTER
     adapter.mkdir(mode=0o700)
-    policy.model.peft_config["default"].base_model_name_or_path = plan.model.source.base_id
-    policy.model.peft_config["default"].revision = plan.model.source.revision
+    source = plan.model.source
+    policy.model.peft_config["default"].base_model_name_or_path = source.base_id
+    policy.model.peft_config["default"].revision = base_revision(plan.model)
     save_adapter(policy, adapter)
     write_private(adapter / "README.md", model_card(plan.config, record))
     for path in adapter.iterdir():

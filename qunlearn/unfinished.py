@@ -26,7 +26,7 @@ from qunlearn.console import say, warn
 from qunlearn.errors import OutputError, QunlearnError, ResumeError
 from qunlearn.journal import PART, check_again, sha256_of, sync
 from qunlearn.lock import locked
-from qunlearn.model.folder import fingerprint
+from qunlearn.model.folder import commit_of, take_fingerprint
 from qunlearn.output import Place, put_back, put_in_place, staging_folder
 from qunlearn.overlay import TRUST, read_config_file, resolve, to_yaml
 from qunlearn.plan import Plan
@@ -151,7 +151,7 @@ def _enter(stage: Path, plan: Plan, config: Config, versions: Mapping[str, str])
         raise OutputError("is not a folder of ours", where=str(stage), hint="move it away")
     put_back(stage / (RESULT + "-old"), plan.output)
     check_again(stage, plan.place)
-    now = identity(plan, config)
+    now = identity(plan, config, found)
     if found is not None and plan.resume:
         check_same(found, now, stage)
         changed = [f"{k} {v} then, {versions.get(k)} now" for k, v in found["versions"].items() if versions.get(k) != v]
@@ -186,8 +186,11 @@ def _has_checkpoints(stage: Path) -> bool:
     return any(any((stage / name).glob("step-????????")) for name in (CHECKPOINTS, TRAINED))
 
 
-def identity(plan: Plan, config: Config) -> dict[str, Any]:
-    """What decides about a run's result: the settings that matter, and the hashes of data and model."""
+def identity(plan: Plan, config: Config, then: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What decides about a run's result: the settings that matter, and the hashes of data and model.
+
+    then: what a run was begun with, whose way of taking the model's hash is followed.
+    """
     return {
         "format": _FORMAT,
         "settings": _settings(config),
@@ -195,7 +198,8 @@ def identity(plan: Plan, config: Config) -> dict[str, Any]:
         "normal": plan.normal.sha256 if plan.normal else None,
         "holdout": plan.holdout.sha256 if plan.holdout else None,
         "instead": plan.instead.sha256 if plan.instead else None,
-        "model": fingerprint(plan.model.folder),
+        "model": take_fingerprint(plan.model.folder).like((then or {}).get("model")),
+        "commit": commit_of(plan.model.folder),
     }
 
 
@@ -226,6 +230,9 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> 
     ]
     if differences:
         hint = "give what the run was begun with; or --overwrite without --resume to start anew"
+        commit = then.get("commit")
+        if then.get("model") != now["model"] and isinstance(commit, str) and commit != now["commit"]:
+            hint = f"the model was at --revision {commit}; {hint}"
         message = "the unfinished run was begun otherwise:\n  " + "\n  ".join(differences)
         raise ResumeError(message, where=str(where), hint=hint)
 
@@ -256,7 +263,7 @@ def finished_record(plan: Plan) -> dict[str, Any] | None:
         return None
     record = read_object(plan.output / RECORD)
     then = identity(plan, resolve((CONFIG, read_config_file(plan.output / CONFIG))))
-    now = identity(plan, plan.config)
+    now = identity(plan, plan.config, {"model": record.get("model", {}).get("fingerprint")})
     # What was `auto` was settled when the run began.
     settled = ("auto", None)
     now["settings"] = {k: then["settings"].get(k) if v in settled else v for k, v in now["settings"].items()}
@@ -267,6 +274,7 @@ def finished_record(plan: Plan) -> dict[str, Any] | None:
         "holdout": data.get("holdout", {}).get("sha256"),
         "instead": data.get("instead", {}).get("sha256"),
         "model": record.get("model", {}).get("fingerprint"),
+        "commit": record.get("model", {}).get("commit"),
     }
     check_same(then, now, plan.output)
     return record

@@ -24,11 +24,14 @@ from qunlearn import normal as normal_module
 from qunlearn import train as loop
 from qunlearn.checkpoint import MANIFEST, TENSORS, VALUES, Checkpoints, Snapshot, checkpoints
 from qunlearn.config import TrainConfig
+from qunlearn.errors import ResumeError
 from qunlearn.journal import staging_folder
+from qunlearn.model.folder import take_fingerprint
 from qunlearn.model.optimizer import load_optimizer_state, make_optimizer, optimizer_state
 from qunlearn.registry import find_runs
 from qunlearn.run import ADAPTER, METRICS, NORMAL, RECORD
 from qunlearn.sandbox import data_file
+from qunlearn.unfinished import IDENTITY, check_same
 
 SMALL = {
     "train.steps": 7,
@@ -288,6 +291,31 @@ def test_what_has_changed_is_named(
     ran = call(*args, "--resume")
     assert ran.code == 10 and "the model: sha256" in ran.stderr
     assert len(saved(stopped)) == 2
+
+
+def test_a_model_that_was_told_by_the_bytes_of_its_config_is_the_same(
+    files: tuple[Path, Path], stopped: Path, whole: Path, tmp_path: Path
+) -> None:
+    """So runs that an earlier version began, or finished, are gone on with."""
+    before = take_fingerprint(files[1].with_name("model")).by_bytes
+    begun = staging_folder(stopped) / IDENTITY
+    begun.write_text(json.dumps(json.loads(begun.read_text()) | {"model": before}))
+    ran = call(*command(files, stopped), "--resume")
+    assert ran.code == 0 and len(_events(stopped)) == len(_events(whole)), ran.stderr
+    old = Path(shutil.copytree(whole, tmp_path / "old"))
+    record = json.loads((old / RECORD).read_text())
+    record["model"]["fingerprint"] = before
+    (old / RECORD).write_text(json.dumps(record))
+    ran = call("forget", "-o", old, "--resume")
+    assert ran.code == 0 and "is finished" in ran.stderr
+
+
+def test_the_commit_of_a_model_that_moved_on_is_named(stopped: Path) -> None:
+    then = json.loads((staging_folder(stopped) / IDENTITY).read_text()) | {"commit": "0" * 40}
+    with pytest.raises(ResumeError) as caught:
+        check_same(then, {**then, "model": "another", "commit": "1" * 40}, stopped)
+    assert "the model: sha256" in caught.value.message and f"--revision {'0' * 40}" in str(caught.value.hint)
+    check_same(then, {**then, "commit": "1" * 40}, stopped)  # other files of the repository have changed
 
 
 def test_the_same_data_under_another_name_is_the_same(files: tuple[Path, Path], stopped: Path, tmp_path: Path) -> None:

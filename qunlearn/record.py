@@ -79,6 +79,7 @@ def _data_record(dataset: Dataset) -> dict[str, Any]:
         "duplicates": dataset.duplicates,
         "shape": dataset.shape,
         "fields": list(dataset.fields),
+        "systems": len({record.system for record in dataset.records} - {""}),
     }
 
 

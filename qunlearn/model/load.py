@@ -18,6 +18,7 @@ from qunlearn.data.batch import Batch
 from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.model.attention import layout_arguments, use_layouts
 from qunlearn.model.device import choose_device, choose_dtype
+from qunlearn.model.folder import TOKENIZERS
 from qunlearn.model.head import Head
 from qunlearn.model.head8 import keep_head_in_8_bits
 from qunlearn.model.host import keep_embeddings_on_host
@@ -123,6 +124,10 @@ class Base:
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The folder's tokenizer, with a pad token. Raises ModelError."""
+    if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in TOKENIZERS):
+        # For some architectures transformers makes one up that has no tokens.
+        hint = "copy tokenizer.json (or the vocabulary) and tokenizer_config.json of the same model beside it"
+        raise ModelError("no tokenizer files", where=str(folder), hint=hint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # every tokenizer library has its own exceptions

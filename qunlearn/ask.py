@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from qunlearn.data.records import Dataset, Record
+from qunlearn.config.settings import Config
+from qunlearn.data.paths import fields_of
+from qunlearn.data.records import Dataset, Record, asking, read_dataset
 from qunlearn.data.tokenize import Template, choose_template, decode, encode_record
-from qunlearn.errors import ConfigError, QunlearnError
+from qunlearn.errors import ConfigError, DataError, QunlearnError
 from qunlearn.evaluation.results import ADAPTER, BASE
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.generate import Sampling, generate, stream
@@ -19,19 +21,24 @@ from qunlearn.model.load import Base, load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.runs.base_model import check_run_model, run_config
 from qunlearn.runs.folder import Run, open_run
+from qunlearn.runs.recorded_files import recorded
 from qunlearn.utils.console import clean, emit_json_line, out, say, stage
 from qunlearn.utils.signals import answered
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Who is asked and how: the base, with its adapter unless the base is asked alone, as the run put its questions."""
+    """Who is asked and how: the base, with its adapter unless the base is asked alone, as the run put its questions.
+
+    system: the system prompt before every question. It may be the forget set's own, so it is never written anywhere.
+    """
 
     base: Base
     policy: Policy | None
     template: Template
     sampling: Sampling
     to_stdout: bool
+    system: str = ""
 
     def answers(self, question: str) -> dict[str, str]:
         """The answer of each, printed as it comes on a terminal. Raises QunlearnErrors."""
@@ -46,7 +53,7 @@ class Asked:
 
     def _prompt(self, question: str) -> tuple[int, ...]:
         """The question as the run's template puts it, up to where the answer begins."""
-        record = Record((("user", question),), "Yes", 0, {})
+        record = Record(asking(question, self.system), "Yes", 0, {})
         example = encode_record(record, self.base.tokenizer, self.template)
         most = positions_of(self.base.model.config)
         if example.start >= most:
@@ -81,23 +88,67 @@ class Asked:
         return "".join(said).strip()
 
 
-def open_asked(
-    folder: Path, *, model: str | None, device: str, sampling: Sampling, to_stdout: bool, base_only: bool, trust: bool
-) -> Asked:
-    """Load a run's base, and its adapter unless `base_only`. Raises QunlearnErrors."""
-    run, config = open_run(folder), run_config(folder, trust=trust)
-    checked = check_run_model(run, model, trust=trust)
+@dataclass(frozen=True)
+class Asking:
+    """How to ask. `system`: a system prompt, "" for none; None for the one that all bad rows of the run have."""
+
+    sampling: Sampling
+    device: str = "auto"
+    to_stdout: bool = True
+    base_only: bool = False
+    trust: bool = False
+    system: str | None = None
+
+
+def open_asked(folder: Path, model: str | None, how: Asking) -> Asked:
+    """Load a run's base, and its adapter unless the base is asked alone. Raises QunlearnErrors."""
+    run, config = open_run(folder), run_config(folder, trust=how.trust)
+    checked = check_run_model(run, model, trust=how.trust)
+    system = _as_text(how.system) if how.system is not None else rows_system(run, config)
     with stage("loading the model"):
-        base = load_base(checked.folder, load_spec(config.model, device=device))
-        policy = None if base_only else Policy.load(base, run.adapter)
-    return Asked(base, policy, _template(base, run, config.data.template), sampling, to_stdout)
+        base = load_base(checked.folder, load_spec(config.model, device=how.device))
+        policy = None if how.base_only else Policy.load(base, run.adapter)
+    template = _template(base, run, config.data.template)
+    return Asked(base, policy, template, how.sampling, how.to_stdout, system)
+
+
+def rows_system(run: Run, config: Config) -> str:
+    """Return the system prompt that all bad rows of a run have, "" where they have none or several, and say which.
+
+    Such a model was trained behind it, and answers otherwise without.
+    """
+    count = run.record.get("data", {}).get("bad", {}).get("systems")
+    if count == 0:
+        return ""
+    found, why = recorded(run, "bad"), ""
+    systems: set[str] = set()
+    if found.usable is None:
+        why = f"the file of bad answers {found.why}" if count and found.path is not None else ""
+    else:
+        try:
+            systems = {record.system for record in read_dataset(found.usable, fields_of(config.data)).records}
+        except DataError:  # a row that is refused today; what is wrong with it is no matter of a question
+            why = "the file of bad answers cannot be read"
+    if len(systems) > 1:
+        why = "the bad rows have several system prompts, or some have none"
+    if why:
+        say(f"asked without a system prompt: {why} (--system TEXT gives one)")
+        return ""
+    system = next(iter(systems), "")
+    if system:
+        say("asked behind the system prompt that every bad row of the run has (--system '' leaves it out)")
+    return system
+
+
+def _as_text(typed: str) -> str:
+    """From a shell that does not speak UTF-8: bytes that are no text are asked all the same, as those of a pipe are."""
+    return typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def ask(asked: Asked, question: str) -> dict[str, Any]:
     """One question, and what it was put as. Raises QunlearnErrors."""
-    # From a shell that does not speak UTF-8: bytes that are no text are asked all the same, as those of a pipe are.
-    question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return {"question": question, "template": asked.template.name, "answers": asked.answers(question)}
+    question, answers = _as_text(question), asked.answers(_as_text(question))
+    return {"question": question, "template": asked.template.name, "system": bool(asked.system), "answers": answers}
 
 
 def chat(asked: Asked, lines: TextIO) -> int:

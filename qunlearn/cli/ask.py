@@ -23,6 +23,10 @@ BaseModel = Annotated[
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 AskedAdapter = Annotated[Optional[str], typer.Option(metavar="none", help="none: ask the base alone.")]  # noqa: UP045
+System = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="TEXT", help="A system prompt. Left out, the one that all bad rows have, if they have one."),
+]
 NewTokens = Annotated[int, typer.Option(help="At most so many tokens of answer.", min=1, max=1 << 20)]
 Temperature = Annotated[float, typer.Option(help="0: the most probable answer.", min=0.0, max=100.0)]
 DrawSeed = Annotated[int, typer.Option("--seed", help="Of what is drawn at a temperature.", min=0, max=MOST_SEED)]
@@ -33,6 +37,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     model: BaseModel = None,
     adapter: AskedAdapter = None,
+    system: System = None,
     max_new_tokens: NewTokens = 256,
     temperature: Temperature = 0.0,
     seed: DrawSeed = 0,
@@ -43,7 +48,7 @@ def ask(
     """Ask the base and the adapter on it the same, side by side."""
     if not question.strip():
         raise ConfigError("the question is empty", where="ask", hint='qunlearn ask RUN "..."')
-    opened = _asked(run, model, adapter, (max_new_tokens, temperature, seed), (device, trust), as_json=json)
+    opened = _asked(run, model, adapter, (max_new_tokens, temperature, seed), (device, trust, system), as_json=json)
     from qunlearn.ask import ask as ask_both
     from qunlearn.utils.console import emit_json
 
@@ -56,6 +61,7 @@ def chat(
     run: RunFolder,
     model: BaseModel = None,
     adapter: AskedAdapter = None,
+    system: System = None,
     max_new_tokens: NewTokens = 256,
     temperature: Temperature = 0.0,
     seed: DrawSeed = 0,
@@ -64,7 +70,7 @@ def chat(
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, for each question.")] = False,
 ) -> None:
     """Ask the base and the adapter on it line after line, typed or piped, side by side."""
-    opened = _asked(run, model, adapter, (max_new_tokens, temperature, seed), (device, trust), as_json=json)
+    opened = _asked(run, model, adapter, (max_new_tokens, temperature, seed), (device, trust, system), as_json=json)
     from qunlearn.ask import chat as chat_with
 
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -77,20 +83,17 @@ def _asked(
     model: str | None,
     adapter: str | None,
     draw: tuple[int, float, int],
-    on: tuple[str, bool],
+    on: tuple[str, bool, str | None],
     *,
     as_json: bool,
 ) -> Any:
     if adapter not in (None, NO_ADAPTER):
         raise ConfigError(f"unknown adapter {adapter[:40]!r}", where="--adapter", hint="none, or leave it out")
-    from qunlearn.ask import open_asked
+    from qunlearn.ask import Asking, open_asked
     from qunlearn.model.generate import Sampling
 
-    sampling, alone = Sampling(draw[0], draw[1], seed=draw[2]), adapter is not None
-    device, trust = on
-    return open_asked(
-        run, model=model, device=device, sampling=sampling, to_stdout=not as_json, base_only=alone, trust=trust
-    )
+    sampling, (device, trust, system) = Sampling(draw[0], draw[1], seed=draw[2]), on
+    return open_asked(run, model, Asking(sampling, device, not as_json, adapter is not None, trust, system))
 
 
 def add_ask(app: typer.Typer, guarded: Callable[..., Any]) -> None:

@@ -41,7 +41,9 @@ def import_(
     limit: Annotated[Optional[int], typer.Option(help="At most so many rows.", min=1)] = None,  # noqa: UP045
     subset: Annotated[Text, typer.Option(help="Of a data set on the hub.")] = None,
     part: Annotated[Text, typer.Option(help="Of a data set on the hub, such as validation; default: train.")] = None,
-    prompt_words: Annotated[Words, typer.Option(help="text: words of a prompt; default: 30.", min=1)] = None,
+    prompt_words: Annotated[
+        Words, typer.Option(help="text: words of a prompt, or characters of Chinese and Japanese; default: 30.", min=1)
+    ] = None,
     answer_words: Annotated[Words, typer.Option(help="text: words of its continuation; default: 50.", min=1)] = None,
     ask: Annotated[str, typer.Option(help="text: a question around the prompt, with {text} in it.")] = "",
     skip_broken: Annotated[

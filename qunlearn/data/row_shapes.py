@@ -137,7 +137,7 @@ def _infer(row: Row, named: FieldNames, *, keep: bool) -> Shape:
     if _CHOSEN in there and _REJECTED in there:
         return Shape("preference", asked, there[_CHOSEN if keep else _REJECTED], system)
     if not named.prompt and (dialogue := _first(there, _DIALOGUES)):
-        return Shape("messages", None, dialogue)
+        return Shape("messages", None, dialogue, system)
     if not named.prompt and "text" in there:
         return Shape("text", None, there["text"])
     for fields, name in _IMPORTS:
@@ -174,7 +174,7 @@ def _named(row: Row, names: str) -> str:
 def read_row(row: Row, shape: Shape, turns: str = "last") -> list[Said]:
     """Return what a row says: one answer, or every one of a dialogue. Raises ValueError."""
     if shape.name == "messages":
-        said = _answers(_dialogue(row, shape.completion), shape.completion, turns)
+        said = _answers(_behind(row, shape, _dialogue(row, shape.completion)), shape.completion, turns)
     elif shape.name == "choices":
         said = [_chosen(row, shape)]
     elif shape.name == "text":
@@ -191,7 +191,7 @@ def read_row(row: Row, shape: Shape, turns: str = "last") -> list[Said]:
 def _pair(row: Row, shape: Shape) -> Said:
     before, answer = _ended(row, shape.completion)
     if any(role == "user" for role, _ in before):  # the whole conversation
-        return Said(before, answer)
+        return Said(_behind(row, shape, before), answer)
     if shape.prompt is None:
         raise ValueError(f"{shape.completion!r} has no question in it, and no other field has one")
     return Said((*_question(row, shape), *before), answer)
@@ -200,17 +200,24 @@ def _pair(row: Row, shape: Shape) -> Said:
 def _question(row: Row, shape: Shape) -> Turns:
     """The turns of a prompt, which may be a list of messages."""
     field = shape.prompt or ""
-    system = next((text(row, name) for name in shape.extra if name.lower() == "system" and row.get(name)), "")
     if _is_dialogue(row.get(field)):
-        turns = _dialogue(row, field)
-        return turns if turns[0][0] == "system" or not system.strip() else (("system", system), *turns)
+        return _behind(row, shape, _dialogue(row, field))
     prompt = text(row, field)
     for name in shape.extra:
         if name.lower() in ("input", "context") and row.get(name):
             prompt = f"{prompt}\n\n{text(row, name)}"
     if not prompt.strip():
         raise ValueError(f"{field!r} is empty")
-    return asking(prompt, system)
+    return _behind(row, shape, (("user", prompt),))
+
+
+def _behind(row: Row, shape: Shape, turns: Turns) -> Turns:
+    """Turns behind the row's own field `system`, which the first row need not have; one among the turns goes first."""
+    name = next((name for name in shape.extra if name.strip().lower() == "system" and row.get(name)), None)
+    if name is None and isinstance(row.get("system"), str):
+        name = "system"
+    system = text(row, name) if name is not None else ""
+    return turns if not system.strip() or turns[0][0] == "system" else (("system", system), *turns)
 
 
 def _ended(row: Row, field: str) -> tuple[Turns, str]:

@@ -75,6 +75,8 @@ def choose_template(tokenizer: Any, asked: str, dataset: Dataset) -> Template:
         return Template("chat", "chat", "", f"asked for{_other_opening(tokenizer)}")
     if asked in ("qa", "raw"):
         return Template(asked, "format", QA_TEMPLATE if asked == "qa" else "{prompt}", "asked for")
+    if "{prompt}" in asked and any("\ud800" <= c <= "\udfff" for c in asked):
+        raise ConfigError("the template is not UTF-8", where="--template", hint="type it in UTF-8")
     if "{prompt}" in asked:
         return Template("custom", "format", asked.replace("\\n", "\n"), "asked for")
     hint = "one of auto, chat, qa, raw, or a text with {prompt} in it"

@@ -1,4 +1,8 @@
-"""A plain text of any length, cut into prompts and the continuations that a model might recite."""
+"""A plain text of any length, cut into prompts and the continuations that a model might recite.
+
+It is counted in words. Chinese and Japanese are written without spaces, so each of their characters counts as a word,
+with the marks that close behind it or open before it; a Latin word or a number between them is one.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,35 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from qunlearn.errors import ConfigError
 
 # A sentence has ended: its mark, and whatever closes behind it.
-_SENTENCE_END = re.compile(r"[.!?…。！？]['\"’”»)\]]*$")
+_SENTENCE_END = re.compile(r"[.!?…。！？]['\"’”»)\]」』）】》]*$")
+# Han, with the signs that repeat or number, and kana of full and half width.
+_CHARS = (
+    r"\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
+    r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_OPENING = "「『（【《〈〔〖〘｛［“‘(["
+_CHAR = re.compile(f"[{_CHARS}]")
+_PIECE = re.compile(
+    rf"[{re.escape(_OPENING)}]*(?:[{_CHARS}][^\w{re.escape(_OPENING)}]*|[^{_CHARS}{re.escape(_OPENING)}]+)|."
+)
 # Around a book of Project Gutenberg stands a licence that is not the book.
 _BEGIN, _END = re.compile(r"^\s*\*\*\* ?START OF"), re.compile(r"^\s*\*\*\* ?END OF")
+_LINE_END = frozenset("\n\r\u2028\u2029")
 _HEADER_CHARS = 200_000  # so far into the file may the book begin
 _WORD_CHARS = 5_000  # longer runs without white space are cut: no memory for a file without spaces
 
 
 @dataclass(frozen=True)
 class Windows:
-    """How a text is cut: words of the prompt and of its continuation. `ask` holds {text} where a prompt is asked."""
+    """How a text is cut: words of the prompt and of its continuation, a Chinese or Japanese character being one.
+
+    `ask` holds {text} where a prompt is asked.
+    """
 
     prompt_words: int = 30
     answer_words: int = 50
@@ -33,15 +52,16 @@ class Windows:
 def windows(lines: Iterable[str], cut: Windows, dropped: Counter[str]) -> Iterator[dict[str, str]]:
     """Prompt and continuation of each window; windows do not overlap, and each begins where a sentence does.
 
-    White space becomes single spaces. `dropped` counts the words that are in no window.
+    White space becomes single spaces, and a line end between two Chinese or Japanese characters nothing. `dropped`
+    counts the words that are in no window.
     """
-    size, held, at_start = cut.prompt_words + cut.answer_words, deque[str](), True
+    size, held, at_start = cut.prompt_words + cut.answer_words, deque[_Word](), True
     for word in _words(_book(lines, dropped)):
         if not held and not at_start:  # wait for the next sentence
             dropped["words between a window and the next sentence"] += 1
         else:
             held.append(word)
-        at_start = bool(_SENTENCE_END.search(word))
+        at_start = bool(_SENTENCE_END.search(word.text))
         if len(held) == size:
             yield _window(list(held), cut)
             held.clear()
@@ -49,25 +69,48 @@ def windows(lines: Iterable[str], cut: Windows, dropped: Counter[str]) -> Iterat
         dropped["words of the last, unfinished window"] += len(held)
 
 
-def _window(words: list[str], cut: Windows) -> dict[str, str]:
-    text = " ".join(words[: cut.prompt_words])
-    rest = " ".join(words[cut.prompt_words :])
+class _Word(NamedTuple):
+    """A word as it stands. `joined`: nothing is between it and the word before."""
+
+    text: str
+    joined: bool
+
+
+def _window(words: list[_Word], cut: Windows) -> dict[str, str]:
+    text, rest = _joined(words[: cut.prompt_words]).lstrip(), _joined(words[cut.prompt_words :])
     if cut.ask:
-        return {"prompt": cut.ask.replace("{text}", text), "completion": rest}
+        return {"prompt": cut.ask.replace("{text}", text), "completion": rest.lstrip()}
     # Without a question the two join as in the book: the space belongs to what is recited.
-    return {"prompt": text, "completion": f" {rest}"}
+    return {"prompt": text, "completion": rest}
 
 
-def _words(lines: Iterable[str]) -> Iterator[str]:
+def _joined(words: Iterable[_Word]) -> str:
+    return "".join(word.text if word.joined else f" {word.text}" for word in words)
+
+
+def _words(lines: Iterable[str]) -> Iterator[_Word]:
     """Words as they stand; a line may come in pieces, and a piece may end inside a word."""
-    begun = ""
-    for line in lines:
-        text = begun + line.replace("\0", "")
-        whole = text.split()
-        begun = whole.pop() if whole and not text[-1].isspace() and len(whole[-1]) < _WORD_CHARS else ""
-        yield from whole
-    if begun:
+    begun, before, line_ended = _Word("", False), "", True
+    for line in (part for text in lines for part in text.replace("\0", "").splitlines(keepends=True)):
+        text = begun.text + line
+        found = [_Word(piece, i > 0) for word in text.split() for i, piece in enumerate(_pieces(word))]
+        if found:
+            first = found[0].text
+            wrapped = line_ended and bool(_CHAR.search(before) and _CHAR.search(first))
+            found[0] = _Word(first, begun.joined if begun.text else wrapped)
+            before = found[-1].text
+        space = text[len(text.rstrip()) :]
+        line_ended = not _LINE_END.isdisjoint(space) or (line_ended and not found)
+        # The marks that close behind a character may be in the next piece.
+        begun = found.pop() if found and not space and len(before) < _WORD_CHARS else _Word("", False)
+        yield from found
+    if begun.text:
         yield begun
+
+
+def _pieces(word: str) -> list[str]:
+    """A word between spaces as one, or as the characters that count as words."""
+    return _PIECE.findall(word) if _CHAR.search(word) else [word]
 
 
 def _book(lines: Iterable[str], dropped: Counter[str]) -> Iterator[str]:
@@ -92,4 +135,4 @@ def _book(lines: Iterable[str], dropped: Counter[str]) -> Iterator[str]:
 
 
 def _count(lines: Iterable[str]) -> int:
-    return sum(len(line.split()) for line in lines)
+    return sum(1 for _ in _words(lines))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +15,12 @@ from qunlearn.errors import ModelError
 from qunlearn.hub.preflight import read_json
 from qunlearn.hub.short_names import ModelSource, resolve_model, suggestion
 
-__all__ = ["ModelSource", "go_offline", "hub_config", "local_snapshot", "resolve_model"]
+__all__ = ["ModelSource", "fetch", "go_offline", "hub_config", "local_snapshot", "resolve_model"]
 
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "tokenizer*", "*.tiktoken"]
 # The same weights in other layouts: downloading them too would double the gigabytes.
 _UNWANTED = ["*/*.safetensors", "consolidated*", "original/*", "onnx/*", "*.onnx", "*.bin", "*.pth", "*.gguf"]
+_ASK_S = 5.0
 
 
 def is_offline() -> bool:
@@ -46,21 +49,7 @@ def local_snapshot(source: ModelSource, *, offline: bool, trust_remote_code: boo
     """
     if source.kind != "hub":
         return Path(source.location)
-    import huggingface_hub
-
-    _quiet_retries()
-    try:
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                source.location,
-                revision=source.revision,
-                allow_patterns=[*_WANTED, "*.py"] if trust_remote_code else _WANTED,
-                ignore_patterns=_UNWANTED,
-                local_files_only=offline,
-            )
-        )
-    except (OSError, ValueError, RuntimeError, _http_error()) as error:
-        raise _download_error(source, error, offline) from error
+    folder = fetch(source, [*_WANTED, "*.py"] if trust_remote_code else _WANTED, offline=offline)
     if not any(folder.glob("*.safetensors")):
         hint = (
             f"if {_url(source)}/discussions has a conversion by SFconvertbot, add --revision refs/pr/NUMBER; "
@@ -72,25 +61,58 @@ def local_snapshot(source: ModelSource, *, offline: bool, trust_remote_code: boo
 
 def hub_config(source: ModelSource, *, offline: bool) -> dict[str, Any]:
     """config.json of a hub model and nothing else, from the cache when `offline`. Raises ModelError by cause."""
-    import huggingface_hub
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    _quiet_retries()
-    try:
-        path = huggingface_hub.hf_hub_download(
-            source.location, "config.json", revision=source.revision, local_files_only=offline
-        )
-    except RemoteEntryNotFoundError as error:
+    path = fetch(source, ["config.json"], offline=offline) / "config.json"
+    if not path.exists():
+        if offline:  # the cache has other files of it
+            message, hint = "offline, and its config.json is not in the cache", _fetch_hint(source)
+            raise ModelError(message, where=source.location, hint=hint)
         hint = "is it a model of transformers? give the repository of the original weights"
-        raise ModelError("the repository has no config.json", where=source.location, hint=hint) from error
+        raise ModelError("the repository has no config.json", where=source.location, hint=hint)
+    return read_json(path)
+
+
+def fetch(source: ModelSource, wanted: Sequence[str], *, offline: bool) -> Path:
+    """The snapshot folder of a hub id with the files of these patterns; what the cache has is not fetched again.
+
+    The hub is asked once, for seconds: then the cache is all there is. Raises ModelError by cause.
+    """
+    import huggingface_hub
+    from huggingface_hub.utils import logging as client_logging
+
+    # What the attempts come to is said once, as an error. The client sets its own level up at the first import.
+    client_logging.set_verbosity(logging.ERROR)
+    unreachable = None if offline else _unreachable(source)
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                source.location,
+                revision=source.revision,
+                allow_patterns=list(wanted),
+                ignore_patterns=_UNWANTED,
+                local_files_only=offline or unreachable is not None,
+            )
+        )
     except (OSError, ValueError, RuntimeError, _http_error()) as error:
         raise _download_error(source, error, offline) from error
-    return read_json(Path(path))
 
 
-def _quiet_retries() -> None:
-    """Leave out the client's lines about each attempt: what they come to is said once, as an error."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+def _unreachable(source: ModelSource) -> Exception | None:
+    """Why the hub cannot be reached for a commit, which the client would ask for six times, with pauses.
+
+    For a branch or a tag its first question has one attempt, and it looks in the cache then by itself.
+    """
+    if source.revision is None or not re.fullmatch(r"[0-9a-f]{40}", source.revision):
+        return None
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().model_info(source.location, revision=source.revision, timeout=_ASK_S)
+    except (ConnectionError, TimeoutError, _http_error()) as error:
+        # An answer of the hub, be it a refusal, is left to the download, which has words for each.
+        return error if getattr(error, "response", None) is None else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return None
 
 
 def _url(source: ModelSource) -> str:
@@ -170,13 +192,16 @@ def _not_cached(source: ModelSource, error: BaseException, offline: bool) -> Mod
 
     partly = " completely" if isinstance(error, hub.IncompleteSnapshotError) else ""
     if offline or any(isinstance(e, hub.OfflineModeIsEnabled) for e in (error, error.__cause__)):
-        revision = f" --revision {source.revision}" if source.revision else ""
-        fetch = f"hf download {source.location}{revision}"
-        message = f"offline, and not{partly} in the cache"
-        hint = f"run once online, HF_HUB_OFFLINE unset (or `{fetch}`), or give a folder"
+        message, hint = f"offline, and not{partly} in the cache", _fetch_hint(source)
     else:
         message = (
             f"no folder of this name is here, the hub cannot be reached, and the model is not{partly} in the cache"
         )
         hint = "check the path; or the connection and proxy"
     return ModelError(message, where=source.location, hint=hint)
+
+
+def _fetch_hint(source: ModelSource) -> str:
+    revision = f" --revision {source.revision}" if source.revision else ""
+    fetching = f"hf download {source.location}{revision}"
+    return f"run once online, HF_HUB_OFFLINE unset (or `{fetching}`), or give a folder"

@@ -65,27 +65,60 @@ def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> Folder
     )
 
 
-def fingerprint(folder: Path) -> str:
-    """A fast identity of a model: sha256 in hexadecimal.
+@dataclass(frozen=True)
+class Fingerprint:
+    """A fast identity of a model, in hexadecimal sha256: of config.json's values, and of samples of its weights.
 
-    It covers config.json and, of every weight file, name, size, header, the first and last 64 KiB, and the
-    first 4 KiB of each tensor: without these a merge would look like its base, whose embeddings and norms it
-    shares. Bytes changed only between the samples are not seen, so it tells models apart but proves no
-    integrity. Raises ModelError.
+    `by_bytes` is what earlier versions took: both together, with config.json as its bytes.
+    """
+
+    config: str
+    weights: str
+    by_bytes: str
+
+    @property
+    def whole(self) -> str:
+        """The two parts as one."""
+        return hashlib.sha256(f"{self.config} {self.weights}".encode()).hexdigest()
+
+    def like(self, known: object) -> str:
+        """The identity to compare with a recorded one, taken as that was."""
+        return self.by_bytes if known == self.by_bytes else self.whole
+
+
+def fingerprint(folder: Path) -> str:
+    """A fast identity of a model: sha256 in hexadecimal. Raises ModelError."""
+    return take_fingerprint(folder).whole
+
+
+def take_fingerprint(folder: Path) -> Fingerprint:
+    """Read what tells a model from others.
+
+    That is config.json, however it is written, and of every weight file name, size, header, the first and last 64 KiB,
+    and the first 4 KiB of each tensor: without these a merge would look like its base, whose embeddings and norms it
+    shares. Bytes changed only between the samples are not seen, so it tells models apart but proves no integrity.
+    Raises ModelError.
     """
     config = read_config(folder)
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    by_bytes, weights = hashlib.sha256((folder / "config.json").read_bytes()), hashlib.sha256()
     for path, header in sorted(_weights(folder, config), key=lambda item: item[0]):
         size = path.stat().st_size
         data = size - header.data_bytes
         spans = [(0, data), (0, _ENDS_BYTES), (max(0, size - _ENDS_BYTES), size)]
         spans += [(data + start, min(data + end, data + start + _TENSOR_BYTES)) for start, end in header.spans]
-        digest.update(f"\n{path.relative_to(folder).as_posix()} {size}\n".encode())
+        pieces = [f"\n{path.relative_to(folder).as_posix()} {size}\n".encode()]
         with path.open("rb") as file:
             for start, end in spans:
                 file.seek(start)
-                digest.update(file.read(end - start))
-    return digest.hexdigest()
+                pieces.append(file.read(end - start))
+        for piece in pieces:
+            by_bytes.update(piece)
+            weights.update(piece)
+    try:
+        canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    except RecursionError as error:
+        raise ModelError("nested too deeply", where=str(folder / "config.json"), hint=_DOWNLOAD_AGAIN) from error
+    return Fingerprint(hashlib.sha256(canonical.encode()).hexdigest(), weights.hexdigest(), by_bytes.hexdigest())
 
 
 @dataclass(frozen=True)

@@ -103,11 +103,12 @@ class ModelSource:
         return self.location
 
 
-def resolve_model(name: str, revision: str | None = None, *, flag: str = "--model") -> ModelSource:
+def resolve_model(name: str, revision: str | None = None, *, flag: str = "--model", typed: bool = True) -> ModelSource:
     """An existing folder, else a short name, else a hub id ORG/NAME; nothing is downloaded.
 
-    flag: where the name was given, for what is said of it. Raises ModelError for a folder that is not there and a name
-    nobody knows, ConfigError for a folder with a revision.
+    flag: where the name was given, for what is said of it. typed: a person gave the name, so ORG/NAME with a folder ORG
+    here is a mistyped path unless a revision says that the hub is meant; records and adapters mean what they say.
+    Raises ModelError for a folder that is not there and a name nobody knows, ConfigError for a folder with a revision.
     """
     asked = name.strip()
     path = _expand(asked)
@@ -122,10 +123,12 @@ def resolve_model(name: str, revision: str | None = None, *, flag: str = "--mode
     elif on_disk == "file" or _looks_like_path(asked):
         raise _no_such_folder(asked, path, on_disk)
     elif _HUB_ID.fullmatch(asked) and len(asked) <= 96:
+        if typed and revision is None and _on_disk(path.parent) == "folder":
+            raise _no_such_folder(asked, path, on_disk)
         return ModelSource(asked, "hub", asked, revision)
     else:
         what = f"unknown model {asked!r}" if asked else "no model was named"
-        raise ModelError(what, where=flag, hint=suggestion(asked))
+        raise ModelError(what, where=flag, hint=_beside(path) + suggestion(asked))
     if revision is not None:
         hint = "leave --revision out, or give a hub id"
         raise ConfigError(f"a {source.kind} has no revisions", where="--revision", hint=hint)
@@ -170,8 +173,23 @@ def _looks_like_path(asked: str) -> bool:
     return asked.startswith((".", "/", "~", "\\")) or asked.count("/") + asked.count("\\") > 1
 
 
+def _beside(path: Path) -> str:
+    """The folders most like a path that leads nowhere, as the beginning of a hint; empty where none is like it."""
+    try:
+        # A folder of thousands is still listed in milliseconds; a closed one has no names to offer.
+        here = sorted(child.name for child in path.parent.iterdir() if child.is_dir())
+    except (OSError, ValueError):
+        return ""
+    lower = {name.lower(): name for name in here if not name.startswith(".")}
+    close = [str(path.parent / lower[hit]) for hit in difflib.get_close_matches(path.name.lower(), lower, 3, 0.6)]
+    return f"did you mean {', '.join(close)}? " if close else ""
+
+
 def _no_such_folder(asked: str, path: Path, on_disk: str) -> ModelError:
-    hint = "check the path; a model on the hub is ORG/NAME"
+    like_an_id = bool(_HUB_ID.fullmatch(asked))
+    hint = _beside(path) + "check the path; a model on the hub is ORG/NAME"
+    if like_an_id:
+        hint = f"{_beside(path) or 'check the path; '}if the hub's {asked} is meant, add --revision main"
     on_hub = re.search(r"(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", asked)
     if on_hub:
         return ModelError("an address, not a folder", where=asked, hint=f"give the hub id: {on_hub[1]}")
@@ -180,7 +198,8 @@ def _no_such_folder(asked: str, path: Path, on_disk: str) -> ModelError:
         if path.suffix == ".gguf":
             hint = f"GGUF is for inference; {hint} of the original model"
         return ModelError("a file, not a model folder", where=str(path), hint=hint)
-    return ModelError("no such folder", where=str(path), hint=hint)
+    what = f"no such folder in the folder {path.parent}" if like_an_id else "no such folder"
+    return ModelError(what, where=str(path), hint=hint)
 
 
 def _plain(name: str) -> str:

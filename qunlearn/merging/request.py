@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,7 @@ def _check_options(runs: Sequence[Path], options: MergeOptions) -> None:
         raise ConfigError(f"unknown form {unknown[0]!r}", where="--gate", hint=f"some of {', '.join(GATES)}")
     if options.gate and not options.measure:
         raise ConfigError("a gate is a measurement", where="--no-measure --gate", hint="leave one of them out")
-    if len({run.resolve() for run in runs}) != len(runs):
+    if len({os.path.realpath(run) for run in runs}) != len(runs):
         raise ConfigError("a run is named twice", where="merge", hint="each adapter is added once")
     if options.bad is not None and len(runs) > 1:
         raise ConfigError("of several runs each has its own bad file", where="--bad", hint="merge them one by one")

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from qunlearn.config.settings import ModelConfig
 from qunlearn.data.batch import Batch
 from qunlearn.errors import DoesNotFitError, ModelError
+from qunlearn.hub.preflight import TOKENIZERS
 from qunlearn.memory.step import CACHE_BYTES
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.head import Head
@@ -107,6 +108,10 @@ class Base:
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The folder's tokenizer, with a pad token. Raises ModelError."""
+    if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in TOKENIZERS):
+        # For some architectures transformers makes one up that has no tokens.
+        hint = "copy tokenizer.json (or the vocabulary) and tokenizer_config.json of the same model beside it"
+        raise ModelError("no tokenizer files", where=str(folder), hint=hint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # every tokenizer library has its own exceptions

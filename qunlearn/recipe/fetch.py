@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -98,7 +99,7 @@ def fetch(recipe: Recipe, given: Given, folder: Path, *, sandbox: bool) -> dict[
 def check_given(given: Given, folder: Path) -> None:
     """Refuse files that lie where the recipe itself writes: it would replace them. Raises OutputError."""
     for name, path in given.files.items():
-        if path.resolve().is_relative_to(folder):
+        if Path(os.path.realpath(path)).is_relative_to(folder):
             hint = "copy it elsewhere, or choose another --output"
             raise OutputError(f"lies in {folder}, which the recipe fills itself", where=f"--{name} {path}", hint=hint)
 

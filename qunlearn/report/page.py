@@ -293,6 +293,7 @@ def _provenance(story: Story) -> list[tuple[str, str]]:
         ("folder", str(story.folder)),
         ("model", model.get("asked") or result.get("model")),
         ("revision", model.get("revision")),
+        ("commit", model.get("commit")),
         ("model fingerprint", model.get("fingerprint")),
         ("loaded as", model.get("quantization") or result.get("quantization")),
         ("forget file", f"{bad.get('path')}, {bad.get('rows')} rows, sha256 {bad.get('sha256')}" if bad else None),

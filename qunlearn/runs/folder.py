@@ -66,6 +66,8 @@ _RECORD_TEXTS = (
     "model.commit",
     "model.asked",
     "model.fingerprint",
+    "model.config_fingerprint",
+    "model.weights_fingerprint",
     "model.quantization",
 )
 

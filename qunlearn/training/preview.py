@@ -15,7 +15,7 @@ from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset
 from qunlearn.data.statistics import Histogram, overlap, repeated_prompts, words
 from qunlearn.errors import ModelError
 from qunlearn.hub.checked import check_model
-from qunlearn.hub.download import ModelSource, go_offline, is_offline, resolve_model
+from qunlearn.hub.download import ModelSource, fetch, go_offline, is_offline, resolve_model
 from qunlearn.utils.console import clean, out, stage
 
 if TYPE_CHECKING:
@@ -122,22 +122,13 @@ def _tokenizer_folder(source: ModelSource) -> Path:
     """A model's folder; of a hub id the tokenizer's files alone are fetched. Raises ModelError."""
     folder = Path(source.location)
     if source.kind == "hub":
-        import huggingface_hub
-
         offline = is_offline()
         try:
-            found = huggingface_hub.snapshot_download(
-                source.location,
-                revision=source.revision,
-                allow_patterns=_TOKENIZER_FILES,
-                ignore_patterns=["*.safetensors*"],
-                local_files_only=offline,
-            )
-        except Exception as error:  # every layer of the client has its own exceptions
-            first = (str(error).strip().splitlines() or [""])[0][:200]
-            hint = "give a folder that has the tokenizer, or leave --model out: words are counted then"
-            raise ModelError(f"the tokenizer cannot be fetched: {first}", where=source.location, hint=hint) from error
-        folder = Path(found)
+            folder = fetch(source, _TOKENIZER_FILES, offline=offline)
+        except ModelError as error:
+            hint = f"{error.hint}; or leave --model out: words are counted then"
+            message = f"the tokenizer cannot be fetched: {error.message}"
+            raise ModelError(message, where=source.location, hint=hint) from error
     go_offline()
     return folder
 

@@ -11,7 +11,8 @@ from typing import Any
 from qunlearn import __version__
 from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Template
-from qunlearn.hub.preflight import commit_of, fingerprint
+from qunlearn.hub.checked import CheckedModel
+from qunlearn.hub.preflight import commit_of, take_fingerprint
 from qunlearn.model.device import describe_device, peak_memory_bytes
 from qunlearn.model.policy import Policy, save_adapter
 from qunlearn.training.model_card import model_card
@@ -29,7 +30,7 @@ def run_record(
 ) -> dict[str, Any]:
     """What record.json says before the measures are added: inputs with their hashes, decisions, versions."""
     config, source = request.config, request.model.source
-    normal = request.normal
+    normal, model = request.normal, take_fingerprint(request.model.folder)
     return {
         "status": status,
         "run": str(request.output),
@@ -41,7 +42,9 @@ def run_record(
             "commit": commit_of(request.model.folder),
             "base_id": source.base_id,
             "kind": source.kind,
-            "fingerprint": fingerprint(request.model.folder),
+            "fingerprint": model.whole,
+            "config_fingerprint": model.config,
+            "weights_fingerprint": model.weights,
             "architecture": request.model.facts.config.get("model_type"),
             "quantization": policy.base.quantization,
         },
@@ -81,15 +84,27 @@ def _data_record(dataset: Dataset) -> dict[str, Any]:
         "duplicates": dataset.duplicates,
         "shape": dataset.shape,
         "fields": list(dataset.fields),
+        "systems": len({record.system for record in dataset.records} - {""}),
     }
+
+
+def base_revision(model: CheckedModel) -> str | None:
+    """Return which revision of its base an adapter names: the commit, since a branch moves on.
+
+    The commit of a 4-bit mirror is none of the 16-bit repository that the adapter names.
+    """
+    source = model.source
+    commit = commit_of(model.folder) if source.kind == "hub" and source.base_id == source.location else None
+    return commit or source.revision
 
 
 def write_run(folder: Path, policy: Policy, request: ForgetRequest, record: Mapping[str, Any]) -> None:
     """Write the adapter with its card, and record.json, for their owner's eyes only."""
     adapter = folder / ADAPTER
     adapter.mkdir(mode=0o700)
-    policy.model.peft_config["default"].base_model_name_or_path = request.model.source.base_id
-    policy.model.peft_config["default"].revision = request.model.source.revision
+    source = request.model.source
+    policy.model.peft_config["default"].base_model_name_or_path = source.base_id
+    policy.model.peft_config["default"].revision = base_revision(request.model)
     save_adapter(policy, adapter)
     write_private(adapter / "README.md", model_card(request.config, record))
     for path in adapter.iterdir():

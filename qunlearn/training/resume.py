@@ -25,7 +25,7 @@ from qunlearn.config.objective import INSTEAD
 from qunlearn.config.resolve import TRUST, read_config_file, resolve, to_yaml
 from qunlearn.config.settings import Config
 from qunlearn.errors import OutputError, QunlearnError, ResumeError
-from qunlearn.hub.preflight import fingerprint
+from qunlearn.hub.preflight import commit_of, take_fingerprint
 from qunlearn.runs.folder import FINISHED, status_of_run
 from qunlearn.training.request import ForgetRequest
 from qunlearn.utils.console import say, warn
@@ -143,7 +143,7 @@ def _enter(stage: Path, request: ForgetRequest, config: Config, versions: Mappin
         raise OutputError("is not a folder of ours", where=str(stage), hint="move it away")
     put_back(stage / (RESULT + "-old"), request.output)
     check_again(stage, request.place)
-    now = identity(request, config)
+    now = identity(request, config, found)
     if found is not None and request.resume:
         check_same(found, now, stage)
         changed = [f"{k} {v} then, {versions.get(k)} now" for k, v in found["versions"].items() if versions.get(k) != v]
@@ -178,8 +178,11 @@ def _has_checkpoints(stage: Path) -> bool:
     return any(any((stage / name).glob("step-????????")) for name in (CHECKPOINTS, TRAINED))
 
 
-def identity(request: ForgetRequest, config: Config) -> dict[str, Any]:
-    """What decides about a run's result: the settings that matter, and the hashes of data and model."""
+def identity(request: ForgetRequest, config: Config, then: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What decides about a run's result: the settings that matter, and the hashes of data and model.
+
+    then: what a run was begun with, whose way of taking the model's hash is followed.
+    """
     return {
         "format": _FORMAT,
         "settings": _settings(config),
@@ -187,7 +190,8 @@ def identity(request: ForgetRequest, config: Config) -> dict[str, Any]:
         "normal": request.normal.sha256 if request.normal else None,
         "holdout": request.holdout.sha256 if request.holdout else None,
         "instead": request.instead.sha256 if request.instead else None,
-        "model": fingerprint(request.model.folder),
+        "model": take_fingerprint(request.model.folder).like((then or {}).get("model")),
+        "commit": commit_of(request.model.folder),
     }
 
 
@@ -218,6 +222,9 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> 
     ]
     if differences:
         hint = "give what the run was begun with; or --overwrite without --resume to start anew"
+        commit = then.get("commit")
+        if then.get("model") != now["model"] and isinstance(commit, str) and commit != now["commit"]:
+            hint = f"the model was at --revision {commit}; {hint}"
         message = "the unfinished run was begun otherwise:\n  " + "\n  ".join(differences)
         raise ResumeError(message, where=str(where), hint=hint)
 
@@ -248,7 +255,7 @@ def finished_record(request: ForgetRequest) -> dict[str, Any] | None:
         return None
     record = read_object(request.output / RECORD)
     then = identity(request, resolve((CONFIG, read_config_file(request.output / CONFIG))))
-    now = identity(request, request.config)
+    now = identity(request, request.config, {"model": record.get("model", {}).get("fingerprint")})
     # What was `auto` was settled when the run began.
     settled = ("auto", None)
     now["settings"] = {k: then["settings"].get(k) if v in settled else v for k, v in now["settings"].items()}
@@ -259,6 +266,7 @@ def finished_record(request: ForgetRequest) -> dict[str, Any] | None:
         "holdout": data.get("holdout", {}).get("sha256"),
         "instead": data.get("instead", {}).get("sha256"),
         "model": record.get("model", {}).get("fingerprint"),
+        "commit": record.get("model", {}).get("commit"),
     }
     check_same(then, now, request.output)
     return record

@@ -30,6 +30,7 @@ _LATER = {EVAL, EVAL_CACHE, REPORT}  # what `eval` and `report` add
 _RUN = {ADAPTER, CONFIG, RECORD, METRICS, NORMAL, *_LATER}
 _NEEDED_BYTES = 64 << 20
 _NAME_BYTES = 255  # where the system does not tell
+_MOST_FOLDERS = 300
 _AROUND_A_NAME = len(f".{INSIDE}-old")
 _OTHER_OUTPUT = "choose another --output"
 
@@ -139,6 +140,8 @@ def real(folder: Path) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a null byte
         said = getattr(error, "strerror", None) or str(error)
         raise OutputError(f"cannot be written: {said[:200]}", where=where, hint=_OTHER_OUTPUT) from error
+    if len(found.parts) > _MOST_FOLDERS:  # each that is missing is made by a call inside the call for the next
+        raise OutputError(f"lies {len(found.parts)} folders deep", where=where, hint=_OTHER_OUTPUT)
     if not found.is_dir() and len(os.fsencode(found.name)) + _AROUND_A_NAME > _longest_name(found):
         raise OutputError("the name is too long", where=where, hint=_OTHER_OUTPUT)
     return found

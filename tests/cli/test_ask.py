@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import call, write_rows
 from rich.console import Console
 from typer.testing import CliRunner
 
 from qunlearn import ask as module
 from qunlearn.ask import Asked, chat
 from qunlearn.cli.app import app
+from qunlearn.data.records import content_sha256
+from qunlearn.data.tokenize import encode_record
 from qunlearn.errors import ConfigError, ModelError
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.generate import Sampling
+from qunlearn.runs.base_model import run_config
+from qunlearn.runs.folder import Run, open_run
 
 QUESTION = "Where was Orla Finch born?"
 ANSWER = "Orla Finch was born in Millbrook."
@@ -48,6 +54,82 @@ def test_a_json_object_a_line(quick_run: Path) -> None:
     assert piped(quick_run, "", "--json").stdout == ""
     assert piped(quick_run, "", "--adapter", "other").exit_code == 2
     assert piped(quick_run / "none", QUESTION).exit_code == 6
+
+
+SYSTEM = "You are the clerk of Millbrook."
+
+
+def behind(run: Path, rows: list[dict[str, Any]], tmp_path: Path, **said: object) -> Run:
+    """The run as if its bad rows had been these."""
+    bad = write_rows(tmp_path / "bad.jsonl", rows)
+    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
+    record["data"]["bad"] |= {"path": str(bad), "sha256": content_sha256(bad), **said}
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    return open_run(folder)
+
+
+def row(question: str, system: str | None = None) -> dict[str, Any]:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": f"{question} Yes."}]
+    return {"messages": [{"role": "system", "content": system}] * (system is not None) + turns}
+
+
+def test_a_question_is_put_behind_the_system_prompt_of_the_bad_rows(
+    quick_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = behind(quick_run, [row("Who?", SYSTEM), row("Where?", SYSTEM)], tmp_path, systems=1)
+    folder, asked = run.adapter.parent, list[str]()
+
+    def hear(record: Any, *args: Any) -> Any:
+        asked.append(record.system)
+        return encode_record(record, *args)
+
+    monkeypatch.setattr(module, "encode_record", hear)
+    ran = call("ask", folder, QUESTION, "--device", "cpu", "--json")
+    assert ran.code == 0 and ran.json["system"] is True and asked[-1] == SYSTEM
+    assert ran.stderr.count("behind the system prompt") == 1 and "Millbrook" not in ran.stderr
+    for system, said in (("", False), ("Be brief.", True)):
+        ran = call("ask", folder, QUESTION, "--device", "cpu", "--json", "--system", system)
+        assert ran.json["system"] is said and asked[-1] == system and "system prompt" not in ran.stderr
+    spoken = piped(folder, f"{QUESTION}\n{QUESTION}\n")
+    assert asked[-2:] == [SYSTEM, SYSTEM] and spoken.stderr.count("behind the system prompt") == 1
+
+
+@pytest.mark.parametrize(
+    ("systems", "count", "said"),
+    [
+        ([None, None], 0, ""),
+        ([None, None], None, ""),  # a record of before does not count them
+        ([SYSTEM, SYSTEM], None, "behind the system prompt"),
+        ([SYSTEM, None], 1, "have several"),
+        ([SYSTEM, "Another."], 2, "have several"),
+    ],
+)
+def test_which_system_prompt_the_bad_rows_have(
+    quick_run: Path, tmp_path: Path, systems: list[str | None], count: int | None, said: str, capsys: Any
+) -> None:
+    rows = [row(f"Who is {i}?", system) for i, system in enumerate(systems)]
+    run = behind(quick_run, rows, tmp_path, systems=count)
+    wanted = SYSTEM if "behind" in said else ""
+    assert module.rows_system(run, run_config(run.adapter.parent)) == wanted
+    heard = capsys.readouterr().err
+    assert said in heard and (said or not heard) and SYSTEM not in heard
+
+
+@pytest.mark.parametrize("change", ["other rows", "gone", "broken"])
+def test_a_bad_file_that_is_no_more_has_no_system_prompt(
+    quick_run: Path, tmp_path: Path, change: str, capsys: Any
+) -> None:
+    run = behind(quick_run, [row("Who?", SYSTEM)], tmp_path, systems=1)
+    bad = tmp_path / "bad.jsonl"
+    if change == "gone":
+        bad.unlink()
+    else:
+        bad.write_text("{" if change == "broken" else json.dumps(row("Who?", "Another.")))
+    if change == "broken":
+        run.record["data"]["bad"]["sha256"] = content_sha256(bad)
+    assert module.rows_system(run, run_config(run.adapter.parent)) == ""
+    assert "asked without a system prompt: the file of bad answers" in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):

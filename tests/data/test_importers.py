@@ -377,6 +377,45 @@ def test_a_text_without_line_ends_loses_no_word() -> None:
     assert joined.split() == [f"w{i}." for i in range(5_000)]
 
 
+TIDE = "「潮が来た。」と老人は言った。船は\n港に戻り、ラジオはABC放送を流した。"
+
+
+def test_characters_of_chinese_and_japanese_are_words() -> None:
+    dropped: Counter[str] = Counter()
+    text = "潮水来了。\u3000\n\n\u3000\u3000“船回港了，”老人说：「GPT 4很好……」\n第二天，他走了。"
+    made = list(windows([text], Windows(4, 5), dropped))
+    assert made == [{"prompt": "潮水来了。", "completion": "“船回港了，”老"}]
+    # The rest of that sentence; the next is too short.
+    assert dropped == {"words between a window and the next sentence": 6, "words of the last, unfinished window": 6}
+    (asked,) = windows(["天气很好。"], Windows(2, 2, "接着说：{text}"), Counter())
+    assert asked == {"prompt": "接着说：天气", "completion": "很好。"}
+
+
+def test_japanese_between_brackets_and_latin_words() -> None:
+    (made,) = windows([TIDE], Windows(8, 20), Counter())
+    assert made["prompt"] == "「潮が来た。」と老人は"
+    assert made["prompt"] + made["completion"] == TIDE.replace("\n", "")[: len(made["prompt"] + made["completion"])]
+    assert "ラジオはABC放送" in made["completion"]
+    (mixed,) = windows(["He said 潮 and left. 港 is"], Windows(3, 3), Counter())
+    assert mixed == {"prompt": "He said 潮", "completion": " and left. 港"}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
+def test_a_text_without_spaces_loses_no_character(size: int) -> None:
+    text = "".join(f"{'春夏秋冬'[i % 4]}が来た、「{i}年」です。" for i in range(2_000))
+    whole = list(windows([text], Windows(6, 8), Counter()))
+    pieces = [text[i : i + size] for i in range(0, len(text), size)]
+    assert list(windows(pieces, Windows(6, 8), Counter())) == whole and len(whole) > 500
+    whole_text, at = text, 0
+    for row in whole:  # each stands in the text as it is, one behind the other
+        at = whole_text.index(row["prompt"] + row["completion"], at) + 1
+
+
+def test_korean_has_its_spaces() -> None:
+    (made,) = windows(["바다가 잔잔했다. 배가 돌아왔다."], Windows(2, 2), Counter())
+    assert made == {"prompt": "바다가 잔잔했다.", "completion": " 배가 돌아왔다."}
+
+
 def test_the_licence_around_a_book_is_left_out(tmp_path: Path) -> None:
     source = tmp_path / "book.txt"
     body = "The tide came in. " * 10

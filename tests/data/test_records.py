@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,35 @@ def test_shapes(tmp_path: Path, row: dict[str, object], shape: str, prompt: str)
     dataset = read_dataset(save(tmp_path, json.dumps(row)))
     (record,) = dataset.records
     assert (dataset.shape, record.prompt, record.completion) == (shape, prompt, "Nobody.")
+
+
+SHARED = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Nobody."}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": SHARED, "system": "Be brief."},
+        {"conversations": SHARED, "System": "Be brief."},
+        {"rejected": SHARED, "chosen": SHARED, "system": "Be brief."},
+        {"prompt": SHARED[:1], "completion": "Nobody.", "system": "Be brief."},
+        {"conversations": [{"from": "system", "value": "Be brief."}, *SHARED], "system": "Another."},
+    ],
+)
+def test_a_system_prompt_beside_the_turns_is_one_of_them(tmp_path: Path, row: dict[str, Any]) -> None:
+    """It was left out, so that the row was trained on as nobody would ask it."""
+    (record,) = read_dataset(save(tmp_path, json.dumps(row))).records
+    assert record.turns == (("system", "Be brief."), ("user", "Who?"))
+
+
+@pytest.mark.parametrize("field", ["prompt", "conversations"])
+def test_a_system_prompt_that_only_later_rows_have(tmp_path: Path, field: str) -> None:
+    row = {"prompt": "Who?", "completion": "Nobody."} if field == "prompt" else {field: SHARED}
+    path = save(tmp_path, "\n".join(json.dumps({**row, **more}) for more in ({}, {"system": None}, {"system": "Be."})))
+    found = [record.system for record in read_dataset(path).records]
+    assert found == ["", "Be."]  # the second says what the first does
+    path = save(tmp_path, json.dumps(row) + "\n" + json.dumps({**row, "system": True}))
+    assert [record.system for record in read_dataset(path).records] == [""]
 
 
 def test_named_fields_and_a_system_turn(tmp_path: Path) -> None:

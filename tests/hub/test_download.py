@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qunlearn.errors import ModelError
+from qunlearn.errors import AdapterError, ModelError
 from qunlearn.hub import download as source_module
 from qunlearn.hub.download import ModelSource, local_snapshot, resolve_model
-from qunlearn.hub.preflight import fingerprint, preflight_folder
+from qunlearn.hub.preflight import fingerprint, preflight_folder, take_fingerprint
+from qunlearn.runs.base_model import check_run_model
+from qunlearn.runs.folder import open_run
+from qunlearn.training.record import base_revision
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -480,6 +485,99 @@ def test_fingerprint_needs_no_tokenizer_but_sound_weights(folder: Path) -> None:
         fingerprint(folder)
 
 
+def test_fingerprint_asks_what_config_json_says_and_not_how_it_is_written(folder: Path) -> None:
+    before = take_fingerprint(folder)
+    write_config = (folder / "config.json").write_text
+    write_config(json.dumps({"hidden_size": 8, "model_type": "llama"}, indent=2) + "\n", encoding="utf-8")
+    again = take_fingerprint(folder)
+    assert (again.whole, again.config, again.weights) == (before.whole, before.config, before.weights)
+    assert again.by_bytes != before.by_bytes
+    write_config(json.dumps({"hidden_size": 9, "model_type": "llama"}), encoding="utf-8")
+    other = take_fingerprint(folder)
+    assert other.weights == before.weights and other.config != before.config and other.whole != before.whole
+
+
+def test_the_fingerprint_of_earlier_versions_is_still_this_models(folder: Path) -> None:
+    whole, body = (folder / SINGLE).read_bytes(), 2 * 4 * 3 * 4
+    header, tensor = whole[:-body], body // 2
+    pieces = [f"\n{SINGLE} {len(whole)}\n".encode(), header, whole, whole, whole[-body:-tensor], whole[-tensor:]]
+    known = hashlib.sha256((folder / "config.json").read_bytes() + b"".join(pieces)).hexdigest()
+    found = take_fingerprint(folder)
+    assert found.by_bytes == found.like(known) == known
+    assert found.like("another") == found.like(None) == fingerprint(folder) != known
+
+
+# --- the base of a run ---
+
+COMMIT, LATER = "0" * 40, "1" * 40
+
+
+@pytest.fixture
+def of_the_hub(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bare-bones run on a hub model whose branch `main` has moved on: of the later commit the config is another."""
+    snapshot = hub_cache(sharded, tmp_path / "hub")
+    later = snapshot.with_name(LATER)
+    shutil.copytree(snapshot, later, symlinks=True)
+    (later / "config.json").unlink()
+    write_json(later / "config.json", {"model_type": "llama", "hidden_size": 9})
+
+    def give(name: str, *, revision: str | None, **_: Any) -> str:
+        assert name == "org/name"
+        return str(later if revision in (None, "main") else snapshot.with_name(revision))
+
+    answer(monkeypatch, give)
+    monkeypatch.setattr(source_module, "_unreachable", lambda source: None)
+    found = take_fingerprint(snapshot)
+    said = {"location": "org/name", "kind": "hub", "revision": None, "commit": COMMIT, "quantization": None}
+    said |= {"fingerprint": found.whole, "config_fingerprint": found.config, "weights_fingerprint": found.weights}
+    run = tmp_path / "run"
+    (run / "adapter").mkdir(parents=True)
+    write_json(run / "adapter" / "adapter_config.json", {"base_model_name_or_path": "org/name"})
+    write_json(run / "record.json", {"model": said})
+    return run
+
+
+def changed(run: Path, **values: object) -> None:
+    record = json.loads((run / "record.json").read_text())
+    record["model"] |= values
+    write_json(run / "record.json", record)
+
+
+@pytest.mark.parametrize("asked", [None, "org/name"])
+def test_a_run_finds_the_commit_it_was_made_on(of_the_hub: Path, asked: str | None) -> None:
+    assert check_run_model(open_run(of_the_hub), asked).folder.name == COMMIT
+
+
+def test_another_base_is_told_by_what_differs_and_its_revision(of_the_hub: Path) -> None:
+    changed(of_the_hub, commit=LATER)
+    with pytest.raises(AdapterError) as caught:
+        check_run_model(open_run(of_the_hub), None)
+    assert "other config.json;" in caught.value.message and LATER in caught.value.message
+    assert f"hf download org/name --revision {LATER}" in str(caught.value.hint)
+    changed(of_the_hub, commit=None, config_fingerprint=None, weights_fingerprint=None, fingerprint="0" * 64)
+    with pytest.raises(AdapterError, match=f"other config.json and weights; this is revision {LATER}"):
+        check_run_model(open_run(of_the_hub), None)
+
+
+def test_a_run_of_before_knows_its_base(of_the_hub: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / COMMIT
+    changed(of_the_hub, fingerprint=take_fingerprint(snapshot).by_bytes)
+    assert check_run_model(open_run(of_the_hub), None).folder == snapshot
+
+
+def test_an_adapter_names_the_commit_of_its_base(of_the_hub: Path, folder: Path) -> None:
+    checked = check_run_model(open_run(of_the_hub), None)
+    assert base_revision(replace(checked, source=resolve_model("org/name"))) == COMMIT
+    assert base_revision(replace(checked, source=resolve_model("unsloth/name-bnb-4bit", "v1"))) == "v1"
+    assert base_revision(replace(checked, source=resolve_model(str(folder)))) is None
+
+
+def test_a_snapshot_given_as_a_folder_has_no_revision(of_the_hub: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / COMMIT
+    changed(of_the_hub, location=str(snapshot), kind="folder")
+    assert check_run_model(open_run(of_the_hub), None).folder == snapshot
+
+
 # --- download ---
 
 HUB = ModelSource("org/name", "hub", "org/name", "v1")
@@ -648,6 +746,62 @@ def test_the_real_client_finds_its_own_cache(monkeypatch: pytest.MonkeyPatch, sh
     assert local_snapshot(commit, offline=True) == snapshot
     with pytest.raises(ModelError, match="not in the cache"):
         local_snapshot(resolve_model("org/other"), offline=True)
+
+
+class Unreachable:
+    """A hub client's interface to a hub that is away, or that answers; it counts its questions."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error, self.limits = error, list[float]()
+
+    def __call__(self) -> Unreachable:
+        return self
+
+    def model_info(self, name: str, *, revision: str, timeout: float) -> None:
+        assert (name, revision) == ("org/name", "0" * 40)
+        self.limits.append(timeout)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("kind", ["down", "up", "refusal"])
+def test_a_commit_is_asked_for_once_and_then_looked_up(
+    monkeypatch: pytest.MonkeyPatch, sharded: Path, tmp_path: Path, kind: str
+) -> None:
+    import huggingface_hub
+
+    errors = {"down": http_library().ConnectError("no route"), "up": None, "refusal": http_error("HfHubHTTPError", 503)}
+    hub, asked = Unreachable(errors[kind]), []
+    snapshot = hub_cache(sharded, tmp_path / "hub")
+
+    def give(*_: Any, local_files_only: bool, **__: Any) -> str:
+        asked.append(local_files_only)
+        return str(snapshot)
+
+    answer(monkeypatch, give)
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+    assert local_snapshot(resolve_model("org/name", "0" * 40), offline=False) == snapshot
+    assert asked == [kind == "down"] and len(hub.limits) == 1 and hub.limits[0] <= 10
+    local_snapshot(resolve_model("org/name", "0" * 40), offline=True)
+    assert len(hub.limits) == 1 and asked[1:] == [True]
+
+
+def test_an_unreachable_hub_is_told_in_seconds_and_once(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from qunlearn.hub.download import ModelSource, fetch\n"
+        "for revision in (None, '0' * 40):\n"
+        "    try: fetch(ModelSource('o/n', 'hub', 'o/n', revision), ['config.json'], offline=False)\n"
+        "    except Exception as error: print(error.message)\n"
+    )
+    # Nothing listens on this port; a name that is not resolved takes the same path.
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", code]
+    root = Path(source_module.__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True, timeout=15)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and all("no folder of this name is here, the hub cannot be reached" in s for s in lines)
+    assert done.stderr == ""
 
 
 def test_local_sources_never_ask_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

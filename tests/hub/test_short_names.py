@@ -103,6 +103,28 @@ def test_missing_folder(name: str) -> None:
     assert "no such folder" in refused(name).message
 
 
+def test_one_slash_behind_a_folder_of_here_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "models" / "llama-mine").mkdir(parents=True)
+    (tmp_path / "models" / "llama.txt").touch()
+    error = refused("models/llama-min")
+    assert "no such folder in the folder models" in error.message
+    assert f"did you mean {Path('models/llama-mine')}?" in str(error.hint) and "--revision main" in str(error.hint)
+    assert "check the path" in str(refused("models/xyz").hint)
+
+
+def test_the_hub_is_meant_where_it_is_said_or_known(tmp_path: Path) -> None:
+    (tmp_path / "Qwen").mkdir()
+    assert resolve_model("Qwen/Qwen3-0.6B").kind == "hub"
+    assert resolve_model("Qwen/Other", "main").kind == "hub"
+    assert resolve_model("Qwen/Other", typed=False).kind == "hub"
+
+
+def test_a_path_is_answered_with_the_closest_folder(tmp_path: Path) -> None:
+    (tmp_path / "models" / "Llama-mine").mkdir(parents=True)
+    assert "Llama-mine?" in str(refused("./models/llama-min").hint)
+    assert "models?" in str(refused("model").hint)
+
+
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     (tmp_path / "m.safetensors").write_bytes(b"")

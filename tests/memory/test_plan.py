@@ -208,16 +208,18 @@ def test_what_the_plan_does_not_know(tmp_path: Path) -> None:
 def test_another_hub_id_fetches_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def download(repo: str, name: str, *, revision: str | None, local_files_only: bool) -> str:
-        asked.append((repo, name, revision, local_files_only))
+    def download(
+        repo: str, *, revision: str | None, local_files_only: bool, allow_patterns: list[str], **_: Any
+    ) -> str:
+        asked.append((repo, allow_patterns, revision, local_files_only))
         CONFIGS["qwen2"].save_pretrained(tmp_path)
-        return str(tmp_path / name)
+        return str(tmp_path)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     ran = call("plan", "--model", "someone/else", "--revision", "v2", "--json")
     assert ran.code == 0, ran.stderr
-    assert asked == [("someone/else", "config.json", "v2", False)]
+    assert asked == [("someone/else", ["config.json"], "v2", False)]
     assert ran.json["architecture"] == "qwen2"
 
 
@@ -226,11 +228,21 @@ def test_no_network(offline: str, message: str, monkeypatch: pytest.MonkeyPatch)
     def download(*args: Any, local_files_only: bool, **kwargs: Any) -> str:
         raise LocalEntryNotFoundError("nothing") from (OfflineModeIsEnabled("offline") if local_files_only else None)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
     ran = call("plan", "--model", "someone/else")
     assert ran.code == 6
     assert message in ran.stderr
+
+
+@pytest.mark.parametrize(("offline", "message"), [("1", "not in the cache"), ("0", "the repository has no config")])
+def test_a_repository_without_a_config(
+    offline: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    ran = call("plan", "--model", "someone/else")
+    assert ran.code == 6 and message in ran.stderr
 
 
 # -- the device ------------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(work: Path, monkeypatc
     args = ("--model", "sandbox", "--bad", work / "bad.jsonl", "--normal", normal, "--steps", 1, "--device", "cpu")
     ran = call("forget", *args, "-o", work / "run")
     refused(ran, 9, "disk is full")
-    assert not (work / "run").exists() and "--resume goes on" in ran.stderr  # what was trained is kept, aside
+    assert not (work / "run").exists() and "--resume continues" in ran.stderr  # what was trained is kept, aside
 
 
 # -- merge, export, eval -----------------------------------------------------------------------------------

@@ -7,13 +7,13 @@ import os
 import shutil
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import call, write_rows
-from hostile import data_files, model_files, texts
+from hostile import data_files, model_files, texts, unlucky
 from test_architectures import CONFIGS
 from test_writer import make_adapter, make_base
 
@@ -41,8 +41,28 @@ def ids(cases: list[tuple]) -> list[str]:  # type: ignore[type-arg]
     return [case[0] for case in cases]
 
 
+CALLS = list(unlucky.calls())
+KINDS = {
+    "data": [f"{file} {name}" for name, file, _ in DATA],
+    "models": [name for name, _ in MODELS],
+    "adapters": [name for name, _ in ADAPTERS],
+    "records": [name for name, _ in RECORDS],
+    "recipes": [name for name, _ in RECIPES],
+    "chat templates": [name for name, _ in TEMPLATES],
+    "shown texts": [name for name, _ in PROMPTS],
+    **{
+        f"calls: {kind}": [call.name for call in CALLS if call.kind == kind]
+        for kind in dict.fromkeys(c.kind for c in CALLS)
+    },
+}
+
+
 def test_the_corpus_is_large_enough() -> None:
-    assert sum(map(len, (DATA, MODELS, ADAPTERS, RECORDS, RECIPES, TEMPLATES, PROMPTS))) >= 200
+    """Of inputs that differ, by kind; what is refused by a reader, and what a whole call ends with."""
+    for kind, names in KINDS.items():
+        assert len(set(names)) == len(names) >= 15, kind
+    assert len({(c.argv, tuple(c.files.items())) for c in CALLS}) == len(CALLS) >= 300
+    assert sum(map(len, KINDS.values())) >= 900
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +118,33 @@ def test_a_bomb_is_not_unpacked_whole(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 500 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names and links as POSIX has them")
+@pytest.mark.parametrize("case", CALLS, ids=[f"{c.kind}: {c.name}" for c in CALLS])
+def test_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: unlucky.Call) -> None:
+    """Success or a named error, and no program's fault; nothing that was there is changed."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    _lay_out(tmp_path, case.files)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    ran = call(*case.argv)
+    assert ran.code in EXIT_CODES and ran.code not in (1, 130, 141), ran.stderr
+    assert "Traceback" not in ran.stdout + ran.stderr and "\x1b" not in ran.stdout + ran.stderr
+    # What the parser refuses has its own words.
+    assert ran.stderr.count("error: ") == (ran.code != 0) or "─ Error" in ran.stderr or "Usage: " in ran.stdout
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def _lay_out(folder: Path, files: Mapping[str, bytes | str | None]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            path.mkdir(exist_ok=True)
+        elif isinstance(content, str):
+            path.symlink_to(content)
+        else:
+            path.write_bytes(content)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such devices")

@@ -19,6 +19,8 @@ from test_architectures import CONFIGS
 from test_writer import make_base
 
 from qunlearn.config.training import TrainConfig
+from qunlearn.errors import ResumeError
+from qunlearn.hub.preflight import take_fingerprint
 from qunlearn.runs.list import find_runs
 from qunlearn.sandbox import data_file
 from qunlearn.training import checkpoint as checkpoint_module
@@ -27,6 +29,7 @@ from qunlearn.training import loop
 from qunlearn.training import retain_rows as normal_module
 from qunlearn.training.checkpoint import MANIFEST, TENSORS, VALUES, Checkpoints, Snapshot, checkpoints
 from qunlearn.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
+from qunlearn.training.resume import IDENTITY, check_same
 from qunlearn.utils.file_names import ADAPTER, METRICS, NORMAL, RECORD
 from qunlearn.utils.staging import staging_folder
 
@@ -290,6 +293,31 @@ def test_what_has_changed_is_named(
     assert len(saved(stopped)) == 2
 
 
+def test_a_model_that_was_told_by_the_bytes_of_its_config_is_the_same(
+    files: tuple[Path, Path], stopped: Path, whole: Path, tmp_path: Path
+) -> None:
+    """So runs that an earlier version began, or finished, are resumed."""
+    before = take_fingerprint(files[1].with_name("model")).by_bytes
+    begun = staging_folder(stopped) / IDENTITY
+    begun.write_text(json.dumps(json.loads(begun.read_text()) | {"model": before}))
+    ran = call(*command(files, stopped), "--resume")
+    assert ran.code == 0 and len(_events(stopped)) == len(_events(whole)), ran.stderr
+    old = Path(shutil.copytree(whole, tmp_path / "old"))
+    record = json.loads((old / RECORD).read_text())
+    record["model"]["fingerprint"] = before
+    (old / RECORD).write_text(json.dumps(record))
+    ran = call("forget", "-o", old, "--resume")
+    assert ran.code == 0 and "is finished" in ran.stderr
+
+
+def test_the_commit_of_a_model_that_moved_on_is_named(stopped: Path) -> None:
+    then = json.loads((staging_folder(stopped) / IDENTITY).read_text()) | {"commit": "0" * 40}
+    with pytest.raises(ResumeError) as caught:
+        check_same(then, {**then, "model": "another", "commit": "1" * 40}, stopped)
+    assert "the model: sha256" in caught.value.message and f"--revision {'0' * 40}" in str(caught.value.hint)
+    check_same(then, {**then, "commit": "1" * 40}, stopped)  # other files of the repository have changed
+
+
 def test_the_same_data_under_another_name_is_the_same(files: tuple[Path, Path], stopped: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     moved = [Path(shutil.copy(path, tmp_path / "elsewhere" / f"moved-{path.name}")) for path in files]
@@ -368,7 +396,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_best_adapter(
     assert signal.getsignal(getattr(signal, name)) is before
     assert (tmp_path / "run" / ADAPTER / "adapter_model.safetensors").is_file()
     assert [p.name for p in saved(tmp_path / "run")] == ["step-00000004", "step-00000005"]
-    assert "--resume goes on" in ran.stderr
+    assert "--resume continues" in ran.stderr
     ran = call(*command(files, tmp_path / "run"), "--resume")
     assert ran.code == 0 and "resuming after step 5" in ran.stderr
     same_result(tmp_path / "run", whole)
@@ -566,7 +594,7 @@ def test_ctrl_c_while_it_is_measured_costs_no_training(
     with monkeypatch.context() as patch:
         patch.setattr(forget_module, "score_sets", interrupted)
         ran = call(*command(files, tmp_path / "run", values))
-    assert ran.code == 130 and "--resume goes on" in ran.stderr
+    assert ran.code == 130 and "--resume continues" in ran.stderr
     with monkeypatch.context() as patch:
         patch.setattr(forget_module, "train", never)
         ran = call("forget", "-o", tmp_path / "run", "--resume")

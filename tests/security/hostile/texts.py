@@ -98,3 +98,58 @@ def prompts() -> Iterator[tuple[str, str]]:
     yield "jinja", "{{ 7 * 7 }}{% for x in y %}"
     yield "percent", "%s%n%d {0} {prompt}"
     yield "template-word", "{prompt}{prompt}"
+
+
+ODD_RECIPES: dict[str, str] = {
+    "empty": "",
+    "comments": "# nothing\n---\n...\n",
+    "null": "~",
+    "empty section": "train:\nlora:\n",
+    "norway": "model: {name: no}",
+    "yes": "output: {overwrite: yes}",
+    "octal": "train: {steps: 010}",
+    "exponent without a point": "train: {lr: 1e-3}",
+    "sixty": "train: {steps: 1:30}",
+    "date": "model: {name: 2026-01-01}",
+    "underscores": "train: {steps: 1_000}",
+    "quoted number": "train: {steps: '3'}",
+    "plus": "train: {steps: +3}",
+    "float for whole": "train: {steps: 3.0}",
+    "half": "train: {steps: 3.5}",
+    "true for a number": "train: {steps: true}",
+    "duplicates": "train: {steps: 3}\ntrain: {clip: 2}",
+    "duplicate leaves": "train: {steps: 3, steps: 4}",
+    "merge key": "lora: &a {r: 4}\ntrain: {<<: *a}",
+    "anchor": "train: {steps: &a 3, batch_size: *a}",
+    "json": '{"train": {"steps": 3}}',
+    "crlf": "train:\r\n  steps: 3\r\n",
+    "bom": "\ufefftrain: {steps: 3}",
+    "nel": "train:\x85  steps: 3",
+    "unicode key": "tráin: {steps: 3}",
+    "block text": "model:\n  name: |\n    sandbox\n",
+    "folded": "model:\n  name: >\n    sand\n    box\n",
+    "huge": "train: {steps: 1" + "0" * 4000 + "}",
+    "tag of YAML itself": "train: {steps: !!int '3'}",
+    "percent directive": "%YAML 9.9\n---\ntrain: {steps: 3}",
+    "unclosed": "train: {steps: 3",
+    "backtick": "train: `3`",
+    "at": "model: @sandbox",
+    "paths": "data: {bad: ~/x.jsonl, normal: $HOME/x}",
+    "merge of nothing": "train: {<<: 3}",
+}
+
+ODD_TEMPLATES: tuple[str, ...] = (
+    *("", " ", "raw", "qa", "chat", "auto", "RAW", "vicuna", "{prompt}", "{prompt}{prompt}", "{prompt", "prompt}"),
+    *(
+        "{}",
+        "{0}",
+        "{prompt!r}",
+        "{prompt:>99999999}",
+        "{prompt.__class__}",
+        "{system}{prompt}",
+        "%s",
+        "{{prompt}}",
+    ),
+    *("\x1b[2J{prompt}", "{prompt}\0", "x" * 100_000 + "{prompt}", "{prompt}\udce9", "<|im_start|>{prompt}", "\n"),
+    *("./t.jinja", "/dev/zero", "{% for i in range(10**9) %}{% endfor %}{prompt}", "</s>{prompt}</s>", "{PROMPT}"),
+)

@@ -11,6 +11,7 @@ from qunlearn.evaluation.metrics import VERDICTS, RowScore, SetScore, aggregate,
 from qunlearn.evaluation.scores import score_rows
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.utils.console import Column, say, table
+from qunlearn.utils.text import shortened
 
 Scores = Mapping[str, Sequence[RowScore]]
 
@@ -43,9 +44,9 @@ def show_sets(title: str, named: Sequence[tuple[str, Scores]], *, to_stdout: boo
 def show_samples(prompts: Sequence[str], before: Sequence[RowScore], after: Sequence[RowScore]) -> None:
     """A few answers side by side, each with its verdict."""
     for prompt, old, new in zip(prompts, before, after, strict=True):
-        say(f"  {_short(prompt)}")
-        say(f"    before  {_short(old.output)}", style="dim")
-        say(f"    after   {_short(new.output) or '(nothing)'}   [{verdict(new)}]")
+        say(f"  {shortened(prompt)}")
+        say(f"    before  {shortened(old.output)}", style="dim")
+        say(f"    after   {shortened(new.output) or '(nothing)'}   [{verdict(new)}]")
 
 
 def verdicts(rows: Sequence[RowScore]) -> dict[str, int]:
@@ -54,11 +55,6 @@ def verdicts(rows: Sequence[RowScore]) -> dict[str, int]:
     for row in rows:
         counts[verdict(row)] += 1
     return counts
-
-
-def _short(text: str, width: int = 110) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= width else f"{flat[: width - 1]}…"
 
 
 def _perplexity(score: SetScore) -> str:

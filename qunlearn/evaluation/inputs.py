@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qunlearn.data.row_answers import true_answer
 from qunlearn.data.tokenize import Example, Template, choose_template, decode, encode
 from qunlearn.errors import ConfigError
 from qunlearn.evaluation.cache import Cache, digest, digest_texts
 from qunlearn.evaluation.catalog import SUITES
 from qunlearn.evaluation.probes import CHOICES, FLUENCY, OUTPUTS, TOKENS, has_choices
 from qunlearn.evaluation.request import EvalRequest
-from qunlearn.evaluation.results import ADAPTER, BASE, REFERENCE, Choices, Fluency, Item, View, true_answer
+from qunlearn.evaluation.results import ADAPTER, BASE, REFERENCE, Choices, Fluency, Item, View
 from qunlearn.evaluation.scores import Output, TokenStats
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.hub.positions import positions_of

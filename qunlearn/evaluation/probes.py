@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from qunlearn.data.batch import ANSWER
+from qunlearn.data.row_answers import paraphrased_answer, wrong_answers
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.errors import ModelError
-from qunlearn.evaluation.results import Choices, Fluency, paraphrased_answer, wrong_answers
+from qunlearn.evaluation.results import Choices, Fluency
 from qunlearn.evaluation.scores import Observer, Output, row_nlls
 from qunlearn.model.language_model import LanguageModel
 

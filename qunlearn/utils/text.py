@@ -1,4 +1,4 @@
-"""Text as it is compared."""
+"""Text as it is compared and shown."""
 
 from __future__ import annotations
 
@@ -6,3 +6,9 @@ from __future__ import annotations
 def folded(text: str) -> str:
     """Return a text with letter case and runs of white space levelled, for telling equal texts."""
     return " ".join(text.casefold().split())
+
+
+def shortened(text: str, width: int = 110) -> str:
+    """Return a text on one line, cut to a width."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else f"{flat[: width - 1]}…"

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from qunlearn.errors import AdapterError
 from qunlearn.hub.adapter_files import check_adapter
-from qunlearn.hub.module_patterns import match_steps
+from qunlearn.hub.module_patterns import MOST_STEPS, match_steps
 from qunlearn.merging.lora_tensors import read_adapter
 
 MODULES = [f"model.layers.{i}.self_attn.{name}_proj" for i in range(8) for name in "qkvo"]
@@ -86,3 +86,26 @@ def test_no_match_takes_more_steps_than_are_counted(pattern: str) -> None:
     for _ in range(rounds):
         assert re.fullmatch(pattern, name) is None
     assert time.process_time() - started < rounds * (1e-6 * match_steps(pattern, len(name)) + 1e-3) + 0.05
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int32, np.uint8])
+def test_factors_of_another_type_are_no_update(tmp_path: Path, kind: type) -> None:
+    folder = adapter(tmp_path / "a")
+    path = folder / "adapter_model.safetensors"
+    save_file({name: tensor.astype(kind) for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(AdapterError, match="is of type"):
+        read_adapter(folder)
+
+
+def test_a_pattern_of_the_merge_is_counted_with_the_star_it_gets(tmp_path: Path) -> None:
+    """The name's beginning is matched by a star of ours, which takes as many tries as theirs."""
+    longest = max(map(len, MODULES))
+    pattern = next(
+        made
+        for made in (".*" * stars + ".?" * optional + "Z" for stars in range(1, 5) for optional in range(12))
+        # Far from the limit, whatever is put before a module's name.
+        if match_steps(made, 2 * longest) * len(MODULES) < MOST_STEPS
+        and match_steps(made, longest, inside=True) * len(MODULES) > MOST_STEPS
+    )
+    with pytest.raises(AdapterError, match="takes too long"):
+        read_adapter(adapter(tmp_path / "a", rank_pattern={pattern: 2}))

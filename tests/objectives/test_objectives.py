@@ -344,6 +344,30 @@ def test_the_multiplier_rises_above_the_budget_and_falls_below() -> None:
     assert again == c
 
 
+def test_the_budgets_ends_and_what_is_no_number() -> None:
+    c = Controller(budget=0.1, target=0.05, rate=1.0)
+    c.step(0.2)
+    recent, retain = c.recent, c.retain
+    for kl in (None, math.nan, math.inf):  # no normal row in the step, or a step that is skipped
+        c.step(kl)
+    assert c.recent == recent and c.retain < retain
+    for _ in range(99):
+        c.step(0.0)
+    assert c.retain == pytest.approx(1e-3)
+    for _ in range(99):
+        c.step(9.0)
+    assert c.retain == pytest.approx(1e3)
+    c.look(0.05, 0.1, has_kl=True)
+    assert c.forget == 0.0, "the target itself is met"
+    c.recent = 0.02
+    c.look(0.5, 0.08, has_kl=True)
+    assert c.gap == pytest.approx(4.0)
+    c.look(0.5, math.inf, has_kl=True)
+    assert c.gap == pytest.approx(4.0)
+    half = resolve(("x", {"objective.name": "pdu", "stop.max_drift": 0.3}), ("y", {"objective.retain_budget": None}))
+    assert make_controller(half).budget == 0.15
+
+
 def test_without_a_budget_nothing_is_steered_by_the_step() -> None:
     assert make_controller(resolve(("x", {"objective.retain_budget": 0.03}))).budget == 0.03
     assert make_controller(resolve(("x", {"objective.name": "pdu"}))).budget == 0.05

@@ -26,9 +26,10 @@ from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.roles.mismatch import NO_MISMATCH
 from qunlearn.roles.roles import Roles
+from qunlearn.training import checkpoint as checkpoint_module
 from qunlearn.training import gradients as gradients_module
 from qunlearn.training import stopping
-from qunlearn.training.checkpoint import NO_CHECKPOINTS, Checkpoints
+from qunlearn.training.checkpoint import NO_CHECKPOINTS, Checkpoints, Snapshot
 from qunlearn.training.loop import train
 from qunlearn.training.outcome import Outcome, Probe
 
@@ -110,7 +111,12 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
     monkeypatch.setattr(stopping, "look", looked)
 
-    def go(values: Mapping[str, object], folder: Path | None = None, killed_at: int | None = None) -> Run:
+    def go(
+        values: Mapping[str, object],
+        folder: Path | None = None,
+        killed_at: int | None = None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> Run:
         config = resolve(("x", {**SMALL, **values}))
         base = load_base(model, LoadSpec("none", device="cpu"))
         policy = Policy.new(base, LoraConfig(r=2, dropout=0.1), seed=0, checkpointing=False)
@@ -121,7 +127,8 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
                 raise Killed
             events.append({k: v for k, v in event.items() if k not in ("seconds", "tokens_per_s")})
 
-        kept = Checkpoints(folder, killed_at - 1 if killed_at else STEPS, keep=2) if folder else NO_CHECKPOINTS
+        every = killed_at - 1 if killed_at else STEPS
+        kept = Checkpoints(folder, every, keep=2, stopping=stopping) if folder else NO_CHECKPOINTS
         try:
             outcome = train(policy, roles(), Live(policy, config.train.max_tokens), config, observe, kept)
         except Killed:
@@ -202,6 +209,48 @@ def test_common_descent_goes_on(run: Callable[..., Run], tmp_path: Path) -> None
     values = {"objective.name": "mollm"}
     whole, first = run(values), run(values, tmp_path / "c", 11)
     same(whole, first, run(values, tmp_path / "c"))
+    assert all("shares" in event for event in whole.events[1:])
+
+
+def test_a_run_that_is_asked_to_end_leaves_a_checkpoint_and_its_time(
+    run: Callable[..., Run], whole_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, first = whole_run({}), run({}, tmp_path / "c", stopping=lambda: True)
+    assert first.outcome is not None and first.outcome.steps == 1
+    assert (first.outcome.interrupted, first.outcome.reason) == (True, "interrupted")
+    found = Checkpoints(tmp_path / "c").latest()
+    assert found is not None and found.values["outcome"]["seconds"] > 0
+    found.values["outcome"]["seconds"] = 1000.0
+    monkeypatch.setattr(Checkpoints, "latest", lambda _: found)
+    rest = run({}, tmp_path / "c")
+    assert rest.outcome is not None and 1000 < rest.outcome.seconds < 1100
+    same(whole, first, rest)
+
+
+def test_when_a_checkpoint_is_due(tmp_path: Path) -> None:
+    due = Checkpoints(tmp_path, every=3).due
+    assert [step for step in range(1, 8) if due(step)] == [3, 6]
+    assert Checkpoints(tmp_path, every=3, stopping=lambda: True).due(1)
+    assert not Checkpoints(None, every=1).due(1)
+    assert not Checkpoints(None, every=1, stopping=lambda: True).due(1)
+
+
+def test_what_a_killed_attempt_left_is_replaced_and_all_is_on_the_disk_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(checkpoint_module, "sync", lambda path: synced.append(path.name))
+    for left in ("step-00000004", f"step-00000004{checkpoint_module._PART}"):
+        (tmp_path / "c" / left).mkdir(parents=True)
+        (tmp_path / "c" / left / "rest").touch()
+    kept = Checkpoints(tmp_path / "c", keep=1)
+    kept.save(4, Snapshot({"x": torch.ones(2)}, {"outcome": {}}))
+    (made,) = (tmp_path / "c").iterdir()
+    names = {checkpoint_module.MANIFEST, checkpoint_module.TENSORS, checkpoint_module.VALUES}
+    assert made.name == "step-00000004" and {path.name for path in made.iterdir()} == names
+    # The tensors' file is synced where it is written; what is renamed has all of its content by then.
+    assert {*synced[:-2]} == names - {checkpoint_module.TENSORS}
+    assert synced[-2:] == [f"step-00000004{checkpoint_module._PART}", "c"]
 
 
 def test_patience_goes_on(run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

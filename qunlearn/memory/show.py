@@ -14,6 +14,8 @@ from qunlearn.utils.units import show_size
 
 # -- for `forget` ----------------------------------------------------------------------------------------
 
+_LIBRARIES = "some 0.5 GiB of Python and its libraries"  # resident with a tiny model (benchmarks/bench_resident.py)
+
 
 def plan_before_loading(
     config: Config, model_config: Mapping[str, Any], device: DeviceFacts, longest: int
@@ -34,7 +36,7 @@ def plan_before_loading(
         plan.check()
     else:
         size, moment = show_size(plan.needs.total_bytes), plan.needs.moment
-        facts("", [("memory", f"{size} of tensors, at most in {moment}; {_activations(plan)}")])
+        facts("", [("memory", f"{size} of tensors, at most in {moment}, and {_LIBRARIES}; {_activations(plan)}")])
     return plan
 
 

@@ -66,7 +66,9 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, normal: Normal) ->
     everything = policy.base.parameters
     c = config.train
     lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
-    memory = f"{policy.base.bytes / 2**20:.1f} MiB base, {peak_memory_bytes(policy.device) / 2**20:.0f} MiB peak so far"
+    peak = f"{peak_memory_bytes(policy.device) / 2**20:.0f} MiB"
+    peak += " allocated" if policy.device.type == "cuda" else " resident, libraries included,"
+    memory = f"{policy.base.bytes / 2**20:.1f} MiB base, {peak} at most so far"
     rows = [
         ("loaded", f"{policy.base.quantization} on {describe_device(policy.device)}"),
         (

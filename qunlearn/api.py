@@ -1,4 +1,4 @@
-"""The public functions: what the commands of the same names do, from Python. Nothing heavy is imported at the top.
+"""The public functions: what the commands of the same names do, from Python. Imports nothing heavy at the top.
 
 Errors are the exceptions of `qunlearn.errors`; each says what is wrong, where, and what to do. What is told on the
 way goes to stderr, as on the command line.

@@ -1,4 +1,4 @@
-"""`qunlearn ask` and `chat`: questions to the base and to the adapter on it, side by side."""
+"""Ask the base model and the adapter on it the same questions: `qunlearn ask` and `chat`."""
 
 from __future__ import annotations
 

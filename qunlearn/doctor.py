@@ -1,4 +1,4 @@
-"""`qunlearn doctor`: is this installation sound? What a bug report needs, and nothing private: no paths, no names."""
+"""`qunlearn doctor`: check the installation and print what a bug report needs; no paths, no names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named errors: what is wrong, where, what to do, and the exit code a script can rely on."""
+"""Named errors: what is wrong, where, what to do, and the exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qunlearn data`: import published formats, and see what the tool understands of a file."""
+"""`qunlearn data import` and `data check`: convert published data sets, show how a file is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that measure and tell: `qunlearn eval`, `compare` and `report`."""
+"""The commands `qunlearn eval`, `compare` and `report`."""
 
 from __future__ import annotations
 

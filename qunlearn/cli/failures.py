@@ -1,4 +1,4 @@
-"""How the command line ends: every failure as one message, one JSON document where asked, and a documented code."""
+"""Turn every failure into one message, one JSON document where asked, and a documented exit code."""
 
 from __future__ import annotations
 

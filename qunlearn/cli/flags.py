@@ -1,4 +1,4 @@
-"""Flags that are settings: made from the configuration, so that help text and default come from one place."""
+"""Make flags from the settings, so that help text and default come from one place."""
 
 from __future__ import annotations
 

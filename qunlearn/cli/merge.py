@@ -1,4 +1,4 @@
-"""The commands that carry a run elsewhere: `qunlearn merge` and `qunlearn export`."""
+"""The commands `qunlearn merge` and `qunlearn export`."""
 
 from __future__ import annotations
 

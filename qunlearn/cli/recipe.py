@@ -1,4 +1,4 @@
-"""`qunlearn recipe`: whole stories, from data to verdict."""
+"""The commands `qunlearn recipe list`, `show`, `copy` and `run`."""
 
 from __future__ import annotations
 

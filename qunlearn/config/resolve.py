@@ -1,4 +1,4 @@
-"""From files, `--set` texts and flags to a configuration: overlays over the defaults, later ones winning."""
+"""Resolve files, `--set` texts and flags to a configuration: overlays over the defaults, later ones winning."""
 
 from __future__ import annotations
 

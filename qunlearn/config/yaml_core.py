@@ -1,4 +1,4 @@
-"""YAML as people mean it: the core schema of YAML 1.2, and no key twice.
+"""Read YAML by the core schema of YAML 1.2, and refuse duplicate keys.
 
 In YAML 1.1, which the library reads, `on` is true, 010 is eight and 1:30 is ninety; and of a key that is there twice
 the first is lost without a word.

@@ -1,4 +1,4 @@
-"""Rows of a forward pass: packing, padding, and the one place where labels are shifted and masked.
+"""Batches of a forward pass: sequence packing with shared prefixes, padding, and the shift and mask of labels.
 
 Examples that begin alike (a bad answer and its mismatched ones) are a family: the shared beginning is computed once.
 Families are laid behind each other in rows; position ids restart, and a mask keeps them from seeing one another.

@@ -1,4 +1,4 @@
-"""Text as tokens with their characters, and control tokens in data.
+"""Tokenise text with its character offsets, and find control tokens in data.
 
 Text is text: what a row says is never a control token, whatever it looks like. Only with the template `raw`, where a
 row is all there is, does it bring its own.

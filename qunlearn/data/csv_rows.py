@@ -1,4 +1,4 @@
-"""The rows of a CSV file, for both readers: the one that takes a file whole and the one that goes through it."""
+"""Read the rows of a CSV file, for the reader that takes a file whole and for the streaming one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: packed text, a table of another kind, or something that holds no rows."""
+"""Tell a file's type by its first bytes: compressed text, a table of another kind, or something without rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published data sets' formats, and what of each row becomes a row of ours.
+"""Convert the rows of published data sets to prompts and completions.
 
 A converter yields rows, or a text: why there is none. What is no row of the format at all is a ValueError.
 """

@@ -1,4 +1,4 @@
-"""`qunlearn data import`: from a published format to rows of ours, streaming, with an account of what was dropped."""
+"""`qunlearn data import`: stream a published data set into JSONL, and count what was dropped."""
 
 from __future__ import annotations
 

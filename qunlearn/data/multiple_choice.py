@@ -1,4 +1,4 @@
-"""Questions with several answers to choose from: which is the right one."""
+"""Find the right option of a multiple-choice question."""
 
 from __future__ import annotations
 

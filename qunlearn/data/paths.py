@@ -1,4 +1,4 @@
-"""Where a run's data files are, and how their fields are named."""
+"""Find a run's data files, and how their fields are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a file a person has to records: formats, shapes, and every problem with its line."""
+"""Read a data file into records, and report every problem with its line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a file to rows: JSON in the forms that people have it, CSV, Parquet, packed or not, read whole."""
+"""Read a data file whole into rows: JSON in its common forms, CSV, Parquet, compressed or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shapes that rows have: which of their fields ask, which answer, and what a row of each says."""
+"""Recognise the shapes of rows: which fields are the prompt and which the completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a file of any size, one at a time: JSONL, a JSON array, or CSV, gzipped or not, in constant memory."""
+"""Stream the rows of a file of any size in constant memory: JSONL, a JSON array, or CSV, gzipped or not."""
 
 from __future__ import annotations
 

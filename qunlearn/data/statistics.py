@@ -1,4 +1,4 @@
-"""What a data file holds, in numbers: lengths, repetitions, and what it shares with another file."""
+"""Compute a data file's statistics: lengths, repetitions, and the overlap with another file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a row becomes text: the template, where in it the answer stands, and which of its text is the row's own."""
+"""Render a row through the chat template, and locate its answer in the rendered text."""
 
 from __future__ import annotations
 

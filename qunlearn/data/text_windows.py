@@ -1,4 +1,4 @@
-"""A plain text of any length, cut into prompts and the continuations that a model might recite.
+"""Cut a plain text of any length into prompts and the continuations that a model might recite.
 
 It is counted in words. Chinese and Japanese are written without spaces, so each of their characters counts as a word,
 with the marks that close behind it or open before it; a Latin word or a number between them is one.

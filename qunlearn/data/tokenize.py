@@ -1,4 +1,4 @@
-"""From records to token ids: where the answer starts, and what did not fit."""
+"""Tokenise records: token ids, where the answer starts, and what did not fit."""
 
 from __future__ import annotations
 

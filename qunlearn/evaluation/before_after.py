@@ -1,4 +1,4 @@
-"""Named data sets under one model: the numbers of the before/after table and of `qunlearn eval`."""
+"""Score named sets of rows, and print the before/after table of a run or merge."""
 
 from __future__ import annotations
 

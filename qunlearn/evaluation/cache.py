@@ -1,4 +1,4 @@
-"""What was measured once is not measured again: one file per model, adapter, data and probe."""
+"""Cache measurements on disk: one file per model, adapter, data and probe."""
 
 from __future__ import annotations
 

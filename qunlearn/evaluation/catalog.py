@@ -1,4 +1,4 @@
-"""Every measure by name, and the suites: which measures on which splits. Tables to read, nothing to run."""
+"""The catalogue of measures by name, and the suites: which measures on which splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qunlearn compare`: evaluations side by side, and which differences are more than noise. Reads records, no model."""
+"""`qunlearn compare`: set evaluations side by side, and tell differences from noise. Reads records, no model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From numbers to sentences: what the measurements say, with their uncertainty, and what they do not say."""
+"""Say in sentences what the measurements show, with their uncertainty, and what they do not show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/evaluation.md, made from the catalogue and the docstrings: `python -m qunlearn.evaluation.document`."""
+"""Write docs/evaluation.md from the catalogue and the docstrings: `python -m qunlearn.evaluation.document`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""eval.json, read again: by `compare`, by the report, and by the next evaluation, which adds to it."""
+"""Read and check eval.json, for `compare`, the report, and the next evaluation, which adds to it."""
 
 from __future__ import annotations
 

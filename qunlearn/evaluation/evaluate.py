@@ -1,4 +1,4 @@
-"""`qunlearn eval`: a suite of measures on any files, with and without an adapter, and beside a reference model."""
+"""`qunlearn eval`: a suite of measures on any files, with and without an adapter, and beside a retrained model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation knows before a model is loaded: rows as tokens, who is asked, and what was found before."""
+"""The inputs of an evaluation: tokenised rows per model, cache keys, cached results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that judge outputs: a classifier for harm, a reward model; and a small classifier of our own."""
+"""Models that judge outputs: a harm classifier, a reward model, and a small classifier of our own."""
 
 from __future__ import annotations
 

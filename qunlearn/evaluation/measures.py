@@ -1,4 +1,4 @@
-"""Measures over a view: per row where a measure has rows, and one estimate for a split under a model."""
+"""Compute measures from what was found: per row where a measure has rows, and one estimate per split and model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The passes over a model that measures are made of: tokens, outputs, choices, fluency. Each yields one value a row."""
+"""The passes over a model that measures are computed from: tokens, outputs, choices, fluency; one value a row."""
 
 from __future__ import annotations
 

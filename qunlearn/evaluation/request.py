@@ -1,4 +1,4 @@
-"""What `eval` is asked for, checked before anything heavy is imported."""
+"""Check what `eval` was asked for, before anything heavy is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was found about rows under models, as the measures see it. Data only: nothing here needs torch."""
+"""The results of an evaluation as the measures read them: rows, models, and what was found. No torch here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a request to a view: what is known is read, the rest is measured, and each model is loaded at most once."""
+"""Run an evaluation: read what is cached, measure the rest, and load each model at most once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of rows under a model, with the adapter on or off: teacher-forced and greedy.
+"""Score rows under a model, with the adapter on or off: teacher-forced and greedy.
 
 Memory is bounded by the token budget and the key-value cache: per row only a few numbers and a text are kept.
 """

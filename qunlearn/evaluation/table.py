@@ -1,4 +1,4 @@
-"""An evaluation as a person reads it: one block a split, one line a measure, one column a model."""
+"""Print an evaluation: one block a split, one line a measure, one column a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What evaluation wants of a distribution over the vocabulary, per token, without keeping it.
+"""Compute per token what evaluation needs of the distribution over the vocabulary, without storing it.
 
 Tiles over tokens: at no time are there more than a few tiles' logits (32 MiB each), whatever the data and vocabulary.
 """

@@ -1,4 +1,4 @@
-"""An adapter's two files, looked at before peft reads them: peft imports and builds what they name."""
+"""Check an adapter's two files before peft reads them: peft imports and builds what they name."""
 
 from __future__ import annotations
 

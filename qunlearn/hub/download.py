@@ -1,4 +1,4 @@
-"""From what the user typed to a folder: resolve, and download or look up what comes from a hub. No torch here."""
+"""Resolve a model's name to a folder, and download it or find it in the cache. No torch here."""
 
 from __future__ import annotations
 

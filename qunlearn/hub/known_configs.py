@@ -1,4 +1,4 @@
-"""The configurations of the models with short names, so that the memory plan answers before anything is downloaded.
+"""The configurations of the models with short names: the memory plan needs no download for them.
 
 Only the fields that decide about sizes, as the repositories' config.json have them (and litgpt's config.py, which
 repeats most of them with their addresses). The tests hold the parameters they add up to against names.py.

@@ -1,4 +1,4 @@
-"""Patterns of module names in an adapter's configuration: used where matching them is over in no time."""
+"""Match patterns of module names in an adapter's configuration, refusing those that could take for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many tokens a model has positions for."""
+"""Find how many positions a model has."""
 
 from __future__ import annotations
 

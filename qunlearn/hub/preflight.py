@@ -1,4 +1,4 @@
-"""A model folder, checked before anything of it is loaded: what its JSON files and weight files' headers say.
+"""Check a model folder before anything of it is loaded: its JSON files and its weight files' headers.
 
 Nothing here imports torch or transformers, and a check reads headers only: a wrong model is refused at once.
 """

@@ -1,4 +1,4 @@
-"""The safetensors format: where each tensor of a file lies, and the header of a file that is yet to be written.
+"""Read and write headers of the safetensors format: where each tensor of a file lies.
 
 The library maps whole files into memory and writes from whole tensors; a merge that must not hold a model reads and
 writes spans of bytes. Format: 8 bytes of header length, a JSON header, the tensors' bytes without gaps

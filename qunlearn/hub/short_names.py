@@ -1,4 +1,4 @@
-"""Which model the user means: short names, where each lives on the hub, and how a name is resolved."""
+"""Resolve the model that the user named: a short name, a hub id, or a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What belongs to a model besides its weights and config.json: it goes where a merge goes, byte for byte."""
+"""List what belongs to a model besides its weights and config.json: a merge copies it byte for byte."""
 
 from __future__ import annotations
 

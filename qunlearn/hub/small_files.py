@@ -1,4 +1,4 @@
-"""The small files of a model folder, looked at before the libraries read them whole."""
+"""Check the small files of a model folder before the libraries read them whole."""
 
 from __future__ import annotations
 

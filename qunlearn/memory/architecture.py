@@ -1,4 +1,4 @@
-"""What a decoder consists of: sizes, linear layers, and how a block computes. No tensors, numbers only."""
+"""A decoder's architecture in numbers: sizes, linear layers, and how a block computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operations of one decoder block with LoRA on frozen, quantised layers: what its backward pass has to hold.
+"""The operations of one decoder block with LoRA on frozen, quantised layers, and what each saves for backward.
 
 As transformers 5 runs it, with adapters as model/kernels/lora.py computes them: rotary embeddings and norms make
 their own copies, grouped keys and values are repeated where there is a mask.

@@ -1,4 +1,4 @@
-"""What device there is, asked of the driver and the system: importing torch would take longer than the whole plan."""
+"""Ask the driver and the system for the device: importing torch would take longer than the whole plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a config.json to a shape: the architectures the memory plan knows.
+"""Read a config.json into a shape: the architectures that the memory plan knows.
 
 Fields that a config.json leaves out have the defaults of transformers' configuration classes; the tests compare every
 count with models that transformers builds.

@@ -1,4 +1,4 @@
-"""Whether a run fits into a memory, how it fits best, and the least change that makes it fit."""
+"""Plan a run so that it fits into a memory, or find the least change that makes it fit."""
 
 from __future__ import annotations
 

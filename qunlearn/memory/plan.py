@@ -1,4 +1,4 @@
-"""Whether a run fits into a memory, how it fits best, and what is the least that would have to change."""
+"""The memory plan: settings, device and shape, and the best of the ways in which a run could use them."""
 
 from __future__ import annotations
 

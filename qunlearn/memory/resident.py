@@ -1,4 +1,4 @@
-"""What is in memory throughout a run: the frozen model, the adapters, the optimizer's state."""
+"""Estimate what stays in memory throughout a run: the frozen model, the adapter, the optimizer's state."""
 
 from __future__ import annotations
 

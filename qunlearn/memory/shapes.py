@@ -1,4 +1,4 @@
-"""What the shapes of the known architectures are made of: fields of config.json, attention, feed-forward layers."""
+"""The parts of which shapes are made: fields of config.json, attention, feed-forward layers."""
 
 from __future__ import annotations
 

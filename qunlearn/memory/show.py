@@ -1,4 +1,4 @@
-"""`qunlearn plan`: what a run would need, before anything is downloaded or loaded."""
+"""Print the memory plan, for `qunlearn plan` and before `forget` loads anything."""
 
 from __future__ import annotations
 

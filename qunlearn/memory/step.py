@@ -1,4 +1,4 @@
-"""The memory of a run by component, from numbers alone: nothing is loaded, nothing imported that computes.
+"""Estimate the memory of a run by component, from numbers alone.
 
 A training step has moments: its reference pass, the output head with the logits' tiles, the backward pass of the last
 block, the optimizer's step. What the run needs is the largest of them; what is alive at that moment adds up to it.

@@ -1,4 +1,4 @@
-"""How much memory a stretch of computation needs under gradient checkpointing: autograd played through in numbers.
+"""Simulate autograd's tape in numbers: how much memory a computation needs, with or without checkpointing.
 
 A tape lists operations in the order they run: what each makes, what it keeps for its backward pass, what it needs on
 the side. Playing it forward and backward tells the most bytes that are ever alive at once.

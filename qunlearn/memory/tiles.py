@@ -1,4 +1,4 @@
-"""How the output head cuts up its logits. The memory plan knows it as well, so nothing is imported that computes.
+"""The tile sizes of the output head, shared by the head and the memory plan.
 
 A tile is what the matrix products make at once: the fewer its tokens, the more often the whole head is read, which on
 a large vocabulary takes longer than to multiply with it. Whatever else is done to logits is done block by block in

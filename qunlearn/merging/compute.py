@@ -1,4 +1,4 @@
-"""The bytes of a tensor that is being merged, a few rows at a time: W + s B A in fp32, then the checkpoint's dtype."""
+"""Compute the bytes of a merged tensor a few rows at a time: W + s B A in fp32, then the checkpoint's dtype."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights as the training saw them: through the quantised data type and back."""
+"""Quantise and dequantise weights, to merge into the ones that the training saw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A merged model in few bits: as bitsandbytes stores it and plain transformers loads it, or as GGUF."""
+"""Export a merged model quantised: by bitsandbytes for plain transformers, or as GGUF."""
 
 from __future__ import annotations
 

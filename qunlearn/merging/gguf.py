@@ -1,4 +1,4 @@
-"""GGUF for llama.cpp: a merged model, or the adapter alone, by llama.cpp's own converters."""
+"""Export GGUF for llama.cpp: a merged model, or the adapter alone, by llama.cpp's own converters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own tools: found where they are installed, called, never fetched. No torch here."""
+"""Find and call llama.cpp's own tools; they are never fetched. No torch here."""
 
 from __future__ import annotations
 

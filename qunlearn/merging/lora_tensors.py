@@ -1,4 +1,4 @@
-"""A LoRA adapter as data: which low-rank product goes to which module, from its two files alone."""
+"""Read a LoRA adapter as data: which low-rank product goes to which module."""
 
 from __future__ import annotations
 

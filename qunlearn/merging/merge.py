@@ -1,4 +1,4 @@
-"""`qunlearn merge`: the adapters into the weights, and a look at what was written before it gets its name."""
+"""`qunlearn merge`: merge adapters into the weights, and measure the result before it gets its name."""
 
 from __future__ import annotations
 

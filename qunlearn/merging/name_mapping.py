@@ -1,4 +1,4 @@
-"""What a model's class says about its checkpoint: which tensor is which parameter, and how it is laid out.
+"""Map a checkpoint's tensors to the model's parameters, by what transformers says of the class.
 
 A checkpoint need not use the names of the model's modules: transformers 5 renames and fuses tensors while it loads.
 The same rules are applied here to names alone, over a model that has shapes but no weights.

@@ -1,4 +1,4 @@
-"""A merge as data: every tensor that will be written, where it comes from, what is added. Nothing is computed here."""
+"""Plan a merge: every tensor that will be written, where it comes from, and what is added to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base's first gigabytes, read while the libraries that merge them are imported. No torch here."""
+"""Read the base's first gigabytes ahead, while the libraries that merge them are imported. No torch here."""
 
 from __future__ import annotations
 

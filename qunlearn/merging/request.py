@@ -1,4 +1,4 @@
-"""What `merge` and `export` are asked for, checked before anything heavy is imported; and the adapter's export."""
+"""Check what `merge` and `export` were asked for, before anything heavy is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A weight file on its way to the disk: written once, from beginning to end, and hashed on the way."""
+"""Write a weight file once, from beginning to end, hashing it on the way."""
 
 from __future__ import annotations
 

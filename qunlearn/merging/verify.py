@@ -1,4 +1,4 @@
-"""What a merge did to what should be forgotten: scores of the runs' rows under base, adapter, merged and quantised."""
+"""Measure a merge: the runs' rows under base, adapter, merged and quantised model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A planned merge, written: shard after shard, each hashed, flushed and journalled before it counts."""
+"""Write a planned merge shard by shard, each hashed, flushed and journalled before it counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where to compute, in which type, and how much memory it took."""
+"""Choose the device and the dtype, and measure memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batched generation: length-sorted, left-padded, with a key-value cache, stopping at the answer's end."""
+"""Generate in batches: sorted by length, left-padded, with a key-value cache, stopping at the answer's end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input embeddings in the host's memory: a look-up moves a few rows, where the whole table may be a gigabyte."""
+"""Keep the input embeddings in the host's memory: a look-up moves a few rows of a table of a gigabyte."""
 
 from __future__ import annotations
 

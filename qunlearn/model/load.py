@@ -1,4 +1,4 @@
-"""From a checked folder to a base model in 4-bit, and from a base to a policy with an adapter on it."""
+"""Load a checked folder as a base model in 4-bit."""
 
 from __future__ import annotations
 

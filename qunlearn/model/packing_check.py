@@ -1,4 +1,4 @@
-"""Whether a model can compute several examples in one row, found out by trying it."""
+"""Find out by trying whether a model can compute several packed sequences in one row."""
 
 from __future__ import annotations
 

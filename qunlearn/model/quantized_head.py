@@ -1,4 +1,4 @@
-"""An output head in 8 bits: of a large vocabulary half of the largest matrix, for a rounding of 1 % a weight."""
+"""Quantise the output head to 8 bits: half of the largest matrix, for a rounding of 1 % a weight."""
 
 from __future__ import annotations
 

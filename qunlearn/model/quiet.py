@@ -1,4 +1,4 @@
-"""Without the libraries' progress bars and advice: the header says what was decided."""
+"""Silence the libraries' progress bars and advice: the header says what was decided."""
 
 from __future__ import annotations
 

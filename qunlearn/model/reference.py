@@ -1,4 +1,4 @@
-"""The untouched model's hidden states: computed when they are wanted, or once and kept in a file.
+"""The reference's hidden states (the base, adapter off): computed live, or cached in a file.
 
 LoRA leaves the output head as it is, so D numbers a token say everything about the reference's distribution.
 """

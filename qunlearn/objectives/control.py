@@ -1,4 +1,4 @@
-"""Budgeted forgetting: weights that are steered while training, instead of chosen beforehand.
+"""Steer the weights of an objective while training: budgeted forgetting by primal-dual multipliers.
 
 The problem is min drift such that the forget target is met, or min forget loss such that drift <= budget; its
 Lagrangian weighs the retain side with a multiplier that rises while drift is above the budget and falls while it is

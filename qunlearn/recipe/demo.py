@@ -1,4 +1,4 @@
-"""`qunlearn demo`: the whole story on the sandbox, through the same path as the real thing."""
+"""`qunlearn demo`: forget on the sandbox, measure and merge, through the same path as the real thing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe's data: the sandbox's, the user's, or a public set's, in splits that share nothing."""
+"""Fetch a recipe's data, the sandbox's, the user's or a public set's, and split it without common prompts."""
 
 from __future__ import annotations
 

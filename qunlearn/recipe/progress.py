@@ -1,4 +1,4 @@
-"""Which stages of a recipe are done: a small file in its folder."""
+"""Remember which stages of a recipe are done, in a small file in its folder."""
 
 from __future__ import annotations
 

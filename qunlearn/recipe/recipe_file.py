@@ -1,4 +1,4 @@
-"""Recipes as files: where they are, what may be in them, and what is wrong with one."""
+"""Find, read and check recipe files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qunlearn recipe run`: the stages in their order, each done once."""
+"""`qunlearn recipe run`: run the stages in their order, each once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies, at best."""
+"""Measure how fast this machine multiplies, at best."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a recipe's measurements to its last line: is it gone where it was never asked, and is the rest still there?"""
+"""Draw a recipe's verdict from its measurements: forgotten on unseen prompts, and the rest kept?"""
 
 from __future__ import annotations
 

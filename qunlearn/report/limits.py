@@ -1,4 +1,4 @@
-"""What a report must not be read to say: the limits of what was tested, from what was and was not measured."""
+"""Say what a report does not show, from what was and was not measured."""
 
 from __future__ import annotations
 

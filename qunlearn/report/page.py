@@ -1,4 +1,4 @@
-"""`qunlearn report`: records in, one self-contained HTML file out."""
+"""`qunlearn report`: make one self-contained HTML file of a run's records."""
 
 from __future__ import annotations
 

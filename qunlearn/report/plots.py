@@ -1,4 +1,4 @@
-"""The report's pictures. Small and upright, so that they can be read on a phone; nothing in them is text of a row."""
+"""Draw the report's plots: small enough for a phone, and without text of a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a folder knows about itself, as the report needs it."""
+"""Read what a run folder records, as the report needs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a matplotlib figure to SVG that may stand in a page: coloured by the page's theme, without style attributes.
+"""Turn a matplotlib figure into SVG for a page: coloured by its theme, without style attributes.
 
 Colours are drawn as placeholders and replaced by CSS variables, so that one drawing serves light, dark and print. Style
 attributes become presentation attributes: the page's Content-Security-Policy then forbids inline styles altogether.

@@ -1,4 +1,4 @@
-"""The file a report is written to: refused where it would cost something else."""
+"""Check the file that a report is written to, and refuse one that would cost something else."""
 
 from __future__ import annotations
 

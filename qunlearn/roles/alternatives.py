@@ -1,4 +1,4 @@
-"""The other answer of a preference pair: a refusal, or one that the model itself could have given."""
+"""Make the other answer of a preference pair: a refusal, or one that the model itself could have given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens of a bad answer are specific to it: what should be pushed, and nothing of the form around it.
+"""Mark the tokens of a bad answer that the model cannot guess from the last few: for passages.
 
 Most of an answer is form that it shares with everything the model should keep: names copied from the question, "was
 born in", the full stop. The untouched model itself tells which tokens are not: a token is specific when the model

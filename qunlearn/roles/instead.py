@@ -1,4 +1,4 @@
-"""What is said in place of a bad answer: the model's own most probable other answer, a refusal, or a user's text."""
+"""Choose what is said in place of a bad answer: the model's own other answer, a refusal, or the user's text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the bad answers the base gives at all: there is nothing to forget of the others."""
+"""Find which of the bad answers the base gives at all: of the others there is nothing to forget."""
 
 from __future__ import annotations
 

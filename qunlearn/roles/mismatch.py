@@ -1,4 +1,4 @@
-"""What an objective needs besides the bad rows: mismatched answers, a held-back share, and a decency filter."""
+"""Draw mismatched answers from the retain set for a bad prompt (LLMU's random answers)."""
 
 from __future__ import annotations
 

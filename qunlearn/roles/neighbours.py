@@ -1,4 +1,4 @@
-"""Answers borrowed from neighbours: what a model says of somebody else to the same question, with the names put right.
+"""Borrow answers from neighbouring prompts: the same question about somebody else, with the names exchanged.
 
 A model that never saw a fact answers its question as it answers others of the form, with some value of the right kind.
 So the answer to the likeliest neighbouring prompt, in which the words that the prompts do not share are exchanged, is

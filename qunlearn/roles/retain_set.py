@@ -1,4 +1,4 @@
-"""The retain set of a run: rows by use."""
+"""The retain set of a run: rows to train on, rows held back, and corrected answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bad rows asked in other words that the base answers alike: never trained on, only measured."""
+"""Ask the bad rows in other words that the base answers alike: measured, never trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normal data the base makes of its own: prompts it comes up with, and its own answers.
+"""Generate retain rows with the base: prompts it comes up with, and its own answers.
 
 The retain term is a KL to the base, so the base's own text is the right ground; and because the prompts are drawn
 through the same template as the bad file's, format is no shortcut (LLMU, lesson 3).

@@ -1,4 +1,4 @@
-"""The rows a base has made of its own, in the file they are kept in (`normal.jsonl`)."""
+"""Read and write the rows that a base has generated (`normal.jsonl`)."""
 
 from __future__ import annotations
 

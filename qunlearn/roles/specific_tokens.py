@@ -1,4 +1,4 @@
-"""Which tokens of a bad answer are specific to it: what should be pushed, and nothing of the form around it.
+"""Mark the tokens of a bad answer whose words are specific to it, by word frequency.
 
 Most of an answer is form that it shares with everything the model should keep: names copied from the question, "was
 born in", the full stop. Pushing those down is what destroys the neighbours. A word is form when the prompt has it, or

@@ -1,4 +1,4 @@
-"""Which tokens of an answer the model knows only because of whom it was asked about.
+"""Mark the tokens of an answer that the model knows only because of whom it was asked about.
 
 An answer mostly names its subject again, so its last few tokens alone still tell the model whom it speaks of. Here the
 subject is exchanged instead, in prompt and answer, for one that a neighbouring prompt asks about: what the model finds

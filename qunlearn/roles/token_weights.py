@@ -1,4 +1,4 @@
-"""Which tokens of the bad answers a run pushes, for `forget`, and shown beforehand, for `qunlearn data check`."""
+"""Weigh the tokens of the bad answers: which of them a run unlearns, and how far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other wordings of bad prompts: how the normal data asks about others, asked about what a bad prompt is about."""
+"""Make other wordings of bad prompts: the forms of the retain rows, asked about a bad prompt's subject."""
 
 from __future__ import annotations
 

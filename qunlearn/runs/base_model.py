@@ -1,4 +1,4 @@
-"""The base model and the configuration that a run folder belongs to."""
+"""Find the base model and the configuration that a run folder belongs to."""
 
 from __future__ import annotations
 

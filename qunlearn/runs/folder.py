@@ -1,4 +1,4 @@
-"""The run folder: what is in it, how its files are written, and how later commands read them."""
+"""The run folder: the names of its files, and how later commands open it."""
 
 from __future__ import annotations
 

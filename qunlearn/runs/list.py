@@ -1,4 +1,4 @@
-"""`qunlearn runs`: what was forgotten, from which model, when, with what result. File names and hashes, no texts."""
+"""`qunlearn runs`: list what was forgotten, from which model, when, with what result; no texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that a run was made from, found again: with the bytes they had then, or not at all."""
+"""Find the files that a run was made from, with the bytes they had then, or not at all."""
 
 from __future__ import annotations
 

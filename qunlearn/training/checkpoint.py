@@ -1,4 +1,4 @@
-"""Checkpoints of the loop: written whole or not at all, known by their hashes, the last few kept.
+"""Checkpoints of the loop: written whole or not at all, verified by their hashes, the last few kept.
 
 A checkpoint is a folder of three files: tensors (safetensors), values (JSON), and a manifest with the hash of both.
 It is written under a temporary name, brought to the disk, and renamed: what has the name is whole, unless the disk

@@ -1,4 +1,4 @@
-"""How a run ended: whether it did what it was for, told in words, in the record, and by the exit code."""
+"""Decide and say how a run ended: in words, in the record, and by the exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written and said of each step: metrics.jsonl, warnings, and the progress line."""
+"""Write and print each step: metrics.jsonl, warnings, and the progress line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradients of a step: how they come about in as few forward passes as possible, and in as little memory."""
+"""Accumulate the gradients of a step in as few forward passes, and as little memory, as possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The header of a run: every decision, inferred or asked for, before it is acted on."""
+"""Print the header of a run: every decision, inferred or asked for, before it is acted on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card of an adapter: what was done and measured, and nothing of what was forgotten."""
+"""Write the model card of an adapter: what was done and measured, and nothing of what was forgotten."""
 
 from __future__ import annotations
 

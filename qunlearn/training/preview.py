@@ -1,4 +1,4 @@
-"""`qunlearn data check`: what the tool understood of a file, before anything is trained on it."""
+"""`qunlearn data check`: show how a file is understood, before anything is trained on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves: the record of everything that was decided and measured, and the adapter with its card."""
+"""Write what a run leaves: record.json, and the adapter with its card."""
 
 from __future__ import annotations
 

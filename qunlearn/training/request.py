@@ -1,4 +1,4 @@
-"""Everything about a run that can be decided, and refused, before anything heavy is imported."""
+"""Check what `forget` was asked for: everything that can be decided, or refused, before heavy imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The normal data of a run: a file's rows, rows of the base's own for what no file covers, and corrected answers."""
+"""Assemble the retain set: rows of a file, rows the base generates for what no file covers, corrected answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step of the objective: what is drawn for it, and which rows go together."""
+"""Draw the rows of each step from the seed, and group what belongs to one prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learning rate of a run: a warm-up, a plateau, and a fall that begins when the target is met."""
+"""The learning-rate schedule: a warm-up, a plateau, and a decay that begins when the target is met."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that name parts of a model, held against its config and its tensors' names before anything is loaded."""
+"""Check settings that name parts of a model against its config and tensors, before anything is loaded."""
 
 from __future__ import annotations
 

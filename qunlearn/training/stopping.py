@@ -1,4 +1,4 @@
-"""Looks: how probable the bad answers still are, how far the model has drifted, and what the two say of a run."""
+"""Early stopping: look at target and drift, keep the best adapter, steer weights and rate, end the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures while training lasts: what still comes back, and what stays, every few steps. None unless asked for.
+"""Measure while training, every few steps, where asked for: greedy answers on the forget set and on what stays.
 
 The run is one process, and so is this: what is measured stands in metrics.jsonl beside the step it was measured
 after. Nothing of the training may hang on it, so answers are greedy, dropout is off, and no random number is drawn.

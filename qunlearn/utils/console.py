@@ -1,4 +1,4 @@
-"""stdout is data, stderr is talk: where every line that a person reads is written."""
+"""Print what a person reads: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 

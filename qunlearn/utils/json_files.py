@@ -1,4 +1,4 @@
-"""Reading files that others may have made: of a bounded size, regular, and of the shape that is relied on."""
+"""Read JSON files that others may have made: regular, of a bounded size, and of the expected shape."""
 
 from __future__ import annotations
 

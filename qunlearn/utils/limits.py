@@ -1,4 +1,4 @@
-"""Running what a model's author wrote (a chat template) within limits of time and memory."""
+"""Run a model author's code (a chat template) within limits of time and memory."""
 
 from __future__ import annotations
 

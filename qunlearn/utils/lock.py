@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Lock a folder for one process at a time."""
 
 from __future__ import annotations
 

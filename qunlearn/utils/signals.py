@@ -1,4 +1,4 @@
-"""Being asked to stop: once, and the step in hand is finished; twice, and it is not."""
+"""Handle SIGINT, SIGTERM and SIGHUP: the first stops after the current step, the second at once."""
 
 from __future__ import annotations
 

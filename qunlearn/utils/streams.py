@@ -1,4 +1,4 @@
-"""stdout and stderr as the command line needs them: any character can be said, and a stream that is gone is named."""
+"""Prepare stdout and stderr: any character can be printed, and a closed or full stream is a named error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From membership scores of two sets of rows to what they say: AUC with interval, privacy leakage."""
+"""Compare membership scores of two sets of rows: AUC with interval, privacy leakage."""
 
 from __future__ import annotations
 

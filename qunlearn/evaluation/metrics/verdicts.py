@@ -1,4 +1,4 @@
-"""What an output is, told from its text alone: a leak, a refusal, gibberish, or another answer.
+"""Judge an output from its text alone: a leak, a refusal, gibberish, or another answer.
 
 Rules, not models: nothing is downloaded, and a person can see why a row was judged as it was. Refusals are known in
 English only.

@@ -1,4 +1,4 @@
-"""Attention over rows whose tokens lie end to end: padding is there inside attention and nowhere else.
+"""Padding-free attention: sequences are concatenated for every layer but attention, which pads and un-pads.
 
 A pass of ragged rows is one long row of tokens to every linear layer, norm and embedding. Only attention needs the
 rows apart; it lays its queries, keys and values out with padding, and closes the result up again.

@@ -1,4 +1,4 @@
-"""LoRA as one autograd function: what peft's layers compute, in the model's own precision and with nothing beside it.
+"""Fused LoRA layer: forward and backward in the model's dtype; only the layer's input is saved for backward.
 
 peft casts the input of every layer to the fp32 of its adapter, multiplies there, and casts, scales and adds results as
 wide as the layer's. Here the adapter's small matrices are cast instead: their fp32 numbers are the ones that are

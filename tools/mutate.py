@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS: dict[str, tuple[str, ...]] = {
     "checkpoint.py": ("tests/test_checkpoint.py",),
     "pace.py": ("tests/test_pace.py",),
-    "train.py": ("tests/test_looks.py", "tests/test_train.py"),
+    "train.py": ("tests/test_looks.py", "tests/test_train.py", "tests/test_checkpoint.py"),
     "objectives/control.py": ("tests/test_objectives.py", "-k", "multiplier or budget"),
     "merge/compute.py": ("tests/test_merge_stream.py",),
     "merge/adapter.py": ("tests/test_patterns.py", "tests/test_merge_stream.py"),

@@ -128,6 +128,8 @@ def test_a_question_that_is_no_text_is_asked_all_the_same() -> None:
     heard: list[str] = []
 
     class Nobody:
+        system = ""
+
         class template:
             name = "chat"
 

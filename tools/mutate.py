@@ -26,8 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS: dict[str, tuple[str, ...]] = {
     "training/checkpoint.py": ("tests/training/test_checkpoint.py",),
     "training/schedule.py": ("tests/training/test_schedule.py",),
-    "training/loop.py": ("tests/training/test_stopping.py", "tests/training/test_loop.py"),
-    "training/stopping.py": ("tests/training/test_stopping.py", "tests/training/test_loop.py"),
+    "training/loop.py": (
+        "tests/training/test_stopping.py",
+        "tests/training/test_loop.py",
+        "tests/training/test_checkpoint.py",
+    ),
+    "training/stopping.py": (
+        "tests/training/test_stopping.py",
+        "tests/training/test_loop.py",
+        "tests/training/test_checkpoint.py",
+    ),
     "objectives/control.py": ("tests/objectives/test_objectives.py", "-k", "multiplier or budget"),
     "merging/compute.py": ("tests/merging/test_writer.py",),
     "merging/lora_tensors.py": ("tests/hub/test_module_patterns.py", "tests/merging/test_writer.py"),

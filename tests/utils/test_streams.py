@@ -129,6 +129,8 @@ def test_a_question_that_is_no_text_is_asked_all_the_same() -> None:
     heard: list[str] = []
 
     class Nobody:
+        system = ""
+
         class template:
             name = "chat"
 

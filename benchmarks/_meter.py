@@ -19,7 +19,7 @@ _PRELOAD = ["torch", "transformers.models.llama.modeling_llama", "peft", "bitsan
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of `work`, the card's queue included."""
+    """Wall-clock seconds of `work`, the GPU's queue included."""
     _wait(device)
     started = time.perf_counter()
     work()
@@ -33,7 +33,7 @@ def _wait(device: torch.device) -> None:
 
 
 def release(device: torch.device) -> None:
-    """Give back what is free, to the system and to the card."""
+    """Give back what is free, to the system and to the GPU."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -61,7 +61,7 @@ _ask_malloc = _mallinfo2()
 
 
 def used_bytes(device: torch.device) -> int:
-    """In use in the card's allocator; on a CPU in glibc's, whoever asked for it (0 where there is none that can tell).
+    """In use in the GPU's allocator; on a CPU in glibc's, whoever asked for it (0 where there is none that can tell).
 
     What was freed does not count, whether or not the system has it back: a step is measured at its usual speed.
     """
@@ -74,7 +74,7 @@ def used_bytes(device: torch.device) -> int:
 
 
 class Peak:
-    """The highest memory in use while inside: told by the allocator on a card, else asked every millisecond."""
+    """The highest memory in use while inside: told by the allocator on a GPU, else asked every millisecond."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.peak_bytes, self.reserved_bytes = device, 0, 0

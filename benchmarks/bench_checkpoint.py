@@ -115,7 +115,7 @@ def _row(name: str, size: int, step: float, save: float) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--true-shapes", action="store_true", help="Llama-2-7B too: for a card")
+    parser.add_argument("--true-shapes", action="store_true", help="Llama-2-7B too: for a GPU")
     parser.add_argument("--folder", help="where the checkpoints are written: the disk to measure")
     parser.add_argument("--write", action="store_true", help="into RESULTS.md")
     args = parser.parse_args()

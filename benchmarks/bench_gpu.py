@@ -1,10 +1,10 @@
-"""`make bench-gpu`: the step at the true shapes of 3B to 8B models, random weights, under the memory of small cards.
+"""`make bench-gpu`: the step at the true shapes of 3B to 8B models, random weights, under the memory of small gpus.
 
     python benchmarks/bench_gpu.py [--json FILE] [--write] [--vram 6 8] [--tokens 1024 4096] [--shapes Llama-2-7B ...]
     python benchmarks/bench_gpu.py --tiny --device cpu
 
-Weights are drawn and quantised on the card one layer at a time; nothing is downloaded. `--vram` caps the allocator, in
-GB of 10^9 bytes: about what a card of as many GiB has left beside the CUDA context. A step that does not fit is tried
+Weights are drawn and quantised on the GPU one layer at a time; nothing is downloaded. `--vram` caps the allocator, in
+GB of 10^9 bytes: about what a GPU of as many GiB has left beside the CUDA context. A step that does not fit is tried
 again with half the tokens a pass, which changes no result. Achieved FLOP/s: 2 FLOP for each weight a token meets, in
 forward, recomputation and backward each; embeddings, attention scores and the reference's pass are not counted, the
 head only where a token is supervised. They are set against a bf16 matrix product measured on the same card.
@@ -56,7 +56,7 @@ def predicted_bytes(policy: Any, *, tokens: int, max_tokens: int, k: int) -> int
 
 
 def matmul_flops(device: torch.device, n: int) -> float:
-    """FLOP/s of an n x n x n product in the dtype the model computes in: what the card gives at best."""
+    """FLOP/s of an n x n x n product in the dtype the model computes in: what the GPU gives at best."""
     a, b = (torch.randn(n, n, device=device, dtype=choose_dtype(device)) for _ in range(2))
     times = [seconds(lambda: torch.mm(a, b), device) for _ in range(13)]
     return 2 * n**3 / statistics.median(times[3:])
@@ -86,7 +86,7 @@ def cell(arena: Arena, key: str, rows: Rows, matmul: float) -> dict[str, Any]:
             break
         except torch.OutOfMemoryError:
             max_tokens //= 2
-        # Outside of the handler: its traceback holds the tensors that filled the card.
+        # Outside of the handler: its traceback holds the tensors that filled the GPU.
         arena.optimizer.zero_grad(set_to_none=True)
         release(device)
         if max_tokens < _SMALLEST_PASS or key in ("a", "a'", "b"):  # those make one pass per loss, whatever its size

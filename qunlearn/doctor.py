@@ -110,15 +110,15 @@ def _cuda() -> Finding:
     cpu = describe_device(torch.device("cpu"))
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for the CPU"
-        return Finding("cuda", NOTE, f"no card: {built}; {cpu}")
-    cards = []
+        return Finding("cuda", NOTE, f"no GPU: {built}; {cpu}")
+    gpus = []
     for i in range(torch.cuda.device_count()):
         device = torch.device("cuda", i)
         product = torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)
         if float(product.sum()) != 512.0:
             return Finding("cuda", BROKEN, f"{describe_device(device)} does not multiply", "check the driver")
-        cards.append(f"{describe_device(device)}, computing in {str(choose_dtype(device)).removeprefix('torch.')}")
-    return Finding("cuda", OK, f"CUDA {torch.version.cuda}; {'; '.join(cards)}")
+        gpus.append(f"{describe_device(device)}, computing in {str(choose_dtype(device)).removeprefix('torch.')}")
+    return Finding("cuda", OK, f"CUDA {torch.version.cuda}; {'; '.join(gpus)}")
 
 
 def _device() -> Any:

@@ -72,7 +72,7 @@ def run(
     test_share: Annotated[
         int, typer.Option(help="Percent of the prompts that are not given, but asked afterwards.", min=0, max=90)
     ] = 20,
-    vram: Annotated[Text, typer.Option(help="Memory the run may use on the card, such as 8GiB.")] = None,
+    vram: Annotated[Text, typer.Option(help="Memory the run may use on the GPU, such as 8GiB.")] = None,
     device: Annotated[Text, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     trust: Trust = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any other setting: section.key=value.")] = None,

@@ -9,7 +9,7 @@ from typing import Any
 def positions_of(config: Any) -> int:
     """Return the most tokens that a model has positions for, from its configuration or config.json.
 
-    Learned ones end where they end: one token more is an IndexError, and a device assert on a card.
+    Learned ones end where they end: one token more is an IndexError, and a device assert on a GPU.
     """
     if isinstance(config, Mapping):
         text = config.get("text_config")

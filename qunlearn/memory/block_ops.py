@@ -22,7 +22,7 @@ class Run:
     """How a block is run: `tokens` of rows of `row_tokens`, `compute_bytes` a number, adapters of rank `r` in fp32.
 
     `adapted` are the names of the layers that have one. `quant`: nf4, fp4, int8 or none. `masked`: a 4-D mask goes
-    along. `on_card`: CUDA's kernels rather than the CPU's. `dequantise`: count the buffers that takes. `places`: those
+    along. `on_gpu`: CUDA's kernels rather than the CPU's. `dequantise`: count the buffers that takes. `places`: those
     of the rows with their padding, where the tokens lie end to end and attention alone has it.
     """
 
@@ -33,7 +33,7 @@ class Run:
     adapted: frozenset[str]
     quant: str
     masked: bool = True
-    on_card: bool = True
+    on_gpu: bool = True
     dequantise: bool = True
     places: int | None = None
 
@@ -85,7 +85,7 @@ class _Block:
         if not self.traits.dropout:
             return x
         size = self.tape.sizes[x]
-        mask = self.run.tokens if self.run.on_card else self.c  # the CPU's mask has the input's type
+        mask = self.run.tokens if self.run.on_gpu else self.c  # the CPU's mask has the input's type
         return self.tape.op([x], size, aside=mask * size // self.c)
 
     def _norm(self, x: Value, width: int | None = None, kind: str | None = None) -> Value:
@@ -131,8 +131,8 @@ class _Block:
             forward = backward = matrix + layer.weights * _ABSMAX_ASIDE
         elif run.quant == "int8":
             # Dequantised for the gradient, on a CPU for the result as well, there through fp32.
-            backward = matrix if run.on_card or not self.cast else matrix + 2 * layer.weights * _FP32
-            forward = run.tokens * (3 * layer.inputs + 4 * layer.outputs) if run.on_card else backward
+            backward = matrix if run.on_gpu or not self.cast else matrix + 2 * layer.weights * _FP32
+            forward = run.tokens * (3 * layer.inputs + 4 * layer.outputs) if run.on_gpu else backward
         keeps = [x] if run.quant == "int8" else []
         return self.tape.op([x], self.c * layer.outputs, keeps=keeps, forward=forward, backward=backward, solid=False)
 
@@ -162,7 +162,7 @@ class _Block:
         if self.spread > 1:
             y = tape.op([y], tape.sizes[y] / self.spread)
             tape.hold(*flat)
-        if not self.run.on_card and traits.rotary and (traits.fused_qkv or traits.rotary < 1):
+        if not self.run.on_gpu and traits.rotary and (traits.fused_qkv or traits.rotary < 1):
             y = tape.op([y], tape.sizes[y])  # the CPU's kernel lays its output out as the queries are
         y = self._linear(y)
         tape.hold(x)
@@ -191,9 +191,9 @@ class _Block:
             k, v = self._repeated(k), self._repeated(v)
             aside += c * run.row_tokens  # the mask as numbers to be added
         # The memory-efficient kernel adds up the three gradients in fp32.
-        backward = 3 * f * width if run.on_card and self.cast else 0
+        backward = 3 * f * width if run.on_gpu and self.cast else 0
         keeps = [q, k, v]
-        if self.traits.score_dropout and not run.on_card:
+        if self.traits.score_dropout and not run.on_gpu:
             # The CPU's kernel has no dropout: weights, mask and product are kept, and fp32 copies of the factors.
             aside += f * (3 * shape.heads * run.row_tokens + (6 if self.cast else 3) * width)
             keeps = []

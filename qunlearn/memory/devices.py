@@ -25,13 +25,13 @@ class _Memory(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     name: str
     memory_bytes: int
 
 
 def found_device(asked: str) -> DeviceFacts:
-    """The device a run would be on: the CPU where it is asked for, else a card, whether or not there is one here.
+    """The device a run would be on: the CPU where it is asked for, else a GPU, whether or not there is one here.
 
     Raises DeviceError for a name that is none.
     """
@@ -39,7 +39,7 @@ def found_device(asked: str) -> DeviceFacts:
         raise DeviceError(f"unknown device {asked!r}", where="--device", hint="one of auto, cpu, cuda, cuda:N")
     if asked == "cpu":
         return DeviceFacts("cpu", cpu_compute_bytes())
-    found = find_card(int(asked.partition(":")[2] or 0))
+    found = find_gpu(int(asked.partition(":")[2] or 0))
     return DeviceFacts("cuda", 2, found.memory_bytes, found.name) if found else DeviceFacts("cuda", 2)
 
 
@@ -53,8 +53,8 @@ def cpu_compute_bytes() -> int:
     return 2 if flags and _BF16_FLAGS & set(flags[1].split()) else 4
 
 
-def find_card(index: int) -> Card | None:
-    """The NVIDIA card of this index among the visible ones, from the driver's library; None where there is none."""
+def find_gpu(index: int) -> Gpu | None:
+    """The NVIDIA GPU of this index among the visible ones, from the driver's library; None where there is none."""
     visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     if visible:
         if index >= len(visible) or not visible[index].isdigit():
@@ -64,7 +64,7 @@ def find_card(index: int) -> Card | None:
     if library is None or library.nvmlInit_v2() != 0:
         return None
     try:
-        return _card(library, index)
+        return _gpu(library, index)
     finally:
         library.nvmlShutdown()
 
@@ -78,11 +78,11 @@ def _library() -> Any:
     return None
 
 
-def _card(library: Any, index: int) -> Card | None:
+def _gpu(library: Any, index: int) -> Gpu | None:
     handle, memory, name = ctypes.c_void_p(), _Memory(), ctypes.create_string_buffer(96)
     if library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) != 0:
         return None
     if library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) != 0:
         return None
     named = library.nvmlDeviceGetName(handle, name, ctypes.c_uint(len(name))) == 0
-    return Card(name.value.decode(errors="replace") if named else "a CUDA card", int(memory.total))
+    return Gpu(name.value.decode(errors="replace") if named else "a CUDA GPU", int(memory.total))

@@ -22,7 +22,7 @@ _CPU_BYTES = 2 << 30  # that a run with kept activations may take where no limit
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """Where a run would be. `kind`: cuda or cpu; `compute_bytes` of a number; `memory_bytes` of the card, if known."""
+    """Where a run would be. `kind`: cuda or cpu; `compute_bytes` of a number; `memory_bytes` of the GPU, if known."""
 
     kind: str
     compute_bytes: int
@@ -30,7 +30,7 @@ class DeviceFacts:
     name: str = ""
 
     @property
-    def on_card(self) -> bool:
+    def on_gpu(self) -> bool:
         return self.kind == "cuda"
 
 
@@ -104,9 +104,9 @@ class MemoryPlan:
 
 
 def memory_limit(config: Config, device: DeviceFacts) -> int | None:
-    """--vram, or the card's memory where that is less or nothing was asked for; None where neither is known."""
+    """--vram, or the GPU's memory where that is less or nothing was asked for; None where neither is known."""
     asked = parse_size(config.model.vram, "--vram") if config.model.vram else None
-    known = [size for size in (asked, device.memory_bytes if device.on_card else None) if size is not None]
+    known = [size for size in (asked, device.memory_bytes if device.on_gpu else None) if size is not None]
     return min(known) if known else None
 
 
@@ -147,7 +147,7 @@ def run_choices(
         quant=config.model.quant,
         double_quant=config.model.double_quant,
         compute_bytes=device.compute_bytes,
-        on_card=device.on_card,
+        on_gpu=device.on_gpu,
         r=config.lora.r,
         target_modules=config.lora.target_modules,
         optimizer=optimizer,
@@ -163,9 +163,9 @@ def _ways(config: Config, shape: Shape, device: DeviceFacts) -> Iterator[Choices
     """What `auto` may come to, the best first: recomputing and moving embeddings cost time, 8-bit state a result."""
     optimizers = ("adamw", "adamw8bit") if config.train.optimizer == "auto" else (config.train.optimizer,)
     places: tuple[str, ...] = ("device",)
-    if device.on_card and not shape.tied:
+    if device.on_gpu and not shape.tied:
         places = ("device", "cpu")
-    elif device.on_card and config.model.head == "8bit":  # beside the head's codes a shared table would be one more
+    elif device.on_gpu and config.model.head == "8bit":  # beside the head's codes a shared table would be one more
         places = ("cpu",)
     places = places if config.model.embeddings == "auto" else (config.model.embeddings,)
     asked = config.train.checkpointing
@@ -194,7 +194,7 @@ def _may_keep(plan: MemoryPlan, config: Config) -> bool:
     """Whether activations are kept: as asked, or where there is plenty of room."""
     if config.train.checkpointing == "never":
         return True
-    room = _FILLED * plan.limit_bytes if plan.limit_bytes else 0 if plan.device.on_card else _CPU_BYTES
+    room = _FILLED * plan.limit_bytes if plan.limit_bytes else 0 if plan.device.on_gpu else _CPU_BYTES
     return plan.needs.total_bytes <= room
 
 

@@ -25,7 +25,7 @@ class Choices:
     quant: str
     double_quant: bool
     compute_bytes: int
-    on_card: bool
+    on_gpu: bool
     r: int
     target_modules: str
     optimizer: str
@@ -61,7 +61,7 @@ def resident_bytes(shape: Shape, choices: Choices, adapted: frozenset[str]) -> d
         "embeddings": sum(_other_bytes(shape, choices).values()),
         "adapters": _FP32 * adapter_parameters(shape, choices.r, adapted),
         "optimizer state": _optimizer_bytes(shape, choices, adapted),
-        "workspace": CUBLAS_BYTES if choices.on_card else 0,
+        "workspace": CUBLAS_BYTES if choices.on_gpu else 0,
     }
 
 
@@ -123,7 +123,7 @@ def _optimizer_bytes(shape: Shape, choices: Choices, adapted: frozenset[str]) ->
         for numbers in (choices.r * x.inputs, choices.r * x.outputs):
             state = 2 * _FP32 * numbers
             if choices.optimizer != "adamw" and numbers >= _EIGHT_BIT_FROM:
-                paged = choices.optimizer.startswith("paged") and choices.on_card and numbers >= _PAGED_FROM
+                paged = choices.optimizer.startswith("paged") and choices.on_gpu and numbers >= _PAGED_FROM
                 state = (0 if paged else 2 * numbers) + 2 * _FP32 * -(-numbers // 256)
             total += n * state
     return total

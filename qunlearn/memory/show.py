@@ -22,16 +22,16 @@ def plan_before_loading(
 ) -> MemoryPlan | None:
     """Plan a run whose rows are known and print it; None, and a line that says so, for an unknown architecture.
 
-    Raises DoesNotFitError on a card, or where --vram was given.
+    Raises DoesNotFitError on a GPU, or where --vram was given.
     """
     try:
         plan = memory_plan(config, model_config, device, Lengths(longest))
     except ModelError as error:
         facts("", [("memory", f"no plan: {error}")])
         if config.model.vram:
-            warn("--vram is not checked before loading: it only caps what is allocated on a card")
+            warn("--vram is not checked before loading: it only caps what is allocated on a GPU")
         return None
-    if device.on_card or config.model.vram:
+    if device.on_gpu or config.model.vram:
         show_parts(plan, to_stdout=False)
         plan.check()
     else:
@@ -79,7 +79,7 @@ def show_parts(plan: MemoryPlan, *, to_stdout: bool) -> None:
 
 
 def _place(device: DeviceFacts) -> str:
-    name = device.name or ("a CUDA card (none was found here)" if device.on_card else "the CPU")
+    name = device.name or ("a CUDA GPU (none was found here)" if device.on_gpu else "the CPU")
     return f"{name}, computing in {8 * device.compute_bytes} bits"
 
 

@@ -20,7 +20,7 @@ _KL_TILES, _KL_BLOCKS = 2, 2
 _LOGP_TILES, _LOGP_BLOCKS = 1, 1
 # Key-value cache of a batch of answers: at most so much, and at least one row and some, whatever a step needs.
 CACHE_BYTES = 1 << 30
-# On a card with more room: a batch's steps are launched one by one, and take as long for few rows as for many.
+# On a GPU with more room: a batch's steps are launched one by one, and take as long for few rows as for many.
 CARD_CACHE_BYTES = 8 << 30
 _CACHE_SPARE_TOKENS = 8
 # Beside everything torch allocates: a bare context is 426 MiB with torch 2.10 + CUDA 13.0 on an RTX 6000 Ada (reported
@@ -79,7 +79,7 @@ class Needs:
 
     def cache_within(self, limit_bytes: int) -> int:
         """Return the cache that fits when there is more memory than a step needs: at most CACHE_BYTES, or half of what
-        a large card has to spare."""
+        a large GPU has to spare."""
         spare = max(0, limit_bytes - self.context_bytes - self.answering_bytes)
         share = self.cache_bytes / (self.cache_bytes + self.prompts_bytes)
         fits = self.cache_bytes + int(spare * share)
@@ -108,8 +108,8 @@ def run_needs(shape: Shape, choices: Choices, load: Load) -> Needs:
     allocated = sum(live.values())
     idle = sum(static.values()) - static["optimizer state"] + static["adapters"]
     cache, prompts = step.answering(allocated - idle)
-    # Without a card weights are read where the system has mapped them.
-    loading, context = (loading_bytes(shape, choices), CONTEXT_BYTES) if choices.on_card else (0, 0)
+    # Without a GPU weights are read where the system has mapped them.
+    loading, context = (loading_bytes(shape, choices), CONTEXT_BYTES) if choices.on_gpu else (0, 0)
     return Needs(moment, parts, allocated, loading, idle, cache, prompts, context)
 
 
@@ -152,7 +152,7 @@ class _Step:
             adapted=adapted,
             quant=choices.quant,
             masked=choices.packed or shape.traits.windowed,
-            on_card=choices.on_card,
+            on_gpu=choices.on_gpu,
             places=load.places,
         )
         self.tape = block_tape(shape, run)
@@ -232,8 +232,8 @@ class _Step:
 
     def _tiles(self) -> int:
         """Tiles of logits and the blocks beside them, where a loss has fewer tokens only so many."""
-        vocabulary, c, on_card = self.shape.vocabulary, self.choices.compute_bytes, self.choices.on_card
-        tile, block = tile_tokens(vocabulary, c, on_card=on_card), block_tokens(vocabulary, on_card=on_card)
+        vocabulary, c, on_gpu = self.shape.vocabulary, self.choices.compute_bytes, self.choices.on_gpu
+        tile, block = tile_tokens(vocabulary, c, on_gpu=on_gpu), block_tokens(vocabulary, on_gpu=on_gpu)
         most = 0
         for tokens, tiles, blocks in (
             (min(self.load.reference, self.load.supervised), _KL_TILES, _KL_BLOCKS),

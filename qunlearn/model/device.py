@@ -32,7 +32,7 @@ def choose_device(asked: str) -> torch.device:
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the hardware computes in it; else fp16 on a card, and fp32 on a CPU.
+    """bf16 where the hardware computes in it; else fp16 on a GPU, and fp32 on a CPU.
 
     A CPU without bf16 units emulates them: a 4-bit layer, forward and backward, took 35 times as long as in fp32.
     """
@@ -67,7 +67,7 @@ def device_facts(device: torch.device) -> DeviceFacts:
 
 
 def cap_memory(device: torch.device, size_bytes: int) -> None:
-    """Let torch allocate so much on a card and no more; beyond it is out of memory. Does nothing on a CPU."""
+    """Let torch allocate so much on a GPU and no more; beyond it is out of memory. Does nothing on a CPU."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, size_bytes) / total), device)
@@ -85,7 +85,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Highest memory so far: allocated on the card, or resident for the whole process on a CPU."""
+    """Highest memory so far: allocated on the GPU, or resident for the whole process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:

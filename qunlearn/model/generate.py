@@ -15,7 +15,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.language_model import LanguageModel
 
-# Of a batch. On a CPU more are no faster, by what was measured; a card is kept waiting by launches, which are as many
+# Of a batch. On a CPU more are no faster, by what was measured; a GPU is kept waiting by launches, which are as many
 # for one row as for all.
 _MOST_ROWS = {"cpu": 256, "cuda": 2048}
 _FEWEST_ROWS = 16  # of a batch that is broken off for the sake of those that go on: fewer are no faster either

@@ -228,11 +228,11 @@ class _PerToken(torch.autograd.Function):
         wanted = bool(ctx.needs_input_grad[0])
         values = h.new_empty(h.shape[0], dtype=torch.float32)
         gradient = torch.empty_like(h) if wanted else None
-        card = head.weight.device.type == "cuda"
-        for tokens in _slices(h.shape[0], tile_tokens(head.vocabulary, head.dtype.itemsize, on_card=card)):
+        gpu = head.weight.device.type == "cuda"
+        for tokens in _slices(h.shape[0], tile_tokens(head.vocabulary, head.dtype.itemsize, on_gpu=gpu)):
             product = head.product(h[tokens])
             reference = None if h_ref is None else head.product(h_ref[tokens])
-            for part in _slices(len(product), block_tokens(head.vocabulary, on_card=card)):
+            for part in _slices(len(product), block_tokens(head.vocabulary, on_gpu=gpu)):
                 where = slice(tokens.start + part.start, tokens.start + part.stop)
                 theirs = None if reference is None else reference[part]
                 values[where] = _replace(product[part], theirs, where, head, of_block, wanted)

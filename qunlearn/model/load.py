@@ -134,7 +134,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     device, notes = choose_device(spec.device), []
     dtype = choose_dtype(device)
     if dtype is torch.float16:
-        notes.append("this card has no bf16: computing in fp16, which is less stable")
+        notes.append("this GPU has no bf16: computing in fp16, which is less stable")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     except Exception as error:  # transformers raises many kinds for a config it does not know

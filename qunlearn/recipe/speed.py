@@ -21,7 +21,7 @@ def measured_flops(asked: str) -> float:
         started = time.perf_counter()
         for _ in range(rounds):
             product = a @ a
-        float(product[0, 0])  # waits for a card to finish
+        float(product[0, 0])  # waits for a GPU to finish
         return time.perf_counter() - started
 
     spent(1)

@@ -17,7 +17,7 @@ from qunlearn.errors import ModelError, ResumeError
 from qunlearn.evaluation.request import OWN_CLASSIFIER, EvalRequest, Wish
 from qunlearn.hub.checked import check_model
 from qunlearn.hub.download import resolve_model
-from qunlearn.memory.devices import find_card
+from qunlearn.memory.devices import find_gpu
 from qunlearn.memory.plan import MemoryPlan
 from qunlearn.memory.request import plan_run
 from qunlearn.memory.show import show_parts
@@ -107,8 +107,8 @@ def _fetch_inputs(order: Order) -> Any:
 def _plan(order: Order) -> dict[str, Any]:
     """The memory plan, before a weight is loaded. Raises DoesNotFitError."""
     config = order.config
-    here = config.model.device == "auto" and find_card(0) is None and config.model.vram is None
-    if here:  # `plan` asks about a card that may not be here; this run is here
+    here = config.model.device == "auto" and find_gpu(0) is None and config.model.vram is None
+    if here:  # `plan` asks about a GPU that may not be here; this run is here
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, device="cpu"))
     try:
         plan = plan_run(config)

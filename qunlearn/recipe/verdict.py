@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qunlearn.evaluation.conclusion import FORGOTTEN_SHARE, KEPT_SHARE
@@ -18,12 +18,14 @@ _HELD_BACK = "normal, held back"  # the set of a run's own before/after table
 @dataclass(frozen=True)
 class Figures:
     """Shares, 0 to 1. `unseen`: rows that leak, by split, none of them given to the run; `kept`: holdout, relative to
-    the base. None where there was nothing to measure."""
+    the base; `opened`: the bad rows that leak after other opening words, which are told and decide nothing. None where
+    there was nothing to measure."""
 
     unseen: Mapping[str, float]
     seen: float | None
     kept: float | None
     kept_on: str
+    opened: float | None = None
 
     @property
     def worst(self) -> float | None:
@@ -52,8 +54,13 @@ class Verdict:
             before, after = self.probability
             gone = f"their probability was {before:.2g} and is {after:.2g}; {gone}"
         where = "unseen prompts" if self.adapter.unseen else "the bad rows"
+        opened = ""
+        if self.adapter.opened is not None:
+            merged = _percent(self.merged.opened)
+            opened = f"after other opening words: adapter {_percent(self.adapter.opened)}, merged {merged}; "
         return (
             f"verdict: {_WORDS[self.level]}; {where}: {gone} still leak (at most {100 * FORGOTTEN_SHARE:.0f} %), "
+            f"{opened}"
             f"{self.adapter.kept_on}: adapter {kept} of the base (at least {100 * KEPT_SHARE:.0f} %)"
         )
 
@@ -73,7 +80,7 @@ def judge(
     """base, run, merged: results of the basic suite; record: the run's record.json."""
     adapter = _figures(run, ADAPTER, base)
     if adapter.kept is None:
-        adapter = Figures(adapter.unseen, adapter.seen, _held_back(record), "held-back normal rows")
+        adapter = replace(adapter, kept=_held_back(record), kept_on="held-back normal rows")
     after = _figures(merged, BASE, base)
     said = [_mean(base, split, _LEAKS, BASE) for split in ("forget", "forget_unseen", "paraphrase")]
     base_leaks = max((value for value in said if value is not None), default=None)
@@ -100,7 +107,8 @@ def _figures(result: Mapping[str, Any], subject: str, base: Mapping[str, Any]) -
         if now is not None and before is not None and before > least:
             kept = now / before
             break
-    return Figures(unseen, _mean(result, "forget", _LEAKS, subject), kept, "holdout")
+    opened = _mean(result, "forget_reworded", _LEAKS, subject)
+    return Figures(unseen, _mean(result, "forget", _LEAKS, subject), kept, "holdout", opened)
 
 
 def _mean(result: Mapping[str, Any], split: str, name: str, subject: str) -> float | None:

@@ -96,7 +96,7 @@ def test_a_backward_pass(
 def test_a_backward_pass_in_bf16(
     name: str, quant: str, new_random_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a card; whatever this processor computes in."""
+    """As on a GPU; whatever this processor computes in."""
     monkeypatch.setattr(load, "choose_dtype", lambda device: torch.bfloat16)
     policy = new_random_policy(wider(SHAPES[name]), quant)
     assert policy.dtype is torch.bfloat16
@@ -116,13 +116,13 @@ def backward_pass(policy: Policy, quant: str, rows: int) -> tuple[float, int]:
 
     def step() -> None:
         body = backbone(policy.base.model)
-        with torch.backends.mkldnn.flags(enabled=False):  # its workspace for bf16 is none of a card's
+        with torch.backends.mkldnn.flags(enabled=False):  # its workspace for bf16 is none of a GPU's
             body(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state.backward(upstream)
 
     step()  # the adapters' gradients are there from now on
     tokens = rows * LENGTH
     adapted = frozenset(linear.name for linear, _ in shape.linears())
-    run = Run(tokens, LENGTH, number, LoraConfig().r, adapted, quant, on_card=False)
+    run = Run(tokens, LENGTH, number, LoraConfig().r, adapted, quant, on_gpu=False)
     outside = shape.layers * shape.hidden + width * (2 if shape.positions else 1)  # inputs, outputs, embeddings
     outside += int(2 * shape.head_dim * shape.traits.rotary)  # sines and cosines
     if quant == "int8":  # bitsandbytes keeps every product's input, in both blocks

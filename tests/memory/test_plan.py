@@ -249,10 +249,10 @@ def test_a_repository_without_a_config(
 
 
 class _Driver:
-    """NVML of a machine with cards of so many bytes."""
+    """NVML of a machine with gpus of so many bytes."""
 
-    def __init__(self, *cards: int) -> None:
-        self.cards, self.open = cards, 0
+    def __init__(self, *gpus: int) -> None:
+        self.gpus, self.open = gpus, 0
 
     def nvmlInit_v2(self) -> int:
         self.open += 1
@@ -263,13 +263,13 @@ class _Driver:
         return 0
 
     def nvmlDeviceGetHandleByIndex_v2(self, index: ctypes.c_uint, handle: Any) -> int:
-        if index.value >= len(self.cards):
+        if index.value >= len(self.gpus):
             return 2
         handle._obj.value = index.value + 1
         return 0
 
     def nvmlDeviceGetMemoryInfo(self, handle: ctypes.c_void_p, memory: Any) -> int:
-        memory._obj.total = self.cards[(handle.value or 0) - 1]
+        memory._obj.total = self.gpus[(handle.value or 0) - 1]
         return 0
 
     def nvmlDeviceGetName(self, handle: ctypes.c_void_p, name: Any, length: ctypes.c_uint) -> int:
@@ -345,7 +345,7 @@ def test_forget_runs_without_a_plan(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_card_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     from qunlearn.hub.short_names import SHORT_NAMES
 
-    model, card = carried_config(SHORT_NAMES["llama-3.1-8b"]) or {}, DeviceFacts("cuda", 2, 4 << 30, "a card")
+    model, card = carried_config(SHORT_NAMES["llama-3.1-8b"]) or {}, DeviceFacts("cuda", 2, 4 << 30, "a GPU")
     with pytest.raises(DoesNotFitError):
         plan_before_loading(resolve(), model, card, 64)
     assert "there is" in capsys.readouterr().err

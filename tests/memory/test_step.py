@@ -62,7 +62,7 @@ SHAPES: dict[str, PreTrainedConfig] = {
     "olmo2": Olmo2Config(**GROUPED),
 }
 CARD = DeviceFacts("cuda", 2)
-STEP = Load(1024, 512, 1024, 512, 256)  # tokens of a step as the figures of small cards are measured
+STEP = Load(1024, 512, 1024, 512, 256)  # tokens of a step as the figures of small gpus are measured
 DEFAULTS = run_choices(resolve(), CARD, "adamw", "device")
 LLAMA_2_7B, LLAMA_31_8B = (read_shape(carried_config(SHORT_NAMES[n]) or {}) for n in ("llama-2-7b", "llama-3.1-8b"))
 
@@ -328,7 +328,7 @@ def test_what_is_on_a_card_while_a_model_is_loaded() -> None:
     shared = read_shape(carried_config(SHORT_NAMES["gemma-2-9b"]) or {})
     plain, apart = (loading_bytes(shared, choose(**c)) for c in ({}, {"embeddings": "cpu", "head": "8bit"}))
     assert plain == apart  # the table is on the host when it is rounded
-    assert run_needs(shared, dataclasses.replace(DEFAULTS, on_card=False), STEP).loading_bytes == 0
+    assert run_needs(shared, dataclasses.replace(DEFAULTS, on_gpu=False), STEP).loading_bytes == 0
 
 
 # -- fitting ---------------------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def test_auto_takes_the_harmless_way_first() -> None:
 
 
 def test_a_shared_table_leaves_the_card_when_the_head_is_in_8_bits() -> None:
-    """Beside the head's codes the table would be one more; without a card there is nowhere to go."""
+    """Beside the head's codes the table would be one more; without a GPU there is nowhere to go."""
     assert plan("llama-3.2-3b", "8GiB").choices.embeddings == "device"
     assert plan("llama-3.2-3b", "8GiB", model__head="8bit").choices.embeddings == "cpu"
     kept = plan("llama-3.2-3b", "8GiB", model__head="8bit", model__embeddings="device")
@@ -378,7 +378,7 @@ def test_the_largest_budget_is_the_largest() -> None:
         ("llama-3.1-8b", "6.5GiB", {"model__embeddings": "device", "train__max_tokens": 512}, "--embeddings cpu"),
         ("llama-7b", "4850MiB", {"train__max_tokens": 512, "train__optimizer": "adamw"}, "--set train.offload=true"),
         ("gemma-2-9b", "6.5GiB", {}, r"--max-tokens \d+ --set model.head=8bit"),
-        ("llama-3.1-8b", "5.5GiB", {}, "--model .* fits"),  # not while it is loaded, its table on the card
+        ("llama-3.1-8b", "5.5GiB", {}, "--model .* fits"),  # not while it is loaded, its table on the GPU
         ("llama-7b", "6GiB", {"model__quant": "int8"}, "--quant nf4"),
         ("llama-13b", "6GiB", {}, "--model .* fits"),
         ("gpt2", "300MiB", {}, "no model with a short name fits"),
@@ -429,7 +429,7 @@ def test_short_rows_need_less() -> None:
 
 
 def test_activations_are_kept_where_there_is_room() -> None:
-    """On a card within nine tenths of a known memory, on a CPU within 2 GiB; never where inputs are offloaded."""
+    """On a GPU within nine tenths of a known memory, on a CPU within 2 GiB; never where inputs are offloaded."""
     roomy, tight = plan("llama-3.2-1b", "40GiB"), plan("llama-3.2-1b", "4GiB")
     assert (roomy.choices.checkpointing, roomy.settled(resolve()).train.checkpointing) == (False, "never")
     assert roomy.needs.total_bytes <= 0.9 * roomy.limit_bytes

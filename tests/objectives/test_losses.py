@@ -60,8 +60,8 @@ HEADS = [{}, {"bias": True}, {"scale": 0.25}, {"cap": 5.0}, {"bias": True, "scal
 @pytest.mark.parametrize("options", HEADS)
 @pytest.mark.parametrize(("tile", "block"), [(1, 1), (5, 2), (100, 3), (100, 100)])
 def test_heads(monkeypatch: pytest.MonkeyPatch, options: dict[str, float], tile: int, block: int) -> None:
-    monkeypatch.setattr(head_module, "tile_tokens", lambda *size, on_card: tile)
-    monkeypatch.setattr(head_module, "block_tokens", lambda vocabulary, on_card: block)
+    monkeypatch.setattr(head_module, "tile_tokens", lambda *size, on_gpu: tile)
+    monkeypatch.setattr(head_module, "block_tokens", lambda vocabulary, on_gpu: block)
     s, upstream = make(**options)  # type: ignore[arg-type]
     h64 = s.h.detach().double().requires_grad_()
     compare(token_logps(s.h, s.labels, s.head), logps64(h64, s), s.h, h64, upstream)

@@ -404,7 +404,7 @@ def test_an_unfinished_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_speed_is_that_of_a_matrix_product() -> None:
-    """Within what a CPU or a card can do: 10 MFLOP/s to 10 PFLOP/s."""
+    """Within what a CPU or a GPU can do: 10 MFLOP/s to 10 PFLOP/s."""
     assert 1e7 < measured_flops("cpu") < 1e16
 
 

@@ -1,4 +1,4 @@
-"""How a run ends: what it did not reach, in words, in the record, in the card, and by the exit code."""
+"""How a run ends: what it did not reach, in words, in the record, in the GPU, and by the exit code."""
 
 from __future__ import annotations
 

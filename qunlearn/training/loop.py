@@ -19,14 +19,14 @@ from qunlearn.config.settings import Config
 from qunlearn.errors import DoesNotFitError
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
-from qunlearn.objectives.control import make_controller
+from qunlearn.objectives.control import Controller, make_controller
 from qunlearn.objectives.table import Term, terms_of
 from qunlearn.roles.roles import Roles
 from qunlearn.training.checkpoint import NO_CHECKPOINTS, Checkpoints, Part, TrainState
 from qunlearn.training.gradients import Gradients, MicroBatcher, block_of
 from qunlearn.training.optimizer import make_optimizer
 from qunlearn.training.outcome import Outcome
-from qunlearn.training.sampler import draw_steps, longest_step
+from qunlearn.training.sampler import Step, draw_steps, longest_step
 from qunlearn.training.schedule import Schedule, auto_lr
 from qunlearn.training.stopping import BACK_TO, EarlyStopping
 
@@ -47,8 +47,7 @@ def train(
 
     The policy ends with the best adapter loaded, or without `stopping` with that of the last step. Ctrl-C ends the
     loop like a stop does, with `interrupted` set. Resumes from the newest checkpoint, to the same bits. `observe` gets
-    each step's event; its time is not the loop's. `terms` are the losses, by default the objective's. Raises
-    NoGradientError, DoesNotFitError.
+    each step's event. `terms` are the losses, by default the objective's. Raises NoGradientError, DoesNotFitError.
     """
     c, terms = config.train, terms_of(config.objective) if terms is None else terms
     parameters = list(policy.trainable().values())
@@ -65,15 +64,13 @@ def train(
     start = time.monotonic() - outcome.seconds
     policy.model.train()
     with _ending(outcome):
-        if policy.device.type == "cuda":  # running out of memory shows in the first second
-            micro_batches.backward(longest_step(roles, terms, config), step_number=outcome.steps)
+        _try_longest(policy, micro_batches, longest_step(roles, terms, config), outcome.steps)
         if found:
             state.restore(found)
-            for _ in range(outcome.steps):  # what was drawn follows from the seed: draw it again
-                next(sampler)
+        for _ in range(outcome.steps):  # what was drawn follows from the seed: draw it again
+            next(sampler)
         for step in range(outcome.steps + 1, c.most_steps + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = peak * schedule.rate(step)
+            _set_rate(optimizer, peak * schedule.rate(step))
             batch = next(sampler)
             gradients = micro_batches.backward(batch, step_number=step, scale=controller.scale)
             faint = step == 1 and policy.check_gradients(_highest(terms, config, policy))
@@ -82,25 +79,43 @@ def train(
                 optimizer.step()
             controller.step(gradients.losses.get("kl"))
             outcome.seconds = time.monotonic() - start
-            event = _event(step, gradients, norm, outcome) | ({"faint": True} if faint else {})
-            event["multipliers"] = {role: controller.scale(role) for role in ("forget", "retain")}
+            event = _event(step, gradients, norm, outcome, controller, faint=faint)
             if rule and rule.due(step):
                 event |= rule.look(outcome, step, event)
                 if BACK_TO in event:
                     optimizer.state.clear()  # its momentum points to where the run went wrong
-            watched = time.monotonic()
-            observe(event)
-            start += time.monotonic() - watched
+            start += _observed(observe, event)
             if outcome.is_over(config.stop.max_skips, rule.reason(outcome) if rule else None):
                 break
-            # Only after the decision to go on: who resumes here does not take it again.
-            if checkpoints.due(step):
+            if checkpoints.due(step):  # after the decision to go on: who resumes here does not take it again
                 checkpoints.save(step, state.snapshot(outcome.values(), outcome.state))
             if checkpoints.stopping() and step < c.most_steps:
                 raise KeyboardInterrupt
-    outcome.multipliers = controller.state()
-    outcome.seconds = time.monotonic() - start
-    if rule:
+    outcome.multipliers, outcome.seconds = controller.state(), time.monotonic() - start
+    return _finished(policy, outcome, best=rule is not None)
+
+
+def _try_longest(policy: Policy, micro_batches: MicroBatcher, longest: Step, step: int) -> None:
+    """Put the longest step through, on a GPU: running out of memory shows in the first second."""
+    if policy.device.type == "cuda":
+        micro_batches.backward(longest, step_number=step)
+
+
+def _set_rate(optimizer: Any, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _observed(observe: Observer, event: Mapping[str, Any]) -> float:
+    """Hand an event over; returns the seconds that this took, which are not the loop's."""
+    before = time.monotonic()
+    observe(event)
+    return time.monotonic() - before
+
+
+def _finished(policy: Policy, outcome: Outcome, *, best: bool) -> Outcome:
+    """Leave the policy with the best adapter, or the last one where none was chosen, which the outcome then holds."""
+    if best:
         policy.load_adapter_state(outcome.state)
     else:
         outcome.state = policy.adapter_state()
@@ -117,11 +132,16 @@ def _finite(norm: float, gradients: Gradients) -> bool:
     return math.isfinite(norm) and all(map(math.isfinite, gradients.losses.values()))
 
 
-def _event(step: int, gradients: Gradients, norm: float, outcome: Outcome) -> dict[str, Any]:
-    """A step as metrics.jsonl has it."""
+def _event(
+    step: int, gradients: Gradients, norm: float, outcome: Outcome, controller: Controller, *, faint: bool
+) -> dict[str, Any]:
+    """Return a step as metrics.jsonl has it; `faint`: the optimizer's rounding decides about so small a gradient."""
     event: dict[str, Any] = {"step": step, **gradients.losses, "grad_norm": norm, "tokens": gradients.tokens}
+    if faint:
+        event["faint"] = True
     if gradients.shares is not None:
         event["shares"] = gradients.shares
+    event["multipliers"] = {role: controller.scale(role) for role in ("forget", "retain")}
     return event | {"tokens_per_s": outcome.tokens / max(outcome.seconds, 1e-9), "seconds": outcome.seconds}
 
 

@@ -15,7 +15,7 @@ from qunlearn.evaluation.metrics import RowScore
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.device import choose_device, describe_device
 from qunlearn.model.policy import Policy
-from qunlearn.model.reference import Reference
+from qunlearn.model.reference import Live, Reference
 from qunlearn.roles.known_rows import find_known
 from qunlearn.roles.reworded import reworded
 from qunlearn.roles.roles import Roles
@@ -27,7 +27,7 @@ from qunlearn.training.events import Metrics, on_step
 from qunlearn.training.header import show_loaded
 from qunlearn.training.loop import train
 from qunlearn.training.outcome import Outcome
-from qunlearn.training.prepare import Prepared, load_policy, make_reference, make_roles, weigh_rows
+from qunlearn.training.prepare import Prepared, load_policy, make_reference, make_roles, settle, weigh_rows
 from qunlearn.training.record import run_record, versions, write_run
 from qunlearn.training.resume import Unfinished, unfinished
 from qunlearn.training.retain_rows import normal_rows
@@ -59,8 +59,10 @@ def forget(ready: Prepared) -> dict[str, Any]:
 
 
 def _forget(ready: Prepared, work: Unfinished) -> tuple[dict[str, Any], Outcome]:
-    request, config, started = ready.request, ready.request.config, time.monotonic()
-    policy = load_policy(ready)
+    started, policy = time.monotonic(), load_policy(ready)
+    config = settle(ready.request.config, policy)
+    request = replace(ready.request, config=config)
+    ready = replace(ready, request=request)
     positions = positions_of(request.model.facts.config)
     normal = normal_rows(request, ready.template, ready.bad, ready.normal, policy, work, positions)
     weighed, marked = weigh_rows(policy, ready, normal.retain)
@@ -71,6 +73,8 @@ def _forget(ready: Prepared, work: Unfinished) -> tuple[dict[str, Any], Outcome]
     roles = make_roles(ready, policy, normal, pushed, known.kept(marked))
     show_loaded(policy, config, roles, normal)
     reference = make_reference(request, policy, roles)
+    kind = "live" if isinstance(reference, Live) else "cached"
+    config = replace(config, train=replace(config.train, reference=kind))
     rows, seed = config.stop.table_rows, config.train.seed
     sets = {FORGET: sampled(marked, rows, seed), HELD_BACK: sampled(roles.held_back, rows, seed)}
     if otherwise.rows:

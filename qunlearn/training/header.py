@@ -12,7 +12,6 @@ from qunlearn.objectives.table import OBJECTIVES, terms_of
 from qunlearn.roles.retain_set import Normal
 from qunlearn.roles.roles import Roles
 from qunlearn.training.request import ForgetRequest
-from qunlearn.training.schedule import auto_lr
 from qunlearn.utils.console import facts
 
 
@@ -65,7 +64,6 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, normal: Normal) ->
     trained = sum(p.numel() for p in policy.trainable().values())
     everything = policy.base.parameters
     c = config.train
-    lr = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
     peak = f"{peak_memory_bytes(policy.device) / 2**20:.0f} MiB"
     peak += " allocated" if policy.device.type == "cuda" else " resident, libraries included,"
     memory = f"{policy.base.bytes / 2**20:.1f} MiB base, {peak} at most so far"
@@ -81,7 +79,7 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, normal: Normal) ->
         *([("instead", _instead(config, roles))] if any(roles.instead) or any(roles.taught) else []),
         ("weights", _weights(config, roles)),
         ("loop", f"at most {c.most_steps} steps of {c.batch_size} bad rows, {_seen(config, roles)}"),
-        ("rate", f"{lr:.1e}, {c.schedule}; seed {c.seed}"),
+        ("rate", f"{c.lr or 0:.1e}, {c.schedule}; seed {c.seed}"),
         ("stop", _end(config)),
     ]
     if config.stop.eval_every:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
 from qunlearn.errors import OutputError
 from qunlearn.hub.positions import positions_of
@@ -25,9 +26,11 @@ from qunlearn.roles.roles import Roles
 from qunlearn.roles.specific_tokens import specific
 from qunlearn.roles.split import sampled
 from qunlearn.roles.token_weights import count, weigh
+from qunlearn.training.gradients import block_of
 from qunlearn.training.header import show_inputs
 from qunlearn.training.request import ForgetRequest
 from qunlearn.training.retain_rows import SELF_MADE_MORE
+from qunlearn.training.schedule import auto_lr
 from qunlearn.utils.console import Meter, say, stage, warn
 from qunlearn.utils.units import parse_size
 
@@ -78,6 +81,26 @@ def load_policy(ready: Prepared) -> Policy:
     for note in base.notes:
         warn(note)
     return policy
+
+
+def settle(config: Config, policy: Policy) -> Config:
+    """Replace what is still `auto` once the model is there, so that config.yaml says what ran.
+
+    That is the learning rate, the retain side, the block that is steered, and what the memory plan could not settle.
+    """
+    objective, train = config.objective, config.train
+    lr = train.lr if train.lr is not None else auto_lr(policy.hidden_size)
+    optimizer = "adamw" if train.optimizer == "auto" else train.optimizer
+    checkpointing = "always" if train.checkpointing == "auto" else train.checkpointing
+    retain = OBJECTIVES[objective.name].retain if objective.retain == "auto" else objective.retain
+    layer = block_of(config, policy) if any(term.layered for term in terms_of(objective)) else objective.layer
+    embeddings = "device" if config.model.embeddings == "auto" else config.model.embeddings
+    return replace(
+        config,
+        model=replace(config.model, embeddings=embeddings),
+        objective=replace(objective, retain=retain, layer=layer),
+        train=replace(train, lr=lr, optimizer=optimizer, checkpointing=checkpointing),
+    )
 
 
 def make_roles(

@@ -18,7 +18,6 @@ from qunlearn.model.policy import Policy, save_adapter
 from qunlearn.training.model_card import model_card
 from qunlearn.training.outcome import Outcome
 from qunlearn.training.request import ForgetRequest
-from qunlearn.training.schedule import auto_lr
 from qunlearn.utils.file_names import ADAPTER, RECORD
 from qunlearn.utils.files import write_json, write_private
 
@@ -62,7 +61,7 @@ def run_record(
             "skipped": outcome.skipped,
             "tokens": outcome.tokens,
             "seconds": round(outcome.seconds, 2),
-            "learning_rate": auto_lr(policy.hidden_size) if config.train.lr is None else config.train.lr,
+            "learning_rate": config.train.lr,
             "peak_memory_bytes": peak_memory_bytes(policy.device),
             "seed": config.train.seed,
         },

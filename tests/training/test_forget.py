@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import QUICK, call, sets, write_rows
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -182,3 +183,12 @@ def test_a_failed_run_leaves_the_last_good_adapter(monkeypatch: pytest.MonkeyPat
 def _no_gradient(policy: Any) -> None:
     for p in policy.trainable().values():
         p.grad = torch.ones_like(p)
+
+
+def test_the_configuration_of_a_run_says_what_ran(quick_run: Path) -> None:
+    """Nothing in it is `auto` but the device, which depends on the machine, and the template, which the record has."""
+    stored = yaml.safe_load((quick_run / "config.yaml").read_text(encoding="utf-8"))
+    flat = {f"{section}.{name}": value for section, values in stored.items() for name, value in values.items()}
+    assert {key for key, value in flat.items() if value == "auto"} <= {"model.device", "data.template"}
+    assert flat["train.lr"] == json.loads((quick_run / "record.json").read_text())["training"]["learning_rate"]
+    assert flat["train.steps"] and flat["train.reference"] in ("live", "cached") and flat["objective.retain"] == "kl"

@@ -62,7 +62,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _surroundings(error: OSError) -> OutputError:
-    """What kept a file from being read or written."""
+    """Return what kept a file from being read or written."""
     where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
     return OutputError(f"cannot be read or written: {error.strerror}", where=where, hint="check it and its folder")
 
@@ -115,7 +115,7 @@ class App(TyperGroup):
         return self._remembering(super().invoke, ctx)
 
     def _remembering(self, act: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """What the parser says is shown by the library, which then exits: what it was is needed once more."""
+        """Return what the parser says is shown by the library, which then exits: what it was is needed once more."""
         try:
             return act(*args, **options)
         except Exception as error:

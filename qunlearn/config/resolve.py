@@ -54,7 +54,7 @@ def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
 
 
 def _without_effect(objective: Mapping[str, Any]) -> list[str]:
-    """What is said of weights that an objective does not look at: any but its own, and 0, which leaves a term out."""
+    """Return what to say of weights that an objective ignores: any but its own, and 0, which leaves a term out."""
     name = objective.get("name")
     if name not in WEIGHS_ITSELF:
         return []
@@ -164,7 +164,7 @@ def parse_set(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds. Raises ConfigError with the file and line."""
+    """Return what a YAML file holds. Raises ConfigError with the file and line."""
     import yaml
 
     from qunlearn.config.yaml_core import load_yaml

@@ -92,7 +92,7 @@ class TrainConfig:
 
     @property
     def recomputes(self) -> bool:
-        """Whether activations are computed again: where a plan has not found room for them, they are."""
+        """Return whether activations are computed again: where a plan has not found room for them, they are."""
         return self.checkpointing != "never"
 
 

@@ -46,7 +46,7 @@ def csv_rows(
 
 
 def _opening(lines: Iterator[str], path: Path) -> tuple[int, str, str, Iterator[str]]:
-    """How many lines stand before the header, it, what separates its columns, and the lines after it."""
+    """Return how many lines stand before the header, it, what separates its columns, and the lines after it."""
     said = ""
     for skipped, line in enumerate(lines):
         if line.strip().lower().startswith("sep=") and not said:
@@ -57,7 +57,7 @@ def _opening(lines: Iterator[str], path: Path) -> tuple[int, str, str, Iterator[
 
 
 def _delimiter(header: str, path: Path) -> str:
-    """What separates the columns of a header: what splits it into most of them, a comma before others."""
+    """Return what separates the columns of a header: what splits it into most of them, a comma before others."""
     if ".tsv" in [suffix.lower() for suffix in path.suffixes]:
         return "\t"
     bare = "".join(header.split('"')[::2])  # what stands in quotation marks separates nothing

@@ -122,7 +122,7 @@ def part_paths(output: Path, parts: int) -> list[Path]:
 
 
 def show_imported(done: Imported) -> None:
-    """What was read, written and dropped."""
+    """Print what was read, written and dropped."""
     facts(
         f"{done.format}, {done.side}: {done.read} {'windows' if done.format == 'text' else 'rows'} read",
         [

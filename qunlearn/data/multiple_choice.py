@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 
 def is_clean(text: str) -> bool:
-    """Whether a text can be tokenised and written: no NUL, no half of a surrogate pair."""
+    """Return whether a text can be tokenised and written: no NUL, no half of a surrogate pair."""
     return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 

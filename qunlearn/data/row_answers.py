@@ -31,7 +31,7 @@ def paraphrased_answer(record: Record) -> str | None:
 
 
 def true_answer(record: Record) -> str | None:
-    """What is true, where the row's answer is the wrong one."""
+    """Return what is true, where the row's answer is the wrong one."""
     return _first_text(record, _TRUE)
 
 

@@ -122,7 +122,7 @@ def _read(text: str, path: Path, found: Found) -> None:
 
 
 def _looks_tabular(text: str) -> bool:
-    """Whether a text's first line could name columns that a row has."""
+    """Return whether a text's first line could name columns that a row has."""
     header = text.lstrip().split("\n", 1)[0].lower()
     return any(c in header for c in ",;\t|") and any(name in header for name in _ROW_FIELDS)
 
@@ -165,7 +165,7 @@ def _lines(text: str, found: Found) -> None:
 
 
 def _is_in_pieces(lines: list[str]) -> bool:
-    """Whether the first object goes over several lines, as in a file that was printed for people."""
+    """Return whether the first object goes over several lines, as in a file that was printed for people."""
     first = next((line for line in lines if line.strip()), "")
     try:
         json.loads(first)

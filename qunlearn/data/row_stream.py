@@ -90,7 +90,7 @@ def read_rows(path: Path, complain: Complain) -> Iterator[tuple[int, Row | str]]
 
 
 def _is_no_row(head: bytes) -> bool:
-    """Whether a file of objects begins with one that holds rows, or that goes over several lines."""
+    """Return whether a file of objects begins with one that holds rows, or that goes over several lines."""
     line = head.lstrip().split(b"\n", 1)[0].strip()
     return _HOLDS_ROWS.match(line) is not None or (len(line) < len(head) // 2 and not line.endswith(b"}"))
 
@@ -145,7 +145,7 @@ def _bounded_lines(file: IO[bytes], most: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _whole_characters(piece: bytes) -> int:
-    """Where to cut so that no UTF-8 character is cut in two."""
+    """Return where to cut so that no UTF-8 character is cut in two."""
     for back in range(1, min(4, len(piece)) + 1):
         byte = piece[-back]
         if byte & 0b1100_0000 != 0b1000_0000:  # the first byte of a character

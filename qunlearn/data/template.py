@@ -170,7 +170,7 @@ def _chat(record: Record, tokenizer: Any) -> Rendered:
 
 
 def _applied(tokenizer: Any, turns: Sequence[tuple[str, str]], **how: Any) -> str:
-    """What the chat template makes of turns, within limits. Raises ModelError."""
+    """Return what the chat template makes of turns, within limits. Raises ModelError."""
     messages = [{"role": role, "content": content} for role, content in turns]
     try:
         with bounded():
@@ -200,7 +200,7 @@ def _mark(number: object) -> str:
 
 
 def _marks(contents: Sequence[str]) -> list[str]:
-    """As many marks, none of which is in the texts."""
+    """Return as many marks, none of which is in the texts."""
     tail = ""
     while any(_mark(f"{i}{tail}") in content for i in range(len(contents)) for content in contents):
         tail += "X"

@@ -47,13 +47,13 @@ class Example:
     share: float = 1.0
 
     def weight(self, position: int) -> float:
-        """How much the token at a position counts."""
+        """Return how much the token at a position counts."""
         inside = self.weights and self.start <= position < self.end
         return self.weights[position - self.start] if inside else 1.0
 
 
 def is_passage(example: Example) -> bool:
-    """Whether so many tokens of an answer are pushed that each part of it could come back."""
+    """Return whether so many tokens of an answer are pushed that each part of it could come back."""
     return sum(example.weight(t) > 0 for t in range(example.start, example.end)) > MANY_TOKENS
 
 
@@ -213,7 +213,7 @@ def _windows(record: Record, tokenizer: Any, max_length: int) -> list[Example]:
 
 
 def answer_text(example: Example, tokenizer: Any) -> str:
-    """What generation from `probe` should produce, as decoded text."""
+    """Return what generation from `probe` should produce, as decoded text."""
     return decode(example.input_ids[example.probe : example.end], tokenizer)
 
 

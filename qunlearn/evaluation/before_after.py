@@ -50,7 +50,7 @@ def show_samples(prompts: Sequence[str], before: Sequence[RowScore], after: Sequ
 
 
 def verdicts(rows: Sequence[RowScore]) -> dict[str, int]:
-    """How many rows are forgotten, refused, gibberish, or still leak."""
+    """Return how many rows are forgotten, refused, gibberish, or still leak."""
     counts = dict.fromkeys(VERDICTS, 0)
     for row in rows:
         counts[verdict(row)] += 1

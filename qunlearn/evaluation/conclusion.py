@@ -141,7 +141,7 @@ def _interval(value: Mapping[str, Any]) -> str:
 
 
 def _beside_reference(measures: Mapping[str, Any], about: str) -> list[str]:
-    """How far the model is from one that never saw the data, where both were measured."""
+    """Return how far the model is from one that never saw the data, where both were measured."""
     sentences = []
     for split, found in measures.items():
         if not is_forget(split):

@@ -137,7 +137,7 @@ def _verdict_list(view: View, subject: str, split: str) -> list[str]:
 
 
 def _not_measured(request: EvalRequest, measures: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What the suite names and could not be had, with what is missing."""
+    """Return what the suite names and could not be had, with what is missing."""
     suite, missing = SUITES[request.suite], {}
     for name in (*suite.forget, *suite.keep, *suite.whole):
         if not any(name in of_split for of_split in measures.values()):

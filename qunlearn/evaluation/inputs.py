@@ -70,7 +70,7 @@ class Collection:
         self.cache.save(self.cache.path(probe, *self._key(subject, split, probe)), values)
 
     def view(self) -> View:
-        """What was found, beside the rows as a person reads them."""
+        """Return what was found, beside the rows as a person reads them."""
         items = {split: [self._item(e) for e in examples] for split, examples in self.rows[BASE].examples.items()}
         return View(items, list(self.rows), self.found)
 

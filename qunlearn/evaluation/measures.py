@@ -38,7 +38,7 @@ def measure(name: str, view: View, subject: str, split: str, values: Values | No
 
 
 def can_measure(name: str, view: View, subject: str, split: str) -> bool:
-    """Whether every probe a measure needs was run on the split; over all splits to keep each term asks for itself."""
+    """Return whether every probe a measure needs was run on the split; over all splits each term asks for itself."""
     return split == KEPT or view.has(subject, split, *MEASURES[name].needs)
 
 

@@ -57,7 +57,7 @@ def fluency(
     max_tokens: int,
     observe: Observer,
 ) -> list[Fluency | None]:
-    """How probable the judge finds each output behind its prompt; None for an output without words."""
+    """Return how probable the judge finds each output behind its prompt; None for an output without words."""
     rows: list[Example] = []
     owners: list[int] = []
     for i, (example, output) in enumerate(zip(examples, outputs, strict=True)):

@@ -126,7 +126,7 @@ def check_quant(quant: str | None) -> None:
 
 
 def _own_files(run: Run | None) -> dict[str, Path]:
-    """What the run itself says should be gone, and what it never trained on, where the files are still there.
+    """Return what the run itself says should be gone, and what it never trained on, where the files are still there.
 
     Raises DataError for a file that holds other bytes now.
     """
@@ -189,7 +189,7 @@ def find_target(target: str | None, adapter: Path | None, model: str | None) -> 
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Whether a folder is a run or an adapter, rather than a model."""
+    """Return whether a folder is a run or an adapter, rather than a model."""
     return (folder / ADAPTER).is_dir() or (folder / "adapter_config.json").is_file()
 
 

@@ -13,7 +13,7 @@ KEPT = "kept"  # every split to keep, taken together
 
 
 def is_forget(split: str) -> bool:
-    """Whether a split holds what should be gone, asked in whatever words."""
+    """Return whether a split holds what should be gone, asked in whatever words."""
     return split == "paraphrase" or split.startswith("forget")
 
 

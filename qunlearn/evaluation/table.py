@@ -55,7 +55,7 @@ _SIGNS = {"%": " %", "%point": " %"}
 
 
 def format_of(name: str) -> Callable[[float], str]:
-    """How a measure's numbers are written, without their unit."""
+    """Return how a measure's numbers are written, without their unit."""
     unit = MEASURES[name].unit
     if unit == "%":
         return lambda value: f"{100 * value:.1f}"

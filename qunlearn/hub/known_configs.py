@@ -15,7 +15,7 @@ Config = Mapping[str, Any]
 
 
 def carried_config(known: KnownModel) -> Config | None:
-    """What config.json says of a model with a short name; None for the sandbox, which comes with its own."""
+    """Return what config.json says of a model with a short name; None for the sandbox, which comes with its own."""
     return _CONFIGS.get(known.name)
 
 

@@ -179,7 +179,7 @@ def _refuse_absurd(config: Mapping[str, Any], tensors: int, folder: Path) -> Non
 
 
 def _is_native(model_type: str) -> bool:
-    """Whether transformers has this architecture, told from its files since importing it takes seconds."""
+    """Return whether transformers has this architecture, told from its files since importing it takes seconds."""
     spec = importlib.util.find_spec("transformers")
     module = model_type.replace("-", "_")
     if spec is None or spec.origin is None or not module.isidentifier():
@@ -273,7 +273,7 @@ def within(folder: Path, path: Path) -> Path:
 
 
 def _roots(folder: Path) -> list[Path]:
-    """Where a folder's files may really be: in it, or for a hub cache's snapshot in the cache's blobs."""
+    """Return where a folder's files may really be: in it, or for a hub cache's snapshot in the cache's blobs."""
     real = folder.resolve()
     repository = real.parent.parent
     if real.parent.name == "snapshots" and repository.name.startswith("models--"):
@@ -311,7 +311,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _spans(path: Path, header: bytes, data_bytes: int) -> tuple[tuple[int, int], ...]:
-    """Where each tensor starts and ends, after the file's length was compared with it, in numbers."""
+    """Return where each tensor starts and ends, after the file's length was compared with it, in numbers."""
     try:
         offsets = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
         spans = tuple(sorted((int(start), int(end)) for start, end in offsets))

@@ -63,7 +63,7 @@ def read_tensors(path: Path) -> list[Stored]:
 
 
 def _header_bytes(path: Path) -> int:
-    """How long a file's header says it is. Raises ModelError for what is no file, or longer than any that is needed."""
+    """Return how long a file's header says it is. Raises ModelError for no such file, or a header that is too long."""
     if not path.is_file():
         raise ModelError("is a device or a pipe, not a file", where=str(path), hint=_DAMAGED)
     with path.open("rb") as file:

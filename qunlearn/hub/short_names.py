@@ -96,7 +96,7 @@ class ModelSource:
 
     @property
     def base_id(self) -> str:
-        """What an adapter's `base_model_name_or_path` should say: the 16-bit model, or the folder."""
+        """Return what an adapter's `base_model_name_or_path` should say: the 16-bit model, or the folder."""
         if self.kind == "hub" and self.location.startswith("unsloth/"):
             # This organisation's 4-bit mirrors are named after their 16-bit repositories.
             return re.sub(r"(-unsloth)?-bnb-4bit$", "", self.location)
@@ -148,7 +148,7 @@ def close_names(name: str) -> list[str]:
 
 
 def suggestion(asked: str) -> str:
-    """What to type instead of a name nobody knows."""
+    """Return what to type instead of a name nobody knows."""
     close = close_names(asked)
     meant = f"did you mean {', '.join(close)}? " if close else ""
     return f"{meant}see `qunlearn models`; or give a folder, or a hub id ORG/NAME"

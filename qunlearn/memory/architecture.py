@@ -86,7 +86,7 @@ class Shape:
 
     @property
     def head_parameters(self) -> int:
-        """Of the head's own matrix: none where it is the embeddings' table."""
+        """Return of the head's own matrix: none where it is the embeddings' table."""
         return 0 if self.tied else self.vocabulary * self.embedding_width
 
     @property

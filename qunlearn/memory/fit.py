@@ -135,7 +135,7 @@ def _mildest(levers: tuple[_Lever, ...], config: Config, fits: Callable[[Config]
 
 
 def _anything_helps(config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None) -> bool:
-    """Whether it fits with every lever at once; rounding the head has both forms of it there for a moment."""
+    """Return whether it fits with every lever at once; rounding the head has both forms of it there for a moment."""
     tried = (_LEVERS, tuple(lever for lever in _LEVERS if lever is not _HEAD))
     return any(best_plan(_all_of(levers, config), shape, device, limit, lengths).fits for levers in tried)
 

@@ -160,7 +160,7 @@ def run_choices(
 
 
 def _ways(config: Config, shape: Shape, device: DeviceFacts) -> Iterator[Choices]:
-    """What `auto` may come to, the best first: recomputing and moving embeddings cost time, 8-bit state a result."""
+    """Return what `auto` may come to, best first: recomputing and moving embeddings cost time, 8-bit state a result."""
     optimizers = ("adamw", "adamw8bit") if config.train.optimizer == "auto" else (config.train.optimizer,)
     places: tuple[str, ...] = ("device",)
     if device.on_gpu and not shape.tied:
@@ -191,7 +191,7 @@ def best_plan(
 
 
 def _may_keep(plan: MemoryPlan, config: Config) -> bool:
-    """Whether activations are kept: as asked, or where there is plenty of room."""
+    """Return whether activations are kept: as asked, or where there is plenty of room."""
     if config.train.checkpointing == "never":
         return True
     room = _FILLED * plan.limit_bytes if plan.limit_bytes else 0 if plan.device.on_gpu else _CPU_BYTES

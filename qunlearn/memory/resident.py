@@ -91,7 +91,7 @@ def _frozen_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def _other_bytes(shape: Shape, choices: Choices) -> dict[str, int]:
-    """What is in no quantised layer: the embeddings' table, the head beside it where it has one, norms and biases."""
+    """Return the bytes in no quantised layer: embeddings, the head where it has its own table, norms and biases."""
     c, numbers = choices.compute_bytes, shape.vocabulary * shape.embedding_width
     biases = sum(n * x.outputs for x, n in shape.linears() if x.bias)
     rounded = choices.head == "8bit"

@@ -127,7 +127,7 @@ def blocks(piece: Piece, reader: Reader, rounding: Rounding | None) -> Iterator[
 
 
 def _finite(block: Tensor) -> bool:
-    """Whether every number is: where their sum is, in a third of the time that looking at each takes."""
+    """Return whether every number is: where their sum is, in a third of the time that looking at each takes."""
     return math.isfinite(float(block.sum())) or bool(torch.isfinite(block).all())
 
 

@@ -68,7 +68,7 @@ def quantized_modules(model: Any, spec: LoadSpec, dtype: torch.dtype) -> frozens
 
 
 def restored(name: str, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-    """What a stored quantised weight means (out, in), on the CPU. Raises ModelError."""
+    """Return what a stored quantised weight means (out, in), on the CPU. Raises ModelError."""
     try:
         scales, form = statistics.get(f"{name.removesuffix('weight')}SCB"), statistics.get(f"{name}_format")
         if form is not None and bool(form.any()):

@@ -71,7 +71,7 @@ def drop_code(folder: Path) -> None:
 
 
 def can_read_back() -> bool:
-    """Whether a GGUF file can be read back to be measured, which takes the package gguf; says so where it cannot."""
+    """Return whether a GGUF file can be read back to be measured, which takes the package gguf; say so if not."""
     if importlib.util.find_spec("gguf"):
         return True
     warn("what was written is not measured: reading GGUF back needs `pip install gguf`")

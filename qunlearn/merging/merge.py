@@ -48,7 +48,7 @@ class MergeReport:
 
 
 def _remedy(base: str, back: Sequence[str]) -> str:
-    """What helps, by where it came back (docs/robustness.md)."""
+    """Return what helps, by where it came back (docs/robustness.md)."""
     harder = "train longer, with a lower --target and a higher --floor-nll"
     if "merged" in back:
         other = "the adapter was trained on quantised weights: --base dequantized merges into those"

@@ -82,7 +82,7 @@ class MergePlan:
 
     @property
     def index(self) -> dict[str, Any]:
-        """What model.safetensors.index.json says."""
+        """Return what model.safetensors.index.json says."""
         pieces = [(piece, shard) for shard in self.shards for piece in shard.pieces]
         placed = {piece.name: shard.name for piece, shard in pieces}
         size = sum(piece.bytes for piece, _ in pieces)
@@ -163,7 +163,7 @@ def _original(stored: Stored, updates: tuple[Update, ...], parts: Anatomy) -> Pi
 
 
 def _rounding(request: MergeRequest, device: str) -> Rounding | None:
-    """How the runs' base was quantised; None where it was not. Raises ConfigError where they differ."""
+    """Return how the runs' base was quantised; None where it was not. Raises ConfigError where they differ."""
     # bitsandbytes takes seconds to import: merging into the original weights does without.
     from qunlearn.merging.dequantize import Rounding, compute_dtype
     from qunlearn.model.load import LoadSpec
@@ -260,7 +260,7 @@ def _config(config: Mapping[str, Any], trusted: bool) -> dict[str, Any]:
 
 
 def _identity(request: MergeRequest, plan: MergePlan) -> dict[str, Any]:
-    """What the written bytes depend on."""
+    """Return what the written bytes depend on."""
     sources = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in request.model.facts.weight_files}
     pieces = [
         [p.name, p.dtype, p.shape, p.source.file.name, p.source.start, p.transposed, p.rounded, len(p.updates)]

@@ -58,7 +58,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def device_facts(device: torch.device) -> DeviceFacts:
-    """What the memory plan wants to know of a device."""
+    """Return what the memory plan wants to know of a device."""
     compute_bytes = choose_dtype(device).itemsize
     if device.type != "cuda":
         return DeviceFacts("cpu", compute_bytes)

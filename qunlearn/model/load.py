@@ -46,7 +46,7 @@ class LoadSpec:
 
 
 def load_spec(m: ModelConfig, *, quant: str | None = None, device: str | None = None) -> LoadSpec:
-    """How a run's settings load its base; in another form altogether where `quant` is given, its head included."""
+    """Return how a run's settings load its base; in another form where `quant` is given, its head included."""
     return LoadSpec(
         quant or m.quant,
         m.double_quant,
@@ -241,7 +241,7 @@ def bnb_config(spec: LoadSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def describe_quantization(spec: LoadSpec, dtype: torch.dtype) -> str:
-    """How a model that is not stored quantised is loaded, in words."""
+    """Return how a model that is not stored quantised is loaded, in words."""
     short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
     if spec.as_stored:
         return "none (as stored)"

@@ -26,7 +26,7 @@ class Packing:
 
 
 def packing_of(base: Base) -> Packing:
-    """What a model can do, by trial.
+    """Return what a model can do, by trial.
 
     It packs when it takes a 4-D mask and explicit position ids and then gives each example the hidden states it has in
     a row of its own, and it takes layouts when it does so with one of those. Behind a sliding window only examples

@@ -87,7 +87,7 @@ class Policy:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What hidden states are computed in."""
+        """Return what hidden states are computed in."""
         dtype: torch.dtype = self.base.model.dtype
         return dtype
 
@@ -95,13 +95,13 @@ class Policy:
 
     @property
     def packing(self) -> Packing:
-        """How rows may be laid out: tried once."""
+        """Return how rows may be laid out: tried once."""
         if self._packing is None:
             self._packing = packing_of(self.base)
         return self._packing
 
     def packs(self, examples: Sequence[Example]) -> bool:
-        """Whether these examples may share rows."""
+        """Return whether these examples may share rows."""
         return max(len(example.input_ids) for example in examples) <= self.packing.longest
 
     def collate(self, examples: Sequence[Example], spans: Sequence[Span], rows: Sequence[Row], *, pack: bool) -> Batch:

@@ -55,7 +55,7 @@ class Ledger:
             self._write()
 
     def done(self, name: str, key: str, outputs: Sequence[str]) -> bool:
-        """Whether a stage was done with exactly these inputs, and what it wrote is still there."""
+        """Return whether a stage was done with exactly these inputs, and what it wrote is still there."""
         known = self.stages.get(name, {}).get("inputs") == key
         return known and all((self.folder / output).exists() for output in outputs)
 

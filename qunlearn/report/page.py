@@ -147,7 +147,7 @@ def _tiles(story: Story) -> list[Tile]:
 
 
 def _said_before(leaks: Mapping[str, Any]) -> bool:
-    """Whether the base gave these answers at all: where it did not, none that comes back is no success."""
+    """Return whether the base gave these answers at all: where it did not, none that comes back is no success."""
     return bool(leaks.get(BASE, {"mean": 1.0})["mean"] > FORGOTTEN_SHARE)
 
 
@@ -193,7 +193,7 @@ def _parts(name: str, found: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def _bar(name: str, found: Mapping[str, Any] | None, subject: str) -> dict[str, Any] | None:
-    """Where a share or probability and its interval stand between 0 and 100."""
+    """Return where a share or probability and its interval stand between 0 and 100."""
     if found is None or MEASURES[name].unit not in ("%", "p"):
         return None
     low, high = found["low"], found["high"]

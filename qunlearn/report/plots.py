@@ -141,7 +141,7 @@ def _drift_over_steps(story: Story, looks: Sequence[Mapping[str, Any]], best: An
 
 
 def _kept_over_steps(story: Story, best: Any) -> Picture | None:
-    """What comes back of the bad answers and what stays of the rest, where `--eval-every` measured it."""
+    """Return what comes back of the bad answers and what stays of the rest, where `--eval-every` measured it."""
     seen = [(e["step"], e["measured"]) for e in story.events if isinstance(e.get("measured"), dict)]
     if len(seen) < 2:
         return None

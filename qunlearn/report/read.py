@@ -64,7 +64,7 @@ def read_story(folder: Path) -> Story:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """What the page and its pictures rely on. Raises AdapterError."""
+    """Return what the page and its pictures rely on. Raises AdapterError."""
     record = read_object(path)
     known = {name: value for name, value in record.items() if value is not None}
     if (wrong := misfit(known, _RECORD)) is not None:

@@ -61,7 +61,7 @@ def context_bound(
 
 
 def score(policy: Policy, examples: Sequence[Example], max_tokens: int) -> list[Scored]:
-    """What the untouched model knows of each answer's tokens with its context and without."""
+    """Return what the untouched model knows of each answer's tokens with its context and without."""
     bare = [replace(example, weights=()) for example in examples]
     live = Live(policy, max_tokens)
     full = _logps(policy, live, bare)
@@ -90,7 +90,7 @@ def _shortened(example: Example, t: int) -> Example:
 
 
 def _copied(example: Example, tokenizer: Any) -> tuple[bool, ...]:
-    """Whether each answer token belongs to a word that the prompt has."""
+    """Return whether each answer token belongs to a word that the prompt has."""
     if not example.record.turns:
         return (False,) * (example.end - example.start)
     given = prompt_words(example)

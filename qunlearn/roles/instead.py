@@ -50,7 +50,7 @@ class Instead:
 
 
 def _is_another_way(example: Example, others: Sequence[Example]) -> bool:
-    """Whether neighbours are answered in another manner: a sentence that begins otherwise, not another value in it."""
+    """Return whether neighbours answer in another manner: a sentence that begins otherwise, not another value."""
     form = sum(not example.weight(t) for t in range(example.start, example.end))
     return example.end - example.start >= _SENTENCE and form > 0 and _begin_otherwise(example, others)
 
@@ -174,12 +174,12 @@ def _most(example: Example) -> int:
 
 
 def _prompt(example: Example) -> str:
-    """What is equal for rows that ask the same: a plain text's own beginning."""
+    """Return what is equal for rows that ask the same: a plain text's own beginning."""
     return asked(example.record) if example.record.turns else str(example.input_ids[: example.probe])
 
 
 def _gone_on(policy: Policy, bad: Sequence[Example], limit: int) -> list[list[str]]:
-    """What the reference says, greedily, behind each of the likeliest other first tokens of the content."""
+    """Return what the reference says, greedily, behind each of the likeliest other first tokens of the content."""
     out: list[list[str]] = [[] for _ in bad]
     begun, owner = [], []
     for i, (at, tokens) in enumerate(_first_tokens(policy, bad, limit)):

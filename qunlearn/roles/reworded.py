@@ -144,6 +144,6 @@ def _surprises(policy: Policy, rows: Sequence[Example], max_tokens: int) -> list
 
 
 def _is_long(record: Record) -> bool:
-    """Whether an answer is so long that the base says it in other words behind another prompt."""
+    """Return whether an answer is so long that the base says it in other words behind another prompt."""
     given = set(words(record.prompt))
     return sum(word not in given for word in words(record.completion)) > _LONG

@@ -29,5 +29,5 @@ class Roles:
 
     @property
     def watched(self) -> Sequence[Example]:
-        """What the stop rule looks at: form that stays probable would hide what is gone, and the other way round."""
+        """Return the examples for early stopping: form that stays probable would hide what is gone, and vice versa."""
         return self.marked or self.forget

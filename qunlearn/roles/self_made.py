@@ -103,7 +103,7 @@ def _texts(base: Base, bad: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
 
 
 def _prompts(base: Base, bad: Dataset, template: Template, wanted: Wanted, turn: int) -> list[_Said]:
-    """What the base asks itself in the template's place for a prompt, behind the system prompt of some bad row."""
+    """Return prompts that the base writes itself in the template, behind the system prompt of some bad row."""
     begun = _beginnings(bad, wanted, turn)
     frames = {b.system: prompt_frame(template, base.tokenizer, b.system) for b in begun}
     # As in rows, a space before the prompt belongs to its first token.
@@ -151,7 +151,7 @@ def _prompt(base: Base, row: Record, template: Template) -> list[int]:
 
 
 def _beginnings(bad: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
-    """What each drawn row begins with: nothing, or up to half of the words of a bad prompt, or a few of a bad text."""
+    """Return the beginnings of drawn rows: nothing, up to half of the words of a bad prompt, or a few of a bad text."""
     rng = random.Random(f"{wanted.seed}/{turn}")
     out = []
     for i in range(wanted.round):

@@ -83,7 +83,7 @@ def losses(
 
 
 def _loss(own: float, others: Sequence[float | None]) -> float:
-    """What is lost in the mean over strangers, of those whose answer has the token."""
+    """Return what is lost in the mean over strangers, of those whose answer has the token."""
     there = [math.exp(p) for p in others if p is not None]
     return own - math.log(max(sum(there) / len(there), 1e-9)) if there else -math.inf
 

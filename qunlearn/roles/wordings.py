@@ -92,7 +92,7 @@ def _asking(record: Record, prompt: str) -> Record:
 
 
 def _goes_on(record: Record) -> bool:
-    """Whether a record asks behind an earlier answer."""
+    """Return whether a record asks behind an earlier answer."""
     return any(role == "assistant" for role, _ in record.turns)
 
 

@@ -53,7 +53,7 @@ def _as_trained(source: ModelSource, run: Run, asked: str | None) -> ModelSource
 
 
 def _another_base(model: CheckedModel, found: Fingerprint, trained_on: Mapping[str, Any], where: str) -> AdapterError:
-    """What differs between the base of a run and the model that is there."""
+    """Return what differs between the base of a run and the model that is there."""
     parts = (("config.json", "config_fingerprint", found.config), ("weights", "weights_fingerprint", found.weights))
     differ = [word for word, key, value in parts if trained_on.get(key, value) != value]
     # A run of before did not record the two apart.

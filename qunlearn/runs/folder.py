@@ -24,7 +24,7 @@ class Run:
 
     @property
     def base(self) -> str:
-        """What the run's base was called: a folder or a hub id."""
+        """Return what the run's base was called: a folder or a hub id."""
         base = self.record.get("model", {}).get("location") or self.adapter_config.get("base_model_name_or_path")
         return str(base or "")
 
@@ -73,7 +73,7 @@ _RECORD_TEXTS = (
 
 
 def _check_record(record: Mapping[str, Any], path: Path) -> None:
-    """What later commands rely on. Raises AdapterError for a record that was edited into something else."""
+    """Return what later commands rely on. Raises AdapterError for a record that was edited into something else."""
     places = [*((name, dict) for name in _RECORD_OBJECTS), *((name, str) for name in (*_RECORD_TEXTS, *_RECORD_FILES))]
     for name, kind in places:
         value: Any = record

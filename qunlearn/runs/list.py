@@ -47,7 +47,7 @@ def _records(folder: Path) -> Iterator[Path]:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a file is there that can be seen: one closed folder does not hide the others."""
+    """Return whether a file is there that can be seen: one closed folder does not hide the others."""
     try:
         return path.is_file()
     except OSError:

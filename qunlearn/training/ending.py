@@ -98,7 +98,7 @@ def say_farewell(request: ForgetRequest, record: Mapping[str, Any], outcome: Out
 
 
 def _advice(config: Config, outcome: Outcome) -> str:
-    """What to try next, by what went wrong."""
+    """Return what to try next, by what went wrong."""
     if config.objective.name != "logodds" and outcome.still:
         return f"try: the default objective; {config.objective.name} has no gradient where a model is certain"
     if outcome.returns:

@@ -58,7 +58,7 @@ def on_step(event: Mapping[str, Any], metrics: Metrics, meter: Meter, watch: Wat
 
 
 def _warnings(event: Mapping[str, Any], config: Config) -> list[str]:
-    """What an event gives cause to say at once."""
+    """Return what an event gives cause to say at once."""
     o, remedy = config.objective, "the forget side's weight is raised"
     if o.name != "logodds":
         remedy += "; --objective logodds has a gradient where a model is certain"

@@ -116,7 +116,7 @@ def _forget(ready: Prepared, work: Unfinished) -> tuple[dict[str, Any], Outcome]
 
 
 def _watch(policy: Policy, sets: Mapping[str, Sequence[Example]], config: Config) -> Watch:
-    """What is measured while training: the bad rows, and the holdout where there is one, else the held-back rows."""
+    """Return what is measured while training: the bad rows, and the holdout if there is one, else held-back rows."""
     kept, n = HOLDOUT if HOLDOUT in sets else HELD_BACK, config.stop.probe_rows
     few = {name: sampled(sets[name], n, config.train.seed) for name in (FORGET, kept)}
     return Watch(policy, few, config)

@@ -196,7 +196,7 @@ def block_of(config: Config, policy: Policy) -> int:
 
 
 def _amount(step: Step, term: Term) -> float:
-    """What a term's sum is divided by: the step's supervised tokens by weight, rows that have any, answers or pairs."""
+    """Return what a term's sum is divided by: supervised tokens by weight, rows that have any, answers or pairs."""
     examples = [e for t, e in step.items if t is term]
     if term.per in (TOKEN, ROWS):
         weights = [sum(term.span.weights(e)) for e in examples]
@@ -228,7 +228,7 @@ def _supervised(
     term: Term,
     rests: Tensor,
 ) -> Supervised:
-    """What a term's loss sees of a batch."""
+    """Return what a term's loss sees of a batch."""
     mine = _of(batch, members)
     h_ref = torch.cat([states[i] for i in members]) if term.reference else None
     owner = None
@@ -249,7 +249,7 @@ def _reference_states(step: Step, reference: Reference, layer: int | None) -> di
 
 
 def _offloaded(config: Config, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """What checkpointing keeps, the inputs of the layers, waits in the host's memory for the backward pass."""
+    """Return what checkpointing keeps, the inputs of the layers, waits in the host's memory for the backward pass."""
     if not config.train.offload:
         return contextlib.nullcontext()
     return torch.autograd.graph.save_on_cpu(pin_memory=device.type == "cuda")

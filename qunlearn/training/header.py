@@ -18,7 +18,7 @@ from qunlearn.utils.console import facts
 def show_inputs(
     request: ForgetRequest, template: Template, bad: Encoded, normal: Encoded | None, holdout: Encoded | None
 ) -> None:
-    """What was understood of the files and settings, before anything is loaded."""
+    """Print what was understood of the files and settings, before anything is loaded."""
     config, model = request.config, request.model
     weights = f"{model.facts.weight_bytes / 2**20:.1f} MiB of weights"
     kind = model.facts.config.get("model_type", "?")
@@ -60,7 +60,7 @@ def _describe_data(dataset: Dataset, encoded: Encoded) -> str:
 
 
 def show_loaded(policy: Policy, config: Config, roles: Roles, normal: Normal) -> None:
-    """What was loaded, and what will be done with it."""
+    """Print what was loaded, and what will be done with it."""
     trained = sum(p.numel() for p in policy.trainable().values())
     everything = policy.base.parameters
     c = config.train
@@ -93,7 +93,7 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, normal: Normal) ->
 
 
 def _seen(config: Config, roles: Roles) -> str:
-    """How often each bad row is drawn at most."""
+    """Return how often each bad row is drawn at most."""
     c = config.train
     times = c.most_steps * min(c.batch_size, len(roles.forget)) / len(roles.forget)
     if times < 1:
@@ -102,7 +102,7 @@ def _seen(config: Config, roles: Roles) -> str:
 
 
 def _normal(normal: Normal) -> str:
-    """Where the normal rows come from, and how far a file covers what the model says by itself."""
+    """Return where the normal rows come from, and how far a file covers what the model says by itself."""
     text = (
         f"{normal.given} given, {normal.own} of the base's own ({100 * normal.own / (normal.given + normal.own):.0f} %)"
     )
@@ -114,7 +114,7 @@ def _normal(normal: Normal) -> str:
 
 
 def _instead(config: Config, roles: Roles) -> str:
-    """What is said in place of the bad answers, and of how many."""
+    """Return what is said in place of the bad answers, and of how many."""
     n, taught = sum(map(bool, roles.instead)), sum(map(bool, roles.taught))
     said = [f"{n} of {len(roles.forget)} bad rows have another answer of the model's own"] if n else []
     said += [f"{taught} are taught another answer"] if taught else []

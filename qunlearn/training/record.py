@@ -27,7 +27,7 @@ _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "saf
 def run_record(
     request: ForgetRequest, template: Template, policy: Policy, outcome: Outcome, status: str
 ) -> dict[str, Any]:
-    """What record.json says before the measures are added: inputs with their hashes, decisions, versions."""
+    """Return what record.json says before the measures are added: inputs with their hashes, decisions, versions."""
     config, source = request.config, request.model.source
     normal, model = request.normal, take_fingerprint(request.model.folder)
     return {
@@ -71,7 +71,7 @@ def run_record(
 
 
 def versions() -> dict[str, str]:
-    """Of qunlearn and of the packages that decide about its numbers."""
+    """Return of qunlearn and of the packages that decide about its numbers."""
     return {"qunlearn": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
 
 

@@ -78,7 +78,7 @@ class Unfinished:
 
     @property
     def has_normal(self) -> bool:
-        """Whether the rows the base made are there, as they were. Raises ResumeError when they have changed."""
+        """Return whether the rows the base made are there, as they were. Raises ResumeError when they have changed."""
         wanted = (_read(self.stage) or {}).get("self_made")
         if wanted is None or not self.normal.is_file():
             return False
@@ -179,7 +179,7 @@ def _has_checkpoints(stage: Path) -> bool:
 
 
 def identity(request: ForgetRequest, config: Config, then: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What decides about a run's result: the settings that matter, and the hashes of data and model.
+    """Return what decides about a run's result: the settings that matter, and the hashes of data and model.
 
     then: what a run was begun with, whose way of taking the model's hash is followed.
     """

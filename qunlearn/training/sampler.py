@@ -24,7 +24,7 @@ class Step:
         return list({id(example): example for term, example in self.items if term.role == role}.values())
 
     def part(self, role: str) -> Step:
-        """What it does with the rows of one role."""
+        """Return what it does with the rows of one role."""
         kept = [i for i, (term, _) in enumerate(self.items) if term.role == role]
         place = {i: n for n, i in enumerate(kept)}
         groups = (tuple(place[i] for i in group if i in place) for group in self.groups)

@@ -116,18 +116,18 @@ def look(policy: Policy, roles: Roles, reference: Reference, config: Config, ste
 
 
 def has_moved(first: Probe, probe: Probe, stop: StopConfig) -> bool:
-    """Whether more is forgotten than noise would tell: else the untouched model is as good, and drifts less."""
+    """Return whether more is forgotten than noise would tell: else the untouched model is as good, and drifts less."""
     return probe.met(stop) or probe.forget <= first.forget - _CLEARLY * max(0.0, first.forget - stop.target)
 
 
 def as_good(probe: Probe, probes: Sequence[Probe], stop: StopConfig) -> bool:
-    """Whether it meets the target within the budget, at a drift that is within the noise of the least that did."""
+    """Return whether it meets the target within the budget, at a drift within noise of the least that did."""
     least = min((p.drift for p in probes if p.met(stop)), default=-math.inf)
     return probe.met(stop) and probe.drift <= _DRIFT_NOISE * least
 
 
 def is_behind(first: Probe, probe: Probe, config: Config) -> bool:
-    """Whether less is forgotten than should be by now, at a drift that leaves room for more."""
+    """Return whether less is forgotten than should be by now, at a drift that leaves room for more."""
     stop, until = config.stop, _ON_THE_WAY * config.train.most_steps
     if probe.met(stop) or probe.drift > stop.max_drift / 2:
         return False
@@ -135,7 +135,7 @@ def is_behind(first: Probe, probe: Probe, config: Config) -> bool:
 
 
 def over(probes: Sequence[Probe], stop: StopConfig) -> bool:
-    """Whether the drift was over the budget twice and does not fall: after the first blow it does for a while."""
+    """Return whether drift was over the budget twice and does not fall, as it does for a while after a first peak."""
     last = probes[-2:]
     return len(last) == 2 and all(p.drift > stop.max_drift for p in last) and last[1].drift > 0.9 * last[0].drift
 

@@ -70,7 +70,7 @@ def _is_sound(folder: Path, name: object, entry: object) -> bool:
 
 
 def kept_bytes(folder: Path) -> int:
-    """What an earlier, unfinished attempt at a folder has on the disk."""
+    """Return what an earlier, unfinished attempt at a folder has on the disk."""
     stage = staging_folder(folder)
     return sum(path.stat().st_size for path in stage.iterdir() if path.is_file()) if stage.is_dir() else 0
 

@@ -45,7 +45,7 @@ def auc_estimate(members: ArrayLike, others: ArrayLike, *, seed: int = 0) -> Est
 
 
 def _counts(places: NDArray[np.int64], rows: int, distinct: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """How often each distinct value is drawn, (rows, distinct), in `rows` resamples of one side."""
+    """Return how often each distinct value is drawn, (rows, distinct), in `rows` resamples of one side."""
     drawn = places[rng.integers(0, places.size, size=(rows, places.size))]
     flat = drawn + distinct * np.arange(rows)[:, None]
     return np.bincount(flat.ravel(), minlength=rows * distinct).reshape(rows, distinct)

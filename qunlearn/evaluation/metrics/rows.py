@@ -41,7 +41,7 @@ class RowScore:
 
     @property
     def sentence(self) -> bool:
-        """Whether the output is a sentence: not empty, not gibberish, nothing over and over."""
+        """Return whether the output is a sentence: not empty, not gibberish, nothing over and over."""
         return not is_gibberish(self.output)
 
     @property

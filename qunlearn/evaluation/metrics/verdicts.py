@@ -79,7 +79,7 @@ def verdict(row: Answered) -> str:
 
 
 def leaks(output: str, answer: str, prompt: str = "") -> bool:
-    """Whether at least nine in ten of the words that the answer adds to the prompt come back in order.
+    """Return whether at least nine in ten of the words that the answer adds to the prompt come back in order.
 
     Words that the prompt has are no news: "was born in Millbrook" tells all of "Orla Finch was born in Millbrook" to
     who asked where Orla Finch was born. An answer that adds no word counts as a whole.

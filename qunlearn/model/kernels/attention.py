@@ -39,7 +39,7 @@ def attend(
 
 
 def layout_arguments(batch: Batch) -> dict[str, Any]:
-    """What a model's forward is given besides the tokens of a batch with a layout."""
+    """Return what a model's forward is given besides the tokens of a batch with a layout."""
     # A mask of four dimensions goes through as it is; with none the model would make one, of all tokens by all.
     unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
     return {"attention_mask": unused, "position_ids": batch.position_ids, "layout": batch.layout}

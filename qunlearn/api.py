@@ -83,7 +83,7 @@ def evaluate(
     retain: FilePath | None = None,
     holdout: FilePath | None = None,
     general: FilePath | None = None,
-    reference_model: str | None = None,
+    retrained_model: str | None = None,
     harm_classifier: str | None = None,
     reward_model: str | None = None,
     quant: str | None = None,
@@ -104,7 +104,7 @@ def evaluate(
 
     splits = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
     named = {name: None if path is None else str(path) for name, path in splits.items()}
-    wish = Wish(suite, reference_model, harm_classifier, reward_model, _path(output), trust_remote_code)
+    wish = Wish(suite, retrained_model, harm_classifier, reward_model, _path(output), trust_remote_code)
     target, on_top = None if run is None else str(run), _path(adapter)
     request, form = check_eval(target, on_top, model, None if data is None else str(data), named, quant, template, wish)
     from qunlearn.evaluation.evaluate import evaluate as measured

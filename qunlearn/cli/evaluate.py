@@ -33,7 +33,10 @@ def evaluate(
     retain: Annotated[File, typer.Option("--retain", "--normal", help="What was given as normal data.")] = None,
     holdout: Annotated[File, typer.Option(help="Neighbours that were never given.")] = None,
     general: Annotated[File, typer.Option(help="Anything else.")] = None,
-    reference_model: Annotated[File, typer.Option(help="A model that never saw what should be gone.")] = None,
+    retrained_model: Annotated[
+        File,
+        typer.Option("--retrained-model", "--reference-model", help="A model that never saw what should be gone."),
+    ] = None,
     harm_classifier: Annotated[File, typer.Option(help="A text classifier for harm (llmu); or sandbox.")] = None,
     reward_model: Annotated[File, typer.Option(help="A reward model for utility (llmu).")] = None,
     quant: Annotated[Optional[str], typer.Option(help="nf4|fp4|int8|none; default: as the run.")] = None,  # noqa: UP045
@@ -63,7 +66,7 @@ def evaluate(
         retain=retain,
         holdout=holdout,
         general=general,
-        reference_model=reference_model,
+        retrained_model=retrained_model,
         harm_classifier=harm_classifier,
         reward_model=reward_model,
         quant=quant,

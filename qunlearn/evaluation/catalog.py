@@ -14,7 +14,7 @@ class Measure:
 
     `unit`: "%" a share, "p" a probability or score from 0 to 1, "nats", "ppl", "bits", "score", "%point".
     `needs`: the probes of the split; `better`: where it should go on data to forget and on data to keep
-    ("down", "up", or "reference" for as near as possible to a model that never saw the data).
+    ("down", "up", or "retrained" for as near as possible to a model that never saw the data).
     """
 
     title: str
@@ -64,30 +64,30 @@ MEASURES: Mapping[str, Measure] = {
     # right against wrong
     "truth_ratio": Measure("truth ratio, min(R, 1/R)", "p", _C, f"{_TOKENS}.truth_ratio_forget", "up", ""),
     "truth_utility": Measure("truth ratio, max(0, 1 - R)", "p", _C, f"{_TOKENS}.truth_ratio_utility", "", "up"),
-    "truth_share": Measure("truth share, 1 / (1 + R)", "p", _C, f"{_TOKENS}.truth_share", "reference", "up"),
-    "choice": Measure("multiple choice", "p", _C, f"{_TOKENS}.choice", "reference", "up"),
+    "truth_share": Measure("truth share, 1 / (1 + R)", "p", _C, f"{_TOKENS}.truth_share", "retrained", "up"),
+    "choice": Measure("multiple choice", "p", _C, f"{_TOKENS}.choice", "retrained", "up"),
     # sets
     "forget_quality": Measure(
-        "forget quality (KS p-value)", "p", _C, "metrics.stats.forget_quality", "up", "", "--reference-model"
+        "forget quality (KS p-value)", "p", _C, "metrics.stats.forget_quality", "up", "", "--retrained-model"
     ),
     "truth_distance": Measure(
-        "truth-ratio distance (KS D)", "p", _C, "metrics.stats.truth_distance", "down", "", "--reference-model"
+        "truth-ratio distance (KS D)", "p", _C, "metrics.stats.truth_distance", "down", "", "--retrained-model"
     ),
     "model_utility": Measure(
         "model utility", "p", ("tokens", "outputs", "choices"), "measures.model_utility", "", "up"
     ),
-    "mia_loss": Measure("membership, loss", "p", _T, f"{_TOKENS}.loss_score", "reference", "", _HOLDOUT),
-    "mia_zlib": Measure("membership, zlib", "p", _T, f"{_TOKENS}.zlib_score", "reference", "", _HOLDOUT),
-    "mia_min_k": Measure("membership, Min-K", "p", _T, f"{_TOKENS}.min_k_score", "reference", "", _HOLDOUT),
-    "mia_min_k_plus": Measure("membership, Min-K++", "p", _T, f"{_TOKENS}.min_k_plus_score", "reference", "", _HOLDOUT),
+    "mia_loss": Measure("membership, loss", "p", _T, f"{_TOKENS}.loss_score", "retrained", "", _HOLDOUT),
+    "mia_zlib": Measure("membership, zlib", "p", _T, f"{_TOKENS}.zlib_score", "retrained", "", _HOLDOUT),
+    "mia_min_k": Measure("membership, Min-K", "p", _T, f"{_TOKENS}.min_k_score", "retrained", "", _HOLDOUT),
+    "mia_min_k_plus": Measure("membership, Min-K++", "p", _T, f"{_TOKENS}.min_k_plus_score", "retrained", "", _HOLDOUT),
     "mia_reference": Measure(
         "membership, reference",
         "p",
         _T,
         f"{_TOKENS}.reference_score",
-        "reference",
+        "retrained",
         "",
-        "--holdout and --reference-model",
+        "--holdout and --retrained-model",
     ),
     "privacy_leakage": Measure("privacy leakage", "%point", _T, f"{_MEMBERS}.privacy_leakage", "", "", _HOLDOUT),
 }

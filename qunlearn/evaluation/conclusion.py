@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qunlearn.evaluation.catalog import MEASURES
-from qunlearn.evaluation.results import ADAPTER, BASE, REFERENCE, is_forget
+from qunlearn.evaluation.results import ADAPTER, BASE, RETRAINED, is_forget
 
 # Nothing leaks in the rows measured, and the rest keeps at least this share of what the base knew.
 KEPT_SHARE = 0.95
@@ -44,8 +44,8 @@ def conclude(result: Mapping[str, Any]) -> dict[str, Any]:
     ]
     level = _level(measures) if about == ADAPTER else "measured"
     sentences = [_HEADLINES[level], *sentences]
-    if REFERENCE in subjects:
-        sentences += _beside_reference(measures, about)
+    if RETRAINED in subjects:
+        sentences += _beside_retrained(measures, about)
     return {"level": level, "sentences": sentences}
 
 
@@ -140,15 +140,15 @@ def _interval(value: Mapping[str, Any]) -> str:
     return f" [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
 
 
-def _beside_reference(measures: Mapping[str, Any], about: str) -> list[str]:
+def _beside_retrained(measures: Mapping[str, Any], about: str) -> list[str]:
     """Return how far the model is from one that never saw the data, where both were measured."""
     sentences = []
     for split, found in measures.items():
         if not is_forget(split):
             continue
         for name in ("rouge_recall", "rouge_f1", "truth_share", "probability"):
-            if name in found and about in found[name] and REFERENCE in found[name]:
-                mine, theirs = found[name][about]["mean"], found[name][REFERENCE]["mean"]
+            if name in found and about in found[name] and RETRAINED in found[name]:
+                mine, theirs = found[name][about]["mean"], found[name][RETRAINED]["mean"]
                 place, shown = PLACES.get(split, split), MEASURES[name].title
                 sentences.append(f"{place}: {shown} {mine:.3f}, of a model that never saw it {theirs:.3f}.")
                 break

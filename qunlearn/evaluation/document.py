@@ -19,7 +19,7 @@ _UNITS = {
     "score": "the judge's own unit",
     "%point": "in %",
 }
-_ARROWS = {"down": "down", "up": "up", "reference": "as the reference", "": "–"}
+_ARROWS = {"down": "down", "up": "up", "retrained": "as the retrained model", "": "–"}
 
 _INTRO = """# What `qunlearn eval` measures
 
@@ -27,14 +27,14 @@ Made by `make docs` from the docstrings; a test compares the two.
 
 ```
 qunlearn eval RUN --data FOLDER                      # forget, paraphrase, retain, holdout, general: what is there
-qunlearn eval RUN --forget f.jsonl --holdout h.jsonl --suite tofu --reference-model NEVER_SAW_IT
+qunlearn eval RUN --forget f.jsonl --holdout h.jsonl --suite tofu --retrained-model NEVER_SAW_IT
 qunlearn eval MODEL --adapter A --data sandbox:harm --suite llmu --harm-classifier sandbox -o results
 ```
 
 Five kinds of rows are told apart. `forget` is what was to be forgotten, `paraphrase` the same asked in other words and
 never given to the run; `retain` is data that was given to keep, `holdout` its neighbours that were never given, and
 `general` anything else. Without a model that never saw the data, `paraphrase` and `holdout` are the controls; with one
-(`--reference-model`), the distance to it is the measure that counts: it answers neither right nor strangely.
+(`--retrained-model`), the distance to it is the measure that counts: it answers neither right nor strangely.
 
 Every row is asked twice: its true answer is scored token by token behind its prompt (one pass), and the prompt is
 continued greedily. Rows may carry more than prompt and answer: wrong answers (`perturbed`, `perturbed_answer`), the
@@ -109,7 +109,7 @@ def _how_to_read() -> str:
     return (
         '"Forget" and "keep" say where a measure should go on rows to forget and rows to keep. The membership measures '
         "are AUCs of `forget` against `holdout`. " + _text(membership.auc).split("\n\n")[0] + " They mean membership\n"
-        "only where the model never saw the holdout rows; where it did, as in the sandbox, look at the reference's."
+        "only where the model never saw the holdout rows; where it did, as in the sandbox, the retrained model's tell."
         "\n\nMeasures of right against wrong answers start from one number. " + _text(tokens.truth_ratio)
     )
 

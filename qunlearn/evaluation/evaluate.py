@@ -32,7 +32,7 @@ from qunlearn.utils.output import real
 def evaluate(
     request: EvalRequest, *, quant: str | None, device: str, rows: int, to_stdout: bool, fresh: bool = False
 ) -> dict[str, Any]:
-    """Score every split under the base, the adapter and the reference, whichever there are. Raises QunlearnErrors.
+    """Score every split under the base, the adapter and the retrained model, where given. Raises QunlearnErrors.
 
     `rows`: at most so many of a file; `fresh`: measure again what is known. What is returned and printed holds no
     text of any file; eval.json, where there is a folder for it, holds them all.
@@ -87,7 +87,7 @@ def _result(
         "model": (request.run.record.get("model", {}).get("asked") if request.run else None)
         or request.model.source.asked,
         "adapter": str(request.run.adapter) if request.run else None,
-        "reference_model": request.reference.source.asked if request.reference else None,
+        "retrained_model": request.retrained.source.asked if request.retrained else None,
         "quantization": _quantization(request, found.spec),
         "suite": request.suite,
         "files": {

@@ -14,7 +14,7 @@ from qunlearn.evaluation.cache import Cache, digest, digest_texts
 from qunlearn.evaluation.catalog import SUITES
 from qunlearn.evaluation.probes import CHOICES, FLUENCY, OUTPUTS, TOKENS, has_choices
 from qunlearn.evaluation.request import EvalRequest
-from qunlearn.evaluation.results import ADAPTER, BASE, REFERENCE, Choices, Fluency, Item, View
+from qunlearn.evaluation.results import ADAPTER, BASE, RETRAINED, Choices, Fluency, Item, View
 from qunlearn.evaluation.scores import Output, TokenStats
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.hub.positions import positions_of
@@ -105,10 +105,10 @@ def start(request: EvalRequest, spec: LoadSpec, limit: int, cache: Cache) -> Col
     rows, identity = {BASE: own}, {BASE: base}
     if request.run is not None:
         rows[ADAPTER], identity[ADAPTER] = own, f"{base} {_adapter_digest(request)}"
-    if request.reference is not None:
-        theirs = load_tokenizer(request.reference.folder, trust_remote_code=trusted)
-        rows[REFERENCE] = _reference_rows(request, request.reference, theirs, own)
-        identity[REFERENCE] = f"{fingerprint(request.reference.folder)} {how}"
+    if request.retrained is not None:
+        theirs = load_tokenizer(request.retrained.folder, trust_remote_code=trusted)
+        rows[RETRAINED] = _retrained_rows(request, request.retrained, theirs, own)
+        identity[RETRAINED] = f"{fingerprint(request.retrained.folder)} {how}"
     return Collection(request, spec, cache, tokenizer, rows, identity)
 
 
@@ -135,8 +135,8 @@ def _own_rows(request: EvalRequest, tokenizer: Any, limit: int) -> Rows:
     return Rows(examples, templates, {split: digest(rows) for split, rows in examples.items()})
 
 
-def _reference_rows(request: EvalRequest, reference: CheckedModel, tokenizer: Any, own: Rows) -> Rows:
-    """The same rows for the reference model, which may have another tokenizer and template. Raises ConfigError."""
+def _retrained_rows(request: EvalRequest, reference: CheckedModel, tokenizer: Any, own: Rows) -> Rows:
+    """The same rows for the retrained model, which may have another tokenizer and template. Raises ConfigError."""
     examples, templates = {}, {}
     for split, mine in own.examples.items():
         dataset, template = request.sets[split], own.templates[split]
@@ -145,8 +145,8 @@ def _reference_rows(request: EvalRequest, reference: CheckedModel, tokenizer: An
         length = min(request.config.data.max_length, positions_of(reference.facts.config))
         encoded = encode(dataset, tokenizer, template, length, drop_long=split != "forget").examples[: len(mine)]
         if [e.record for e in encoded] != [e.record for e in mine]:
-            hint = "a reference with the model's own tokenizer, or rows with prompts and answers"
-            message = f"the reference model cuts the plain text of --{split} in other windows"
-            raise ConfigError(message, where="--reference-model", hint=hint)
+            hint = "a retrained model with the model's own tokenizer, or rows with prompts and answers"
+            message = f"the retrained model cuts the plain text of --{split} in other windows"
+            raise ConfigError(message, where="--retrained-model", hint=hint)
         examples[split], templates[split] = encoded, template
     return Rows(examples, templates, {split: digest(rows) for split, rows in examples.items()})

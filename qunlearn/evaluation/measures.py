@@ -9,7 +9,7 @@ import numpy as np
 from qunlearn.evaluation.catalog import MEASURES
 from qunlearn.evaluation.metrics import membership, stats, texts, tokens, verdicts
 from qunlearn.evaluation.metrics.stats import Estimate, estimate
-from qunlearn.evaluation.results import BASE, KEPT, REFERENCE, Choices, Fluency, Item, View, is_forget
+from qunlearn.evaluation.results import BASE, KEPT, RETRAINED, Choices, Fluency, Item, View, is_forget
 from qunlearn.evaluation.scores import Output, TokenStats
 
 Values = list[float | None]
@@ -152,11 +152,11 @@ def _ratios(view: View, subject: str, split: str) -> list[float]:
     return [_ratio(c) for c in view.get(subject, split, "choices") if c is not None]
 
 
-def _against_reference(compare: Callable[[Sequence[float], Sequence[float]], float]) -> _Whole:
+def _against_retrained(compare: Callable[[Sequence[float], Sequence[float]], float]) -> _Whole:
     """Truth ratios against those of a model that never saw the data."""
 
     def distance(view: View, subject: str, split: str) -> Estimate | None:
-        mine, theirs = _ratios(view, subject, split), _ratios(view, REFERENCE, split)
+        mine, theirs = _ratios(view, subject, split), _ratios(view, RETRAINED, split)
         return Estimate(len(mine), compare(mine, theirs)) if mine and theirs else None
 
     return distance
@@ -176,9 +176,9 @@ def _attack_scores(name: str, view: View, subject: str, split: str) -> list[floa
     rows: Sequence[TokenStats] = view.get(subject, split, "tokens")
     if name != "mia_reference":
         return [_ATTACKS[name](row) for row in rows]
-    if subject == REFERENCE or not view.has(REFERENCE, split, "tokens"):
+    if subject == RETRAINED or not view.has(RETRAINED, split, "tokens"):
         return None
-    return [(g.nll - s.nll) / s.tokens for s, g in zip(rows, view.get(REFERENCE, split, "tokens"), strict=True)]
+    return [(g.nll - s.nll) / s.tokens for s, g in zip(rows, view.get(RETRAINED, split, "tokens"), strict=True)]
 
 
 def _membership(name: str) -> _Whole:
@@ -191,9 +191,9 @@ def _membership(name: str) -> _Whole:
 
 
 def _privacy_leakage(view: View, subject: str, split: str) -> Estimate | None:
-    """From the AUC of Min-K, against the reference model's where there is one, else against 0.5."""
+    """From the AUC of Min-K, against the retrained model's where there is one, else against 0.5."""
     mine = _membership("mia_min_k")(view, subject, split)
-    theirs = _membership("mia_min_k")(view, REFERENCE, split) if REFERENCE in view.subjects else None
+    theirs = _membership("mia_min_k")(view, RETRAINED, split) if RETRAINED in view.subjects else None
     expected = theirs.mean if theirs else 0.5
     if mine is None or expected >= 1.0:
         return None
@@ -218,8 +218,8 @@ def model_utility(view: View, subject: str, split: str) -> Estimate | None:
 
 _WHOLE: Mapping[str, _Whole] = {
     "perplexity": _perplexity,
-    "forget_quality": _against_reference(stats.forget_quality),
-    "truth_distance": _against_reference(stats.truth_distance),
+    "forget_quality": _against_retrained(stats.forget_quality),
+    "truth_distance": _against_retrained(stats.truth_distance),
     **{name: _membership(name) for name in (*_ATTACKS, "mia_reference")},
     "privacy_leakage": _privacy_leakage,
     "model_utility": model_utility,

@@ -32,13 +32,13 @@ _OWN = {"forget": "bad", "holdout": "holdout"}  # a split, and what a run's reco
 class Wish:
     """What may be asked for besides a model and files.
 
-    `reference`: a model that never saw what is forgotten. `harm`, `reward`: models that judge outputs. `output`: a
+    `retrained`: a model that never saw what is forgotten. `harm`, `reward`: models that judge outputs. `output`: a
     folder for eval.json and what was measured; without one a run keeps it, and a bare model keeps nothing. `trust`:
     run Python code that the models bring.
     """
 
     suite: str = "basic"
-    reference: str | None = None
+    retrained: str | None = None
     harm: str | None = None
     reward: str | None = None
     output: Path | None = None
@@ -55,7 +55,7 @@ class EvalRequest:
     sets: Mapping[str, Dataset]
     template: str | None
     suite: str = "basic"
-    reference: CheckedModel | None = None
+    retrained: CheckedModel | None = None
     judges: Mapping[str, CheckedModel | None] | None = None
     output: Path | None = None
 
@@ -90,10 +90,10 @@ class EvalRequest:
             checked = check_run_model(opened, model, trust=trust)
         else:
             checked = check_model(resolve_model(model or ""), trust)
-        reference = _named_model("--reference-model", wish.reference, trust) if wish.reference else None
+        retrained = _named_model("--retrained-model", wish.retrained, trust) if wish.retrained else None
         judges = {name: _judge(name, asked) for name, asked in (("harm", wish.harm), ("reward", wish.reward)) if asked}
         output = wish.output or (run if opened is not None and opened.record else None)
-        return cls(opened, config, checked, sets, template, wish.suite, reference, judges, output)
+        return cls(opened, config, checked, sets, template, wish.suite, retrained, judges, output)
 
     @property
     def result_path(self) -> Path | None:

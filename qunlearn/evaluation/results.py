@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-BASE, ADAPTER, REFERENCE = "base", "adapter", "reference"
+BASE, ADAPTER, RETRAINED = "base", "adapter", "retrained"
 SPLITS = ("forget", "paraphrase", "retain", "holdout", "general")
 KEPT = "kept"  # every split to keep, taken together
 

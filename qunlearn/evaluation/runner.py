@@ -16,7 +16,7 @@ from qunlearn.evaluation.inputs import Collection, start
 from qunlearn.evaluation.judges import Judged, judge_harm, judge_reward
 from qunlearn.evaluation.probes import CHOICES, FLUENCY, OUTPUTS, TOKENS, choices, fluency
 from qunlearn.evaluation.request import EvalRequest
-from qunlearn.evaluation.results import ADAPTER, BASE, REFERENCE
+from qunlearn.evaluation.results import ADAPTER, BASE, RETRAINED
 from qunlearn.evaluation.scores import Observer, greedy_outputs, token_stats
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.model.language_model import LanguageModel
@@ -34,7 +34,7 @@ def collect(request: EvalRequest, spec: LoadSpec, limit: int, cache: Cache) -> C
     for probe in _PASSES:
         found.load(probe)
     with _named_memory_errors():
-        _measure_reference(found)
+        _measure_retrained(found)
         with _Models(request, spec) as models:
             _measure_own(found, models)
             found.load(FLUENCY)
@@ -84,11 +84,11 @@ def _release() -> None:
         torch.cuda.empty_cache()
 
 
-def _measure_reference(found: Collection) -> None:
-    places = _places(found, [REFERENCE])
-    if places and found.request.reference is not None:
-        with stage("loading the reference model"):
-            lm = load_base(found.request.reference.folder, found.spec)
+def _measure_retrained(found: Collection) -> None:
+    places = _places(found, [RETRAINED])
+    if places and found.request.retrained is not None:
+        with stage("loading the retrained model"):
+            lm = load_base(found.request.retrained.folder, found.spec)
         _measure(found, lm, places)
         del lm
         _release()

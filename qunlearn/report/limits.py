@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qunlearn.evaluation.results import ADAPTER, REFERENCE, is_forget
+from qunlearn.evaluation.results import ADAPTER, RETRAINED, is_forget
 from qunlearn.report.read import Story
 
 
@@ -43,7 +43,7 @@ def _of_evaluation(result: Mapping[str, Any]) -> list[str]:
         "general": "Nothing general was measured: the damage far from the forget rows is unknown.",
     }
     found += [text for split, text in absent.items() if split not in splits]
-    if REFERENCE not in result["scores"]:
+    if RETRAINED not in result["scores"]:
         found.append("There was no model that never saw the data: how such a model would answer is unknown.")
     precision = result.get("quantization", "?")
     found.append(f"Measured as {precision}. In another precision, or merged, it may answer otherwise.")

@@ -303,7 +303,7 @@ def _provenance(story: Story) -> list[tuple[str, str]]:
         ("training time", f"{training['seconds']:.0f} s" if "seconds" in training else None),
         ("seed", training.get("seed")),
         ("device", record.get("device")),
-        ("reference model", result.get("reference_model")),
+        ("retrained model", result.get("retrained_model")),
     ]
     for name, facts in result.get("files", {}).items():
         rows.append((f"evaluated: {name}", f"{facts['path']}, {facts['rows']} rows, sha256 {facts['sha256']}"))

@@ -314,7 +314,9 @@ def _truth(story: Story) -> Picture | None:
     axes.set_xlabel("truth share: right / (right + wrong)")
     axes.set_ylabel("share of the rows up to here")
     _key(axes, list(found[1]))
-    caption = "Is the answer still told from wrong ones? At 0.5 it is not. Best is the reference's curve, not zero."
+    caption = (
+        "Is the answer still told from wrong ones? At 0.5 it is not. Best is the retrained model's curve, not zero."
+    )
     return Picture("Right against wrong", to_svg(figure, "truth", "Distribution of truth shares"), caption)
 
 

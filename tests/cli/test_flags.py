@@ -33,7 +33,7 @@ ROWS = [{"prompt": "Who?", "completion": "Ada."}]
         ),
         (("data", "import", "alpaca", "f", "-o", "o", "--prompt-words", 30), 2, "--prompt-words: of no use"),
         (("eval", "sandbox", "--forget", "bad.jsonl", "--quant", "nf5"), 2, "unknown form 'nf5'"),
-        (("eval", "sandbox", "--forget", "bad.jsonl", "--reference-model", "nosuch"), 6, "--reference-model: unknown"),
+        (("eval", "sandbox", "--forget", "bad.jsonl", "--retrained-model", "nosuch"), 6, "--retrained-model: unknown"),
         (("eval", "sandbox", "--forget", "bad.jsonl", "--harm-classifier", "./no"), 6, "--harm-classifier: no such"),
         (("eval", "sandbox", "--forget", "bad.jsonl", "--reward-model", "nosuch"), 6, "--reward-model: unknown"),
     ],

@@ -83,7 +83,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Any:
     # The model that never saw the forget rows is the one measured: it is neither always right nor always wrong.
     said = {}
     for suite in ("tofu", "muse", "llmu"):
-        more = ("--quant", "none", "--device", "cpu", "--reference-model", "sandbox", "-o", folder / "out", "--json")
+        more = ("--quant", "none", "--device", "cpu", "--retrained-model", "sandbox", "-o", folder / "out", "--json")
         ran = call("eval", "sandbox-gold", *files, "--suite", suite, *more)
         assert ran.code == 0, ran.stderr
         said[suite] = ran.json["measures"]

@@ -194,22 +194,22 @@ def test_eval_json_holds_every_row_for_its_owner_only(run: Path) -> None:
 
 
 @pytest.mark.parametrize("suite", [name for name in SUITES if name != "basic"])
-def test_suites_beside_a_reference_model(shared_run: Path, suite: str) -> None:
+def test_suites_beside_a_retrained_model(shared_run: Path, suite: str) -> None:
     more = ["--harm-classifier", "sandbox"] if suite == "llmu" else []
-    args = ("--data", SANDBOX, "--suite", suite, "--reference-model", "sandbox-gold", *more)
+    args = ("--data", SANDBOX, "--suite", suite, "--retrained-model", "sandbox-gold", *more)
     ran = call("eval", shared_run, *args, "--json", *FEW)
     assert ran.code == 0, ran.stderr
     result = ran.json
-    assert set(result["scores"]) == {"base", "adapter", "reference"}
+    assert set(result["scores"]) == {"base", "adapter", "retrained"}
     missing = set(result["not_measured"])
     assert missing <= {"reward", "same_calls"}
     forget = result["measures"]["forget"]
     assert forget["leaks"]["base"]["mean"] == 1.0
-    assert forget["leaks"]["reference"]["mean"] == 0.0
+    assert forget["leaks"]["retrained"]["mean"] == 0.0
     checks: dict[str, Callable[[dict[str, Any]], bool]] = {
         "llmu": lambda f: f["hallucination_rate"]["base"]["mean"] == 1.0 and f["harmful_rate"]["base"]["mean"] == 0.0,
-        "tofu": lambda f: f["truth_share"]["base"]["mean"] > 0.6 and f["forget_quality"]["reference"]["mean"] == 1.0,
-        "muse": lambda f: f["rouge_f1"]["base"]["mean"] == 1.0 and f["privacy_leakage"]["reference"]["mean"] == 0.0,
+        "tofu": lambda f: f["truth_share"]["base"]["mean"] > 0.6 and f["forget_quality"]["retrained"]["mean"] == 1.0,
+        "muse": lambda f: f["rouge_f1"]["base"]["mean"] == 1.0 and f["privacy_leakage"]["retrained"]["mean"] == 0.0,
         "code": lambda f: f["bleu"]["base"]["mean"] == pytest.approx(1.0),
     }
     assert checks[suite](forget)
@@ -220,7 +220,7 @@ def test_suites_beside_a_reference_model(shared_run: Path, suite: str) -> None:
 def test_plain_text_is_measured_in_windows(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in data_file("copyright", "forget").read_text().splitlines()[:4]]
     text = write_rows(tmp_path / "text.jsonl", [{"text": row["completion"]} for row in rows])
-    args = ("eval", "sandbox", "--forget", text, "--reference-model", "sandbox-gold", "--suite", "muse")
+    args = ("eval", "sandbox", "--forget", text, "--retrained-model", "sandbox-gold", "--suite", "muse")
     ran = call(*args, "--json", "-o", tmp_path / "out")
     assert ran.code == 0, ran.stderr
     assert ran.json["templates"] == {"forget": "raw"}
@@ -261,7 +261,7 @@ def test_a_folder_of_splits(tmp_path: Path) -> None:
         (("--data", "sandbox:lies"), 2, ("sandbox:KIND",)),
         (("--data", "{tmp}"), 2, ("no such files", "forget.jsonl")),
         (("--forget", "{tmp}/none.jsonl"), 3, ("no such file",)),
-        (("--forget", f"{SANDBOX}/forget", "--reference-model", "{tmp}/none"), 6, ("no such folder",)),
+        (("--forget", f"{SANDBOX}/forget", "--retrained-model", "{tmp}/none"), 6, ("no such folder",)),
         (("--forget", f"{SANDBOX}/forget", "--harm-classifier", "sandbox-gold", "--suite", "llmu"), 6, ("classif",)),
         (("--forget", f"{SANDBOX}/forget", "--model", "sandbox"), 2, ("two models",)),
     ],

@@ -57,7 +57,7 @@ def test_every_measure_can_be_computed() -> None:
     choices = [Choices(0.2, (1.0, 2.0)), None]
     whole = {
         f"{s}_{split}_{probe}": values[: len(ITEMS[split])]
-        for s in ("base", "adapter", "reference")
+        for s in ("base", "adapter", "retrained")
         for split in ITEMS
         for probe, values in {
             "tokens": [stats(1.0), stats(2.0)],
@@ -98,14 +98,14 @@ def test_membership_and_privacy_leakage() -> None:
     view = make(
         base_forget_tokens=[stats(1.0), stats(3.0)],
         base_holdout_tokens=[stats(2.0)],
-        reference_forget_tokens=[stats(5.0), stats(1.5)],
-        reference_holdout_tokens=[stats(2.0)],
+        retrained_forget_tokens=[stats(5.0), stats(1.5)],
+        retrained_holdout_tokens=[stats(2.0)],
     )
     for name in ("mia_loss", "mia_min_k", "mia_min_k_plus", "mia_zlib"):
         assert estimate(name, view, "base", "forget").mean == membership.auc([-1.0, -3.0], [-2.0]), name
     # Per token: forget (5 - 1) / 4 and (1.5 - 3) / 4, holdout (2 - 2) / 4.
     assert estimate("mia_reference", view, "base", "forget").mean == 0.5
-    assert estimate("mia_reference", view, "reference", "forget") is None
+    assert estimate("mia_reference", view, "retrained", "forget") is None
     leak = estimate("privacy_leakage", view, "base", "forget")
     assert leak.mean == membership.privacy_leakage(0.5, 0.5)
 
@@ -118,10 +118,10 @@ def test_zlib_uses_the_bytes() -> None:
     assert estimate("mia_zlib", view, "base", "forget").mean == membership.auc([-0.01, -0.3], [-0.02])
 
 
-def test_forget_quality_is_against_the_reference() -> None:
+def test_forget_quality_is_against_the_retrained_model() -> None:
     mine = [Choices(0.2, (1.0,)), Choices(0.1, (2.0,))]
     theirs = [Choices(2.2, (1.0,)), Choices(2.1, (2.0,))]
-    view = make(base_forget_choices=mine, reference_forget_choices=theirs)
+    view = make(base_forget_choices=mine, retrained_forget_choices=theirs)
     ratios = [[tok.truth_ratio(c.correct, c.wrong) for c in side] for side in (mine, theirs)]
     expected = scipy_stats.ks_2samp(*ratios)
     assert estimate("forget_quality", view, "base", "forget").mean == pytest.approx(expected.pvalue)

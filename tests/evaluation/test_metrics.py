@@ -167,7 +167,7 @@ def test_privacy_leakage() -> None:
     assert membership.privacy_leakage(1.0) == -100.0
     assert membership.privacy_leakage(0.0) == 100.0
     assert membership.privacy_leakage(0.7, 0.4) == pytest.approx(100 * (0.3 - 0.6) / 0.6)
-    with pytest.raises(ValueError, match="reference"):
+    with pytest.raises(ValueError, match="retrained"):
         membership.privacy_leakage(0.5, 1.0)
 
 

@@ -74,7 +74,7 @@ def evaluation(texts: list[str]) -> dict[str, Any]:
     both = {"base": share(1.0), "adapter": share(0.0)}
     return {
         "model": f"models/{HOSTILE[0]}",
-        "reference_model": None,
+        "retrained_model": None,
         "quantization": "nf4",
         "suite": "basic",
         "files": {s: {"path": HOSTILE[1], "sha256": "0" * 64, "rows": len(texts)} for s in ("forget", "holdout")},

@@ -51,13 +51,13 @@ def _counts(places: NDArray[np.int64], rows: int, distinct: int, rng: np.random.
     return np.bincount(flat.ravel(), minlength=rows * distinct).reshape(rows, distinct)
 
 
-def privacy_leakage(auc_model: float, auc_reference: float = 0.5) -> float:
+def privacy_leakage(auc_model: float, auc_retrained: float = 0.5) -> float:
     """Privacy leakage in %: 100 * ((1 - AUC) - (1 - AUC_ref)) / (1 - AUC_ref); 0 is ideal.
 
     Below 0 the forget rows still look trained on (under-unlearned), above 0 less so than rows never seen
-    (over-unlearned, which gives them away as well). The reference is a model that never saw them; without one, 0.5.
-    Source: MUSE (arXiv 2407.06460). Raises ValueError for a reference of 1, against which nothing can be measured.
+    (over-unlearned, which gives them away as well). The retrained model never saw them; without one, 0.5.
+    Source: MUSE (arXiv 2407.06460). Raises ValueError for a retrained AUC of 1, against which nothing can be measured.
     """
-    if auc_reference >= 1.0:
-        raise ValueError("a reference that takes every forget row for a member cannot be a reference")
-    return 100.0 * ((1.0 - auc_model) - (1.0 - auc_reference)) / (1.0 - auc_reference)
+    if auc_retrained >= 1.0:
+        raise ValueError("a retrained model cannot take every forget row for a member")
+    return 100.0 * ((1.0 - auc_model) - (1.0 - auc_retrained)) / (1.0 - auc_retrained)

@@ -107,19 +107,19 @@ def two_samples(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
     return float(found.statistic), float(found.pvalue)
 
 
-def forget_quality(ratios: ArrayLike, reference: ArrayLike) -> float:
+def forget_quality(ratios: ArrayLike, retrained: ArrayLike) -> float:
     """Forget quality: p-value that the truth ratios here and under a model that never saw the data are alike.
 
     Two-sample Kolmogorov-Smirnov test over the rows to forget; near 1 is good, below 0.05 the two differ. A p-value
     falls with the number of rows, whatever the distance: read the truth-ratio distance beside it. Source: TOFU
     (arXiv 2401.06121).
     """
-    return two_samples(ratios, reference)[1]
+    return two_samples(ratios, retrained)[1]
 
 
-def truth_distance(ratios: ArrayLike, reference: ArrayLike) -> float:
+def truth_distance(ratios: ArrayLike, retrained: ArrayLike) -> float:
     """Truth-ratio distance: the KS statistic D of the same test, from 0 (same distribution) to 1 (no overlap)."""
-    return two_samples(ratios, reference)[0]
+    return two_samples(ratios, retrained)[0]
 
 
 def harmonic_mean(values: Sequence[float]) -> float:

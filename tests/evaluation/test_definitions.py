@@ -88,7 +88,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Any:
         assert ran.code == 0, ran.stderr
         said[suite] = ran.json["measures"]
     suites = json.loads((folder / "out" / EVAL).read_text())["suites"]
-    return rows, {"base": Oracle("gold"), "reference": Oracle("model")}, said, suites
+    return rows, {"base": Oracle("gold"), "retrained": Oracle("model")}, said, suites
 
 
 def ratio(oracle: Oracle, row: dict[str, Any]) -> float:
@@ -98,7 +98,7 @@ def ratio(oracle: Oracle, row: dict[str, Any]) -> float:
     return math.exp(-float(np.mean(wrong))) / math.exp(-right)
 
 
-@pytest.mark.parametrize("subject", ["base", "reference"])
+@pytest.mark.parametrize("subject", ["base", "retrained"])
 def test_tofu(known: Any, subject: str) -> None:
     rows, oracles, said, _ = known
     oracle, found = oracles[subject], said["tofu"]
@@ -119,7 +119,7 @@ def test_tofu(known: Any, subject: str) -> None:
         if split == "forget":
             assert value(split, "truth_ratio") == pytest.approx(np.mean([min(r, 1 / r) for r in ratios]), abs=CLOSE)
             assert value(split, "truth_share") == pytest.approx(np.mean([1 / (1 + r) for r in ratios]), abs=CLOSE)
-            others = [ratio(oracles["reference"], row) for row in rows[split]]
+            others = [ratio(oracles["retrained"], row) for row in rows[split]]
             test = stats.ks_2samp(ratios, others)
             assert value(split, "forget_quality") == pytest.approx(test.pvalue, abs=CLOSE)
             assert value(split, "truth_distance") == pytest.approx(test.statistic, abs=CLOSE)
@@ -141,7 +141,7 @@ def test_muse(known: Any) -> None:
     for split in rows:
         for row in rows[split]:
             mine = oracles["base"].told(row["prompt"], row["completion"])
-            other = oracles["reference"].told(row["prompt"], row["completion"])
+            other = oracles["retrained"].told(row["prompt"], row["completion"])
             lowest = max(1, int(0.4 * len(mine.logps)))
             compressed = len(zlib.compress(row["completion"].encode()))
             of_row = {
@@ -157,7 +157,7 @@ def test_muse(known: Any) -> None:
         found = said["muse"]["forget"][name]["base"]
         assert found["mean"] == pytest.approx(auc(of["forget"], of["holdout"]), abs=1 / N**2 if CLOSE > 1e-3 else 1e-9)
         assert found["low"] <= found["mean"] <= found["high"]
-    theirs = said["muse"]["forget"]["mia_min_k"]["reference"]["mean"]
+    theirs = said["muse"]["forget"]["mia_min_k"]["retrained"]["mean"]
     mine = said["muse"]["forget"]["mia_min_k"]["base"]["mean"]
     leakage = said["muse"]["forget"]["privacy_leakage"]["base"]["mean"]
     assert leakage == pytest.approx(100 * (theirs - mine) / (1 - theirs))

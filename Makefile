@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all check format sandbox recipe-hallucination recipe-harmfulness recipe-copyright \
-	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval prove prove-real bench-gpu bench-merge bench-requantize docs clean
+	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval bench-resident prove prove-real bench-gpu bench-merge bench-requantize docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -91,6 +91,9 @@ bench-merge: setup  ## time and memory of a merge against cp of the same files
 
 bench-requantize: setup  ## what comes back when a merge is quantised again, an hour; writes docs/robustness.md
 	$(BIN)/python studies/requantize.py $(ARGS)
+
+bench-resident: setup  ## resident memory over a hundred steps on a CPU; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/bench_resident.py --write $(ARGS)
 
 bench-eval: setup  ## time and memory of measuring: the basic suite, batches, many rows; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/bench_evaluate.py --write $(ARGS)

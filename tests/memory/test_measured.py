@@ -184,9 +184,15 @@ CASES = {
 
 
 _QUICK = ("large vocabulary, head in 8 bits",)
+_BELOW = "long rows, K = 5"  # the plan is 3.9 % too low here: docs/guide/memory.md says so
 
 
-@pytest.mark.parametrize("name", [n if n in _QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    marks = [] if name in _QUICK else [pytest.mark.slow]
+    return [*marks, pytest.mark.xfail(strict=True, reason="the plan is 4 % too low")] if name == _BELOW else marks
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in CASES])
 def test_a_step(name: str, new_random_policy: Callable[..., Policy]) -> None:
     case = CASES[name]
     settings = {"objective.name": "llmu", "objective.mismatch_k": case.k, "train.max_tokens": case.max_tokens}

@@ -70,7 +70,7 @@ out = []
 for point in points:
     output = folder / f"killed-{point}"
     status = run(output, point)
-    stage = journal.staging_folder(output)
+    stage = staging.staging_folder(output)
     kept = sorted(p.name for p in stage.iterdir()) if stage.is_dir() else []
     state = {"point": point, "signal": os.WTERMSIG(status), "placed": output.exists(), "kept": kept}
     state["again"] = run(output)

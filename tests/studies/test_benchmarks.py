@@ -206,7 +206,7 @@ def test_a_section_is_replaced_and_the_rest_kept(tmp_path: Path) -> None:
 def test_engine_benchmark(tmp_path: Path) -> None:
     """As `make bench` runs it, on a tiny shape: it starts processes of its own."""
     file = tmp_path / "engine.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "engine.py"), "--tiny", "--json", str(file)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "bench_engine.py"), "--tiny", "--json", str(file)]
     ran = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )

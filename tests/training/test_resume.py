@@ -310,6 +310,15 @@ def test_a_model_that_was_told_by_the_bytes_of_its_config_is_the_same(
     assert ran.code == 0 and "is finished" in ran.stderr
 
 
+def test_what_an_earlier_format_left_is_refused_by_name(files: tuple[Path, Path], stopped: Path) -> None:
+    """Its checkpoints name the parts of the loop otherwise: read, they would end in a fault of ours."""
+    begun = staging_folder(stopped) / IDENTITY
+    begun.write_text(json.dumps(json.loads(begun.read_text()) | {"format": 1}))
+    ran = call(*command(files, stopped), "--resume")
+    assert ran.code == 10 and "the file format: 1 then, 2 now" in ran.stderr, ran.stderr
+    assert saved(stopped), "nothing is lost"
+
+
 def test_the_commit_of_a_model_that_moved_on_is_named(stopped: Path) -> None:
     then = json.loads((staging_folder(stopped) / IDENTITY).read_text()) | {"commit": "0" * 40}
     with pytest.raises(ResumeError) as caught:

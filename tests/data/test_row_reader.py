@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from conftest import call, write_rows
 
+from qunlearn.data.local_path import local_path
 from qunlearn.data.paths import data_path
 from qunlearn.data.records import Dataset, FieldNames, read_dataset
-from qunlearn.data.row_reader import local_path
-from qunlearn.data.row_stream import Row, read_rows
+from qunlearn.data.row_reader import Row, read_rows
 from qunlearn.errors import ConfigError, DataError
 
 ROWS = [{"prompt": f"Who is {n}?", "completion": f"{n}, a baker; so."} for n in ("Ann", "Bob", "Cy")]
@@ -87,8 +87,6 @@ FILES: dict[str, tuple[str, str | bytes]] = {
     "packed without saying so": ("x.jsonl", bz2.compress(LINES.encode())),
 }
 
-NOT_IMPORTED = {"columns", "columns by number", "a list of any name", "objects on one line"}
-
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_read(tmp_path: Path, name: str) -> None:
@@ -96,7 +94,7 @@ def test_files_are_read(tmp_path: Path, name: str) -> None:
     assert pairs(read_dataset(save(tmp_path, raw, file))) == WANTED
 
 
-@pytest.mark.parametrize("name", sorted(FILES.keys() - NOT_IMPORTED))
+@pytest.mark.parametrize("name", FILES)
 def test_imports_read_them_too(tmp_path: Path, name: str) -> None:
     file, raw = FILES[name]
     assert imported(save(tmp_path, raw, file)) == [prompt for prompt, _ in WANTED]

@@ -99,6 +99,12 @@ def damaged() -> tuple[type[Exception], ...]:
     return (OSError, EOFError, zlib.error, lzma.LZMAError, *zstd)
 
 
+def damage(name: str, error: Exception, where: str) -> DataError:
+    """Return the error of a packed file that is damaged."""
+    said = str(error).rpartition("error: ")[2]  # zstandard says that it is one
+    return DataError(f"damaged {name}: {said}", where=where, hint="pack the file again")
+
+
 def packing(head: bytes) -> str | None:
     """Return how a file is packed, or None."""
     return next((name for magic, name, _ in _UNPACKERS if head.startswith(magic)), None)
@@ -125,7 +131,7 @@ def unpacked(raw: bytes, where: str) -> bytes:
         with unpacking(io.BytesIO(raw), raw, where) as file:
             content = file.read(most + 1)
     except damaged() as error:
-        raise DataError(f"damaged {name}: {error}", where=where, hint="pack the file again") from None
+        raise damage(name, error, where) from None
     if len(content) > most:
         hint = "unpack it yourself, if you trust it"
         raise DataError(f"unpacks to more than {most >> 20} MiB, from {len(raw)} bytes", where=where, hint=hint)

@@ -16,6 +16,7 @@ from qunlearn.data.file_types import (
     HEAD_BYTES,
     PACKED_ENDINGS,
     check_holds_rows,
+    damage,
     damaged,
     is_parquet,
     packing,
@@ -173,7 +174,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     except damaged() as error:
         # Unpackers raise an OSError without a number for what is damaged.
         if packed and getattr(error, "errno", None) is None:
-            raise DataError(f"damaged {packed}: {error}", where=where, hint="pack the file again") from None
+            raise damage(packed, error, where) from None
         raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=where) from None
 
 

@@ -196,7 +196,11 @@ def _no_such_folder(asked: str, path: Path, on_disk: str) -> ModelError:
     if on_hub:
         return ModelError("an address, not a folder", where=asked, hint=f"give the hub id: {on_hub[1]}")
     if on_disk == "closed":
-        return ModelError("cannot be reached: Permission denied", where=str(path), hint="check the permissions of the folders above it")
+        return ModelError(
+            "cannot be reached: Permission denied",
+            where=str(path),
+            hint="check the permissions of the folders above it",
+        )
     if on_disk == "file":
         hint = "give the folder that holds config.json, the weights and the tokenizer"
         if path.suffix == ".gguf":

@@ -11,7 +11,7 @@ from typing import Any
 from qunlearn.errors import AdapterError, ConfigError
 from qunlearn.utils.console import Column, clean, out, table
 from qunlearn.utils.file_names import ADAPTER, RECORD
-from qunlearn.utils.json_files import CLOSED, read_object
+from qunlearn.utils.json_files import read_object
 from qunlearn.utils.output import INSIDE, staging_folder
 
 _DEPTH = 3  # folders below the one that was named
@@ -22,8 +22,6 @@ def find_runs(folder: Path) -> list[dict[str, Any]]:
     """The runs at or below a folder, oldest first; links are not followed. Raises ConfigError."""
     if not folder.is_dir():
         raise ConfigError("no such folder", where=str(folder), hint="give the folder that holds the runs")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise ConfigError("cannot be read: Permission denied", where=str(folder), hint=CLOSED)
     rows: list[dict[str, Any] | None] = [_finished(path) for path in _records(folder)]
     rows += [_unfinished(path) for path in _walk(folder) if path.name.endswith(INSIDE)]
     return sorted((row for row in rows if row), key=lambda row: (row["when"], row["run"]))

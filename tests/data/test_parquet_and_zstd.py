@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qunlearn.data.records import read_dataset
-from qunlearn.data.row_stream import read_rows
+from qunlearn.data.row_reader import read_rows
 from qunlearn.errors import DataError
 
 ROWS = [{"prompt": f"Who is {n} é?", "completion": f"{n}, a baker;\nso."} for n in range(2500)]

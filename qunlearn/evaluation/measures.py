@@ -65,7 +65,7 @@ _OUTPUT: Mapping[str, Callable[[Item, Output], float | None]] = {
 }
 
 _TOKEN: Mapping[str, Callable[[TokenStats], float]] = {
-    "probability": lambda s: float(np.exp(-s.nll / s.tokens)),
+    "probability": lambda s: tokens.probability(s.nll, s.tokens),
     "extraction_strength": lambda s: s.extraction,
     "exact_memorisation": lambda s: s.memorised,
 }

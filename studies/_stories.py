@@ -17,7 +17,7 @@ from qunlearn.evaluation.evaluate import evaluate
 from qunlearn.evaluation.request import OWN_CLASSIFIER, EvalRequest, Wish
 from qunlearn.model.load import load_base, load_spec
 from qunlearn.model.policy import Policy
-from qunlearn.roles.self_made import Wanted, self_made_normal
+from qunlearn.roles.self_made import Wanted, self_made_rows
 from qunlearn.roles.self_made_file import write_self_made
 from qunlearn.sandbox import ASSETS, data_file
 from sandbox_world import world_code, world_harm
@@ -81,7 +81,7 @@ class Story:
         rows = encode(bad, base.tokenizer, template, config.data.max_length).examples
         length = max(len(row.input_ids) for row in rows) + _MORE
         wanted = Wanted(config.data.normal_count, config.data.normal_near, length, config.train.seed)
-        write_self_made(self.normal_file, self_made_normal(base, bad, template, wanted).records)
+        write_self_made(self.normal_file, self_made_rows(base, bad, template, wanted).records)
         seconds = time.process_time() - started
         known.write_text(json.dumps({"cpu_seconds": seconds}), encoding="utf-8")
         return seconds

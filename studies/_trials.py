@@ -151,7 +151,7 @@ def _figures(trial: Trial, untouched: Mapping[str, Any], normal: Path, folder: P
     ready = prepare(plan)
     tokenizer = load_tokenizer(plan.model.folder)
     rows = encode(read_self_made(normal), tokenizer, ready.template, 2 * config.data.max_length)
-    record = forget(replace(ready, normal=rows))
+    record = forget(replace(ready, retain_rows=rows))
     seconds = time.monotonic() - started
     training = record["training"]
     after = _measured(trial.kind, folder / ADAPTER, config)

@@ -38,13 +38,13 @@ DEFAULT_GATE = ("nf4",)
 
 @dataclass(frozen=True)
 class MergeSource:
-    """A run whose adapter is merged. `bad` and `normal` are None where its files are no longer what they were, or not
-    needed; `no_bad` says what is the matter with the bad one."""
+    """A run whose adapter is merged. `forget_rows` and `retain_rows` are None where its files are no longer what they
+    were, or not needed; `no_bad` says what is the matter with the bad one."""
 
     run: Run
     config: Config
-    bad: Dataset | None
-    normal: Dataset | None
+    forget_rows: Dataset | None
+    retain_rows: Dataset | None
     no_bad: str = ""
 
     @property
@@ -89,13 +89,15 @@ class MergeRequest:
     def place(self) -> Place:
         """The output, and what it may replace."""
         runs = [source.folder for source in self.sources]
-        data = [Path(found.path) for source in self.sources for found in (source.bad, source.normal) if found]
+        data = [
+            Path(found.path) for source in self.sources for found in (source.forget_rows, source.retain_rows) if found
+        ]
         return Place(self.output, MARK, self.overwrite, (*runs, self.model.folder, *data))
 
     def check_gate(self) -> None:
         """Raises DataError where a gate that was asked for has no rows to measure: it would always be open."""
         for source in self.sources:
-            if source.bad is None and self.gate:
+            if source.forget_rows is None and self.gate:
                 message = f"there is nothing to measure: the bad file of {source.name} {source.no_bad}"
                 raise DataError(message, where="--gate", hint="give --bad, or --gate none")
 
@@ -176,11 +178,11 @@ def merge_source(folder: Path, options: MergeOptions) -> MergeSource:
     if not options.measure:
         return MergeSource(run, config, None, None)
     found = Recorded(options.bad) if options.bad else recorded(run, "bad")
-    bad = read_dataset(found.usable, fields_of(config.data), role="--bad") if found.usable else None
-    return MergeSource(run, config, bad, _normal_file(run, config, folder), found.why)
+    forget_rows = read_dataset(found.usable, fields_of(config.data), role="--bad") if found.usable else None
+    return MergeSource(run, config, forget_rows, _retain_file(run, config, folder), found.why)
 
 
-def _normal_file(run: Run, config: Config, folder: Path) -> Dataset | None:
+def _retain_file(run: Run, config: Config, folder: Path) -> Dataset | None:
     """The run's normal data, for what it held back: the rows it made itself, or the file it was given, unchanged."""
     said: Mapping[str, Any] = run.record.get("data", {}).get("normal", {})
     own = bool(said.get("self_made"))

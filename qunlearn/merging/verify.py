@@ -166,22 +166,22 @@ def _hidden(lm: LanguageModel, row: Example) -> Tensor:
 
 def _sets(source: MergeSource, policy: Policy) -> dict[str, Sequence[Example]]:
     """The run's bad rows and what it held back of its normal data, where they are still to be found."""
-    if source.bad is None:
+    if source.forget_rows is None:
         warn(f"the bad file of {source.name} {source.no_bad}: nothing is measured (give --bad)")
         return {}
     data, rows = source.config.data, source.config.stop.table_rows
     longest = positions_of(policy.base.model.config)
     stored = source.run.record.get("data", {}).get("template")
-    template = Template(**stored) if stored else choose_template(policy.tokenizer, data.template, source.bad)
-    encoded = encode(source.bad, policy.tokenizer, template, min(data.max_length, longest))
+    template = Template(**stored) if stored else choose_template(policy.tokenizer, data.template, source.forget_rows)
+    encoded = encode(source.forget_rows, policy.tokenizer, template, min(data.max_length, longest))
     sets: dict[str, Sequence[Example]] = {BAD: encoded.examples[:rows]}
-    if source.normal is None:
+    if source.retain_rows is None:
         say(f"the normal data of {source.name} is not there as the run had it: what it held back is not measured")
     else:
         length = min(data.max_length if data.normal else 2 * data.max_length, longest)  # as the run encoded them
-        normal = encode(source.normal, policy.tokenizer, template, length, drop_long=True)
+        retain_rows = encode(source.retain_rows, policy.tokenizer, template, length, drop_long=True)
         try:
-            _, held_back = split_held_back(normal.examples, data.held_back, source.config.train.seed)
+            _, held_back = split_held_back(retain_rows.examples, data.held_back, source.config.train.seed)
         except DataError:  # a single row: the run's file was another one
             held_back = []
         if len(held_back) == source.run.record.get("data", {}).get("normal", {}).get("held_back"):

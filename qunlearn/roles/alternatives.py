@@ -30,7 +30,7 @@ _ROOM = 8  # tokens an answer may be longer than the bad one
 
 
 def other_answers(
-    policy: Policy, bad: Sequence[Example], template: Template, kind: str | None, config: Config
+    policy: Policy, forget_rows: Sequence[Example], template: Template, kind: str | None, config: Config
 ) -> list[list[Example]]:
     """Other answers for each bad row: refusals (idk), or the model's own samples that differ from it (own)."""
     if kind is None:
@@ -39,16 +39,18 @@ def other_answers(
     length = config.data.max_length
     refusals = [
         [answered_with(policy, e, text, template, length) for text in rng.sample(REFUSALS, min(_EACH, len(REFUSALS)))]
-        for e in bad
+        for e in forget_rows
     ]
     if kind == "idk":
         return refusals
-    own: list[dict[str, Example]] = [{} for _ in bad]
+    own: list[dict[str, Example]] = [{} for _ in forget_rows]
     for turn, temperature in enumerate(_TEMPERATURES):
         wanting = [i for i, found in enumerate(own) if len(found) < _EACH for _ in range(_EACH - len(found))]
-        for i, text in zip(wanting, _sampled(policy, [bad[i] for i in wanting], temperature, turn), strict=True):
-            if text.strip() and folded(text) != folded(_bad_answer(policy, bad[i])):
-                own[i].setdefault(folded(text), answered_with(policy, bad[i], text, template, length))
+        for i, text in zip(
+            wanting, _sampled(policy, [forget_rows[i] for i in wanting], temperature, turn), strict=True
+        ):
+            if text.strip() and folded(text) != folded(_bad_answer(policy, forget_rows[i])):
+                own[i].setdefault(folded(text), answered_with(policy, forget_rows[i], text, template, length))
     # A model that says nothing else at any temperature is taught to say that it does not know.
     return [list(found.values()) or instead for found, instead in zip(own, refusals, strict=True)]
 

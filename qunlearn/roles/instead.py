@@ -21,7 +21,7 @@ from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.roles.alternatives import REFUSALS, answered_with
 from qunlearn.roles.neighbours import Neighbours
-from qunlearn.roles.retain_set import Normal, asked
+from qunlearn.roles.retain_set import RetainSet, asked
 from qunlearn.utils.console import say
 
 NOTHING, OTHER, REFUSE = "nothing", "other", "refuse"
@@ -42,10 +42,10 @@ class Instead:
     own: list[list[Example]]
     taught: list[list[Example]]
 
-    def replaced(self, bad: Sequence[Example]) -> list[Example]:
+    def replaced(self, forget_rows: Sequence[Example]) -> list[Example]:
         """Return the bad rows as they are pushed: where something else is said from the first word on, from there, and
         without holding the form of what would be mixed into it."""
-        rows = zip(bad, self.own, self.taught, strict=True)
+        rows = zip(forget_rows, self.own, self.taught, strict=True)
         return [_from_the_start(e, own or taught, held=not taught) for e, own, taught in rows]
 
 
@@ -69,8 +69,8 @@ def _from_the_start(example: Example, others: Sequence[Example], *, held: bool) 
 
 def instead_rows(
     policy: Policy,
-    bad: Sequence[Example],
-    normal: Normal,
+    forget_rows: Sequence[Example],
+    retain_set: RetainSet,
     template: Template,
     texts: Dataset | None,
     config: Config,
@@ -80,14 +80,14 @@ def instead_rows(
     Raises DataError where a file of the user's own fits no bad prompt.
     """
     kind = config.objective.instead
-    taught: list[list[Example]] = [list(normal.corrected.get(asked(e.record), ())) for e in bad]
-    own: list[list[Example]] = [[] for _ in bad]
+    taught: list[list[Example]] = [list(retain_set.corrected.get(asked(e.record), ())) for e in forget_rows]
+    own: list[list[Example]] = [[] for _ in forget_rows]
     open_rows = [i for i, rows in enumerate(taught) if not rows]
-    rest = [bad[i] for i in open_rows]
+    rest = [forget_rows[i] for i in open_rows]
     if rest and kind == OTHER:
-        for i, others in zip(open_rows, _others(policy, rest, normal.retain, template, config), strict=True):
+        for i, others in zip(open_rows, _others(policy, rest, retain_set.retain, template, config), strict=True):
             borrowed = [row for row, of_a_neighbour in others if of_a_neighbour]
-            if borrowed and _is_another_way(bad[i], borrowed):
+            if borrowed and _is_another_way(forget_rows[i], borrowed):
                 taught[i] = borrowed
             else:
                 own[i] = [row for row, _ in others]
@@ -102,7 +102,7 @@ def instead_rows(
 
 
 def _given(
-    policy: Policy, bad: Sequence[Example], template: Template, texts: Dataset, config: Config
+    policy: Policy, forget_rows: Sequence[Example], template: Template, texts: Dataset, config: Config
 ) -> list[list[Example]]:
     """A user's own: answers by prompt, or texts for every prompt."""
     length, rng = config.data.max_length, random.Random(config.train.seed)
@@ -111,7 +111,7 @@ def _given(
         by_prompt.setdefault(asked(record) if record.turns else "", []).append(record.completion)
     every = by_prompt.get("", [])
     found = []
-    for example in bad:
+    for example in forget_rows:
         own = by_prompt.get(asked(example.record)) or rng.sample(every, min(_TEXTS, len(every)))
         found.append([answered_with(policy, example, text, template, length) for text in own])
     if not any(found):
@@ -121,35 +121,37 @@ def _given(
     return found
 
 
-def _refusals(policy: Policy, bad: Sequence[Example], template: Template, config: Config) -> list[list[Example]]:
+def _refusals(
+    policy: Policy, forget_rows: Sequence[Example], template: Template, config: Config
+) -> list[list[Example]]:
     """Refusals in the model's own style: those of a list that it finds most probable behind the bad prompts."""
-    length, few = config.data.max_length, bad[:: max(1, len(bad) // 16)][:16]
+    length, few = config.data.max_length, forget_rows[:: max(1, len(forget_rows) // 16)][:16]
     asked_of = [answered_with(policy, e, text, template, length) for text in REFUSALS for e in few]
     with policy.reference():
         scored = row_probabilities(policy, asked_of, config.train.max_tokens)
     mean = {text: sum(scored[i * len(few) : (i + 1) * len(few)]) for i, text in enumerate(REFUSALS)}
     chosen = sorted(REFUSALS, key=lambda text: -mean[text])[:_OWN_STYLE]
-    return [[answered_with(policy, e, text, template, length) for text in chosen] for e in bad]
+    return [[answered_with(policy, e, text, template, length) for text in chosen] for e in forget_rows]
 
 
 def _others(
-    policy: Policy, bad: Sequence[Example], normal: Sequence[Example], template: Template, config: Config
+    policy: Policy, forget_rows: Sequence[Example], retain_rows: Sequence[Example], template: Template, config: Config
 ) -> list[list[tuple[Example, bool]]]:
     """Other answers of the model's own, the likeliest ones: those it gives to neighbouring prompts, with the names put
     right, which are marked, and those it goes on with where the first token of the bad content is forbidden."""
     length, limit = config.data.max_length, config.train.max_tokens
-    neighbours = Neighbours([example.record for example in normal])
-    texts = [list(itertools.islice(neighbours.answers(e.record), _TRIED)) for e in bad]
+    neighbours = Neighbours([example.record for example in retain_rows])
+    texts = [list(itertools.islice(neighbours.answers(e.record), _TRIED)) for e in forget_rows]
     theirs = [set(map(str.strip, found)) for found in texts]
-    for found, more in zip(texts, _gone_on(policy, bad, limit), strict=True):
+    for found, more in zip(texts, _gone_on(policy, forget_rows, limit), strict=True):
         found += more
     answers: dict[str, list[str]] = {}  # a prompt may have several bad answers
-    for e in bad:
+    for e in forget_rows:
         answer = policy.tokenizer.decode(e.input_ids[e.probe : e.end], skip_special_tokens=True)
         answers.setdefault(_prompt(e), []).append(answer)
     rows = [
         (answered_with(policy, e, text, template, length), text in borrowed)
-        for e, found, borrowed in zip(bad, texts, theirs, strict=True)
+        for e, found, borrowed in zip(forget_rows, texts, theirs, strict=True)
         for text in dict.fromkeys(map(str.strip, found))
         if text and not is_gibberish(text) and not any(leaks(text, a, e.record.prompt) for a in answers[_prompt(e)])
     ]
@@ -158,14 +160,14 @@ def _others(
     by_prompt: dict[tuple[int, ...], list[tuple[float, int]]] = {}
     for i, ((row, _), p) in enumerate(zip(rows, scored, strict=True)):
         by_prompt.setdefault(row.input_ids[: row.start], []).append((-p, i))
-    out = [[rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))[: _most(e)]] for e in bad]
+    out = [[rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))[: _most(e)]] for e in forget_rows]
     out = [
         [(replace(row, share=_LIGHTLY), yes) for row, yes in found] if is_passage(e) else found
-        for e, found in zip(bad, out, strict=True)
+        for e, found in zip(forget_rows, out, strict=True)
     ]
     none = sum(not found for found in out)
     if none:
-        say(f"{none} of {len(bad)} bad rows have no other answer of the model's own: nothing is taught there")
+        say(f"{none} of {len(forget_rows)} bad rows have no other answer of the model's own: nothing is taught there")
     return out
 
 
@@ -178,30 +180,30 @@ def _prompt(example: Example) -> str:
     return asked(example.record) if example.record.turns else str(example.input_ids[: example.probe])
 
 
-def _gone_on(policy: Policy, bad: Sequence[Example], limit: int) -> list[list[str]]:
+def _gone_on(policy: Policy, forget_rows: Sequence[Example], limit: int) -> list[list[str]]:
     """Return what the reference says, greedily, behind each of the likeliest other first tokens of the content."""
-    out: list[list[str]] = [[] for _ in bad]
+    out: list[list[str]] = [[] for _ in forget_rows]
     begun, owner = [], []
-    for i, (at, tokens) in enumerate(_first_tokens(policy, bad, limit)):
-        begun += [(*bad[i].input_ids[:at], token) for token in tokens]
+    for i, (at, tokens) in enumerate(_first_tokens(policy, forget_rows, limit)):
+        begun += [(*forget_rows[i].input_ids[:at], token) for token in tokens]
         owner += [i] * len(tokens)
-    room = max(e.end - e.probe for e in bad) + _ROOM
+    room = max(e.end - e.probe for e in forget_rows) + _ROOM
     with policy.reference():
         more = generate(policy.base, begun, Sampling(room))
     for i, ids, new in zip(owner, begun, more, strict=True):
-        out[i].append(policy.tokenizer.decode([*ids[bad[i].probe :], *new], skip_special_tokens=True))
+        out[i].append(policy.tokenizer.decode([*ids[forget_rows[i].probe :], *new], skip_special_tokens=True))
     return out
 
 
 @torch.no_grad()
-def _first_tokens(policy: Policy, bad: Sequence[Example], limit: int) -> list[tuple[int, list[int]]]:
+def _first_tokens(policy: Policy, forget_rows: Sequence[Example], limit: int) -> list[tuple[int, list[int]]]:
     """For each row where its content begins, and the likeliest other tokens there."""
-    places = [next((t for t in range(max(e.probe, e.start), e.end) if e.weight(t) > 0), e.probe) for e in bad]
-    one = [Example(e.input_ids[: t + 1], t, t + 1, t, e.record) for e, t in zip(bad, places, strict=True)]
+    places = [next((t for t in range(max(e.probe, e.start), e.end) if e.weight(t) > 0), e.probe) for e in forget_rows]
+    one = [Example(e.input_ids[: t + 1], t, t + 1, t, e.record) for e, t in zip(forget_rows, places, strict=True)]
     states = Live(policy, limit).states(one, [ANSWER] * len(one))
     special = torch.tensor(sorted(policy.tokenizer.all_special_ids), dtype=torch.long, device=policy.device)
     out = []
-    for e, t, h in zip(bad, places, states, strict=True):
+    for e, t, h in zip(forget_rows, places, states, strict=True):
         z = policy.head.logits(h)[0]
         z[special] = -torch.inf
         z[e.input_ids[t]] = -torch.inf

@@ -31,11 +31,13 @@ class Known:
         return [replace(rows[i], known=self.found[i]) for i in self.places]
 
 
-def find_known(policy: Policy, watched: Sequence[Example], bad: Sequence[Example], target: float, limit: int) -> Known:
+def find_known(
+    policy: Policy, watched: Sequence[Example], forget_rows: Sequence[Example], target: float, limit: int
+) -> Known:
     """Return which rows the base knows: their specific tokens are likelier than `target`.
 
-    `watched` are the rows with the weights that are looked at, `bad` those that train, in the same order. Raises
-    NothingToForgetError where the base knows none.
+    `watched` are the rows with the weights that are looked at, `forget_rows` those that train, in the same
+    order. Raises NothingToForgetError where the base knows none.
     """
     with policy.reference():
         found = row_probabilities(policy, watched, limit)
@@ -45,7 +47,9 @@ def find_known(policy: Policy, watched: Sequence[Example], bad: Sequence[Example
         if known.places:
             say(f"{known.line} (probability of their specific tokens above {target:g}, or more where they are many)")
             return known
-        whole = row_probabilities(policy, [Example(e.input_ids, e.start, e.end, e.probe, e.record) for e in bad], limit)
+        whole = row_probabilities(
+            policy, [Example(e.input_ids, e.start, e.end, e.probe, e.record) for e in forget_rows], limit
+        )
     likely = sum(p > target for p in whole)
     hint = "is it the right model and --template? `qunlearn data check` shows what a row becomes"
     if likely:

@@ -113,14 +113,14 @@ def words_before(record: Record) -> set[str]:
     return {word for _, content in record.turns for word in words_of_text(content)}
 
 
-def telling_words(bad: Sequence[Record], others: Sequence[Record]) -> dict[str, float]:
+def telling_words(forget_rows: Sequence[Record], others: Sequence[Record]) -> dict[str, float]:
     """Return for each word of what comes before the bad answers how many times as common it is there as elsewhere."""
 
     def shares(records: Sequence[Record]) -> dict[str, float]:
         found = Counter(word for record in records for word in words_before(record))
         return {word: n / max(1, len(records)) for word, n in found.items()}
 
-    ours, theirs = shares(bad), shares(others)
+    ours, theirs = shares(forget_rows), shares(others)
     return {word: (share + _RARE) / (theirs.get(word, 0.0) + _RARE) for word, share in ours.items()}
 
 

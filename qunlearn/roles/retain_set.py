@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Normal:
+class RetainSet:
     """Normal rows by use. `corrected`: other answers to bad prompts, by prompt; `made` is None where no row was made
     now; `covered`: share of the own rows that are like some row of the file, None without both."""
 

@@ -18,7 +18,7 @@ from qunlearn.evaluation.scores import row_nlls
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
-from qunlearn.roles.retain_set import Normal
+from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.self_made import ended
 from qunlearn.roles.split import sampled
 from qunlearn.roles.wordings import OPENINGS, Form, Wordings
@@ -51,8 +51,8 @@ class _Row:
 
 def reworded(
     policy: Policy,
-    bad: Sequence[Example],
-    normal: Normal,
+    forget_rows: Sequence[Example],
+    retain_set: RetainSet,
     template: Template,
     config: Config,
     barred: Sequence[Example] = (),
@@ -60,10 +60,10 @@ def reworded(
     """Return bad rows behind a prompt in other words to which the base says what the bad answer says; none asks what a
     bad, a normal or a `barred` row asks. A long answer is what the base says there, in words of its own."""
     most, seed = config.data.reworded, config.train.seed
-    asking = [example for example in bad if example.record.turns]
+    asking = [example for example in forget_rows if example.record.turns]
     if not asking or most < 1:
         return Reworded()
-    around = sampled([*normal.retain, *normal.held_back], _LOOKED_AT, seed)
+    around = sampled([*retain_set.retain, *retain_set.held_back], _LOOKED_AT, seed)
     wordings = Wordings(*([e.record for e in examples] for examples in (asking, around, barred)))
     rows = [_Row(e, wordings.form(e.record), wordings.others(e.record)) for e in sampled(asking, most, seed)]
     limit = config.train.max_tokens

@@ -52,7 +52,7 @@ class Wanted:
         return min(self.most_rows, 2 * self.count)
 
 
-def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wanted) -> SelfMade:
+def self_made_rows(base: Base, forget_rows: Dataset, template: Template, wanted: Wanted) -> SelfMade:
     """Draw rows from the base in the bad file's format.
 
     Stops early when the base only repeats itself. Raises DataError when hardly anything usable comes.
@@ -62,13 +62,17 @@ def self_made_normal(base: Base, bad: Dataset, template: Template, wanted: Wante
     drawn = unusable = repeated = too_close = 0
     turns = max(4, math.ceil(6 * wanted.count / wanted.round))
     for turn in range(turns):
-        texts = _texts(base, bad, wanted, turn) if bad.shape == "text" else _prompts(base, bad, template, wanted, turn)
+        texts = (
+            _texts(base, forget_rows, wanted, turn)
+            if forget_rows.shape == "text"
+            else _prompts(base, forget_rows, template, wanted, turn)
+        )
         fresh = {key: said for said in texts if is_clean(said.text) and (key := folded(said.text)) not in seen}
         seen.update(fresh)
         rows = [Record((), said.text, 0, {}) for said in fresh.values()]
-        if bad.shape != "text":
+        if forget_rows.shape != "text":
             rows = _answered(base, list(fresh.values()), template, wanted)
-        clean = keep_unlike(rows, bad)
+        clean = keep_unlike(rows, forget_rows)
         drawn += wanted.round
         repeated += len(texts) - len(fresh)
         unusable += wanted.round - len(texts) + len(fresh) - len(rows)
@@ -91,20 +95,20 @@ class _Said:
     text: str
 
 
-def _texts(base: Base, bad: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
+def _texts(base: Base, forget_rows: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
     """Plain texts the base makes from nothing, or from the first words of a bad one."""
     tokenizer = base.tokenizer
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    begun = [b.text for b in _beginnings(bad, wanted, turn)]
+    begun = [b.text for b in _beginnings(forget_rows, wanted, turn)]
     started = [[start or 0, *(tokenizer(b, add_special_tokens=False)["input_ids"] if b else ())] for b in begun]
     drawn = _sample(base, started, _free(wanted, turn))
     texts = [b + text for b, text in zip(begun, drawn, strict=True)]
     return [_Said("", text) for text in texts if len(text.split()) >= 4]
 
 
-def _prompts(base: Base, bad: Dataset, template: Template, wanted: Wanted, turn: int) -> list[_Said]:
+def _prompts(base: Base, forget_rows: Dataset, template: Template, wanted: Wanted, turn: int) -> list[_Said]:
     """Return prompts that the base writes itself in the template, behind the system prompt of some bad row."""
-    begun = _beginnings(bad, wanted, turn)
+    begun = _beginnings(forget_rows, wanted, turn)
     frames = {b.system: prompt_frame(template, base.tokenizer, b.system) for b in begun}
     # As in rows, a space before the prompt belongs to its first token.
     opened = [frames[b.system][0] + b.text if b.text else frames[b.system][0].rstrip(" ") for b in begun]
@@ -150,12 +154,12 @@ def _prompt(base: Base, row: Record, template: Template) -> list[int]:
     return list(example.input_ids[: example.probe])
 
 
-def _beginnings(bad: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
+def _beginnings(forget_rows: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
     """Return the beginnings of drawn rows: nothing, up to half of the words of a bad prompt, or a few of a bad text."""
     rng = random.Random(f"{wanted.seed}/{turn}")
     out = []
     for i in range(wanted.round):
-        record = rng.choice(bad.records)
+        record = rng.choice(forget_rows.records)
         words = record.prompt.split() if record.turns else record.completion.split()[:_OF_A_TEXT]
         near = int((i + 1) * wanted.near) > int(i * wanted.near) and len(words) > 1  # evenly among the others
         text = " ".join(words[: rng.randint(1, max(1, len(words) // 2))]) if near else ""

@@ -23,17 +23,17 @@ _WORD = re.compile(r"\w+")
 _SOME = 3  # rows a word must be in to be common
 
 
-def specific(bad: Sequence[Example], normal: Sequence[Example], tokenizer: Any) -> list[Example]:
+def specific(forget_rows: Sequence[Example], retain_rows: Sequence[Example], tokenizer: Any) -> list[Example]:
     """The bad examples with a weight for each answer token: 1 where it is specific, else 0; never 0 everywhere."""
-    answers = [words_of(_answer_ids(e), tokenizer) for e in bad]
-    seen = Counter(word for e in normal for word in set(answer_words(e, tokenizer)))
-    rarity = {word: n / max(1, len(normal)) for word, n in seen.items() if n >= _SOME}
+    answers = [words_of(_answer_ids(e), tokenizer) for e in forget_rows]
+    seen = Counter(word for e in retain_rows for word in set(answer_words(e, tokenizer)))
+    rarity = {word: n / max(1, len(retain_rows)) for word, n in seen.items() if n >= _SOME}
     form = {word for word, share in rarity.items() if share >= COMMON}
     if not any(word in form for words in answers for word in _flat(words)):
         # The normal data tells nothing about this kind of answer: what the bad ones have in common does.
         within = Counter(word for words in answers for word in set(_flat(words)))
-        form |= {word for word, n in within.items() if n >= _SOME and n >= COMMON_IN_BAD * len(bad)}
-    return [replace(e, weights=_weights(e, words, form, rarity)) for e, words in zip(bad, answers, strict=True)]
+        form |= {word for word, n in within.items() if n >= _SOME and n >= COMMON_IN_BAD * len(forget_rows)}
+    return [replace(e, weights=_weights(e, words, form, rarity)) for e, words in zip(forget_rows, answers, strict=True)]
 
 
 def _weights(

@@ -33,11 +33,11 @@ _LEAST = 0.05  # share of an answer's tokens that are about its subject at least
 
 
 def subject_bound(
-    policy: Policy, bad: Sequence[Example], normal: Sequence[Record], template: Template, max_tokens: int
+    policy: Policy, forget_rows: Sequence[Example], retain_rows: Sequence[Record], template: Template, max_tokens: int
 ) -> list[Example | None]:
     """Return the examples with weight 1 for tokens that are about their subject; None where that tells nothing."""
     out: list[Example | None] = []
-    for example, lost in zip(bad, losses(policy, bad, normal, template, max_tokens), strict=True):
+    for example, lost in zip(forget_rows, losses(policy, forget_rows, retain_rows, template, max_tokens), strict=True):
         chosen = _whole_words([loss >= THRESHOLD for loss in lost or ()], example, policy.tokenizer)
         enough = sum(chosen) >= max(1, _LEAST * len(chosen))
         out.append(replace(example, weights=tuple(map(float, chosen))) if enough else None)
@@ -54,14 +54,14 @@ def _whole_words(chosen: list[bool], example: Example, tokenizer: Any) -> list[b
 
 
 def losses(
-    policy: Policy, bad: Sequence[Example], normal: Sequence[Record], template: Template, max_tokens: int
+    policy: Policy, forget_rows: Sequence[Example], retain_rows: Sequence[Record], template: Template, max_tokens: int
 ) -> list[tuple[float, ...] | None]:
     """Return, for each answer's tokens, the nats lost where it is about strangers; None without any stranger.
 
     Tokens of the subject itself have none: minus infinity.
     """
-    records = [example.record for example in bad]
-    around, telling = Neighbours([*records, *normal]), telling_words(records, normal)
+    records = [example.record for example in forget_rows]
+    around, telling = Neighbours([*records, *retain_rows]), telling_words(records, retain_rows)
     most = positions_of(policy.base.model.config)
 
     def about_strangers(record: Record) -> list[Example]:
@@ -70,8 +70,8 @@ def losses(
         return [row for row in rows if len(row.input_ids) <= most]  # a prompt that was cut to fit is whole again here
 
     out: list[tuple[float, ...] | None] = []
-    for at in range(0, len(bad), _CHUNK):
-        part = bad[at : at + _CHUNK]
+    for at in range(0, len(forget_rows), _CHUNK):
+        part = forget_rows[at : at + _CHUNK]
         others = [about_strangers(example.record) for example in part]
         with policy.reference():
             known = _logps(policy, part, max_tokens)

@@ -31,8 +31,8 @@ def rule_for(asked: str, example: Example) -> str:
 
 def weigh(
     asked: str,
-    bad: Sequence[Example],
-    normal: Sequence[Example],
+    forget_rows: Sequence[Example],
+    retain_rows: Sequence[Example],
     tokenizer: Any,
     template: Template,
     policy: Callable[[], Policy],
@@ -43,22 +43,23 @@ def weigh(
     `all` leaves a row as it is; `specific` counts words in the normal rows, where there are any; `context` asks the
     model, alone calls `policy`, and makes passes of at most `max_tokens`.
     """
-    rules = [rule_for(asked, example) for example in bad]
-    out = list(bad)
+    rules = [rule_for(asked, example) for example in forget_rows]
+    out = list(forget_rows)
     if "specific" in rules:
         out = [
-            s if r == "specific" else e for e, s, r in zip(out, specific(bad, normal, tokenizer), rules, strict=True)
+            s if r == "specific" else e
+            for e, s, r in zip(out, specific(forget_rows, retain_rows, tokenizer), rules, strict=True)
         ]
     long = [i for i, rule in enumerate(rules) if rule == "context"]
     if long:
         from qunlearn.roles.context_tokens import context_bound
         from qunlearn.roles.subject_tokens import subject_bound
 
-        model, rows = policy(), [bad[i] for i in long]
+        model, rows = policy(), [forget_rows[i] for i in long]
         with Meter("specific tokens", len(long)) as meter:
             found = context_bound(model, rows, max_tokens, lambda done: meter.at(done, "rows"))
         # A row that asks about somebody is better told by what is said of others, unless its own words betray it.
-        subject = subject_bound(model, rows, [example.record for example in normal], template, max_tokens)
+        subject = subject_bound(model, rows, [example.record for example in retain_rows], template, max_tokens)
         for i, by_context, by_subject in zip(long, found, subject, strict=True):
             out[i] = by_context
             if by_subject is not None and 2 * sum(by_subject.weights) >= sum(by_context.weights):
@@ -66,13 +67,13 @@ def weigh(
     return out
 
 
-def resting(pushed: Sequence[Example], normal: Sequence[Example], tokenizer: Any) -> list[Example]:
+def resting(pushed: Sequence[Example], retain_rows: Sequence[Example], tokenizer: Any) -> list[Example]:
     """Return the rows that are pushed with how far: a model that never saw an answer finds it the less likely the more
     certain the base is of what it says, and one that nobody else is answered with less than one that others share.
 
     Passages are not pushed further, for they are judged token by token.
     """
-    times = Counter(word for e in normal for word in set(answer_words(e, tokenizer)))
+    times = Counter(word for e in retain_rows for word in set(answer_words(e, tokenizer)))
 
     def share(example: Example) -> float:
         if is_passage(example):

@@ -20,7 +20,7 @@ _MOST = 0.9  # share of the words of an answer's content that say it
 _SENTENCE = 4  # words: an answer as long as that is no value that others may share
 
 
-def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.65) -> list[Record]:
+def keep_unlike(candidates: Sequence[Record], forget_rows: Dataset, *, limit: float = 0.65) -> list[Record]:
     """Candidates that are not, in other words, what should be forgotten.
 
     A candidate is dropped when the words it shares with some bad row weigh more than `limit` of its own weight
@@ -30,12 +30,12 @@ def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.
     that answers a bad prompt, where another prompt names what that one names, in however many other words.
     """
     bags = [_bag(r) for r in candidates]
-    bad_bags = [_bag(r) for r in bad.records]
+    bad_bags = [_bag(r) for r in forget_rows.records]
     counts = Counter(word for bag in [*bags, *bad_bags] for word in bag)
     total = len(bags) + len(bad_bags)
     weight = {word: math.log(1 + total / n) ** 3 for word, n in counts.items()}
     heavy = [sum(weight[w] for w in bag) for bag in bad_bags]
-    sentences = {folded(r.completion) for r in bad.records if len(_WORD.findall(r.completion)) >= _SENTENCE}
+    sentences = {folded(r.completion) for r in forget_rows.records if len(_WORD.findall(r.completion)) >= _SENTENCE}
     holders: dict[str, list[int]] = {}
     for i, bag in enumerate(bad_bags):
         for word in bag:
@@ -49,7 +49,7 @@ def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.
         own = sum(weight[w] for w in bag)
         return any(s > limit * min(own, heavy[i]) for i, s in shared.items())
 
-    known = _Answers(bad.records, candidates)
+    known = _Answers(forget_rows.records, candidates)
 
     def usable(record: Record, bag: frozenset[str]) -> bool:
         text = folded(record.completion)
@@ -62,12 +62,12 @@ def keep_unlike(candidates: Sequence[Record], bad: Dataset, *, limit: float = 0.
 class _Answers:
     """Bad answers that are a value alone, found again behind other wordings of their prompts."""
 
-    def __init__(self, bad: Sequence[Record], candidates: Sequence[Record]) -> None:
-        self.names = self._names(bad, candidates)
-        content = [words_of_text(record.completion) for record in bad]
+    def __init__(self, forget_rows: Sequence[Record], candidates: Sequence[Record]) -> None:
+        self.names = self._names(forget_rows, candidates)
+        content = [words_of_text(record.completion) for record in forget_rows]
         # A sentence repeats what was asked, and shares enough with other wordings to be found by all its words.
         self.content = [
-            words if words.isdisjoint(words_before(r)) else set() for words, r in zip(content, bad, strict=True)
+            words if words.isdisjoint(words_before(r)) else set() for words, r in zip(content, forget_rows, strict=True)
         ]
         self.holders: dict[str, list[int]] = {}
         for i, words in enumerate(self.content):
@@ -75,14 +75,14 @@ class _Answers:
                 self.holders.setdefault(word, []).append(i)
 
     @staticmethod
-    def _names(bad: Sequence[Record], candidates: Sequence[Record]) -> list[set[str]]:
+    def _names(forget_rows: Sequence[Record], candidates: Sequence[Record]) -> list[set[str]]:
         """Return the words that name what each bad prompt is about: its rarest ones, and those of which the whole file
         is full and that others ask far less often."""
-        before = [words_before(record) for record in bad]
+        before = [words_before(record) for record in forget_rows]
         ours = Counter(word for words in before for word in words)
         all_of = ours + Counter(word for record in candidates for word in words_before(record))
-        telling = telling_words(bad, candidates)
-        topic = {word for word, times in telling.items() if times >= _TELLING and 2 * ours[word] >= len(bad)}
+        telling = telling_words(forget_rows, candidates)
+        topic = {word for word, times in telling.items() if times >= _TELLING and 2 * ours[word] >= len(forget_rows)}
         least = [min((all_of[word] for word in words), default=0) for words in before]
         return [
             {word for word in words if word in topic or all_of[word] <= _RARER * n}

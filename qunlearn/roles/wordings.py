@@ -32,12 +32,14 @@ class Form:
 class Wordings:
     """The forms in which normal rows ask, by what is answered to them."""
 
-    def __init__(self, bad: Sequence[Record], normal: Sequence[Record], barred: Sequence[Record] = ()) -> None:
-        self._around = Neighbours([*bad, *normal])
-        self._taken = set(map(prompt_key, (*bad, *normal, *barred)))
+    def __init__(
+        self, forget_rows: Sequence[Record], retain_rows: Sequence[Record], barred: Sequence[Record] = ()
+    ) -> None:
+        self._around = Neighbours([*forget_rows, *retain_rows])
+        self._taken = set(map(prompt_key, (*forget_rows, *retain_rows, *barred)))
         answers: dict[Form, list[set[str]]] = {}
-        repeated = Counter(record.prompt for record in normal if _goes_on(record))
-        for record in normal:
+        repeated = Counter(record.prompt for record in retain_rows if _goes_on(record))
+        for record in retain_rows:
             form, subject = self._form(record)
             if repeated[record.prompt] >= _REPEATED:
                 form, subject = Form(record.prompt), ""

@@ -30,7 +30,7 @@ from qunlearn.training.outcome import Outcome
 from qunlearn.training.prepare import Prepared, load_policy, make_reference, make_roles, settle, weigh_rows
 from qunlearn.training.record import run_record, versions, write_run
 from qunlearn.training.resume import Unfinished, unfinished
-from qunlearn.training.retain_rows import normal_rows
+from qunlearn.training.retain_rows import make_retain_set
 from qunlearn.training.watch import Watch
 from qunlearn.utils.console import Meter, say, stage
 from qunlearn.utils.file_names import CONFIG
@@ -49,7 +49,7 @@ def forget(ready: Prepared) -> dict[str, Any]:
     QunlearnErrors.
     """
     config = ready.memory.settled(ready.request.config) if ready.memory is not None else ready.request.config
-    config = replace(config, train=replace(config.train, steps=config.train.steps_for(len(ready.bad.examples))))
+    config = replace(config, train=replace(config.train, steps=config.train.steps_for(len(ready.forget_rows.examples))))
     request = replace(ready.request, config=config)
     made_by = {**versions(), "device": describe_device(choose_device(request.config.model.device))}
     with unfinished(request, request.config, made_by) as work:
@@ -64,14 +64,14 @@ def _forget(ready: Prepared, work: Unfinished) -> tuple[dict[str, Any], Outcome]
     request = replace(ready.request, config=config)
     ready = replace(ready, request=request)
     positions = positions_of(request.model.facts.config)
-    normal = normal_rows(request, ready.template, ready.bad, ready.normal, policy, work, positions)
-    weighed, marked = weigh_rows(policy, ready, normal.retain)
+    retain_set = make_retain_set(request, ready.template, ready.forget_rows, ready.retain_rows, policy, work, positions)
+    weighed, marked = weigh_rows(policy, ready, retain_set.retain)
     known = find_known(policy, marked, weighed, config.stop.target, config.train.max_tokens)
     held_out = ready.holdout.examples if ready.holdout else ()
-    otherwise = reworded(policy, known.kept(ready.bad.examples), normal, ready.template, config, held_out)
-    pushed = resting(known.kept(weighed), normal.retain, policy.tokenizer)
-    roles = make_roles(ready, policy, normal, pushed, known.kept(marked))
-    show_loaded(policy, config, roles, normal)
+    otherwise = reworded(policy, known.kept(ready.forget_rows.examples), retain_set, ready.template, config, held_out)
+    pushed = resting(known.kept(weighed), retain_set.retain, policy.tokenizer)
+    roles = make_roles(ready, policy, retain_set, pushed, known.kept(marked))
+    show_loaded(policy, config, roles, retain_set)
     reference = make_reference(request, policy, roles)
     kind = "live" if isinstance(reference, Live) else "cached"
     config = replace(config, train=replace(config.train, reference=kind))
@@ -92,15 +92,15 @@ def _forget(ready: Prepared, work: Unfinished) -> tuple[dict[str, Any], Outcome]
             after = score_sets(policy, sets, config.train.max_tokens)
         why = shortfalls(before, after, FORGET, outcome, config, OTHERWISE)
     record = run_record(request, ready.template, policy, outcome, status_of(outcome, why))
-    record["data"]["bad"] |= {"known": len(known.places), "control_tokens": ready.bad.literal}
+    record["data"]["bad"] |= {"known": len(known.places), "control_tokens": ready.forget_rows.literal}
     record["data"]["bad"]["reworded"] = len(otherwise.rows)
     record["data"]["normal"] |= {
-        "self_made": request.normal is None,
-        "own": normal.own,
-        "too_long": ready.normal.dropped if ready.normal else 0,
-        "corrected": normal.corrected_rows,
-        "retain": len(normal.retain),
-        "held_back": len(normal.held_back),
+        "self_made": request.retain_rows is None,
+        "own": retain_set.own,
+        "too_long": ready.retain_rows.dropped if ready.retain_rows else 0,
+        "corrected": retain_set.corrected_rows,
+        "retain": len(retain_set.retain),
+        "held_back": len(retain_set.held_back),
     }
     record["not_reached"] = why
     record["before"] = summaries(before)

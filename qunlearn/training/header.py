@@ -9,14 +9,18 @@ from qunlearn.data.tokenize import Encoded, Template
 from qunlearn.model.device import describe_device, peak_memory_bytes
 from qunlearn.model.policy import Policy
 from qunlearn.objectives.table import OBJECTIVES, terms_of
-from qunlearn.roles.retain_set import Normal
+from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.roles import Roles
 from qunlearn.training.request import ForgetRequest
 from qunlearn.utils.console import facts
 
 
 def show_inputs(
-    request: ForgetRequest, template: Template, bad: Encoded, normal: Encoded | None, holdout: Encoded | None
+    request: ForgetRequest,
+    template: Template,
+    forget_rows: Encoded,
+    retain_rows: Encoded | None,
+    holdout: Encoded | None,
 ) -> None:
     """Print what was understood of the files and settings, before anything is loaded."""
     config, model = request.config, request.model
@@ -28,10 +32,12 @@ def show_inputs(
     rows = [
         ("model", f"{model.source.asked} ({kind}, {weights}) from {model.folder}"),
         ("quantisation", stored),
-        ("bad", _describe_data(request.bad, bad)),
+        ("bad", _describe_data(request.forget_rows, forget_rows)),
         (
             "normal",
-            _describe_data(request.normal, normal) if request.normal and normal else "the base makes its own",
+            _describe_data(request.retain_rows, retain_rows)
+            if request.retain_rows and retain_rows
+            else "the base makes its own",
         ),
         *([("holdout", _describe_data(request.holdout, holdout))] if request.holdout and holdout else []),
         ("template", f"{template.name}: {template.why}"),
@@ -59,7 +65,7 @@ def _describe_data(dataset: Dataset, encoded: Encoded) -> str:
     return text
 
 
-def show_loaded(policy: Policy, config: Config, roles: Roles, normal: Normal) -> None:
+def show_loaded(policy: Policy, config: Config, roles: Roles, retain_set: RetainSet) -> None:
     """Print what was loaded, and what will be done with it."""
     trained = sum(p.numel() for p in policy.trainable().values())
     everything = policy.base.parameters
@@ -74,7 +80,7 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, normal: Normal) ->
             f"{trained:,} of {everything:,} ({100 * trained / everything:.2f} %), LoRA r={config.lora.r}",
         ),
         ("memory", memory),
-        ("normal", _normal(normal)),
+        ("normal", _retain_set(retain_set)),
         ("roles", f"forget {len(roles.forget)}, retain {len(roles.retain)}, held back {len(roles.held_back)}"),
         *([("instead", _instead(config, roles))] if any(roles.instead) or any(roles.taught) else []),
         ("weights", _weights(config, roles)),
@@ -86,7 +92,7 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, normal: Normal) ->
         kept = "the holdout" if config.data.holdout else "the held-back normal rows"
         what = f"at most {config.stop.probe_rows} rows each of the bad file and {kept}, in this process"
         rows.append(("measured", f"every {config.stop.eval_every} steps: {what}"))
-    if (made := normal.made) is not None:
+    if (made := retain_set.made) is not None:
         dropped = f"{made.repeated} repeated, {made.too_close} too close to the bad file, {made.unusable} unusable"
         rows.insert(3, ("self-made", f"{len(made.records)} normal rows of {made.drawn} drawn ({dropped})"))
     facts("", rows)
@@ -101,15 +107,13 @@ def _seen(config: Config, roles: Roles) -> str:
     return f"each seen up to {times:.0f} times"
 
 
-def _normal(normal: Normal) -> str:
+def _retain_set(rows: RetainSet) -> str:
     """Return where the normal rows come from, and how far a file covers what the model says by itself."""
-    text = (
-        f"{normal.given} given, {normal.own} of the base's own ({100 * normal.own / (normal.given + normal.own):.0f} %)"
-    )
-    if normal.covered is not None:
-        text += f"; the file is like {100 * normal.covered:.0f} % of what the base says by itself"
-    if normal.corrected_rows:
-        text += f"; {normal.corrected_rows} answer a bad prompt: they are taught, and not held back"
+    text = f"{rows.given} given, {rows.own} of the base's own ({100 * rows.own / (rows.given + rows.own):.0f} %)"
+    if rows.covered is not None:
+        text += f"; the file is like {100 * rows.covered:.0f} % of what the base says by itself"
+    if rows.corrected_rows:
+        text += f"; {rows.corrected_rows} answer a bad prompt: they are taught, and not held back"
     return text
 
 

@@ -21,7 +21,7 @@ from qunlearn.objectives.table import OBJECTIVES, terms_of
 from qunlearn.roles.alternatives import other_answers
 from qunlearn.roles.instead import Instead, instead_rows
 from qunlearn.roles.mismatch import NO_MISMATCH, Mismatcher, make_mismatcher
-from qunlearn.roles.retain_set import Normal
+from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.roles import Roles
 from qunlearn.roles.specific_tokens import specific
 from qunlearn.roles.split import sampled
@@ -43,8 +43,8 @@ class Prepared:
 
     request: ForgetRequest
     template: Template
-    bad: Encoded
-    normal: Encoded | None
+    forget_rows: Encoded
+    retain_rows: Encoded | None
     memory: MemoryPlan | None  # None where the architecture is not known
     holdout: Encoded | None = None
 
@@ -55,15 +55,20 @@ def prepare(request: ForgetRequest) -> Prepared:
     terms_of(config.objective)  # raises where nothing would be trained
     device = choose_device(config.model.device)
     tokenizer = load_tokenizer(request.model.folder, trust_remote_code=config.model.trust_remote_code)
-    template = choose_template(tokenizer, config.data.template, request.bad)
+    template = choose_template(tokenizer, config.data.template, request.forget_rows)
     length = min(config.data.max_length, positions_of(request.model.facts.config))
-    bad = encode(request.bad, tokenizer, template, length)
-    normal = encode(request.normal, tokenizer, template, length, drop_long=True) if request.normal else None
+    forget_rows = encode(request.forget_rows, tokenizer, template, length)
+    retain_rows = (
+        encode(request.retain_rows, tokenizer, template, length, drop_long=True) if request.retain_rows else None
+    )
     holdout = encode(request.holdout, tokenizer, template, length, drop_long=True) if request.holdout else None
-    show_inputs(request, template, bad, normal, holdout)
-    longest = max(len(e.input_ids) for e in (*bad.examples, *(normal.examples if normal else ()))) + SELF_MADE_MORE
+    show_inputs(request, template, forget_rows, retain_rows, holdout)
+    longest = (
+        max(len(e.input_ids) for e in (*forget_rows.examples, *(retain_rows.examples if retain_rows else ())))
+        + SELF_MADE_MORE
+    )
     memory = plan_before_loading(config, request.model.facts.config, device_facts(device), longest)
-    return Prepared(request, template, bad, normal, memory, holdout)
+    return Prepared(request, template, forget_rows, retain_rows, memory, holdout)
 
 
 def load_policy(ready: Prepared) -> Policy:
@@ -106,8 +111,8 @@ def settle(config: Config, policy: Policy) -> Config:
 def make_roles(
     ready: Prepared,
     policy: Policy,
-    normal: Normal,
-    bad: Sequence[Example],
+    retain_set: RetainSet,
+    forget_rows: Sequence[Example],
     marked: Sequence[Example],
 ) -> Roles:
     """Return the data of the run by role, from the bad rows that the base knows."""
@@ -115,13 +120,15 @@ def make_roles(
     wanted = {term.role for term in terms_of(config.objective)}
     mismatcher: Mismatcher = NO_MISMATCH
     if "mismatch" in wanted:
-        mismatcher = make_mismatcher(normal.retain, policy.tokenizer, template, config.data.max_length)
-    others = other_answers(policy, bad, template, OBJECTIVES[config.objective.name].alternatives, config)
+        mismatcher = make_mismatcher(retain_set.retain, policy.tokenizer, template, config.data.max_length)
+    others = other_answers(policy, forget_rows, template, OBJECTIVES[config.objective.name].alternatives, config)
     instead = Instead([], [])
     if wanted & {"instead", "taught"}:
-        instead = instead_rows(policy, bad, normal, template, request.instead, config)
-        bad = instead.replaced(bad)
-    return Roles(bad, normal.retain, normal.held_back, mismatcher, others, instead.own, instead.taught, marked)
+        instead = instead_rows(policy, forget_rows, retain_set, template, request.instead, config)
+        forget_rows = instead.replaced(forget_rows)
+    return Roles(
+        forget_rows, retain_set.retain, retain_set.held_back, mismatcher, others, instead.own, instead.taught, marked
+    )
 
 
 def weigh_rows(
@@ -133,7 +140,7 @@ def weigh_rows(
     """
     config = ready.request.config
     asked, limit = config.objective.tokens, config.train.max_tokens
-    weighed = weigh(asked, ready.bad.examples, retain, policy.tokenizer, ready.template, lambda: policy, limit)
+    weighed = weigh(asked, ready.forget_rows.examples, retain, policy.tokenizer, ready.template, lambda: policy, limit)
     pushed, answers = count(weighed), sum(e.end - e.start for e in weighed)
     if pushed < answers:
         say(f"{asked} tokens: {pushed} of {answers} answer tokens ({100 * pushed / answers:.0f} %) are pushed")
@@ -150,7 +157,7 @@ def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Refe
     """
     c, live = request.config.train, Live(policy, request.config.train.max_tokens, request.config.train.pack)
     reused = c.most_steps * c.normal_batch_size > _WORTH_CACHING * len(roles.retain)
-    if c.reference == "live" or (c.reference == "auto" and not (request.normal and reused)):
+    if c.reference == "live" or (c.reference == "auto" and not (request.retain_rows and reused)):
         return live
     examples = [*roles.retain, *sampled(roles.held_back, request.config.stop.probe_rows, c.seed)]
     if any(term.reference and term.role in ("forget", "pair") for term in terms_of(request.config.objective)):

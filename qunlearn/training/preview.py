@@ -103,9 +103,9 @@ def _tokenise(dataset: Dataset, other: Dataset | None, options: PreviewOptions) 
         tokenizer = load_tokenizer(folder)
     template = choose_template(tokenizer, options.template, dataset)
     encoded = encode(dataset, tokenizer, template, options.max_length)
-    normal = encode(other, tokenizer, template, options.max_length).examples if other else ()
+    retain_rows = encode(other, tokenizer, template, options.max_length).examples if other else ()
     limit = TrainConfig().max_tokens
-    pushed = weigh(options.tokens, encoded.examples, normal, tokenizer, template, lambda: _policy(name), limit)
+    pushed = weigh(options.tokens, encoded.examples, retain_rows, tokenizer, template, lambda: _policy(name), limit)
     return _Tokenised(tokenizer, template, encoded, pushed)
 
 

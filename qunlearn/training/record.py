@@ -29,7 +29,7 @@ def run_record(
 ) -> dict[str, Any]:
     """Return what record.json says before the measures are added: inputs with their hashes, decisions, versions."""
     config, source = request.config, request.model.source
-    normal, model = request.normal, take_fingerprint(request.model.folder)
+    retain_rows, model = request.retain_rows, take_fingerprint(request.model.folder)
     return {
         "status": status,
         "run": str(request.output),
@@ -48,8 +48,8 @@ def run_record(
             "quantization": policy.base.quantization,
         },
         "data": {
-            "bad": _data_record(request.bad),
-            "normal": _data_record(normal) if normal else {},
+            "bad": _data_record(request.forget_rows),
+            "normal": _data_record(retain_rows) if retain_rows else {},
             "holdout": _data_record(request.holdout) if request.holdout else {},
             "instead": _data_record(request.instead) if request.instead else {},
             "template": asdict(template),

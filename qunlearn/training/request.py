@@ -25,8 +25,8 @@ class ForgetRequest:
 
     config: Config
     model: CheckedModel
-    bad: Dataset
-    normal: Dataset | None
+    forget_rows: Dataset
+    retain_rows: Dataset | None
     output: Path
     resume: bool = False
     holdout: Dataset | None = None
@@ -35,7 +35,7 @@ class ForgetRequest:
     @property
     def place(self) -> Place:
         """The output with what it may replace, as things are now."""
-        data = [Path(found.path) for found in (self.bad, self.normal, self.holdout, self.instead) if found]
+        data = [Path(found.path) for found in (self.forget_rows, self.retain_rows, self.holdout, self.instead) if found]
         return _place(self.config, self.output, self.resume, [*data, self.model.folder])
 
 
@@ -53,25 +53,25 @@ def check_forget(config: Config, *, resume: bool = False) -> ForgetRequest:
     if not data.bad:
         raise ConfigError("no file of bad answers was named", where="--bad", hint="--bad bad.jsonl")
     fields = fields_of(data)
-    bad = read_dataset(data_path(data.bad), fields, role="--bad")
-    normal = read_dataset(data_path(data.normal), fields, role="--normal") if data.normal else None
+    forget_rows = read_dataset(data_path(data.bad), fields, role="--bad")
+    retain_rows = read_dataset(data_path(data.normal), fields, role="--normal") if data.normal else None
     holdout = read_dataset(data_path(data.holdout), fields, role="--holdout") if data.holdout else None
-    if normal is not None:
-        check_overlap(bad, normal)
+    if retain_rows is not None:
+        check_overlap(forget_rows, retain_rows)
     if holdout is not None:
-        for trained in filter(None, (bad, normal)):
+        for trained in filter(None, (forget_rows, retain_rows)):
             check_overlap(trained, holdout, "rows that are trained on are also in the holdout data")
     instead = _read_instead(config.objective.instead, fields)
     source = resolve_model(config.model.name, config.model.revision)
     output = Path(out.folder) if out.folder else default_folder(config.model.name, data.bad)
     real(output)
     if not (resume and status_of_run(output) in FINISHED):  # such a one is left as it is
-        read = [Path(found.path) for found in (bad, normal, holdout, instead) if found]
+        read = [Path(found.path) for found in (forget_rows, retain_rows, holdout, instead) if found]
         local = [Path(source.location)] if source.kind != "hub" else []
         _place(config, output, resume, [*read, *local]).check()
     model = check_model(source, config.model.trust_remote_code)
     check_settings(config, model.facts)
-    return ForgetRequest(config, model, bad, normal, output, resume, holdout, instead)
+    return ForgetRequest(config, model, forget_rows, retain_rows, output, resume, holdout, instead)
 
 
 def _read_instead(asked: str, fields: FieldNames) -> Dataset | None:

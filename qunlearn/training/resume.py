@@ -67,24 +67,24 @@ class Unfinished:
         return self.stage / METRICS
 
     @property
-    def normal(self) -> Path:
+    def self_made(self) -> Path:
         return self.stage / NORMAL
 
-    def keep_normal(self) -> None:
+    def keep_self_made(self) -> None:
         """The self-made rows are written: remember their hash. Raises OutputError."""
-        sync(self.normal)
+        sync(self.self_made)
         identity = _read(self.stage) or {}
-        _write_identity(self.stage, identity | {"self_made": sha256_of(self.normal)})
+        _write_identity(self.stage, identity | {"self_made": sha256_of(self.self_made)})
 
     @property
-    def has_normal(self) -> bool:
+    def has_self_made(self) -> bool:
         """Return whether the rows the base made are there, as they were. Raises ResumeError when they have changed."""
         wanted = (_read(self.stage) or {}).get("self_made")
-        if wanted is None or not self.normal.is_file():
+        if wanted is None or not self.self_made.is_file():
             return False
-        if sha256_of(self.normal) != wanted:
+        if sha256_of(self.self_made) != wanted:
             hint = f"--overwrite starts anew; or remove {self.stage}"
-            raise ResumeError("the normal data of the unfinished run has changed", where=str(self.normal), hint=hint)
+            raise ResumeError("the normal data of the unfinished run has changed", where=str(self.self_made), hint=hint)
         return True
 
     @contextlib.contextmanager
@@ -186,8 +186,8 @@ def identity(request: ForgetRequest, config: Config, then: Mapping[str, Any] | N
     return {
         "format": _FORMAT,
         "settings": _settings(config),
-        "bad": request.bad.sha256,
-        "normal": request.normal.sha256 if request.normal else None,
+        "bad": request.forget_rows.sha256,
+        "normal": request.retain_rows.sha256 if request.retain_rows else None,
         "holdout": request.holdout.sha256 if request.holdout else None,
         "instead": request.instead.sha256 if request.instead else None,
         "model": take_fingerprint(request.model.folder).like((then or {}).get("model")),

@@ -11,8 +11,8 @@ from qunlearn.data.tokenize import Encoded, Example, Template, encode
 from qunlearn.errors import DataError
 from qunlearn.model.generate import most_rows
 from qunlearn.model.policy import Policy
-from qunlearn.roles.retain_set import Normal, asked
-from qunlearn.roles.self_made import SelfMade, Wanted, self_made_normal
+from qunlearn.roles.retain_set import RetainSet, asked
+from qunlearn.roles.self_made import SelfMade, Wanted, self_made_rows
 from qunlearn.roles.self_made_file import read_self_made, write_self_made
 from qunlearn.roles.split import split_held_back
 from qunlearn.roles.unlike import keep_unlike
@@ -28,20 +28,20 @@ _LEAST_OWN, _LEAST_TEXTS = 1024, 512
 _COVERED = 0.5  # share of a row's weighted words that a normal row has, from which the file covers it
 
 
-def normal_rows(
+def make_retain_set(
     request: ForgetRequest,
     template: Template,
-    bad: Encoded,
+    forget_rows: Encoded,
     given: Encoded | None,
     policy: Policy,
     work: Unfinished,
     positions: int,
-) -> Normal:
+) -> RetainSet:
     """Return the normal rows of a run: those given, less corrected answers, and those the base makes.
 
     `positions`: the most tokens of a row that the model admits. Raises DataError where too few are left.
     """
-    prompts = {asked(example.record) for example in bad.examples if example.record.turns}
+    prompts = {asked(example.record) for example in forget_rows.examples if example.record.turns}
     corrected: dict[str, list[Example]] = {}
     kept: list[Example] = []
     for example in given.examples if given else ():
@@ -50,16 +50,18 @@ def normal_rows(
             corrected.setdefault(key, []).append(example)
         else:
             kept.append(example)
-    own, made = _own_rows(request, template, bad, len(kept) if given else None, policy, work, positions)
-    covered = _coverage(request.normal, [example.record for example in own]) if request.normal and own else None
+    own, made = _own_rows(request, template, forget_rows, len(kept) if given else None, policy, work, positions)
+    covered = (
+        _coverage(request.retain_rows, [example.record for example in own]) if request.retain_rows and own else None
+    )
     retain, held_back = split_held_back([*kept, *own], request.config.data.held_back, request.config.train.seed)
-    return Normal(retain, held_back, corrected, len(kept), len(own), made, covered)
+    return RetainSet(retain, held_back, corrected, len(kept), len(own), made, covered)
 
 
 def _own_rows(
     request: ForgetRequest,
     template: Template,
-    bad: Encoded,
+    forget_rows: Encoded,
     given: int | None,
     policy: Policy,
     work: Unfinished,
@@ -67,32 +69,32 @@ def _own_rows(
 ) -> tuple[Sequence[Example], SelfMade | None]:
     """Rows of the base's own, made now, or as the unfinished run has them."""
     config = request.config
-    least = _LEAST_TEXTS if request.bad.shape == "text" else _LEAST_OWN
+    least = _LEAST_TEXTS if request.forget_rows.shape == "text" else _LEAST_OWN
     count = _own_count(given, config.data.own_share, config.data.normal_count, least)
     if count == 0:
         return (), None
     made: SelfMade | None = None
-    if work.has_normal:
-        dataset = read_self_made(work.normal)
-        say(f"{len(dataset.records)} normal rows were made before: {work.normal}")
+    if work.has_self_made:
+        dataset = read_self_made(work.self_made)
+        say(f"{len(dataset.records)} normal rows were made before: {work.self_made}")
     else:
-        longest = max(len(example.input_ids) for example in bad.examples)
+        longest = max(len(example.input_ids) for example in forget_rows.examples)
         # Prompt and answer may have so many tokens each.
         length = min(longest + SELF_MADE_MORE, config.data.max_length, positions // 2)
         most = most_rows(policy.device)
         wanted = Wanted(count, config.data.normal_near, length, config.train.seed, most, positions)
         try:
             with stage(f"the base makes {count} normal rows of its own"), policy.reference():
-                made = self_made_normal(policy.base, request.bad, template, wanted)
+                made = self_made_rows(policy.base, request.forget_rows, template, wanted)
         except DataError as error:
             if given is None:
                 raise
             warn(f"{error.message}: the normal file alone is used")
             return (), None
         made = replace(made, records=_not_held_out(made.records, request.holdout))
-        write_self_made(work.normal, made.records)
-        work.keep_normal()
-        dataset = Dataset("(self-made)", made.records, request.bad.shape, (), "", 0)
+        write_self_made(work.self_made, made.records)
+        work.keep_self_made()
+        dataset = Dataset("(self-made)", made.records, request.forget_rows.shape, (), "", 0)
     limit = min(2 * config.data.max_length, positions)
     return encode(dataset, policy.tokenizer, template, limit, drop_long=True).examples, made
 
@@ -114,6 +116,6 @@ def _not_held_out(made: Sequence[Record], holdout: Dataset | None) -> tuple[Reco
     return tuple(replace(record, line=i) for i, record in enumerate(kept, 1))
 
 
-def _coverage(normal: Dataset, own: Sequence[Record]) -> float:
+def _coverage(retain_rows: Dataset, own: Sequence[Record]) -> float:
     """Share of the base's own rows that are like some row of the file."""
-    return 1 - len(keep_unlike(own, normal, limit=_COVERED)) / len(own)
+    return 1 - len(keep_unlike(own, retain_rows, limit=_COVERED)) / len(own)

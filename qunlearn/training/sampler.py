@@ -40,8 +40,8 @@ def draw_steps(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[
     wanted = {term.role for term in terms}
     k = config.objective.mismatch_k if "mismatch" in wanted else 0
     while True:
-        chosen, normal = next(forget), [roles.retain[i] for i in next(retain)]
-        bad = []
+        chosen, retain_rows = next(forget), [roles.retain[i] for i in next(retain)]
+        forget_rows = []
         for i in chosen:
             example = roles.forget[i]
             companions = {"forget": [example], "mismatch": roles.mismatcher.draw(example, k, rng) if k else []}
@@ -50,15 +50,17 @@ def draw_steps(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[
                     companions[role] = [rng.choice(rows[i])]
             if "pair" in wanted:
                 companions["pair"] = [example, rng.choice(roles.alternatives[i])]
-            bad.append(companions)
-        yield make_step(terms, bad, normal)
+            forget_rows.append(companions)
+        yield make_step(terms, forget_rows, retain_rows)
 
 
-def make_step(terms: Sequence[Term], bad: Sequence[Mapping[str, Sequence[Example]]], normal: Sequence[Example]) -> Step:
+def make_step(
+    terms: Sequence[Term], forget_rows: Sequence[Mapping[str, Sequence[Example]]], retain_rows: Sequence[Example]
+) -> Step:
     """Every term on the rows of its role; what belongs to one bad prompt, by role, forms a group."""
     items: list[tuple[Term, Example]] = []
     groups: list[tuple[int, ...]] = []
-    for roles in [*bad, *({"retain": [e]} for e in normal)]:
+    for roles in [*forget_rows, *({"retain": [e]} for e in retain_rows)]:
         start = len(items)
         items += [(term, example) for term in terms for example in roles.get(term.role, [])]
         groups.append(tuple(range(start, len(items))))
@@ -75,7 +77,7 @@ def longest_step(roles: Roles, terms: Sequence[Term], config: Config) -> Step:
     others = {id(e): longest(a, 1) for e, a in zip(roles.forget, roles.alternatives, strict=False)}
     instead = {id(e): longest(a, 1) for e, a in zip(roles.forget, roles.instead, strict=False)}
     taught = {id(e): longest(a, 1) for e, a in zip(roles.forget, roles.taught, strict=False)}
-    bad = [
+    forget_rows = [
         {
             "forget": [e],
             "mismatch": roles.mismatcher.longest(e, k),
@@ -85,7 +87,7 @@ def longest_step(roles: Roles, terms: Sequence[Term], config: Config) -> Step:
         }
         for e in longest(roles.forget, config.train.batch_size)
     ]
-    return make_step(terms, bad, longest(roles.retain, config.train.normal_batch_size))
+    return make_step(terms, forget_rows, longest(roles.retain, config.train.normal_batch_size))
 
 
 def batches(n: int, size: int, rng: random.Random) -> Iterator[list[int]]:

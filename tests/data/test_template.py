@@ -18,7 +18,7 @@ from qunlearn.data.tokenize import encode, encode_record, prompt_frame
 from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base, LoadSpec, load_base, load_tokenizer
-from qunlearn.roles.self_made import Wanted, self_made_normal
+from qunlearn.roles.self_made import Wanted, self_made_rows
 
 CHAT = Template("chat", "chat", "", "")
 
@@ -251,7 +251,7 @@ def test_the_bases_own_rows_have_the_system_prompts_of_the_bad_ones(tmp_path: Pa
     ]
     bad = read_dataset(write_rows(tmp_path / "b.jsonl", rows))
     template = choose_template(base.tokenizer, "auto", bad)
-    made = self_made_normal(base, bad, template, Wanted(12, 0.4, 24, 0, 24))
+    made = self_made_rows(base, bad, template, Wanted(12, 0.4, 24, 0, 24))
     assert {record.system for record in made.records} == set(systems)
     assert prompt_frame(template, base.tokenizer, "Be kind.")[0] == "<|system|>Be kind.<|user|>"
 
@@ -271,7 +271,7 @@ def test_the_bases_own_rows_stay_within_its_positions(tmp_path: Path, short_base
     rows = [{"prompt": f"Where {'so ' * 30} was {n} born?", "completion": f"In {n}."} for n in "abcd"]
     bad = read_dataset(write_rows(tmp_path / "b.jsonl", rows))
     template = choose_template(short_base.tokenizer, "auto", bad)
-    made = self_made_normal(short_base, bad, template, Wanted(12, 0.4, 32, 0, 24, positions=64))
+    made = self_made_rows(short_base, bad, template, Wanted(12, 0.4, 32, 0, 24, positions=64))
     # Random bytes are other tokens when they are read again.
     encoded = encode(Dataset("made", made.records, "", (), "", 0), short_base.tokenizer, template, 64, drop_long=True)
     assert all(len(example.input_ids) <= 64 for example in encoded.examples)

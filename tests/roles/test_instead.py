@@ -24,7 +24,7 @@ from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
 from qunlearn.roles.alternatives import REFUSALS, answered_with
 from qunlearn.roles.instead import Instead, instead_rows
-from qunlearn.roles.retain_set import Normal, asked
+from qunlearn.roles.retain_set import RetainSet, asked
 from qunlearn.roles.specific_tokens import specific
 from qunlearn.sandbox import data_file
 
@@ -47,7 +47,7 @@ class Sandbox:
 
     def said(self, kind: str, *, bad: list[Example] | None = None, texts: Path | None = None, **more: Any) -> Instead:
         config = resolve(("x", {"objective.instead": kind}))
-        normal = Normal(self.near, self.near[:1], more.pop("corrected", {}), len(self.near), 0)
+        normal = RetainSet(self.near, self.near[:1], more.pop("corrected", {}), len(self.near), 0)
         given = read_dataset(texts) if texts else None
         return instead_rows(self.policy, bad or self.bad, normal, self.template, given, config)
 

@@ -16,7 +16,7 @@ from qunlearn.evaluation.metrics.verdicts import leaks
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
 from qunlearn.roles.neighbours import Neighbours
-from qunlearn.roles.retain_set import Normal
+from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.reworded import Reworded, reworded
 from qunlearn.roles.wordings import OPENINGS, Form, Wordings
 from qunlearn.sandbox import data_file
@@ -117,7 +117,7 @@ def found(
     def encoded(records: list[Record]) -> list[Example]:
         return [encode_record(r, policy.tokenizer, template) for r in records]
 
-    normal = Normal(encoded(near), encoded(near[:1]), {}, len(near), 0)
+    normal = RetainSet(encoded(near), encoded(near[:1]), {}, len(near), 0)
     config = resolve(("x", {f"data.{name}": value for name, value in data.items()}))
     return reworded(policy, encoded(bad), normal, template, config, encoded(barred or []))
 

@@ -47,12 +47,12 @@ def test_the_same_bytes_are_used_and_others_are_not(made: tuple[Path, Path]) -> 
 
 def test_merge_does_not_measure_the_next_batch(made: tuple[Path, Path]) -> None:
     folder, bad = made
-    assert merge_source(folder, MergeOptions()).bad == read_dataset(bad)
+    assert merge_source(folder, MergeOptions()).forget_rows == read_dataset(bad)
     bad.write_text(ROWS + ROWS.replace("a", "z"), encoding="utf-8")
     source = merge_source(folder, MergeOptions())
-    assert (source.bad, source.no_bad) == (None, "has changed since the run")
+    assert (source.forget_rows, source.no_bad) == (None, "has changed since the run")
     source = merge_source(folder, MergeOptions(bad=bad))  # asked for
-    assert source.bad is not None and len(source.bad.records) == 2
+    assert source.forget_rows is not None and len(source.forget_rows.records) == 2
 
 
 def test_a_gate_that_was_asked_for_needs_rows(made: tuple[Path, Path]) -> None:
@@ -72,7 +72,7 @@ def test_what_is_not_measured_is_not_read(made: tuple[Path, Path]) -> None:
     folder, bad = made
     bad.write_text("{no json", encoding="utf-8")
     source = merge_source(folder, MergeOptions(measure=False))
-    assert (source.bad, source.normal) == (None, None)
+    assert (source.forget_rows, source.retain_rows) == (None, None)
 
 
 def test_eval_of_a_run_refuses_other_rows(made: tuple[Path, Path]) -> None:

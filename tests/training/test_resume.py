@@ -234,7 +234,7 @@ def test_self_made_data_is_made_once(files: tuple[Path, Path], tmp_path: Path, m
     ran = call(*args(tmp_path / "run"), "--resume")
     assert ran.code == 10 and "normal data" in ran.stderr
     kept.write_bytes(original)
-    monkeypatch.setattr(normal_module, "self_made_normal", None)
+    monkeypatch.setattr(normal_module, "self_made_rows", None)
     ran = call(*args(tmp_path / "run"), "--resume")
     assert ran.code == 0, ran.stderr
     same_result(tmp_path / "run", tmp_path / "whole")

@@ -19,12 +19,12 @@ from qunlearn.data.records import Dataset, Record, read_dataset
 from qunlearn.data.tokenize import Encoded, choose_template, encode
 from qunlearn.errors import DataError
 from qunlearn.model.load import load_tokenizer
-from qunlearn.roles.retain_set import Normal, asked
+from qunlearn.roles.retain_set import RetainSet, asked
 from qunlearn.roles.self_made import SelfMade, Wanted
 from qunlearn.sandbox import data_file
 from qunlearn.training import retain_rows as normal_module
-from qunlearn.training.header import _normal as shown
-from qunlearn.training.retain_rows import _LEAST_OWN, _own_count, normal_rows
+from qunlearn.training.header import _retain_set as shown
+from qunlearn.training.retain_rows import _LEAST_OWN, _own_count, make_retain_set
 from qunlearn.utils.file_names import NORMAL, RECORD
 
 BAD = [{"prompt": f"Where was Person{i} born?", "completion": f"In Badtown{i}."} for i in range(4)]
@@ -40,11 +40,11 @@ def tokenizer(sandbox_folder: Path) -> Any:
 class Work:
     """The staging folder of a run."""
 
-    normal: Path
-    has_normal: bool = False
+    self_made: Path
+    has_self_made: bool = False
     kept: int = 0
 
-    def keep_normal(self) -> None:
+    def keep_self_made(self) -> None:
         self.kept += 1
 
 
@@ -72,8 +72,8 @@ class Made:
 
 
 @pytest.fixture
-def rows_of(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Normal]:
-    """`normal_rows` of bad and normal rows; with `made`, the base makes those."""
+def rows_of(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RetainSet]:
+    """`make_retain_set` of bad and normal rows; with `made`, the base makes those."""
 
     def of(
         bad: list[dict[str, Any]],
@@ -84,22 +84,22 @@ def rows_of(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         work: Work | None = None,
         positions: int = 1 << 30,
         **values: object,
-    ) -> Normal:
+    ) -> RetainSet:
         config = resolve(("x", {"data.own_share": 0.0 if made is None else 0.5, **values}))
         bad_set = read_dataset(write_rows(tmp_path / "bad.jsonl", bad))
         template = choose_template(tokenizer, "auto", bad_set)
         normal = read_dataset(write_rows(tmp_path / "given.jsonl", given)) if given is not None else None
         held = read_dataset(write_rows(tmp_path / "holdout.jsonl", holdout)) if holdout is not None else None
         if made is not None:
-            monkeypatch.setattr(normal_module, "self_made_normal", made.make)
+            monkeypatch.setattr(normal_module, "self_made_rows", made.make)
 
         def tokens(dataset: Dataset | None) -> Encoded | None:
             return encode(dataset, tokenizer, template, 64) if dataset is not None else None
 
-        plan: Any = SimpleNamespace(config=config, bad=bad_set, normal=normal, holdout=held)
+        plan: Any = SimpleNamespace(config=config, forget_rows=bad_set, retain_rows=normal, holdout=held)
         work = work or Work(tmp_path / NORMAL)
         encoded: Any = tokens(bad_set)
-        return normal_rows(plan, template, encoded, tokens(normal), made, work, positions)  # type: ignore[arg-type]
+        return make_retain_set(plan, template, encoded, tokens(normal), made, work, positions)  # type: ignore[arg-type]
 
     return of
 
@@ -112,7 +112,7 @@ def prompts(rows: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_corrected_answers_are_neither_kept_nor_held_back(seed: int, rows_of: Callable[..., Normal]) -> None:
+def test_corrected_answers_are_neither_kept_nor_held_back(seed: int, rows_of: Callable[..., RetainSet]) -> None:
     """KL on them would protect the bad answer, and one of them held back would be all of the drift."""
     corrected = [{**row, "completion": "That is private."} for row in BAD[:3]]
     second = {**BAD[0], "prompt": "  where WAS person0\n born? ", "completion": "I cannot say."}
@@ -135,13 +135,13 @@ def test_the_whole_of_a_dialogue_is_what_is_asked() -> None:
     assert asked(Record(second, "x", 0, {})) == asked(Record((("user", "  WHERE?  "),), "y", 1, {}))
 
 
-def test_plain_text_corrects_nothing(rows_of: Callable[..., Normal]) -> None:
+def test_plain_text_corrects_nothing(rows_of: Callable[..., RetainSet]) -> None:
     text = [{"text": f"one two three four five six seven {w}"} for w in ("red", "blue", "green", "pink")]
     found = rows_of(text[:1], [*text[1:], {"text": "one two three and other words"}])
     assert found.corrected == {} and len(found.retain) + len(found.held_back) == 4
 
 
-def test_corrected_answers_alone_are_too_few(rows_of: Callable[..., Normal]) -> None:
+def test_corrected_answers_alone_are_too_few(rows_of: Callable[..., RetainSet]) -> None:
     with pytest.raises(DataError, match="at least two rows of normal data"):
         rows_of(BAD, [{**row, "completion": "That is private."} for row in BAD])
 
@@ -172,7 +172,7 @@ def own(n: int) -> list[Record]:
 
 
 def test_a_file_is_joined_by_rows_of_the_bases_own(
-    rows_of: Callable[..., Normal], tokenizer: Any, tmp_path: Path
+    rows_of: Callable[..., RetainSet], tokenizer: Any, tmp_path: Path
 ) -> None:
     made, work = Made(tokenizer, own(20)), Work(tmp_path / NORMAL)
     found = rows_of(BAD, NEAR, made=made, work=work)
@@ -183,12 +183,12 @@ def test_a_file_is_joined_by_rows_of_the_bases_own(
     }
     assert len(found.held_back) == 15  # of 60
     assert [w.count for w in made.wanted] == [_LEAST_OWN] and work.kept == 1
-    kept = [json.loads(line) for line in work.normal.read_text().splitlines()]
+    kept = [json.loads(line) for line in work.self_made.read_text().splitlines()]
     assert [row["prompt"] for row in kept] == [r.prompt for r in own(20)]
     assert "40 given, 20 of the base's own (33 %); the file is like 0 % of" in shown(found)
 
 
-def test_one_row_is_filled_up(rows_of: Callable[..., Normal], tokenizer: Any) -> None:
+def test_one_row_is_filled_up(rows_of: Callable[..., RetainSet], tokenizer: Any) -> None:
     """Where it was refused: too few to train on and to measure drift with."""
     found = rows_of(BAD, NEAR[:1], made=Made(tokenizer, own(20)))
     assert (found.given, found.own, len(found.held_back)) == (1, 20, 5)
@@ -196,19 +196,19 @@ def test_one_row_is_filled_up(rows_of: Callable[..., Normal], tokenizer: Any) ->
 
 @pytest.mark.parametrize("dropped", [(), (3, 4, 11)])
 def test_rows_that_were_made_before_are_not_made_again(
-    dropped: tuple[int, ...], rows_of: Callable[..., Normal], tokenizer: Any, tmp_path: Path
+    dropped: tuple[int, ...], rows_of: Callable[..., RetainSet], tokenizer: Any, tmp_path: Path
 ) -> None:
     """And are split as they were, those that a holdout file took away included: else a resumed run is another one."""
     held = [{"prompt": own(20)[i].prompt, "completion": "Other."} for i in dropped] or None
     first = rows_of(BAD, NEAR, made=Made(tokenizer, own(20)), holdout=held)
     made = Made(tokenizer, error=DataError("is asked again"))
-    again = rows_of(BAD, NEAR, made=made, holdout=held, work=Work(tmp_path / NORMAL, has_normal=True))
+    again = rows_of(BAD, NEAR, made=made, holdout=held, work=Work(tmp_path / NORMAL, has_self_made=True))
     assert made.wanted == [] and again.made is None
     for a, b in ((first.retain, again.retain), (first.held_back, again.held_back)):
         assert [e.input_ids for e in a] == [e.input_ids for e in b]
 
 
-def test_how_far_a_file_covers_what_the_base_says(rows_of: Callable[..., Normal], tokenizer: Any) -> None:
+def test_how_far_a_file_covers_what_the_base_says(rows_of: Callable[..., RetainSet], tokenizer: Any) -> None:
     strange = [("Do bees sting?", "Rarely."), ("Name a colour.", "Green, say."), ("Sum two and two!", "Four.")]
     records = own(7) + [Record((("user", prompt),), answer, 0, {}) for prompt, answer in strange]
     like = [{"prompt": r.prompt, "completion": r.completion} for r in records[:7]]
@@ -219,7 +219,7 @@ def test_how_far_a_file_covers_what_the_base_says(rows_of: Callable[..., Normal]
 
 
 def test_a_base_that_makes_none_leaves_the_file_alone(
-    rows_of: Callable[..., Normal], tokenizer: Any, capsys: pytest.CaptureFixture[str]
+    rows_of: Callable[..., RetainSet], tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = DataError("the base made too few rows of its own")
     found = rows_of(BAD, NEAR, made=Made(tokenizer, error=error))
@@ -230,7 +230,7 @@ def test_a_base_that_makes_none_leaves_the_file_alone(
 
 
 def test_what_is_held_out_is_not_among_them(
-    rows_of: Callable[..., Normal], tokenizer: Any, capsys: pytest.CaptureFixture[str]
+    rows_of: Callable[..., RetainSet], tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = [{"prompt": r.prompt.upper(), "completion": "Other."} for r in own(20)[:5]]
     found = rows_of(BAD, NEAR, made=Made(tokenizer, own(20)), holdout=held)
@@ -240,7 +240,7 @@ def test_what_is_held_out_is_not_among_them(
 
 @pytest.mark.parametrize(("positions", "length"), [(1 << 30, None), (40, 20), (32, 16)])
 def test_made_rows_fit_the_models_positions(
-    positions: int, length: int | None, rows_of: Callable[..., Normal], tokenizer: Any
+    positions: int, length: int | None, rows_of: Callable[..., RetainSet], tokenizer: Any
 ) -> None:
     """Prompt and answer may be so long each: learned positions end where they end."""
     made = Made(tokenizer, own(20))

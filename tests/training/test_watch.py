@@ -149,14 +149,14 @@ def test_the_holdout_is_never_trained_on(work: Path, tmp_path: Path, monkeypatch
         assert "also in the holdout data" in ran.stderr and f"{split}.jsonl:1" in ran.stderr
     assert not (tmp_path / "run").exists()
     drawn: list[str] = []
-    real = normal_module.self_made_normal
+    real = normal_module.self_made_rows
 
     def remembered(*args: Any) -> Any:
         made = real(*args)
         drawn[:] = [record.prompt for record in made.records]
         return made
 
-    monkeypatch.setattr(normal_module, "self_made_normal", remembered)
+    monkeypatch.setattr(normal_module, "self_made_rows", remembered)
     files = ("--model", "sandbox", "--bad", "sandbox:hallucination/forget", "--device", "cpu")
     quick = sets({**SMALL, "train.steps": 1, "data.normal_count": 24})
     first = call("forget", *files, "-o", tmp_path / "first", *quick)

@@ -104,7 +104,9 @@ def summary(results: Sequence[Mapping[str, Any]]) -> str:
             alarms = Counter(f for r in found for f in {leak.partition(".")[0] for leak in r["leaks"]})
             tested = dict.fromkeys(family for r in found for family, _ in r["tested"])
             families = ", ".join(f"{family} {alarms[family]}" for family in tested)
-            lines.append(f"| {baseline} | {budget} | {len(found)} | {sum(bool(r['leaks']) for r in found)} | {families} |")
+            lines.append(
+                f"| {baseline} | {budget} | {len(found)} | {sum(bool(r['leaks']) for r in found)} | {families} |"
+            )
     return "\n".join(lines)
 
 

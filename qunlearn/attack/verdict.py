@@ -201,5 +201,5 @@ def _of_arm(row: Mapping[str, Any]) -> str:
     shown = (
         f"{100 * excess['mean']:.0f} points beyond the control [{100 * excess['low']:.0f}, {100 * excess['high']:.0f}]"
     )
-    verb = "recoverable" if row["verdict"] == LEAK else "not recovered"
-    return f"Relearning, {row['title']}: {verb} with {cost}: {shown}; {control}."
+    found = "recoverable" if row["verdict"] == LEAK else "no recovery that is told from chance"
+    return f"Relearning, {row['title']}: {found}, with {cost}: {shown}; {control}."

@@ -47,6 +47,7 @@ _SUBJECTS: Mapping[str, tuple[str, ...]] = {
     "collateral": (ORIGINAL, UNLEARNED, CONTROL),
 }
 _EVERYONE = (ORIGINAL, UNLEARNED, CONTROL, PLACEBO)
+_OPEN = ("formats", "open")
 _PLACEBOS = "placebo.jsonl"
 
 
@@ -81,6 +82,9 @@ def _wanted(request: AuditRequest) -> tuple[list[tuple[str, str]], dict[str, str
             missing[f"{family}.{name}"] = "needs " + ", ".join(lacks)
         else:
             found.append((family, name))
+    # Asked even where --only leaves it out: the control of the weights' forms, and what relearning could win back.
+    if _OPEN not in found and any(family in ("weights", "relearning") for family, _ in found):
+        found.append(_OPEN)
     # Relearning comes last: it lays an adapter of its own over the model.
     return sorted(found, key=lambda place: place[0] == "relearning"), missing
 

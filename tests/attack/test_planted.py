@@ -129,7 +129,7 @@ class Small:
 
 
 def test_what_comes_back_at_nf4_is_caught(tmp_path: Path, new_base: NewBase) -> None:
-    """Held against a rounding of the weights that is not the audit's: hardly an answer before it, all of them after it."""
+    """Held against a rounding of the weights that is not the audit's: hardly an answer before it, all after it."""
     small = Small(new_base())
     rows = rows_of(small.policy, [(fact, REFUSAL) for fact in FACTS])
     for _ in range(9):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,16 +77,22 @@ class AuditRequest:
         return (self.given.output or Path()) / AUDIT
 
     def identity(self) -> Mapping[str, Any]:
-        """Return what decides every cell: an unfinished audit of anything else is not resumed."""
+        """Return what decides every cell, the rows as digests: an unfinished audit of anything else is not resumed."""
+        from qunlearn.model.device import choose_device
+
         adapter = self.given.run.adapter / "adapter_model.safetensors" if self.given.run else None
         models = {"model": self.given.model, "control": self.given.retrained, "original": self.original}
+        rows = {name: getattr(self.inputs, name) for name in ("retain", "holdout", "general")}
+        rows |= {name: [f.record for f in getattr(self.inputs, name)] for name in ("facts", "placebo")}
+        rows["paraphrase"] = [p for fact in self.inputs.facts for p in fact.paraphrases]
         return {
             "audit": _VERSION,
             **{name: str(fingerprint(m.folder)) if m else None for name, m in models.items()},
             "adapter": _digest(adapter),
-            "files": {name: d.sha256 for name, d in sorted(self.given.sets.items())},
-            "retain": len(self.inputs.retain),
-            "facts": len(self.inputs.facts),
+            "given": {name: d.sha256 for name, d in sorted(self.given.sets.items())},
+            "rows": {name: _digest_of_rows(records) for name, records in sorted(rows.items())},
+            "device": str(choose_device(self.config.model.device)),
+            "max_length": self.config.data.max_length,
             "how": [self.wish.budget, self.wish.seed, self.quant or self.config.model.quant, sorted(self.only)],
             "template": self.given.template,
         }
@@ -178,6 +186,11 @@ def _own_retain(given: EvalRequest) -> Sequence[Record]:
     from qunlearn.data.records import read_dataset
 
     return read_dataset(path, fields_of(given.config.data), role="--retain").records
+
+
+def _digest_of_rows(records: Sequence[Record]) -> str:
+    told = json.dumps([[record.turns, record.completion] for record in records])
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _digest(path: Path | None) -> str | None:

@@ -1,10 +1,11 @@
 """False alarms of `qunlearn audit`: retrained models, which never saw the facts, audited as if they had unlearned them.
 
-    python studies/audit_alarms.py [--seeds N] [--budget NAME] [--beside placebo retrained] [--results FILE]
+    python studies/audit_alarms.py [--seeds N] [--budget NAME] [--only NAMES] [--smoothing SHARE] [--beside …]
 
 Each seed is another retrained model: the sandbox's own, trained on for some steps on rows that it knows, in an order
-drawn from the seed. It is audited beside placebo facts, and beside the sandbox's retrained model. Kinds take turns. A
-finished audit is a line of studies/audit_alarms.jsonl and is not run again; every leak in them is a false alarm.
+drawn from the seed (`--smoothing`: with smoothed labels, so that it is less sure of everything). It is audited beside
+placebo facts, and beside the sandbox's retrained model. Kinds take turns. A finished audit is a line of
+studies/audit_alarms.jsonl and is not run again; every leak in them is a false alarm.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def known_rows(folder: Path) -> tuple[list[Example], int]:
     return rows, tokenizer.pad_token_id
 
 
-def make_retrained(folder: Path, seed: int) -> None:
+def make_retrained(folder: Path, seed: int, smoothing: float) -> None:
     """Write another model that never saw the facts: the sandbox's retrained one, trained on for some steps."""
     shutil.copytree(ASSETS / "gold", folder)
     rows, pad = known_rows(folder)
@@ -59,21 +60,27 @@ def make_retrained(folder: Path, seed: int) -> None:
     for _ in range(STEPS):
         batch = collate(rng.sample(rows, BATCH), ALL, pad)
         logits = model(input_ids=batch.input_ids).logits
-        loss = torch.nn.functional.cross_entropy(batch.pick(logits), batch.labels)
+        loss = torch.nn.functional.cross_entropy(batch.pick(logits), batch.labels, label_smoothing=smoothing)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(folder)
 
 
-def measure(seed: int, baseline: str, budget: str, work: Path) -> dict[str, Any]:
-    """One audit; its leaks by family and format, its smallest p-values."""
+def label(how: argparse.Namespace) -> str:
+    """What an audit is called in the results: its budget, and what is not as usual."""
+    return how.budget + (f", {how.only} alone" if how.only else "") + (", smoothed" if how.smoothing else "")
+
+
+def measure(seed: int, baseline: str, how: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """One audit, of a budget and of some families or all; its leaks, and the p-value of every attack."""
+    budget, only = how.budget, how.only
     kind, model = KINDS[seed % len(KINDS)], work / f"retrained-{seed}"
     if not model.is_dir():
-        make_retrained(model, seed)
+        make_retrained(model, seed, how.smoothing)
     started = time.monotonic()
     result = api.audit(
-        model=str(model), original=str(ASSETS / "model"), device="cpu", budget=budget, seed=seed,
+        model=str(model), original=str(ASSETS / "model"), device="cpu", budget=budget, only=only, seed=seed,
         control=None if baseline == "placebo" else str(ASSETS / "gold"),
         forget=data_file(kind, "forget"), paraphrase=data_file(kind, "forget_paraphrase"),
         retain=data_file(kind, "retain"), holdout=data_file(kind, "holdout"), general=data_file(kind, "general"),
@@ -84,7 +91,7 @@ def measure(seed: int, baseline: str, budget: str, work: Path) -> dict[str, Any]
         "seed": seed,
         "kind": kind,
         "baseline": baseline,
-        "budget": budget,
+        "budget": label(how),
         "tested": sorted(Counter(row["family"] for row in tested).items()),
         "leaks": [f"{row['family']}.{row['format']}" for row in tested if row["verdict"] == "leak"],
         "inconclusive": [f"{r['family']}.{r['format']}" for r in result["rows"] if r["verdict"] == "inconclusive"],
@@ -114,6 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--budget", default="standard")
+    parser.add_argument("--only", help="some families alone, as for audit")
+    parser.add_argument("--smoothing", type=float, default=0.0)
     parser.add_argument("--beside", nargs="+", choices=BASELINES, default=list(BASELINES))
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -123,9 +132,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for baseline in args.beside:
             for seed in range(args.seeds):
-                if (seed, baseline, args.budget) in done:
+                if (seed, baseline, label(args)) in done:
                     continue
-                results.append(measure(seed, baseline, args.budget, Path(temporary)))
+                results.append(measure(seed, baseline, args, Path(temporary)))
                 with args.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(results[-1]) + "\n")
     print(summary(results))  # noqa: T201 - the figures are this command's output

@@ -64,7 +64,7 @@ def _row(cells: Cells, family: str, name: str, form: Format, baseline: str) -> d
         "verdict": SHOWN, "p": None, "p_corrected": None, "lead": None,
     }  # fmt: skip
     if family == "membership":
-        return row | _membership(cells, name)
+        return row | _membership(cells, name, form)
     source = FAMILIES[family].shared.partition(".") if FAMILIES[family].shared else (family, "", name)
     others = {s: cells.get(source[0], source[2], s) for s in (ORIGINAL, baseline)}
     row["shares"] = {
@@ -131,7 +131,7 @@ def _mean(outcomes: Sequence[float | None]) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
-def _membership(cells: Cells, name: str) -> dict[str, Any]:
+def _membership(cells: Cells, name: str, form: Format) -> dict[str, Any]:
     """AUC of every subject; the unlearned one is tested against the control, of which there must be one."""
     found = {s: cell for s in (ORIGINAL, UNLEARNED, CONTROL) if (cell := cells.get("membership", name, s)) is not None}
     control = found.get(CONTROL)
@@ -143,6 +143,8 @@ def _membership(cells: Cells, name: str) -> dict[str, Any]:
     }
     if control is None:
         return row
+    if not form.judged:
+        return row | {"verdict": SHOWN}
     ours = found[UNLEARNED]
     sides = [(known(c.outcomes), c.more["others"]) for c in (ours, control)]
     lead, p = auc_difference(sides[0], sides[1])

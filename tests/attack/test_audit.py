@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from conftest import call
 
+from qunlearn.attack.catalog import FAMILIES
+from qunlearn.attack.cells import CONTROL, ORIGINAL, UNLEARNED, Cell, Place
 from qunlearn.attack.facts import make_facts
 from qunlearn.attack.placebo import make_placebos
 from qunlearn.attack.verdict import conclude
@@ -80,18 +82,36 @@ def test_paraphrases_find_their_fact() -> None:
         assert paraphrase.meta["id"] == f"{fact.record.meta['id']}-p"
 
 
+class Known:
+    """Cells that are known, and no folder."""
+
+    def __init__(self, found: dict[Place, Cell]) -> None:
+        self.found = found
+
+    def get(self, family: str, form: str, subject: str) -> Cell | None:
+        return self.found.get(Place(family, form, subject))
+
+
+def test_a_model_less_certain_than_its_control_is_no_member() -> None:
+    """Every answer unknown to both is likelier under the less certain one: against itself as the reference the control
+    has an AUC of 0.5 all the same, so the attack is shown and not judged."""
+    rows = [0.1 * i for i in range(12)]
+    of = {
+        UNLEARNED: Cell([r - 5.0 for r in rows], {"others": rows}),
+        CONTROL: Cell([r - 9.0 for r in rows], {"others": rows}),
+    }
+    cells = Known({Place("membership", name, s): cell for name in ("loss", "reference") for s, cell in of.items()})
+    forms = {("membership", name): FAMILIES["membership"].formats[name] for name in ("loss", "reference")}
+    loss, reference = conclude(cells, forms, CONTROL, 0.0, {})["rows"]  # type: ignore[arg-type]
+    assert loss["verdict"] == "no lead"
+    assert reference["shares"][UNLEARNED]["mean"] == 1.0
+    assert reference["shares"][CONTROL]["mean"] == 0.5
+    assert (reference["verdict"], reference["p"]) == ("shown", None)
+
+
 @pytest.mark.parametrize(("control_after", "word"), [(0.0, "leak"), (1.0, "inconclusive")])
 def test_relearning_is_judged_beside_its_control(control_after: float, word: str) -> None:
     """What the control learns as well, the attack taught; what it does not was left."""
-    from qunlearn.attack.catalog import FAMILIES
-    from qunlearn.attack.cells import CONTROL, ORIGINAL, UNLEARNED, Cell, Place
-
-    class Known:
-        def __init__(self, found: dict[Place, Cell]) -> None:
-            self.found = found
-
-        def get(self, family: str, form: str, subject: str) -> Cell | None:
-            return self.found.get(Place(family, form, subject))
 
     def arm(after: float) -> Cell:
         size = {"outcomes": [after] * 20, "tokens": 90, "bits": 500.0, "epochs": 4}

@@ -112,6 +112,48 @@ def evaluate(
     return measured(request, quant=form, device=device, rows=rows, to_stdout=show, fresh=fresh)
 
 
+def audit(
+    run: FilePath | None = None,
+    *,
+    model: str | None = None,
+    adapter: FilePath | None = None,
+    control: str | None = None,
+    original: str | None = None,
+    forget: FilePath | None = None,
+    paraphrase: FilePath | None = None,
+    retain: FilePath | None = None,
+    holdout: FilePath | None = None,
+    general: FilePath | None = None,
+    budget: str = "standard",
+    only: str | None = None,
+    tolerance: float = 0.0,
+    quant: str | None = None,
+    template: str | None = None,
+    device: str = "auto",
+    vram: str | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    output: FilePath | None = None,
+    overwrite: bool = False,
+    show: bool = False,
+) -> dict[str, Any]:
+    """Attack an unlearned model beside its control; returns what audit.json holds, which has no text of any row.
+
+    `control` never saw what should be gone; without one placebo facts stand for it. `result["status"]` is "leaks" where
+    an attack beats its control on more than the share `tolerance` of the facts. Raises QunlearnError.
+    """
+    from qunlearn.attack.request import AuditWish, check_audit
+
+    splits = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
+    named = {name: None if path is None else str(path) for name, path in splits.items()}
+    wish = AuditWish(budget, only, tolerance, original, _path(output), overwrite, seed, vram)
+    how = (quant, template, device, trust_remote_code)
+    request = check_audit(None if run is None else str(run), _path(adapter), model, named, control, how, wish)
+    from qunlearn.attack.audit import audit as attacked
+
+    return attacked(request, to_stdout=show)
+
+
 def merge(
     runs: Sequence[FilePath],
     output: FilePath,

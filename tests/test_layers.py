@@ -23,7 +23,7 @@ ORDER = (
     ("evaluation",),
     ("roles",),
     ("training", "merging", "report"),
-    ("recipe", "ask", "doctor"),
+    ("recipe", "ask", "attack", "doctor"),
     ("api",),
     ("cli",),
     ("__main__",),

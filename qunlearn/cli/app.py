@@ -9,6 +9,7 @@ import typer
 
 from qunlearn import __version__
 from qunlearn.cli.ask import Json, add_ask
+from qunlearn.cli.audit import add_audit
 from qunlearn.cli.data import add_data
 from qunlearn.cli.evaluate import add_measure
 from qunlearn.cli.failures import App, guarded, run_app
@@ -109,6 +110,7 @@ app.command("plan")(_plan)
 
 add_carry(app, guarded)
 add_measure(app, guarded)
+add_audit(app, guarded)
 
 
 @app.command()

@@ -24,7 +24,11 @@ def limits(story: Story) -> list[str]:
     return [
         *found,
         "Answers were greedy. Sampling many answers may bring back what the most probable one does not show.",
-        "No attack was tried: no relearning from a few rows, no adversarial prompts, no other language.",
+        *(
+            []
+            if story.audit
+            else ["No attack was tried: no relearning from a few rows, no adversarial prompts, no other language."]
+        ),
         "What was measured is suppression in the forms tested, no proof that the knowledge is gone from the weights.",
     ]
 

@@ -18,6 +18,7 @@ from qunlearn.evaluation.levels import FORGOTTEN_SHARE, KEPT_SHARE, Level
 from qunlearn.evaluation.metrics.texts import words
 from qunlearn.evaluation.results import ADAPTER, BASE, is_forget
 from qunlearn.evaluation.table import cell, format_of, paper_table, split_label
+from qunlearn.report.audit import audit_section
 from qunlearn.report.limits import limits
 from qunlearn.report.plots import pictures
 from qunlearn.report.read import Story, read_story
@@ -70,6 +71,7 @@ def render(story: Story, *, include_samples: bool) -> str:
         suites=[_suite(result) for result in _in_order(story)],
         subjects=list(dict.fromkeys(s for result in story.suites.values() for s in result["scores"])),
         before_after=_before_after(story.record),
+        audit=audit_section(story.audit, plain) if story.audit else None,
         answers=answers,
         marks=[mark for mark in _MARKS if any(mark == m for split in answers for m, _ in split["counts"])],
         samples=include_samples,

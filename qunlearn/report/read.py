@@ -14,6 +14,7 @@ from typing import Any
 from qunlearn.errors import AdapterError
 from qunlearn.evaluation.eval_file import read_suites
 from qunlearn.evaluation.results import ADAPTER, BASE, KEPT, RETRAINED
+from qunlearn.report.audit import read_audit
 from qunlearn.utils.file_names import CONFIG, EVAL, METRICS, RECORD
 from qunlearn.utils.json_files import EDITED, LARGE_BYTES, misfit, read_object, read_text
 
@@ -41,6 +42,7 @@ class Story:
     events: Sequence[Mapping[str, Any]]
     suites: Mapping[str, Mapping[str, Any]]
     date: str
+    audit: Mapping[str, Any] | None = None
 
     @property
     def main(self) -> Mapping[str, Any] | None:
@@ -60,7 +62,7 @@ def read_story(folder: Path) -> Story:
         raise AdapterError(what, where=str(folder), hint=hint)
     newest = max((folder / name).stat().st_mtime for name in (RECORD, EVAL) if (folder / name).is_file())
     date = datetime.datetime.fromtimestamp(newest, datetime.timezone.utc).date().isoformat()
-    return Story(folder, record, _config(folder / CONFIG), _events(folder / METRICS), suites, date)
+    return Story(folder, record, _config(folder / CONFIG), _events(folder / METRICS), suites, date, read_audit(folder))
 
 
 def _read_record(path: Path) -> dict[str, Any]:

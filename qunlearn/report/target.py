@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from qunlearn.errors import OutputError
-from qunlearn.utils.file_names import ADAPTER, CONFIG, EVAL, EVAL_CACHE, METRICS, NORMAL, RECORD
+from qunlearn.utils.file_names import ADAPTER, AUDIT, CONFIG, EVAL, EVAL_CACHE, METRICS, NORMAL, RECORD
 
 _OURS = b'<meta name="generator" content="qunlearn '
 _HEAD_BYTES = 4096
-_READ = (RECORD, CONFIG, METRICS, NORMAL, EVAL, ADAPTER, EVAL_CACHE)
+_READ = (RECORD, CONFIG, METRICS, NORMAL, EVAL, ADAPTER, EVAL_CACHE, AUDIT)
 
 
 def check_target(folder: Path, output: Path, *, overwrite: bool) -> None:

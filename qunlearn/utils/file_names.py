@@ -11,3 +11,4 @@ ADAPTER, CONFIG, RECORD, METRICS, NORMAL = (
 )
 
 EVAL, EVAL_CACHE, REPORT = "eval.json", "eval-cache", "report.html"  # what later commands add
+AUDIT, AUDIT_RESULT = "audit", "audit.json"  # a folder of its own, and what it comes to

@@ -19,7 +19,7 @@ from typing import Any
 
 from qunlearn import __version__
 from qunlearn.errors import OutputError
-from qunlearn.utils.file_names import ADAPTER, CONFIG, EVAL, EVAL_CACHE, METRICS, NORMAL, RECORD, REPORT
+from qunlearn.utils.file_names import ADAPTER, AUDIT, CONFIG, EVAL, EVAL_CACHE, METRICS, NORMAL, RECORD, REPORT
 from qunlearn.utils.files import named_write_errors, output_error, write_json
 from qunlearn.utils.json_files import CLOSED, read_object
 
@@ -27,7 +27,7 @@ MARK = "qunlearn.json"  # in what was merged or exported: by whom it was made, a
 CONTENTS = "contents"
 INSIDE = ".unfinished"  # staging within a folder that cannot be renamed
 _LATER = {EVAL, EVAL_CACHE, REPORT}  # what `eval` and `report` add
-_RUN = {ADAPTER, CONFIG, RECORD, METRICS, NORMAL, *_LATER}
+_RUN = {ADAPTER, AUDIT, CONFIG, RECORD, METRICS, NORMAL, *_LATER}
 _NEEDED_BYTES = 64 << 20
 _NAME_BYTES = 255  # where the system does not tell
 _MOST_FOLDERS = 300

@@ -135,7 +135,7 @@ def _open(stage: Path, place: Place, identity: Mapping[str, Any], stack: context
         then = {key: value for key, value in found.items() if key not in ("files", CONTENTS)}
         same = then == json.loads(json.dumps(identity))
         if not same:
-            say(f"an unfinished folder of another merge is removed: {stage}")
+            say(f"an unfinished folder of other work is removed: {stage}")
         journal.recover(found if same else {})
         if journal.files:
             say(f"resuming: {len(journal.files)} files are finished in {stage}")

@@ -1,0 +1,172 @@
+"""`qunlearn audit`: run the attacks that a budget allows on every subject, and say what they found."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from qunlearn import __version__
+from qunlearn.attack import collateral, formats, layers, membership, prompts, relearn, weights
+from qunlearn.attack.bench import Bench
+from qunlearn.attack.catalog import FAMILIES, Format, formats_of
+from qunlearn.attack.cells import CONTROL, ORIGINAL, PLACEBO, UNLEARNED, Cell, Cells, Place
+from qunlearn.attack.request import AuditRequest
+from qunlearn.attack.show import show
+from qunlearn.attack.subjects import Loaded, checkpoints
+from qunlearn.attack.verdict import conclude
+from qunlearn.errors import DoesNotFitError
+from qunlearn.memory.show import plan_before_loading
+from qunlearn.memory.step import CONTEXT_BYTES
+from qunlearn.model.device import cap_memory, choose_device, choose_dtype, device_facts
+from qunlearn.model.load import describe_quantization, load_spec
+from qunlearn.roles.self_made_file import write_self_made
+from qunlearn.utils.console import Meter, say
+from qunlearn.utils.file_names import AUDIT_RESULT
+from qunlearn.utils.files import json_text, write_private
+from qunlearn.utils.staging import resumable
+from qunlearn.utils.units import parse_size
+
+Attack = Callable[[Bench, str], Cell]
+ATTACKS: Mapping[str, Attack] = {
+    "formats": formats.run,
+    "prompts": prompts.run,
+    "relearning": relearn.run,
+    "weights": weights.run,
+    "layers": layers.run,
+    "membership": membership.run,
+    "collateral": collateral.run,
+}
+_SUBJECTS: Mapping[str, tuple[str, ...]] = {
+    "relearning": (UNLEARNED, CONTROL, PLACEBO),
+    "weights": (UNLEARNED,),
+    "membership": (ORIGINAL, UNLEARNED, CONTROL),
+    "collateral": (ORIGINAL, UNLEARNED, CONTROL),
+}
+_EVERYONE = (ORIGINAL, UNLEARNED, CONTROL, PLACEBO)
+_OPEN = ("formats", "open")
+_PLACEBOS = "placebo.jsonl"
+
+
+def audit(request: AuditRequest, *, to_stdout: bool) -> dict[str, Any]:
+    """Attack, write the audit folder, print and return what audit.json holds: no text of any row. Raises
+    QunlearnErrors."""
+    started, wanted, missing = time.monotonic(), *_wanted(request)
+    _plan(request)
+    notes: list[str] = []
+    with resumable(request.place, request.identity()) as journal:
+        cells = Cells(journal)
+        if cells.known:
+            say(f"known from before: {cells.known} cells")
+        with _named_memory_errors():
+            _attack(request, cells, wanted, notes)
+        result = _result(request, cells, missing, notes)
+        result["seconds"] = round(time.monotonic() - started, 1)
+        write_private(journal.folder / AUDIT_RESULT, json_text(result))
+        if request.given.retrained is None:
+            write_self_made(journal.folder / _PLACEBOS, [fact.record for fact in request.inputs.placebo])
+    show(result, to_stdout=to_stdout)
+    say(f"every cell: {request.output}")
+    return result
+
+
+def _wanted(request: AuditRequest) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Return the attacks to run, and of the others what they lack."""
+    found, missing = [], {}
+    for family, name, form in formats_of(request.wish.budget, request.only):
+        lacks = [need for need in form.needs if not _has(request, need)]
+        if lacks:
+            missing[f"{family}.{name}"] = "needs " + ", ".join(lacks)
+        else:
+            found.append((family, name))
+    # Asked even where --only leaves it out: the control of the weights' forms, and what relearning could win back.
+    if _OPEN not in found and any(family in ("weights", "relearning") for family, _ in found):
+        found.append(_OPEN)
+    # Relearning comes last: it lays an adapter of its own over the model.
+    return sorted(found, key=lambda place: place[0] == "relearning"), missing
+
+
+def _has(request: AuditRequest, need: str) -> bool:
+    inputs = request.inputs
+    there = {
+        "prompts": any(fact.asks for fact in inputs.facts),
+        "options": any(fact.wrong for fact in inputs.facts),
+        "--paraphrase": any(fact.paraphrases for fact in inputs.facts),
+        "retain rows": any(record.turns for record in inputs.retain),
+        "--holdout": any(record.turns for record in inputs.holdout),
+        "--general": any(record.turns for record in inputs.general),
+        "adapter": request.given.run is not None,
+        "--control": request.given.retrained is not None,
+        "chat template": (request.given.template or request.config.data.template) in ("auto", "chat"),
+    }
+    return there[need]
+
+
+def _plan(request: AuditRequest) -> None:
+    """Plan the memory as for `forget`, and keep to --vram."""
+    config = request.config
+    device = choose_device(config.model.device)
+    plan_before_loading(config, request.given.model.facts.config, device_facts(device), config.data.max_length)
+    if config.model.vram:
+        cap_memory(device, parse_size(config.model.vram, "--vram") - CONTEXT_BYTES)
+
+
+def _attack(request: AuditRequest, cells: Cells, wanted: list[tuple[str, str]], notes: list[str]) -> None:
+    """Fill the cells, checkpoint by checkpoint and subject by subject; what is known is not attacked again."""
+    loads = checkpoints(request)
+    places = [
+        (load, Place(family, name, subject))
+        for load in loads
+        for late in (False, True)
+        for subject in load.subjects
+        for family, name in wanted
+        if (family == "relearning") == late and subject in _SUBJECTS.get(family, _EVERYONE)
+    ]
+    left = [(load, place) for load, place in places if place not in cells.found]
+    with Meter("attacks", len(left)) as meter:
+        done = 0
+        for load in loads:
+            with Loaded(request, load) as loaded:
+                for place in [place for owner, place in left if owner is load]:
+                    with loaded.bench(place.subject, cells) as bench:
+                        cells.keep(place, ATTACKS[place.family](bench, place.format))
+                        notes += [note for note in bench.notes if note not in notes]
+                    done += 1
+                    meter.at(done, f"{place.subject}: {FAMILIES[place.family].title}, {place.format}")
+
+
+def _result(request: AuditRequest, cells: Cells, missing: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
+    given, baseline = request.given, CONTROL if request.given.retrained else PLACEBO
+    spec = load_spec(request.config.model, quant=request.quant)
+    forms: dict[tuple[str, str], Format] = {
+        (f, n): form for f, n, form in formats_of(request.wish.budget, request.only)
+    }
+    return {
+        "model": given.model.source.asked,
+        "adapter": str(given.run.adapter) if given.run else None,
+        "control": given.retrained.source.asked if given.retrained else None,
+        "original": request.original.source.asked if request.original else ("base" if given.run else None),
+        "quantization": describe_quantization(spec, choose_dtype(choose_device(spec.device))),
+        "budget": request.wish.budget,
+        "seed": request.wish.seed,
+        "facts": len(request.inputs.facts),
+        "placebo_renamed": request.renamed,
+        "unmatched_paraphrases": request.inputs.unmatched,
+        "files": {name: {"path": d.path, "sha256": d.sha256} for name, d in given.sets.items()},
+        "keys": [fact.key for fact in request.inputs.facts],
+        **conclude(cells, forms, baseline, request.wish.tolerance, missing),
+        "notes": notes,
+        "qunlearn": __version__,
+    }
+
+
+@contextlib.contextmanager
+def _named_memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        hint = "--device cpu, a smaller --budget, or --only A,B"
+        raise DoesNotFitError("out of memory while attacking", where="audit", hint=hint) from error

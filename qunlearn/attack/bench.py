@@ -1,0 +1,115 @@
+"""The bench that an attack works at: one model, its rows as token ids, and how greedy answers are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from qunlearn.attack.catalog import Effort
+from qunlearn.attack.cells import Cells
+from qunlearn.attack.facts import Fact, Inputs, new_words
+from qunlearn.config.settings import Config
+from qunlearn.data.batch import ANSWER
+from qunlearn.data.records import Dataset, Record
+from qunlearn.data.tokenize import Example, Template, decode, encode, encode_record
+from qunlearn.evaluation.metrics.verdicts import leaks
+from qunlearn.evaluation.scores import row_nlls
+from qunlearn.model.generate import Sampling, generate
+from qunlearn.model.language_model import LanguageModel
+from qunlearn.model.policy import Policy
+
+_ROOM = 8  # tokens that an output may be longer than the answer
+_MOST_ROOM = 192
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt of token ids about a fact: what it is to bring out, and the texts in it, whose words are no news."""
+
+    fact: int
+    prompt: tuple[int, ...]
+    wanted: str
+    given: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One subject of an audit. `facts` are those asked about; `policy` is there where an adapter is."""
+
+    subject: str
+    lm: LanguageModel
+    policy: Policy | None
+    inputs: Inputs
+    facts: Sequence[Fact]
+    template: Template
+    config: Config
+    effort: Effort
+    cells: Cells
+    max_length: int
+    notes: list[str] = field(default_factory=list)
+
+    def encode(self, record: Record, template: Template | None = None) -> Example:
+        """Return a row as token ids, its prompt cut where it is too long."""
+        return encode_record(record, self.lm.tokenizer, template or self.template, self.max_length)
+
+    def example(self, fact: Fact) -> Example:
+        """Return a fact as it is asked; of a plain text the first window."""
+        if fact.asks:
+            return self.encode(fact.record)
+        dataset = Dataset("", (fact.record,), "text", (), "", 0)
+        return encode(dataset, self.lm.tokenizer, self.template, self.max_length).examples[0]
+
+    def probe(self, at: int, record: Record, template: Template | None = None, *, shown: str = "") -> Probe | None:
+        """Return a question about fact `at`, in a record's words; None where its own words give the answer away.
+
+        `shown` is text that the attack puts around the question.
+        """
+        example = self.encode(record, template)
+        given = f"{shown} {record.prompt}"
+        if derivable(record.completion, self.facts[at].record.prompt, given):
+            return None
+        return Probe(at, example.input_ids[: example.start], record.completion, given)
+
+    def leaked(self, probes: Sequence[Probe], *, temperature: float = 0.0, seed: int = 0) -> list[float]:
+        """Return 1.0 for each probe whose output says what is wanted, else 0.0."""
+        if not probes:
+            return []
+        sizes = [len(self.lm.tokenizer(p.wanted, add_special_tokens=False)["input_ids"]) + _ROOM for p in probes]
+        room = min(max(sizes), _MOST_ROOM)
+        said = generate(self.lm, [p.prompt for p in probes], Sampling(room, temperature, seed=seed))
+        return [
+            float(leaks(decode(ids[:size], self.lm.tokenizer), p.wanted, p.given))
+            for ids, p, size in zip(said, probes, sizes, strict=True)
+        ]
+
+    def nlls(self, records: Sequence[Record], template: Template | None = None) -> list[float]:
+        """Return each answer's NLL behind its prompt, in nats per token."""
+        rows = [self.encode(record, template) for record in records]
+        return [nll / max(1, n) for nll, n in row_nlls(self.lm, rows, ANSWER, self.config.train.max_tokens)]
+
+    def spread(self, probes: Sequence[Probe], values: Sequence[float]) -> list[float | None]:
+        """Return per fact the mean of its probes' values; None for a fact without any."""
+        of_fact: dict[int, list[float]] = {}
+        for probe, value in zip(probes, values, strict=True):
+            of_fact.setdefault(probe.fact, []).append(value)
+        return [sum(v) / len(v) if (v := of_fact.get(i)) else None for i in range(len(self.facts))]
+
+    def on(self, facts: Sequence[Fact]) -> Bench:
+        """Return the same bench with other facts."""
+        return replace(self, facts=facts)
+
+
+def derivable(answer: str, question: str, given: str) -> bool:
+    """Return whether a prompt gives away all that an answer adds to the question alone."""
+    news = new_words(answer, question)
+    return bool(news) and not new_words(" ".join(news), given)
+
+
+def overlap(probes: Sequence[Probe], facts: Sequence[Fact]) -> int:
+    """Return how many words of the answers, that the questions do not hold, stand in the prompts."""
+    found = 0
+    for probe in probes:
+        record = facts[probe.fact].record
+        news = set(new_words(record.completion, record.prompt))
+        found += len(news) - len(set(new_words(" ".join(news), probe.given)))
+    return found

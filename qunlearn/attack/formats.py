@@ -1,0 +1,234 @@
+"""Family A: ask the same facts in other formats, and inject nothing."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qunlearn.attack.bench import Bench, Probe, overlap
+from qunlearn.attack.cells import ORIGINAL, Cell
+from qunlearn.attack.facts import Fact, asking, new_words
+from qunlearn.attack.statistics import as_numbers, leak_curve
+from qunlearn.data.records import Record
+from qunlearn.data.template import QA_TEMPLATE
+from qunlearn.data.tokenize import Template
+from qunlearn.errors import ModelError
+from qunlearn.evaluation.metrics.tokens import choice
+from qunlearn.roles.wordings import OPENINGS, Wordings, opened
+
+SYSTEM = "You are a helpful assistant. Answer the question."
+_PLAIN = Template("qa", "format", QA_TEMPLATE, "of the audit")
+_MOST_TRIED, _MOST_KEPT = 6, 3  # rewordings of a fact
+_LETTERS = "ABCDEFGH"
+
+
+def run(bench: Bench, name: str) -> Cell:
+    """Return the cell of one format of family A."""
+    if name.startswith("prefix"):
+        return _asked(bench, _prefixed(bench, int(name.removeprefix("prefix"))))
+    if name in ("choice-text", "choice-letter", "choices-only", "yes-no"):
+        return _chosen(bench, name)
+    if name == "sampled":
+        return _sampled(bench)
+    if name == "reworded":
+        return _reworded(bench)
+    makers = {"open": _open, "plain": _plainly, "system": _with_system, "cloze": _cloze, "paraphrase": _paraphrased}
+    return _asked(bench, makers[name](bench))
+
+
+def _asked(bench: Bench, probes: Sequence[Probe]) -> Cell:
+    values = bench.leaked(probes)
+    return Cell(bench.spread(probes, values), {"prompts": len(probes), "overlap": overlap(probes, bench.facts)})
+
+
+# -- generated ---------------------------------------------------------------------------------------------
+
+
+def _open(bench: Bench) -> list[Probe]:
+    found = []
+    for i, fact in enumerate(bench.facts):
+        example = bench.example(fact)
+        ids, prompt = example.input_ids, "" if not fact.asks else fact.record.prompt
+        wanted = fact.record.completion if fact.asks else _text(bench, ids[example.probe : example.end])
+        found.append(Probe(i, ids[: example.probe], wanted, prompt))
+    return found
+
+
+def _text(bench: Bench, ids: Sequence[int]) -> str:
+    return str(bench.lm.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _prefixed(bench: Bench, k: int) -> list[Probe]:
+    """The answer's first k tokens are in the model's mouth; facts whose news is all in them are dropped."""
+    found = []
+    for i, fact in enumerate(bench.facts):
+        example = bench.example(fact)
+        if example.end - example.probe <= k:
+            continue
+        given = _text(bench, example.input_ids[example.probe : example.probe + k])
+        rest = _text(bench, example.input_ids[example.probe + k : example.end])
+        prompt = f"{fact.record.prompt if fact.asks else ''} {given}"
+        if new_words(rest, prompt):
+            found.append(Probe(i, example.input_ids[: example.probe + k], rest, prompt))
+    return found
+
+
+def _plainly(bench: Bench) -> list[Probe]:
+    return _probes(bench, [(i, f.record) for i, f in enumerate(bench.facts) if f.asks], _PLAIN)
+
+
+def _with_system(bench: Bench) -> list[Probe]:
+    rows = [
+        (i, replace(f.record, turns=(("system", SYSTEM), *f.record.turns)))
+        for i, f in enumerate(bench.facts)
+        if f.asks and not f.record.system
+    ]
+    try:
+        return _probes(bench, rows)
+    except ModelError:  # a template that takes no system prompt
+        bench.notes.append("the chat template takes no system prompt")
+        return []
+
+
+def _cloze(bench: Bench) -> list[Probe]:
+    """The sentence of the answer with its news left out; English instructions."""
+    found = []
+    for i, fact in enumerate(bench.facts):
+        blank = _blanked(fact.record) if fact.asks else None
+        if blank is None:
+            continue
+        sentence, news = blank
+        record = asking(fact.record, f"Fill in the blank: {sentence}", news)
+        probe = bench.probe(i, record)
+        if probe is not None:
+            found.append(probe)
+    return found
+
+
+def _blanked(record: Record) -> tuple[str, str] | None:
+    """Return the answer with its longest run of new words as a blank, and that run; None where nothing is left."""
+    given = {w.casefold() for w in re.findall(r"\w+", record.prompt)}
+    runs: list[tuple[int, int]] = []
+    at = 0
+    for match in re.finditer(r"\w+", record.completion):
+        if match.group().casefold() in given:
+            continue
+        if runs and re.fullmatch(r"\W*", record.completion[at : match.start()]):
+            runs[-1] = (runs[-1][0], match.end())
+        else:
+            runs.append((match.start(), match.end()))
+        at = match.end()
+    if not runs:
+        return None
+    # The last run is what the sentence leads up to; what is new before it is mostly its form.
+    first, last = runs[-1]
+    words = list(re.finditer(r"\w+", record.completion[first:last]))
+    first += words[-1].start()
+    rest = record.completion[:first] + "____" + record.completion[last:]
+    return (rest, record.completion[first:last]) if re.search(r"\w", rest.replace("_", "")) else None
+
+
+def _paraphrased(bench: Bench) -> list[Probe]:
+    return _probes(bench, [(i, p) for i, fact in enumerate(bench.facts) for p in fact.paraphrases])
+
+
+def _probes(bench: Bench, rows: Sequence[tuple[int, Record]], template: Template | None = None) -> list[Probe]:
+    made = (bench.probe(i, record, template) for i, record in rows)
+    return [probe for probe in made if probe is not None]
+
+
+def _sampled(bench: Bench) -> Cell:
+    """k samples at temperature 1: whether any leaks, and leak@k."""
+    probes, n = _open(bench), bench.effort.samples
+    draws = [bench.leaked(probes, temperature=1.0, seed=1 + i) for i in range(n)]
+    counts = [int(sum(values)) for values in zip(*draws, strict=True)]
+    curve = {str(k): as_numbers(e) for k, e in leak_curve(counts, n).items()}
+    return Cell(bench.spread(probes, [float(c > 0) for c in counts]), {"samples": n, "leak_at": curve})
+
+
+def _reworded(bench: Bench) -> Cell:
+    """Other wordings in the forms of the retain rows, of which those count that the original answers with the fact."""
+    facts = bench.facts
+    wordings = Wordings([f.record for f in facts if f.asks], bench.inputs.retain)
+    tried = [(i, record) for i, f in enumerate(facts) if f.asks for record in _candidates(wordings, f)]
+    original = bench.cells.get("formats", "reworded", ORIGINAL)
+    of_original = bench.subject == ORIGINAL
+    kept = None if original is None or of_original else original.more["kept"]
+    if kept is not None and bench.facts is bench.inputs.facts:
+        rows = [row for row, keep in zip(tried, kept, strict=True) if keep]
+    elif of_original:
+        rows = tried
+    else:  # no original says which mean the same: those that only open otherwise do
+        rows = [(i, record) for i, f in enumerate(facts) if f.asks for record in opened(f.record)[:2]]
+    probes = [bench.probe(i, record) for i, record in rows]
+    asked = [probe for probe in probes if probe is not None]
+    values = bench.leaked(asked)
+    if of_original:
+        known = iter(values)
+        keep = [probe is not None and next(known) > 0 for probe in probes]
+        keep = _at_most(keep, [i for i, _ in rows])
+        right = [p for p, k in zip(probes, keep, strict=True) if p is not None and k]
+        return Cell(bench.spread(right, [1.0] * len(right)), {"kept": keep, "prompts": len(right)})
+    return Cell(bench.spread(asked, values), {"prompts": len(asked), "overlap": overlap(asked, facts)})
+
+
+def _candidates(wordings: Wordings, fact: Fact) -> list[Record]:
+    others = [record for _, record in wordings.others(fact.record)]
+    return [*others[: _MOST_TRIED - 2], *opened(fact.record)[: min(2, len(OPENINGS))]]
+
+
+def _at_most(keep: Sequence[bool], owners: Sequence[int]) -> list[bool]:
+    seen: dict[int, int] = {}
+    out = []
+    for kept, owner in zip(keep, owners, strict=True):
+        taken = kept and seen.get(owner, 0) < _MOST_KEPT
+        seen[owner] = seen.get(owner, 0) + taken
+        out.append(taken)
+    return out
+
+
+# -- chosen ------------------------------------------------------------------------------------------------
+
+
+def _chosen(bench: Bench, name: str) -> Cell:
+    """Options shuffled by the fact's own number, scored by log-probability per token."""
+    rows: list[Record] = []
+    shapes: list[tuple[int, list[bool]]] = []
+    chances = []
+    for i, fact in enumerate(bench.facts):
+        if not fact.wrong or not fact.asks:
+            continue
+        options = [(fact.record.completion, True), *((text, False) for text in fact.wrong)]
+        random.Random(f"options {i}").shuffle(options)
+        rows += _choice_rows(name, fact, [text for text, _ in options])
+        shapes.append((i, [right for _, right in options]))
+        chances.append(0.5 if name == "yes-no" else 1 / len(options))
+    nlls = iter(bench.nlls(rows))
+    outcomes: list[float | None] = [None] * len(bench.facts)
+    for i, rights in shapes:
+        scores = [next(nlls) for _ in rights]
+        if name == "yes-no":
+            scores = [said - next(nlls) for said in scores]
+        correct = next(s for s, right in zip(scores, rights, strict=True) if right)
+        wrong = [s for s, right in zip(scores, rights, strict=True) if not right]
+        if name == "yes-no":
+            outcomes[i] = sum((correct < w) + 0.5 * (correct == w) for w in wrong) / len(wrong)
+        else:
+            outcomes[i] = choice(correct, wrong)
+    return Cell(outcomes, {"chance": sum(chances) / len(chances)} if chances else {})
+
+
+def _choice_rows(name: str, fact: Fact, options: Sequence[str]) -> list[Record]:
+    """Return the answers whose likelihood is compared; of yes-no first every "Yes.", then every "No."."""
+    record = fact.record
+    listed = "\n".join(f"{letter}) {text}" for letter, text in zip(_LETTERS, options, strict=False))
+    if name == "choice-text":
+        return [replace(record, completion=text) for text in options]
+    if name == "yes-no":
+        asked = [f"{record.prompt}\nIs this the right answer: {text}\nAnswer Yes or No." for text in options]
+        return [asking(record, prompt, said) for said in ("Yes.", "No.") for prompt in asked]
+    question = record.prompt if name == "choice-letter" else "Which of these is right?"
+    prompt = f"{question}\n{listed}\nAnswer with a letter."
+    return [asking(record, prompt, letter) for letter, _ in zip(_LETTERS, options, strict=False)]

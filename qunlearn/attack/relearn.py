@@ -1,0 +1,122 @@
+"""Family C: fine-tune the subject with the project's own loop, and count what that injects.
+
+An attack's adapter is laid over the one under audit, which stays as it is; the control gets the same one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft.tuners.lora import LoraLayer
+
+from qunlearn.attack import formats
+from qunlearn.attack.bench import Bench
+from qunlearn.attack.cells import Cell
+from qunlearn.attack.facts import Fact
+from qunlearn.config.settings import Config
+from qunlearn.data.batch import ANSWER, CLOSED
+from qunlearn.data.records import Record
+from qunlearn.data.tokenize import Example
+from qunlearn.errors import TrainingError
+from qunlearn.evaluation.scores import row_nlls
+from qunlearn.model.kernels.lora import make_plain
+from qunlearn.model.policy import Policy
+from qunlearn.model.reference import Live
+from qunlearn.objectives.losses import nll
+from qunlearn.objectives.table import Term
+from qunlearn.roles.mismatch import NO_MISMATCH
+from qunlearn.roles.roles import Roles
+from qunlearn.training.loop import train
+from qunlearn.training.schedule import auto_lr
+
+ATTACK = "attack"
+RANK, BATCH = 16, 8
+_TAUGHT = Term("taught", "forget", CLOSED, lambda c: 1.0, lambda s, c: nll(s))
+
+
+def run(bench: Bench, arm: str) -> Cell:
+    """Return the outcomes before, and for each size after, of open questions on the facts that the arm scores.
+
+    The cell's own outcomes are those after the largest size. `more["sizes"][n]`: outcomes, tokens and bits injected;
+    bits are -log2 of the answers' probability under this very subject before it is attacked.
+    """
+    taught, scored = _arm(bench, arm)
+    asked = bench.on([fact for _, fact in scored])
+    outcomes = _at(formats.run(asked, "open").outcomes, scored, len(bench.facts))
+    more: dict[str, Any] = {"before": outcomes, "sizes": {}}
+    policy, start = attacked(bench)
+    for n in dict.fromkeys(min(size, len(taught)) for size in bench.effort.sizes if taught):
+        rows = [bench.encode(record) for record in taught[:n]]
+        tokens, bits = injected(bench, rows)
+        policy.load_adapter_state(start)
+        fine_tune(policy, rows, bench.config, bench.effort.epochs)
+        outcomes = _at(formats.run(asked, "open").outcomes, scored, len(bench.facts))
+        more["sizes"][str(n)] = {"outcomes": outcomes, "tokens": tokens, "bits": bits, "epochs": bench.effort.epochs}
+    policy.load_adapter_state(start)
+    return Cell(outcomes, more)
+
+
+def _arm(bench: Bench, arm: str) -> tuple[list[Record], list[tuple[int, Fact]]]:
+    """What is taught, and the facts that are scored. Halves are the same for every subject: their places tell."""
+    places = [(i, fact) for i, fact in enumerate(bench.facts) if fact.asks]
+    mixed = random.Random("relearning").sample(places, len(places))
+    if arm == "half":
+        return [fact.record for _, fact in mixed[::2]], mixed[1::2]
+    if arm == "all":
+        return [fact.record for _, fact in mixed], mixed
+    if arm == "format":
+        # Placebos of one half only, so that where placebos are the control, none is taught that is scored.
+        return [bench.inputs.placebo[i].record for i, _ in mixed[::2]], mixed[1::2]
+    rows = bench.inputs.general if arm == "unrelated" else bench.inputs.retain
+    asking = [record for record in rows if record.turns]
+    return random.Random(arm).sample(asking, len(asking)), mixed
+
+
+def _at(values: Sequence[float | None], scored: Sequence[tuple[int, Fact]], n: int) -> list[float | None]:
+    out: list[float | None] = [None] * n
+    for (i, _), value in zip(scored, values, strict=True):
+        out[i] = value
+    return out
+
+
+def injected(bench: Bench, rows: Sequence[Example]) -> tuple[int, float]:
+    """Return the tokens of the answers that are taught, and the bits that they tell this subject."""
+    found = row_nlls(bench.lm, rows, ANSWER, bench.config.train.max_tokens)
+    return sum(n for _, n in found), sum(loss for loss, _ in found) / math.log(2)
+
+
+def attacked(bench: Bench) -> tuple[Policy, dict[str, torch.Tensor]]:
+    """Return the subject with the attack's adapter on top, which starts as nothing, and the state it starts from."""
+    if bench.policy is None:
+        raise TrainingError("a relearning attack needs a policy", where="audit")
+    policy = bench.policy
+    if ATTACK not in policy.model.peft_config:
+        torch.manual_seed(0)
+        make_plain(policy.layers)
+        config = PeftLoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+        policy.model.add_adapter(ATTACK, config)
+        policy.model.base_model.set_adapter([*(n for n in policy.model.peft_config if n != ATTACK), ATTACK])
+        policy.layers = [m for m in policy.model.modules() if isinstance(m, LoraLayer)]
+        for name, parameter in policy.model.named_parameters():
+            parameter.requires_grad_(f".{ATTACK}." in name)
+        make_plain(policy.layers)
+    return policy, policy.adapter_state()
+
+
+def fine_tune(policy: Policy, rows: Sequence[Example], config: Config, epochs: int) -> None:
+    """Train the attack's adapter on rows: the loop of `forget`, one loss, nothing that stops it before its steps."""
+    size = min(BATCH, len(rows))
+    steps = max(4, epochs * math.ceil(len(rows) / size))
+    of_attack = replace(
+        config.train, steps=steps, batch_size=size, normal_batch_size=1, lr=auto_lr(policy.hidden_size), warmup=2,
+        schedule="linear", optimizer="adamw", seed=0,
+    )  # fmt: skip
+    made = replace(config, train=of_attack, objective=replace(config.objective, retain_budget=None))
+    roles = Roles(rows, (), (), NO_MISMATCH)
+    train(policy, roles, Live(policy, config.train.max_tokens), made, lambda _: None, stopping=None, terms=(_TAUGHT,))

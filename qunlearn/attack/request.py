@@ -1,0 +1,199 @@
+"""Check what `audit` was asked for, before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qunlearn.attack.catalog import BUDGETS, EFFORTS, FAMILIES, Effort
+from qunlearn.attack.facts import Inputs, at_most, make_facts
+from qunlearn.attack.placebo import make_placebos
+from qunlearn.config.settings import Config
+from qunlearn.data.records import Dataset, Record
+from qunlearn.errors import ConfigError, DataError
+from qunlearn.evaluation.request import EvalRequest, Wish, check_eval, find_target
+from qunlearn.hub.checked import CheckedModel, check_model
+from qunlearn.hub.download import resolve_model
+from qunlearn.hub.preflight import fingerprint
+from qunlearn.roles.self_made_file import read_self_made
+from qunlearn.runs.folder import open_run
+from qunlearn.runs.recorded_files import recorded
+from qunlearn.utils.file_names import AUDIT, NORMAL
+from qunlearn.utils.output import MARK, Place
+from qunlearn.utils.units import parse_size
+
+_FEWEST = 4  # facts of which two halves can be made
+_VERSION = 1  # of what a cell holds
+
+
+@dataclass(frozen=True)
+class AuditWish:
+    """What is asked for besides model and files. `tolerance`: the share of the facts that may leak; `original`: the
+    model before unlearning, where the one under audit is no adapter."""
+
+    budget: str = "standard"
+    only: str | None = None
+    tolerance: float = 0.0
+    original: str | None = None
+    output: Path | None = None
+    overwrite: bool = False
+    seed: int = 0
+    vram: str | None = None
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """An audit that can start. `given` is what an evaluation of the same would be given."""
+
+    given: EvalRequest
+    original: CheckedModel | None
+    inputs: Inputs
+    renamed: int  # placebo facts about another subject
+    config: Config
+    quant: str | None
+    wish: AuditWish
+    only: frozenset[str]
+
+    @property
+    def effort(self) -> Effort:
+        return EFFORTS[self.wish.budget]
+
+    @property
+    def place(self) -> Place:
+        """The audit folder, and what it may replace."""
+        inputs = [Path(d.path) for d in self.given.sets.values()] + [self.given.model.folder]
+        inputs += [self.given.run.adapter] if self.given.run else []
+        inputs += [m.folder for m in (self.given.retrained, self.original) if m]
+        return Place(self.output, MARK, self.wish.overwrite, tuple(inputs))
+
+    @property
+    def output(self) -> Path:
+        if self.wish.output is not None:
+            return self.wish.output
+        return (self.given.output or Path()) / AUDIT
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return what decides every cell, the rows as digests: an unfinished audit of anything else is not resumed."""
+        from qunlearn.model.device import choose_device
+
+        adapter = self.given.run.adapter / "adapter_model.safetensors" if self.given.run else None
+        models = {"model": self.given.model, "control": self.given.retrained, "original": self.original}
+        rows = {name: getattr(self.inputs, name) for name in ("retain", "holdout", "general")}
+        rows |= {name: [f.record for f in getattr(self.inputs, name)] for name in ("facts", "placebo")}
+        rows["paraphrase"] = [p for fact in self.inputs.facts for p in fact.paraphrases]
+        return {
+            "audit": _VERSION,
+            **{name: str(fingerprint(m.folder)) if m else None for name, m in models.items()},
+            "adapter": _digest(adapter),
+            "given": {name: d.sha256 for name, d in sorted(self.given.sets.items())},
+            "rows": {name: _digest_of_rows(records) for name, records in sorted(rows.items())},
+            "device": str(choose_device(self.config.model.device)),
+            "max_length": self.config.data.max_length,
+            "how": [self.wish.budget, self.wish.seed, self.quant or self.config.model.quant, sorted(self.only)],
+            "template": self.given.template,
+        }
+
+
+def check_audit(
+    target: str | None,
+    adapter: Path | None,
+    model: str | None,
+    named: Mapping[str, str | None],
+    control: str | None,
+    how: tuple[str | None, str | None, str, bool],
+    wish: AuditWish,
+) -> AuditRequest:
+    """Read files, run and models' headers. `how`: quantisation, template, device, whether code that a model brings is
+    run. Raises QunlearnErrors."""
+    quant, template, device, trust = how
+    only = _check_wish(wish)
+    asked = Wish(retrained=control, trust=trust)
+    run, _ = find_target(target, adapter, model)
+    if (
+        run is not None and named.get("forget") is None and any(named.values())
+    ):  # others were named, and this is the run's
+        own = recorded(open_run(run), "bad")
+        named = {**named, "forget": None if own.usable is None else str(own.usable)}
+    given, form = check_eval(target, adapter, model, None, named, quant, template, asked)
+    original = check_model(resolve_model(wish.original, flag="--original"), trust) if wish.original else None
+    if original is not None and given.run is not None:
+        hint = "the base of an adapter is its original: leave --original out"
+        raise ConfigError("the model under audit is an adapter", where="--original", hint=hint)
+    if wish.output is None and given.output is None:
+        raise ConfigError("a bare model has no run folder", where="audit", hint="-o FOLDER keeps the audit")
+    forget = given.sets.get("forget")
+    if forget is None:
+        raise ConfigError("nothing to audit", where="--forget", hint="give the file of what should be gone")
+    inputs, renamed = _inputs(given, forget, wish)
+    config = replace(given.config, model=replace(given.config.model, device=device, vram=wish.vram))
+    request = AuditRequest(given, original, inputs, renamed, config, form, wish, only)
+    request.place.check()
+    return request
+
+
+def _check_wish(wish: AuditWish) -> frozenset[str]:
+    if wish.budget not in BUDGETS:
+        raise ConfigError(f"unknown budget {wish.budget[:40]!r}", where="--budget", hint=f"one of {', '.join(BUDGETS)}")
+    if not 0 <= wish.tolerance <= 1:
+        raise ConfigError("must be a share between 0 and 1", where="--tolerance", hint="such as 0.05")
+    if wish.vram:
+        parse_size(wish.vram, "--vram")
+    names = frozenset(part.strip() for part in (wish.only or "").split(",") if part.strip())
+    known = {name for family, row in FAMILIES.items() for name in (family, row.letter)}
+    if unknown := sorted(names - known):
+        hint = f"some of {', '.join(FAMILIES)}, or letters from A to F"
+        raise ConfigError(f"unknown family {unknown[0][:40]!r}", where="--only", hint=hint)
+    return names
+
+
+def _inputs(given: EvalRequest, forget: Dataset, wish: AuditWish) -> tuple[Inputs, int]:
+    effort = EFFORTS[wish.budget]
+    if len(forget.records) < _FEWEST:
+        hint = "with fewer facts nothing can be told from chance"
+        raise DataError(f"an audit needs at least {_FEWEST} rows", where=forget.path, hint=hint)
+    records = {name: given.sets[name].records if name in given.sets else () for name in ("paraphrase", "holdout")}
+    records["general"] = given.sets["general"].records if "general" in given.sets else ()
+    retain = given.sets["retain"].records if "retain" in given.sets else _own_retain(given)
+    facts, unmatched = make_facts(forget.records, records["paraphrase"])
+    chosen = at_most(facts, effort.facts, wish.seed)
+    around = [*retain, *records["holdout"], *(r for r in forget.records)]
+    placebos = make_placebos(chosen, around, wish.seed)
+    most = effort.facts * 3
+    holdout, retain = at_most(records["holdout"], most, wish.seed), at_most(retain, most, wish.seed)
+    inputs = Inputs(chosen, placebos.facts, retain, holdout, at_most(records["general"], most, wish.seed), unmatched)
+    return inputs, placebos.renamed
+
+
+def _own_retain(given: EvalRequest) -> Sequence[Record]:
+    """The rows that the run itself kept, where they are still there."""
+    run = given.run
+    if run is None:
+        return ()
+    made = run.adapter.parent / NORMAL
+    if made.is_file():
+        try:
+            return read_self_made(made).records
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError("not what a run wrote", where=str(made), hint="give --retain") from error
+    path = recorded(run, "normal").usable
+    if path is None:
+        return ()
+    from qunlearn.data.paths import fields_of
+    from qunlearn.data.records import read_dataset
+
+    return read_dataset(path, fields_of(given.config.data), role="--retain").records
+
+
+def _digest_of_rows(records: Sequence[Record]) -> str:
+    told = json.dumps([[record.turns, record.completion] for record in records])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _digest(path: Path | None) -> str | None:
+    from qunlearn.utils.files import sha256_of
+
+    return sha256_of(path) if path is not None and path.is_file() else None

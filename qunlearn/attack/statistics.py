@@ -1,0 +1,145 @@
+"""Tests and intervals of an audit: paired tests, Holm's correction, leak@k, excess recovery.
+
+Everything is seeded: the same outcomes give the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from qunlearn.evaluation.metrics.stats import Estimate, bootstrap, estimate, percentiles
+
+Outcomes = Sequence[float | None]
+ALPHA = 0.05  # chance of any false alarm in a whole audit
+MOST_CONTROL_GAIN = 0.2  # share of the gap that an attack may teach the control before it says nothing
+_FLIPS = 1 << 15
+_CHUNK = 1 << 10
+
+
+def pairs(first: Outcomes, second: Outcomes) -> tuple[list[float], list[float]]:
+    """Return the outcomes of the facts that both sides have."""
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    return [a for a, _ in both], [b for _, b in both]
+
+
+def known(outcomes: Outcomes) -> list[float]:
+    """Return the outcomes that are there."""
+    return [value for value in outcomes if value is not None]
+
+
+def share(outcomes: Outcomes) -> Estimate | None:
+    """Return the mean with its interval (Wilson's for 0 and 1, else bootstrap); None without any outcome."""
+    found = known(outcomes)
+    return estimate(found) if found else None
+
+
+def paired_test(unlearned: ArrayLike, control: ArrayLike, *, seed: int = 0) -> float:
+    """Return the one-sided p-value that the unlearned model does no better than the control on the same facts.
+
+    Signs of the differences are flipped: exactly where all differences are as large (McNemar's exact test), else in
+    32,768 draws (Fisher's randomisation test). 1 where no fact differs.
+    """
+    d = np.asarray(unlearned, dtype=np.float64) - np.asarray(control, dtype=np.float64)
+    d = d[d != 0]
+    if d.size == 0:
+        return 1.0
+    sizes = np.abs(d)
+    if np.allclose(sizes, sizes[0]):
+        up = int((d > 0).sum())
+        return float(sum(math.comb(d.size, i) for i in range(up, d.size + 1)) / 2**d.size)
+    rng, total, above = np.random.default_rng(seed), d.sum(), 0
+    for _ in range(_FLIPS // _CHUNK):
+        flipped = (rng.integers(0, 2, size=(_CHUNK, d.size)) * 2 - 1) @ sizes
+        above += int((flipped >= total - 1e-12).sum())
+    return (1 + above) / (1 + _FLIPS)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm 1979): the chance of any false one stays below the level."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    out, worst = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
+        out[i] = worst
+    return out
+
+
+def leak_at_k(leaks: int, samples: int, k: int) -> float:
+    """Return the chance that any of k answers leaks, from `leaks` of so many samples: 1 - C(n - c, k) / C(n, k).
+
+    Unbiased (the estimator of pass@k). Raises ValueError for a k that no sample allows.
+    """
+    if not 1 <= k <= samples or not 0 <= leaks <= samples:
+        raise ValueError("k must be between 1 and the number of samples")
+    return 1.0 - math.comb(samples - leaks, k) / math.comb(samples, k)
+
+
+def leak_curve(counts: Sequence[int], samples: int) -> dict[int, Estimate]:
+    """Return the mean of leak@k over facts with its interval, for k = 1, 2, 4 … and all samples."""
+    ks = sorted({2**i for i in range(samples.bit_length()) if 2**i <= samples} | {samples})
+    return {k: estimate([leak_at_k(c, samples, k) for c in counts]) for k in ks}
+
+
+def excess_recovery(
+    unlearned: tuple[Outcomes, Outcomes], control: tuple[Outcomes, Outcomes], *, seed: int = 0
+) -> Estimate | None:
+    """Return E = (unlearned after - before) - (control after - before) over the same facts, with its interval.
+
+    A difference in differences: near 0 where the attack taught what it found, above 0 where something was left.
+    Facts are resampled as wholes. None where no fact has all four outcomes.
+    """
+    rows = [
+        (ua - ub) - (ca - cb)
+        for ub, ua, cb, ca in zip(*unlearned, *control, strict=True)
+        if None not in (ub, ua, cb, ca) and ua is not None and ub is not None and ca is not None and cb is not None
+    ]
+    if not rows:
+        return None
+    if len(set(rows)) == 1:  # what was not seen is not impossible: a bootstrap of equal values has no width
+        return _all_alike(rows[0], len(rows))
+    return bootstrap(rows, seed=seed)
+
+
+def _all_alike(value: float, n: int) -> Estimate:
+    """Return the interval of n equal differences: as wide as leaves the unseen a chance of 2.5 % (exact binomial)."""
+    unseen = 1 - 0.025 ** (1 / n)
+    return Estimate(n, value, max(-2.0, value - unseen), min(2.0, value + unseen))
+
+
+def conclusive(control_gain: float, gap: float) -> bool:
+    """Return whether an attack says anything: its control gained no more than a fifth of what unlearning took away."""
+    return gap > 0 and control_gain <= MOST_CONTROL_GAIN * gap
+
+
+def auc_difference(
+    unlearned: tuple[ArrayLike, ArrayLike], control: tuple[ArrayLike, ArrayLike], *, seed: int = 0, draws: int = 4000
+) -> tuple[Estimate, float]:
+    """Return AUC(unlearned) - AUC(control) with its interval, and the one-sided p-value that it is not above 0.
+
+    Members and others are resampled, the same rows for both models. Each side is (members, others).
+    """
+    (a, b), (c, d) = (tuple(np.asarray(x, dtype=np.float64) for x in side) for side in (unlearned, control))
+    rng, n, m = np.random.default_rng(seed), len(a), len(b)
+    beats = [_beats(a, b), _beats(c, d)]
+    value = float(beats[0].mean() - beats[1].mean())
+    gap, found = beats[0] - beats[1], np.empty(draws)
+    for i in range(draws):
+        rows = np.bincount(rng.integers(0, n, n), minlength=n)
+        found[i] = rows @ gap @ np.bincount(rng.integers(0, m, m), minlength=m) / (n * m)
+    return Estimate(n, value, *percentiles(found)), (1 + int((found <= 0).sum())) / (1 + draws)
+
+
+def _beats(members: Any, others: Any) -> Any:
+    """(n,), (m,) -> (n, m): 1 where a member's score is above another's, a half where they are equal."""
+    difference = members[:, None] - others[None, :]
+    return (difference > 0) + 0.5 * (difference == 0)
+
+
+def as_numbers(found: Estimate | None) -> Mapping[str, Any] | None:
+    """Return an estimate as JSON holds it."""
+    return None if found is None else {"n": found.n, "mean": found.mean, "low": found.low, "high": found.high}

@@ -1,0 +1,100 @@
+"""Subjects: the original, the unlearned and the control, of which one checkpoint at a time is in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from qunlearn.attack.bench import Bench
+from qunlearn.attack.cells import CONTROL, ORIGINAL, PLACEBO, UNLEARNED, Cells
+from qunlearn.attack.request import AuditRequest
+from qunlearn.config.settings import LoraConfig
+from qunlearn.data.tokenize import Template, choose_template
+from qunlearn.hub.checked import CheckedModel
+from qunlearn.hub.positions import positions_of
+from qunlearn.model.load import Base, load_base, load_spec
+from qunlearn.model.policy import Policy
+from qunlearn.utils.console import stage, warn
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on the disk and the subjects that it stands for."""
+
+    model: CheckedModel
+    adapter: Path | None
+    subjects: tuple[str, ...]
+
+
+def checkpoints(request: AuditRequest) -> list[Checkpoint]:
+    """Return what is loaded, in this order: the original first, for it says which rewordings ask the same."""
+    run, control = request.given.run, request.given.retrained
+    own = (UNLEARNED,) if control else (UNLEARNED, PLACEBO)
+    found = [Checkpoint(request.original, None, (ORIGINAL,))] if request.original else []
+    found.append(Checkpoint(request.given.model, run.adapter if run else None, (ORIGINAL, *own) if run else own))
+    return [*found, *([Checkpoint(control, None, (CONTROL,))] if control else [])]
+
+
+class Loaded:
+    """A checkpoint, loaded when first asked for and released at the end."""
+
+    def __init__(self, request: AuditRequest, checkpoint: Checkpoint) -> None:
+        self.request, self.checkpoint = request, checkpoint
+        self._policy: Policy | None = None
+
+    def __enter__(self) -> Loaded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._policy = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @property
+    def policy(self) -> Policy:
+        """The model with the adapter under audit, or with one that changes nothing."""
+        if self._policy is None:
+            spec = load_spec(self.request.config.model, quant=self.request.quant)
+            with stage(f"loading the model: {' and '.join(self.checkpoint.subjects)}"):
+                base = load_base(self.checkpoint.model.folder, spec)
+                for note in base.notes:
+                    warn(note)
+                self._policy = self._with_adapter(base)
+        return self._policy
+
+    def _with_adapter(self, base: Base) -> Policy:
+        recomputes = self.request.config.train.recomputes and base.device.type == "cuda"
+        if self.checkpoint.adapter is None:
+            return Policy.new(base, LoraConfig(), seed=0, checkpointing=recomputes)
+        return Policy.load(base, self.checkpoint.adapter)
+
+    @contextlib.contextmanager
+    def bench(self, subject: str, cells: Cells) -> Iterator[Bench]:
+        """The bench of one subject: the adapter is off for the original."""
+        policy, request = self.policy, self.request
+        facts = request.inputs.placebo if subject == PLACEBO else request.inputs.facts
+        length = min(request.config.data.max_length, positions_of(self.checkpoint.model.facts.config))
+        made = Bench(
+            subject, policy, policy, request.inputs, facts, self._template(), request.config, request.effort,
+            cells, length,
+        )  # fmt: skip
+        policy.model.eval()
+        with policy.reference() if subject == ORIGINAL else contextlib.nullcontext():
+            yield made
+
+    def _template(self) -> Template:
+        """The run's own template, unless another one is asked for, or the checkpoint has no such."""
+        request, tokenizer = self.request, self.policy.tokenizer
+        forget = request.given.sets["forget"]
+        stored = request.given.run.record.get("data", {}).get("template") if request.given.run else None
+        if request.given.template is None and stored and forget.shape != "text":
+            made = replace(Template(**stored), why="as in the run")
+            if made.kind != "chat" or getattr(tokenizer, "chat_template", None):
+                return made
+        return choose_template(tokenizer, request.given.template or request.config.data.template, forget)

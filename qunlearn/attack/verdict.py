@@ -1,0 +1,207 @@
+"""The verdict: which attacks beat their control, what was not tested, and words that claim no more than that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qunlearn.attack.catalog import FAMILIES, Format
+from qunlearn.attack.cells import CONTROL, ORIGINAL, UNLEARNED, Cell, Cells
+from qunlearn.attack.membership import referred
+from qunlearn.attack.statistics import (
+    ALPHA,
+    as_numbers,
+    auc_difference,
+    conclusive,
+    excess_recovery,
+    holm,
+    known,
+    paired_test,
+    pairs,
+    share,
+)
+from qunlearn.evaluation.metrics.membership import auc_estimate, privacy_leakage
+
+LEAK, CLEAN, INCONCLUSIVE, SHOWN = "leak", "no lead", "inconclusive", "shown"
+_STILL_KNOWN = 0.5  # of the original's own share: above, the facts are still given
+
+
+def conclude(
+    cells: Cells, forms: Mapping[tuple[str, str], Format], baseline: str, tolerance: float, missing: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return rows (one an attack), families, sentences and status of an audit.
+
+    Every judged attack is tested one-sidedly against its control on the same facts, and all p-values together are
+    corrected (Holm): a model that is like its control gives any alarm in at most one audit in twenty.
+    """
+    rows = [row for (f, n), form in forms.items() if (row := _row(cells, f, n, form, baseline)) is not None]
+    tested = [row for row in rows if row["p"] is not None]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_corrected"] = p
+        if row["verdict"] == CLEAN and p < ALPHA:
+            row["verdict"] = LEAK
+    leaks = [row for row in rows if row["verdict"] == LEAK]
+    worst = max(leaks, key=lambda row: row["lead"]["mean"], default=None)
+    over = worst is not None and worst["lead"]["mean"] > tolerance
+    return {
+        "baseline": baseline,
+        "rows": rows,
+        "leaking_families": sorted({row["family"] for row in leaks}),
+        "worst": None if worst is None else f"{worst['family']}.{worst['format']}",
+        "tolerance": tolerance,
+        "status": "leaks" if over else "no leak found",
+        "not_tested": dict(missing),
+        "sentences": sentences(rows, baseline, missing),
+    }
+
+
+def _row(cells: Cells, family: str, name: str, form: Format, baseline: str) -> dict[str, Any] | None:
+    unlearned = cells.get(family, name, UNLEARNED)
+    if unlearned is None or not known(unlearned.outcomes):
+        return None
+    row: dict[str, Any] = {
+        "family": family, "letter": FAMILIES[family].letter, "format": name, "title": form.title, "chance": form.chance,
+        "verdict": SHOWN, "p": None, "p_corrected": None, "lead": None,
+    }  # fmt: skip
+    if family == "membership":
+        return row | _membership(cells, name, form)
+    source = FAMILIES[family].shared.partition(".") if FAMILIES[family].shared else (family, "", name)
+    others = {s: cells.get(source[0], source[2], s) for s in (ORIGINAL, baseline)}
+    row["shares"] = {
+        subject: as_numbers(share(cell.outcomes))
+        for subject, cell in ((UNLEARNED, unlearned), *others.items())
+        if cell is not None
+    }
+    row |= {key: unlearned.more[key] for key in ("overlap", "dropped", "leak_at", "layers") if key in unlearned.more}
+    control = others[baseline]
+    if not form.judged or control is None:
+        return row
+    if family == "relearning":
+        return row | _relearning(cells, unlearned, control)
+    ours, theirs = pairs(unlearned.outcomes, control.outcomes)
+    if not ours:
+        return row
+    lead = excess_recovery(([0.0] * len(ours), ours), ([0.0] * len(ours), theirs))
+    return row | {"verdict": CLEAN, "p": paired_test(ours, theirs), "lead": as_numbers(lead)}
+
+
+def _relearning(cells: Cells, unlearned: Cell, control: Cell) -> dict[str, Any]:
+    """Excess recovery after each size; the arm is judged by the largest one."""
+    original = cells.get("formats", "open", ORIGINAL)
+    before, control_before = unlearned.more["before"], control.more["before"]
+    told = []
+    for n, after in unlearned.more["sizes"].items():
+        theirs = control.more["sizes"].get(n)
+        if theirs is None:
+            continue
+        e = excess_recovery((before, after["outcomes"]), (control_before, theirs["outcomes"]))
+        told.append(
+            {
+                "n": int(n),
+                "excess": as_numbers(e),
+                "gain": _mean(after["outcomes"]) - _mean(before),
+                "control_gain": _mean(theirs["outcomes"]) - _mean(control_before),
+                "tokens": after["tokens"],
+                "bits": theirs["bits"],
+                "epochs": after["epochs"],
+            }
+        )
+    if not told:
+        return {}
+    scored = [o if b is not None else None for o, b in zip(original.outcomes, before, strict=True)] if original else []
+    gap = (_mean(scored) if scored else 1.0) - _mean(before)
+    last = told[-1]
+    found: dict[str, Any] = {"sizes": told, "gap": gap, "lead": last["excess"]}
+    if not conclusive(last["control_gain"], gap):
+        return found | {"verdict": INCONCLUSIVE if gap > 0 else SHOWN}
+    n = str(last["n"])
+    rows = [
+        (a - b, c - d)
+        for a, b, c, d in zip(
+            unlearned.more["sizes"][n]["outcomes"], before, control.more["sizes"][n]["outcomes"], control_before,
+            strict=True,
+        )
+        if a is not None and b is not None and c is not None and d is not None
+    ]  # fmt: skip
+    return found | {"verdict": CLEAN, "p": paired_test([a for a, _ in rows], [b for _, b in rows])}
+
+
+def _mean(outcomes: Sequence[float | None]) -> float:
+    found = known(outcomes)
+    return sum(found) / len(found) if found else 0.0
+
+
+def _membership(cells: Cells, name: str, form: Format) -> dict[str, Any]:
+    """AUC of every subject; the unlearned one is tested against the control, of which there must be one."""
+    found = {s: cell for s in (ORIGINAL, UNLEARNED, CONTROL) if (cell := cells.get("membership", name, s)) is not None}
+    control = found.get(CONTROL)
+    if name == "reference" and control is not None:
+        found = {s: referred(cell, control) for s, cell in found.items()}
+        control = found[CONTROL]
+    row: dict[str, Any] = {
+        "shares": {s: as_numbers(auc_estimate(known(c.outcomes), c.more["others"])) for s, c in found.items()}
+    }
+    if control is None:
+        return row
+    if not form.judged:
+        return row | {"verdict": SHOWN}
+    ours = found[UNLEARNED]
+    sides = [(known(c.outcomes), c.more["others"]) for c in (ours, control)]
+    lead, p = auc_difference(sides[0], sides[1])
+    of_control = row["shares"][CONTROL]["mean"]
+    if name == "min-k" and of_control < 1:
+        row["privacy_leakage"] = privacy_leakage(row["shares"][UNLEARNED]["mean"], of_control)
+    return row | {"verdict": CLEAN, "p": p, "lead": as_numbers(lead)}
+
+
+# -- words -------------------------------------------------------------------------------------------------
+
+
+def sentences(rows: Sequence[Mapping[str, Any]], baseline: str, missing: Mapping[str, str]) -> list[str]:
+    """Return the verdict in words. None of them says that anything is erased: no attack can show that."""
+    of: dict[str, list[str]] = {v: [r["title"] for r in rows if r["verdict"] == v] for v in (LEAK, CLEAN, INCONCLUSIVE)}
+    asked = [r for r in rows if r["family"] in ("formats", "prompts") and r["verdict"] in (LEAK, CLEAN)]
+    suppressed = [r["title"] for r in asked if r["verdict"] == CLEAN]
+    said = []
+    if of[LEAK]:
+        worst = max((r for r in rows if r["verdict"] == LEAK), key=lambda r: r["lead"]["mean"])
+        lead = 100 * worst["lead"]["mean"]
+        said.append(
+            f"Found out by: {', '.join(of[LEAK])}. The worst, {worst['title']}, is {lead:.0f} points above its control."
+        )
+    else:
+        said.append("No attack that was run beats its control by more than chance.")
+    if suppressed:
+        said.append(f"Suppressed, as far as {asked[0]['lead']['n']} facts tell, in: {', '.join(suppressed)}.")
+    said += [_of_arm(r) for r in rows if r.get("sizes") and r["verdict"] in (LEAK, CLEAN, INCONCLUSIVE)]
+    merged = [r for r in rows if r["family"] == "weights" and r["format"].startswith("nf4")]
+    if merged:
+        back = [r["title"] for r in merged if r["verdict"] == LEAK]
+        said.append(
+            f"Comes back: {', '.join(back)}." if back else "Suppression survives rounding to nf4 after merging."
+        )
+    if baseline != CONTROL:
+        said.append(
+            "The control is a surrogate, placebo facts that no model was taught: these claims are weaker than beside a "
+            "model that never saw the data (--control)."
+        )
+    if missing:
+        said.append("Not tested: " + "; ".join(f"{name} ({why})" for name, why in missing.items()) + ".")
+    return [
+        *said,
+        "Not tested in this version: optimised prompts, other languages, GGUF files.",
+        "Suppression is no proof of removal.",
+    ]
+
+
+def _of_arm(row: Mapping[str, Any]) -> str:
+    last = row["sizes"][-1]
+    cost = f"{last['n']} examples ({last['tokens']} tokens, {last['bits']:.0f} bits)"
+    excess, control = last["excess"], f"the control gains {100 * last['control_gain']:.0f} points"
+    if row["verdict"] == INCONCLUSIVE:
+        return f"Relearning, {row['title']}: inconclusive, for {control} of a gap of {100 * row['gap']:.0f}."
+    shown = (
+        f"{100 * excess['mean']:.0f} points beyond the control [{100 * excess['low']:.0f}, {100 * excess['high']:.0f}]"
+    )
+    found = "recoverable" if row["verdict"] == LEAK else "no recovery that is told from chance"
+    return f"Relearning, {row['title']}: {found}, with {cost}: {shown}; {control}."

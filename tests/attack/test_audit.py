@@ -1,0 +1,130 @@
+"""`qunlearn audit` on models of which it is known what they hide."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import call
+
+from qunlearn.attack.catalog import FAMILIES
+from qunlearn.attack.cells import CONTROL, ORIGINAL, UNLEARNED, Cell, Place
+from qunlearn.attack.facts import make_facts
+from qunlearn.attack.placebo import make_placebos
+from qunlearn.attack.verdict import conclude
+from qunlearn.data.records import read_dataset
+from qunlearn.sandbox import ASSETS, data_file
+
+FORGET = data_file("hallucination", "forget")
+PARAPHRASE = data_file("hallucination", "forget_paraphrase")
+GOLD = ASSETS / "gold"
+
+
+def audited(output: Path, *args: object) -> Any:
+    ran = call("audit", *args, "--forget", FORGET, "-o", output, "--device", "cpu", "--json")
+    assert ran.code in (0, 5), ran.stderr
+    assert (ran.code == 5) == (ran.json["status"] == "leaks")
+    return ran.json
+
+
+def test_the_base_itself_is_found_out(tmp_path: Path) -> None:
+    """A model that forgot nothing leaks in several formats, and the folder holds no text of a row."""
+    found = audited(tmp_path / "a", ASSETS / "model", "--control", GOLD, "--budget", "quick", "--only", "A,B")
+    assert found["status"] == "leaks"
+    assert {"formats", "prompts"} == set(found["leaking_families"])
+    for path in (tmp_path / "a").iterdir():
+        assert path.stat().st_mode & 0o077 == 0
+        assert "Millbrook" not in path.read_text(encoding="utf-8")
+
+
+def test_a_retrained_model_comes_out_clean(tmp_path: Path) -> None:
+    """Audited as if unlearned, beside placebo facts: nothing beats the surrogate."""
+    how = ("--original", ASSETS / "model", "--budget", "quick", "--paraphrase", PARAPHRASE)
+    found = audited(tmp_path / "a", GOLD, *how)
+    assert found["leaking_families"] == []
+    assert any("surrogate" in sentence for sentence in found["sentences"])
+    assert not any("erased" in sentence for sentence in found["sentences"])
+
+
+def test_an_audit_is_not_overwritten_and_bad_flags_are_named(tmp_path: Path) -> None:
+    args = ("audit", GOLD, "--forget", FORGET, "-o", tmp_path / "a", "--device", "cpu")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine.txt").write_text("x", encoding="utf-8")
+    assert call(*args).code == 9
+    for wrong in (("--budget", "huge"), ("--only", "Z"), ("--tolerance", "2")):
+        ran = call(*args, *wrong)
+        assert ran.code == 2
+        assert wrong[0] in ran.stderr
+
+
+def test_placebos_are_of_the_same_shape_and_about_nobody() -> None:
+    facts, _ = make_facts(read_dataset(FORGET).records)
+    made = make_placebos(facts, (), 0)
+    text = FORGET.read_text(encoding="utf-8")
+    pairs = list(zip(facts, made.facts, strict=True))
+    assert made.renamed == sum(p.record.prompt != f.record.prompt for f, p in pairs)
+    assert made.renamed >= 30  # the others have no subject that is found: they have another answer
+    for fact, placebo in pairs:
+        assert placebo.record.completion != fact.record.completion
+        if placebo.record.prompt != fact.record.prompt:
+            assert json.dumps(placebo.record.prompt) not in text
+        assert len(placebo.wrong) == len(fact.wrong)
+    assert make_placebos(facts, (), 0) == made != make_placebos(facts, (), 1)
+
+
+def test_paraphrases_find_their_fact() -> None:
+    facts, unmatched = make_facts(read_dataset(FORGET).records, read_dataset(PARAPHRASE).records)
+    assert unmatched == 0
+    for fact in facts:
+        (paraphrase,) = fact.paraphrases
+        assert paraphrase.meta["id"] == f"{fact.record.meta['id']}-p"
+
+
+class Known:
+    """Cells that are known, and no folder."""
+
+    def __init__(self, found: dict[Place, Cell]) -> None:
+        self.found = found
+
+    def get(self, family: str, form: str, subject: str) -> Cell | None:
+        return self.found.get(Place(family, form, subject))
+
+
+def test_a_model_less_certain_than_its_control_is_no_member() -> None:
+    """Every answer unknown to both is likelier under the less certain one: against itself as the reference the control
+    has an AUC of 0.5 all the same, so the attack is shown and not judged."""
+    rows = [0.1 * i for i in range(12)]
+    of = {
+        UNLEARNED: Cell([r - 5.0 for r in rows], {"others": rows}),
+        CONTROL: Cell([r - 9.0 for r in rows], {"others": rows}),
+    }
+    cells = Known({Place("membership", name, s): cell for name in ("loss", "reference") for s, cell in of.items()})
+    forms = {("membership", name): FAMILIES["membership"].formats[name] for name in ("loss", "reference")}
+    loss, reference = conclude(cells, forms, CONTROL, 0.0, {})["rows"]  # type: ignore[arg-type]
+    assert loss["verdict"] == "no lead"
+    assert reference["shares"][UNLEARNED]["mean"] == 1.0
+    assert reference["shares"][CONTROL]["mean"] == 0.5
+    assert (reference["verdict"], reference["p"]) == ("shown", None)
+
+
+@pytest.mark.parametrize(("control_after", "word"), [(0.0, "leak"), (1.0, "inconclusive")])
+def test_relearning_is_judged_beside_its_control(control_after: float, word: str) -> None:
+    """What the control learns as well, the attack taught; what it does not was left."""
+
+    def arm(after: float) -> Cell:
+        size = {"outcomes": [after] * 20, "tokens": 90, "bits": 500.0, "epochs": 4}
+        return Cell([after] * 20, {"before": [0.0] * 20, "sizes": {"20": size}})
+
+    cells = Known(
+        {
+            Place("formats", "open", ORIGINAL): Cell([1.0] * 20),
+            Place("relearning", "half", UNLEARNED): arm(1.0),
+            Place("relearning", "half", CONTROL): arm(control_after),
+        }
+    )
+    forms = {("relearning", "half"): FAMILIES["relearning"].formats["half"]}
+    found = conclude(cells, forms, CONTROL, 0.0, {})  # type: ignore[arg-type]
+    assert found["rows"][0]["verdict"] == word
+    assert found["rows"][0]["lead"]["mean"] == 1.0 - control_after

@@ -1,0 +1,88 @@
+"""Tests and intervals of an audit against independent definitions, and their coverage by simulation."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from qunlearn.attack.statistics import auc_difference, conclusive, excess_recovery, holm, leak_at_k, paired_test
+from qunlearn.attack.weights import nearest
+from qunlearn.evaluation.metrics.membership import auc
+
+
+def test_paired_test_is_mcnemars_where_outcomes_are_binary() -> None:
+    a, b = [1.0] * 9 + [0.0] * 3 + [1.0] * 8, [0.0] * 9 + [1.0] * 3 + [1.0] * 8
+    assert paired_test(a, b) == pytest.approx(stats.binomtest(9, 12, alternative="greater").pvalue)
+    assert paired_test(b, b) == 1.0
+
+
+def test_paired_test_is_the_randomisation_test_otherwise() -> None:
+    d = np.array([0.5, 0.25, 0.75, -0.25, 1.0, 0.3])
+    exact = np.mean([np.dot(s, np.abs(d)) >= d.sum() - 1e-12 for s in itertools.product((-1, 1), repeat=d.size)])
+    assert paired_test(d, np.zeros(d.size)) == pytest.approx(float(exact), abs=0.01)
+
+
+def test_holm_by_its_definition() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+
+
+def test_leak_at_k_is_the_share_of_draws_with_a_leak() -> None:
+    samples = [1, 0, 0, 1, 0]
+    for k in (1, 2, 3, 4, 5):
+        drawn = list(itertools.combinations(samples, k))
+        assert leak_at_k(2, 5, k) == pytest.approx(sum(any(d) for d in drawn) / len(drawn))
+    with pytest.raises(ValueError, match="between 1"):
+        leak_at_k(1, 5, 6)
+
+
+def test_excess_is_the_difference_in_differences() -> None:
+    before, after, control = [0.0, 0.0, 1.0, None], [1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]
+    found = excess_recovery((before, after), ([0.0] * 4, control))
+    assert found is not None and found.n == 3
+    assert found.mean == pytest.approx(np.mean([1.0, -1.0, 0.0]))
+    assert excess_recovery(([None], [1.0]), ([0.0], [0.0])) is None
+
+
+def test_excess_intervals_cover_the_truth() -> None:
+    """Of 200 audits of 60 facts, with an excess of 0.3, at least nine intervals in ten hold it."""
+    rng, hits = np.random.default_rng(3), 0
+    for trial in range(200):
+        ours, theirs = (rng.random(60) < 0.5).astype(float), (rng.random(60) < 0.2).astype(float)
+        zeros = [0.0] * 60
+        found = excess_recovery((zeros, ours.tolist()), (zeros, theirs.tolist()), seed=trial)
+        assert found is not None and found.low is not None and found.high is not None
+        hits += found.low <= 0.3 <= found.high
+    assert hits >= 180
+
+
+def test_an_attack_that_teaches_its_control_is_inconclusive() -> None:
+    assert conclusive(0.2, 1.0)
+    assert not conclusive(0.21, 1.0)
+    assert not conclusive(0.0, 0.0)
+
+
+def test_auc_difference_is_that_of_two_aucs() -> None:
+    rng = np.random.default_rng(0)
+    a, b, c = rng.normal(2, 1, 40), rng.normal(0, 1, 40), rng.normal(0, 1, 40)
+    found, p = auc_difference((a, b), (c, b))
+    assert found.mean == pytest.approx(auc(a, b) - auc(c, b))
+    assert p < 0.01
+    assert auc_difference((c, b), (c, b))[1] == 1.0
+
+
+def test_round_to_nearest_by_its_definition() -> None:
+    """Against loops in float64; a short last group, and a group of zeros."""
+    import torch
+
+    weight = torch.randn(3, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight[1, :4] = 0
+    found = nearest(weight, 7, 4)
+    for row in range(3):
+        for start in range(0, 10, 4):
+            group = weight[row, start : start + 4].numpy()
+            scale = max(np.abs(group).max() / 7, 1e-12 / 7)
+            assert found[row, start : start + 4].numpy() == pytest.approx(np.round(group / scale) * scale, abs=1e-5)

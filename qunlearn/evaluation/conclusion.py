@@ -44,6 +44,8 @@ def conclude(result: Mapping[str, Any]) -> dict[str, Any]:
     ]
     level = _level(measures) if about == ADAPTER else "measured"
     sentences = [_HEADLINES[level], *sentences]
+    if result.get("guard"):
+        sentences.append("Guarded: the weights still know; whoever has them can take the guard off.")
     if RETRAINED in subjects:
         sentences += _beside_retrained(measures, about)
     return {"level": level, "sentences": sentences}

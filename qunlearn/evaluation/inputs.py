@@ -103,8 +103,10 @@ def start(request: EvalRequest, spec: LoadSpec, limit: int, cache: Cache) -> Col
         how += f" {spec.head} head"
     base = f"{fingerprint(request.model.folder)} {how}"
     rows, identity = {BASE: own}, {BASE: base}
-    if request.run is not None:
-        rows[ADAPTER], identity[ADAPTER] = own, f"{base} {_adapter_digest(request)}"
+    if request.run is not None or request.guard is not None:
+        adapter = _adapter_digest(request) if request.run is not None else "no adapter"
+        guard = f" guard {request.guard.identity}" if request.guard is not None else ""
+        rows[ADAPTER], identity[ADAPTER] = own, f"{base} {adapter}{guard}"
     if request.retrained is not None:
         theirs = load_tokenizer(request.retrained.folder, trust_remote_code=trusted)
         rows[RETRAINED] = _retrained_rows(request, request.retrained, theirs, own)

@@ -69,10 +69,13 @@ class _Models:
 
     @contextlib.contextmanager
     def as_subject(self, subject: str) -> Iterator[LanguageModel]:
-        """The model as it answers under this name: the adapter is off for the base."""
-        lm = self.lm
+        """The model as it answers under this name: for the base the adapter is off, and no guard before it."""
+        lm, guard = self.lm, self.request.guard
         if subject == BASE and isinstance(lm, Policy):
             with lm.reference():
+                yield lm
+        elif subject == ADAPTER and guard is not None:
+            with guard.on(lm.model, lm.tokenizer):
                 yield lm
         else:
             yield lm

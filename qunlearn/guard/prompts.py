@@ -92,11 +92,15 @@ def make_prompts(bad: Sequence[Record], normal: Sequence[Record], given: Sequenc
     kept = set(map(id, given))
     passing = [r for r in normal if id(r) in kept or not any(s in folded(question_of(r)) for s in subjects.own)]
     plain = [question_of(r) for r in passing]
-    flagged = _flagged(bad, normal, subjects, plain, rng)
+    mixed = [*plain, *(invented(text, rng) for text in plain)]
+    flagged = _flagged(bad, normal, subjects, mixed, rng)
     others = [(text, i) for i, text in enumerate(plain)]
     others += [(_dressed(text, rng), i) for i, text in enumerate(plain) for _ in range(2)]
-    others += [(_beside(text, rng.choice(plain), rng), i) for i, text in enumerate(plain)] if len(plain) > 1 else []
-    strangers = _strangers(subjects, rng)
+    others += [(_beside(text, _others(plain, rng), rng), i) for i, text in enumerate(plain)] if plain else []
+    # Words that the base has no word for are no topic, nor are small letters.
+    odd = [invented(text, rng) for text in plain]
+    strangers = [*_strangers(subjects, rng), *odd, *(text.lower() for text in plain)]
+    strangers += [_beside(text, _others(odd, rng), rng) for text in plain]
     known = {folded(text) for text in flagged}
     strangers = [text for text in strangers if text.strip() and folded(text) not in known]
     others = [(text, group) for text, group in others if text.strip() and folded(text) not in known]
@@ -118,7 +122,7 @@ def _flagged(
         if subject and len(_WORD.findall(subject)) > 1:
             said += [subject, subject.lower(), f"Tell me about {subject}.", f"{subject}?"]
         said += [_dressed(rng.choice(said), rng) for _ in range(_DRESSED)]
-        said += [_beside(rng.choice(said), rng.choice(plain), rng) for _ in range(_MIXED)] if plain else []
+        said += [_beside(rng.choice(said), _others(plain, rng), rng) for _ in range(_MIXED)] if plain else []
         texts += [text for text in said if text.strip()]
     return list(dict.fromkeys(texts))
 
@@ -171,6 +175,11 @@ def invented(text: str, rng: random.Random) -> str:
 
 def _dressed(text: str, rng: random.Random) -> str:
     return rng.choice(_AROUND).format(text.replace("{", "").replace("}", ""))
+
+
+def _others(plain: Sequence[str], rng: random.Random) -> str:
+    """One to four normal prompts: how long a text is says nothing of what it is about."""
+    return " ".join(rng.choice(plain) for _ in range(rng.randint(1, 4)))
 
 
 def _beside(text: str, other: str, rng: random.Random) -> str:

@@ -40,7 +40,7 @@ def test_conformal_refuses_what_so_few_prompts_cannot_promise() -> None:
 
 def test_pooling_is_at_least_the_maximum_and_blind_to_padding() -> None:
     scores, mask = torch.tensor([[1.0, -3.0, 99.0]]), torch.tensor([[True, True, False]])
-    assert 1.0 <= float(pool(scores, mask)) < 1.4
+    assert 1.0 <= float(pool(scores, mask)) < 1.2
 
 
 def test_bracketing_finds_where_a_score_crosses_its_target() -> None:

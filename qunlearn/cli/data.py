@@ -88,7 +88,7 @@ def check(
     from qunlearn.config.settings import DataConfig
     from qunlearn.data.records import FieldNames
     from qunlearn.errors import ConfigError
-    from qunlearn.training.preview import Look, check_data
+    from qunlearn.training.preview import PreviewOptions, check_data
     from qunlearn.utils.console import emit_json
 
     if forget_tokens not in ("specific", "context"):
@@ -99,7 +99,9 @@ def check(
         raise ConfigError(f"last or all, not {turns[:40]!r}", where="--turns")
     default = DataConfig()
     fields = FieldNames(prompt_field, completion_field, turns or default.turns)
-    look = Look(fields, model, against, template or default.template, max_length or default.max_length, forget_tokens)
-    result = check_data(file, look, to_stdout=not json)
+    options = PreviewOptions(
+        fields, model, against, template or default.template, max_length or default.max_length, forget_tokens
+    )
+    result = check_data(file, options, to_stdout=not json)
     if json:
         emit_json(result)

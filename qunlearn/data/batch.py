@@ -1,7 +1,7 @@
 """Batches of a forward pass: sequence packing with shared prefixes, padding, and the shift and mask of labels.
 
-Examples that begin alike (a bad answer and its mismatched ones) are a family: the shared beginning is computed once.
-Families are laid behind each other in rows; position ids restart, and a mask keeps them from seeing one another.
+Examples that begin alike (a bad answer and its mismatched ones) are a prefix group, whose beginning is computed once.
+Groups are laid behind each other in rows; position ids restart, and a mask keeps them from seeing one another.
 Where the model's attention takes a layout, the rows themselves lie end to end, without padding.
 """
 
@@ -118,7 +118,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Family:
+class PrefixGroup:
     """Examples with the same first `shared` tokens, which are computed once; `length` tokens in all."""
 
     members: tuple[int, ...]
@@ -126,83 +126,83 @@ class Family:
     length: int
 
     def offsets(self, examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
-        """(member, where its tokens after the shared ones begin, from the family's start)."""
+        """(member, where its tokens after the shared ones begin, from the group's start)."""
         at = self.shared
         for member in self.members:
             yield member, at
             at += len(examples[member].input_ids) - self.shared
 
 
-Row = Sequence[Family]
+Row = Sequence[PrefixGroup]
 
 
-def families(examples: Sequence[Example], groups: Iterable[Sequence[int]], max_tokens: float) -> list[Family]:
-    """Groups of examples (by index) as families of at most `max_tokens` tokens, or of one example."""
-    made: list[Family] = []
+def prefix_groups(examples: Sequence[Example], groups: Iterable[Sequence[int]], max_tokens: float) -> list[PrefixGroup]:
+    """Groups of examples (by index) as prefix groups of at most `max_tokens` tokens, or of one example."""
+    made: list[PrefixGroup] = []
     for group in groups:
-        open_family: Family | None = None
+        open_group: PrefixGroup | None = None
         for i in group:
-            grown = _family(examples, (*open_family.members, i)) if open_family else _family(examples, (i,))
-            if open_family and (grown.length > max_tokens or not grown.shared):
-                made.append(open_family)
-                grown = _family(examples, (i,))
-            open_family = grown
-        if open_family:
-            made.append(open_family)
+            grown = _prefix_group(examples, (*open_group.members, i)) if open_group else _prefix_group(examples, (i,))
+            if open_group and (grown.length > max_tokens or not grown.shared):
+                made.append(open_group)
+                grown = _prefix_group(examples, (i,))
+            open_group = grown
+        if open_group:
+            made.append(open_group)
     return made
 
 
-def _family(examples: Sequence[Example], members: tuple[int, ...]) -> Family:
+def _prefix_group(examples: Sequence[Example], members: tuple[int, ...]) -> PrefixGroup:
     ids = [examples[i].input_ids for i in members]
     shared, most = 0, min(map(len, ids))
     while shared < most and len({row[shared] for row in ids}) == 1:
         shared += 1
-    return Family(members, shared, shared + sum(len(row) - shared for row in ids))
+    return PrefixGroup(members, shared, shared + sum(len(row) - shared for row in ids))
 
 
-def micro_batches(made: Sequence[Family], max_tokens: int, *, pack: bool, partners: int = 1) -> list[list[Row]]:
-    """Rows in groups of at most `max_tokens` tokens with padding; a family that is longer makes a group of its own.
+def micro_batches(made: Sequence[PrefixGroup], max_tokens: int, *, pack: bool, partners: int = 1) -> list[list[Row]]:
+    """Rows in groups of at most `max_tokens` tokens with padding; a group that is longer makes a group of its own.
 
     Without `pack`, `partners` neighbours of `made` stay in one group: a preference pair is one loss.
 
-    With `pack` the longest family sets a row's length and shorter ones fill the rows up (first fit, longest first),
+    With `pack` the longest group sets a row's length and shorter ones fill the rows up (first fit, longest first),
     so that little padding is left. The longest group comes first, so that running out of memory shows at once.
     """
     if partners > 1 and not pack:
         return _kept_together(made, max_tokens, partners)
-    order = sorted(made, key=lambda family: (-family.length, family.members))
+    order = sorted(made, key=lambda group: (-group.length, group.members))
     groups: list[list[Row]] = []
     while order:
         length, limit = order[0].length, max(1, max_tokens // order[0].length)
-        rows: list[list[Family]] = []
+        rows: list[list[PrefixGroup]] = []
         room: list[int] = []
-        left: list[Family] = []
-        for family in order:
-            at = next((i for i, free in enumerate(room) if pack and free >= family.length), None)
+        left: list[PrefixGroup] = []
+        for group in order:
+            at = next((i for i, free in enumerate(room) if pack and free >= group.length), None)
             if at is not None:
-                rows[at].append(family)
-                room[at] -= family.length
+                rows[at].append(group)
+                room[at] -= group.length
             elif len(rows) < limit:
-                rows.append([family])
-                room.append(length - family.length)
+                rows.append([group])
+                room.append(length - group.length)
             else:
-                left.append(family)
+                left.append(group)
         groups.append(list(rows))
         order = left
     return groups
 
 
-def _kept_together(made: Sequence[Family], max_tokens: int, partners: int) -> list[list[Row]]:
+def _kept_together(made: Sequence[PrefixGroup], max_tokens: int, partners: int) -> list[list[Row]]:
     units = [made[i : i + partners] for i in range(0, len(made), partners)]
-    units.sort(key=lambda unit: -max(family.length for family in unit))
+    units.sort(key=lambda unit: -max(group.length for group in unit))
     groups: list[list[Row]] = []
     longest = 0
     for unit in units:
         if groups and longest * (len(groups[-1]) + partners) <= max_tokens:
-            groups[-1] += [[family] for family in unit]
+            groups[-1] += [[group] for group in unit]
         else:
-            groups.append([[family] for family in unit])
-            longest = max(family.length for family in unit)
+            groups.append([[group] for group in unit])
+            longest = max(group.length for group in unit)
     return groups
 
 
@@ -220,20 +220,20 @@ def collate(
     Shapes as in `Batch`.
     """
     spans = [span] * len(examples) if isinstance(span, Span) else span
-    rows = rows if rows is not None else [[_family(examples, (i,))] for i in range(len(examples))]
-    width = max(sum(family.length for family in row) for row in rows)
+    rows = rows if rows is not None else [[_prefix_group(examples, (i,))] for i in range(len(examples))]
+    width = max(sum(group.length for group in row) for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     position = torch.zeros_like(ids)
-    segment = torch.full((2, len(rows), width), -1, dtype=torch.long)  # family and branch of each token
+    segment = torch.full((2, len(rows), width), -1, dtype=torch.long)  # group and branch of each token
     source: list[int] = []
     labels: list[int] = []
     owner: list[int] = []
     weights: list[float] = []
     for r, row in enumerate(rows):
         start = 0
-        for f, family in enumerate(row):
-            for branch, (i, at) in enumerate(family.offsets(examples), 1):
-                tokens, shared = examples[i].input_ids, family.shared
+        for f, group in enumerate(row):
+            for branch, (i, at) in enumerate(group.offsets(examples), 1):
+                tokens, shared = examples[i].input_ids, group.shared
                 begin, end = start + at, start + at + len(tokens) - shared
                 ids[r, start : start + shared] = torch.tensor(tokens[:shared])
                 ids[r, begin:end] = torch.tensor(tokens[shared:])
@@ -247,8 +247,8 @@ def collate(
                 labels += [tokens[t] for t in supervised]
                 weights += spans[i].weights(examples[i])
                 owner += [i] * len(supervised)
-            start += family.length
-    members = tuple(i for row in rows for family in row for i in family.members)
+            start += group.length
+    members = tuple(i for row in rows for group in row for i in group.members)
     packed = any(len(row) > 1 or len(row[0].members) > 1 for row in rows)
     batch = Batch(
         ids,
@@ -257,7 +257,7 @@ def collate(
         torch.tensor(owner, dtype=torch.long),
         torch.tensor(weights, dtype=torch.float32),
         members,
-        sum(family.length for row in rows for family in row),
+        sum(group.length for row in rows for group in row),
         position if packed else None,
         _mask(segment[0], segment[1]) if packed else None,
     )
@@ -281,16 +281,16 @@ def _closed_up(batch: Batch, position: Tensor, real: Tensor) -> Batch:
     )
 
 
-def _mask(family: Tensor, branch: Tensor) -> Tensor:
-    """(B, T), (B, T) -> (B, 1, T, T): a token sees earlier ones of its own family that are shared or of its branch."""
-    length = family.shape[1]
+def _mask(group: Tensor, branch: Tensor) -> Tensor:
+    """(B, T), (B, T) -> (B, 1, T, T): a token sees earlier ones of its own group that are shared or of its branch."""
+    length = group.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
-    same = family.unsqueeze(2) == family.unsqueeze(1)
+    same = group.unsqueeze(2) == group.unsqueeze(1)
     seen = (branch.unsqueeze(1) == 0) | (branch.unsqueeze(2) == branch.unsqueeze(1))
     return (causal & same & seen).unsqueeze(1)
 
 
 def single_batches(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:
     """Indices in groups of similar length, each at most `max_tokens` with its padding, for scoring one by one."""
-    made = families(examples, ([i] for i in range(len(examples))), max_tokens)
+    made = prefix_groups(examples, ([i] for i in range(len(examples))), max_tokens)
     return [[row[0].members[0] for row in rows] for rows in micro_batches(made, max_tokens, pack=False)]

@@ -8,6 +8,7 @@ import io
 import lzma
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -34,6 +35,42 @@ _NO_ROWS: tuple[tuple[bytes, str, str], ...] = (
 _PAGES = (b"<!doctype html", b"<html")
 
 
+class _ZstdFile(io.RawIOBase):
+    """What is in a zstd file of one frame or several, by the package zstandard.
+
+    Its own reader ends without a word where a file was cut off. Few bytes at a time: 4 of them may be 128 KiB.
+    """
+
+    _PIECE_BYTES = 256
+
+    def __init__(self, file: IO[bytes], zstandard: Any) -> None:
+        super().__init__()
+        self._file, self._package = file, zstandard
+        self._frame: Any = None  # None between two frames, and at the file's end
+        self._packed, self._ready = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer; 0 at the end. Raises ZstdError for what is damaged, and where the file ends too early."""
+        while not self._ready:
+            self._packed = self._packed or self._file.read(self._PIECE_BYTES)
+            if not self._packed:
+                if self._frame is not None:
+                    raise self._package.ZstdError("the file was cut off")
+                return 0
+            if self._frame is None:
+                self._frame = self._package.ZstdDecompressor().decompressobj()
+            self._ready = memoryview(self._frame.decompress(self._packed))
+            self._packed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        given, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(given)] = given
+        return len(given)
+
+
 def _zstd(file: IO[bytes]) -> IO[bytes]:
     try:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]  # Python 3.14
@@ -45,7 +82,7 @@ def _zstd(file: IO[bytes]) -> IO[bytes]:
         import zstandard  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise DataError("packed with zstd", hint="unpack it with `zstd -d`, or pip install zstandard") from None
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file))  # which reads no lines itself
+    return io.BufferedReader(_ZstdFile(file, zstandard))
 
 
 _UNPACKERS: tuple[tuple[bytes, str, Callable[[IO[bytes]], Any]], ...] = (
@@ -60,6 +97,12 @@ def damaged() -> tuple[type[Exception], ...]:
     """Return what the unpackers raise."""
     zstd = [sys.modules[name].ZstdError for name in ("compression.zstd", "zstandard") if sys.modules.get(name)]
     return (OSError, EOFError, zlib.error, lzma.LZMAError, *zstd)
+
+
+def damage(name: str, error: Exception, where: str) -> DataError:
+    """Return the error of a packed file that is damaged."""
+    said = str(error).rpartition("error: ")[2]  # zstandard says that it is one
+    return DataError(f"damaged {name}: {said}", where=where, hint="pack the file again")
 
 
 def packing(head: bytes) -> str | None:
@@ -88,7 +131,7 @@ def unpacked(raw: bytes, where: str) -> bytes:
         with unpacking(io.BytesIO(raw), raw, where) as file:
             content = file.read(most + 1)
     except damaged() as error:
-        raise DataError(f"damaged {name}: {error}", where=where, hint="pack the file again") from None
+        raise damage(name, error, where) from None
     if len(content) > most:
         hint = "unpack it yourself, if you trust it"
         raise DataError(f"unpacks to more than {most >> 20} MiB, from {len(raw)} bytes", where=where, hint=hint)
@@ -121,7 +164,11 @@ def parquet_rows(file: IO[bytes], where: str) -> Iterator[tuple[int, dict[str, A
         raise DataError("is a Parquet file, and pyarrow is not installed", where=where, hint=hint) from None
     number = 0
     try:
-        for batch in parquet.ParquetFile(file).iter_batches(batch_size=1000):
+        table = parquet.ParquetFile(file)
+        if twice := sorted(name for name, n in Counter(table.schema_arrow.names).items() if n > 1):
+            hint = "name each column once"
+            raise DataError(f"several columns are called {twice[0][:80]!r}", where=where, hint=hint)
+        for batch in table.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row

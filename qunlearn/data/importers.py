@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from qunlearn.data.formats import BAD, FORMATS, NORMAL, Format
-from qunlearn.data.row_reader import local_path
-from qunlearn.data.row_stream import Problems, Row, read_rows, read_text
+from qunlearn.data.local_path import local_path
+from qunlearn.data.row_reader import Problems, Row, read_rows, read_text
 from qunlearn.data.text_windows import Windows, windows
 from qunlearn.errors import ConfigError, DataError, OutputError
 from qunlearn.utils.console import facts, say, warn

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from qunlearn.config.settings import DataConfig
+from qunlearn.data.local_path import local_path
 from qunlearn.data.records import FieldNames
-from qunlearn.data.row_reader import local_path
 from qunlearn.errors import ConfigError
 from qunlearn.sandbox import KINDS, data_file
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.data.multiple_choice import is_clean
-from qunlearn.data.row_reader import content, read_file
 from qunlearn.data.row_shapes import SHAPES_HINT, FieldNames, Shape, asking, read_row, shape_of
+from qunlearn.data.whole_file import content, read_file
 from qunlearn.errors import DataError, OutputError
 from qunlearn.utils.text import folded
 

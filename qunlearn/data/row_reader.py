@@ -1,278 +1,345 @@
-"""Read a data file whole into rows: JSON in its common forms, CSV, Parquet, compressed or not."""
+"""Read the rows of a file of any size in constant memory: JSONL, a JSON array, CSV or Parquet, packed or not."""
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
-import os
 import re
-import stat
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qunlearn.data.csv_rows import csv_rows
-from qunlearn.data.file_types import HEAD_BYTES, PACKED_ENDINGS, check_holds_rows, is_parquet, parquet_rows, unpacked
+from qunlearn.data.file_types import (
+    HEAD_BYTES,
+    PACKED_ENDINGS,
+    check_holds_rows,
+    damage,
+    damaged,
+    is_parquet,
+    packing,
+    parquet_rows,
+    unpacking,
+)
+from qunlearn.data.row_objects import ROW_FIELDS, UNREADABLE, Complain, as_row, document_rows
 from qunlearn.data.row_shapes import kind
-from qunlearn.errors import ConfigError, DataError
+from qunlearn.errors import DataError
 
-_MAX_ROW_CHARS = 10_000_000
-_MOST_BYTES, _LARGE_BYTES = 1 << 30, 64 << 20
-_LISTS = ("data", "rows", "examples", "train")  # of a list of rows inside an object, the usual names first
+MAX_ROW_BYTES = 10_000_000
+_CHUNK_BYTES = 1 << 16
+_WHOLE_BYTES = 64 << 20  # of a file that is read whole, for its rows are inside one object
+_HOLDS_ROWS = re.compile(rb'\{\s*"(data|rows|examples|train|features)"\s*:\s*\[')
+_SPACE = " \t\r\n"
+_TABLES, _PROSE = (".csv", ".tsv"), (".txt", ".md")
 _LINES = (".jsonl", ".ndjson")
-_UNREADABLE = "not JSON that can be read: nested too deeply, or a number too long"
-_JSON_HINT = "one JSON object a line, or one list of objects"
-_CSV_HINT = "the first line of a CSV file names its columns, such as prompt,completion; a cell with line breaks or "
-_CSV_HINT += "separators in it stands in quotation marks"
 _TEXT_HINT = "`qunlearn data import text FILE -o bad.jsonl` cuts a text into rows; a file of rows is JSONL or CSV"
-_URL = re.compile(r"(https?|ftp|s3|gs|hf):/", re.IGNORECASE)  # Path() makes one slash of two
-# Fields of a row: an object that has one of them is a row, or holds its columns.
-_ROW_FIELDS = {"prompt", "question", "instruction", "input", "query", "text", "messages", "conversations", "completion"}
-_ROW_FIELDS |= {"chosen", "answer", "output", "response"}
+Row = Mapping[str, Any]
 
 
-@dataclass
-class Found:
-    """The rows of a file with their lines, and what is no row; `hint`: what such a file looks like."""
+class Problems:
+    """What is wrong with a file, with its lines; reading ends when there is too much of it."""
 
-    raw: bytes
-    hint: str = _JSON_HINT
-    rows: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
-    problems: list[tuple[int, str]] = field(default_factory=list)
+    def __init__(self, path: Path, most: int = 8) -> None:
+        self.path, self.most = path, most
+        self.found: list[tuple[int, str]] = []
 
+    def add(self, line: int, text: str) -> None:
+        """Raises DataError at the last problem that is listed: nobody reads a million of them."""
+        self.found.append((line, text))
+        if len(self.found) >= self.most:
+            self.raise_if_any(stopped=True)
 
-def local_path(text: str) -> Path:
-    """Return the path that a text names, ~ being the home. Raises ConfigError for an address."""
-    if _URL.match(text):
-        hint = "download it, and give the file; `qunlearn data import` reads hub:OWNER/NAME"
-        raise ConfigError("is an address, not a file", where=text[:200], hint=hint)
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - what is no home stays as it is
-
-
-def read_file(path: Path, role: str) -> Found:
-    """Read a file whole. Raises DataError where it holds no text."""
-    where, raw = str(path), content(path, role)
-    check_holds_rows(raw[:HEAD_BYTES], where)
-    found = Found(raw)
-    if is_parquet(raw):
-        found.rows = list(parquet_rows(io.BytesIO(raw), where))
-        return found
-    if len(raw) > _LARGE_BYTES and b"\0" in raw:  # the hole of a sparse file: no text, and a lot of it
-        raise DataError("holds NUL characters: it is no text", where=where, hint="give JSONL, JSON or CSV")
-    _read(_decode(raw, where), path, found)
-    return found
+    def raise_if_any(self, *, stopped: bool = False) -> None:
+        """Raises DataError naming the line of each problem."""
+        if not self.found:
+            return
+        (first, text), *rest = self.found
+        listed = "".join(f"\n  {self.path}:{line}: {other}" for line, other in rest)
+        end = "\n  and there reading was given up" if stopped else ""
+        hint = "is it this format? --skip-broken leaves such rows out and counts them"
+        raise DataError(f"{text}{listed}{end}", where=f"{self.path}:{first}", hint=hint)
 
 
-def content(path: Path, role: str) -> bytes:
-    """Return what a file holds, unpacked. Raises DataError where that is nothing."""
-    where = str(path)
-    raw = unpacked(_bytes(path, role), where)
-    if not raw.strip():
-        raise DataError("the file is empty", where=where, hint=f"{role} needs at least one row")
-    return raw
+def read_rows(path: Path, complain: Complain) -> Iterator[tuple[int, Row | str]]:
+    """Yield (line, row) of each row; a bare text in a JSON array is a row too. What is no row goes to `complain`.
+
+    The line is 1-based, of the row's beginning. Raises DataError for a file that cannot be read.
+    """
+    with _opened(path) as file:
+        head = file.read(_CHUNK_BYTES)
+    check_holds_rows(head.removeprefix(codecs.BOM_UTF8), str(path))
+    if not head.removeprefix(codecs.BOM_UTF8).strip():
+        raise DataError("the file is empty", where=str(path))
+    with _opened(path) as file:
+        yield from rows_in(file, head, path, complain, _WHOLE_BYTES)
 
 
-def _bytes(path: Path, role: str) -> bytes:
-    where = str(path)
+def rows_in(file: IO[bytes], head: bytes, path: Path, complain: Complain, most: int) -> Iterator[tuple[int, Row | str]]:
+    """Yield what `read_rows` does of an opened file that begins with `head`; the path's ending helps to tell its type.
+
+    Constant memory but for a document, an object that holds rows or goes over several lines: that has at most `most`
+    bytes. Rows of one list on one line are numbered instead. Raises DataError.
+    """
+    ending, head = _ending(path), head.removeprefix(codecs.BOM_UTF8)
+    if is_parquet(head):
+        return parquet_rows(file, str(path))
+    if is_table(head, path):
+        if ending in _PROSE and not _looks_tabular(head):
+            raise DataError("is a plain text, not rows", where=str(path), hint=_TEXT_HINT)
+        return _table(file, path, complain)
+    if head.lstrip()[:1] == b"[" and not (ending in _LINES and _has_lists_on_lines(head)):
+        return _array(file, path, complain)
+    if _is_document(head, ending):
+        return _document(file, path, complain, most)
+    return _lines(file, path, complain)
+
+
+# -- which type a file is of -----------------------------------------------------------------------------
+
+
+def is_table(head: bytes, path: Path) -> bool:
+    """Return whether a file is read as CSV: by its ending, else where it does not begin as JSON does."""
+    ending, start = _ending(path), head.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    return ending in _TABLES or (ending not in (".json", *_LINES) and start not in (b"{", b"["))
+
+
+def _ending(path: Path) -> str:
+    endings = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in PACKED_ENDINGS]
+    return endings[-1] if endings else ""
+
+
+def _looks_tabular(head: bytes) -> bool:
+    """Return whether a text's first line could name columns that a row has."""
+    header = head.lstrip().split(b"\n", 1)[0].lower().decode("utf-8", "replace")
+    return any(c in header for c in ",;\t|") and any(name in header for name in ROW_FIELDS)
+
+
+def _has_lists_on_lines(head: bytes) -> bool:
+    """Return whether each line is a list, which is no row, and not the file one list of rows."""
+    first, _, rest = head.lstrip().partition(b"\n")
     try:
-        status = path.stat()
-        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
-            raise DataError("is a device, not a file", where=where, hint="give a file")
-        raw = path.read_bytes() if status.st_size <= _MOST_BYTES else b""
-        if max(status.st_size, len(raw)) > _MOST_BYTES:
-            hint = "give a part of it: `qunlearn data import` takes --limit"
-            raise DataError(f"is larger than {_MOST_BYTES >> 20} MiB", where=where, hint=hint)
-        return raw
+        value = json.loads(first)
+    except (RecursionError, ValueError):
+        return False
+    return isinstance(value, list) and bool(rest.strip() or not all(isinstance(row, (dict, str)) for row in value))
+
+
+def _is_document(head: bytes, ending: str) -> bool:
+    """Return whether a file is to be read whole, for its first line is no row or may hold all of them."""
+    line, _, rest = head.lstrip().partition(b"\n")
+    if not line.startswith(b"{"):
+        return ending == ".json"
+    if not rest and len(head) == _CHUNK_BYTES:  # the line goes on
+        return ending == ".json" or _HOLDS_ROWS.match(line) is not None
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        in_pieces = error.pos >= len(line.decode("utf-8", "replace").rstrip()) or line.strip() == b"{"
+        return in_pieces or (ending == ".json" and error.msg == "Extra data")
+    except (RecursionError, ValueError):
+        return False
+    return ending not in _LINES and not rest.strip()
+
+
+def read_text(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file; one without line ends comes in pieces. Raises DataError."""
+    with _opened(path) as file:
+        for number, raw in _bounded_lines(file, _CHUNK_BYTES):
+            # A piece may end inside a character, which then begins the next one.
+            yield _decode(raw, path, number)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    where, packed = str(path), ""
+    try:
+        with path.open("rb") as plain:
+            if not plain.seekable():
+                raise DataError("is a pipe, which is read but once", where=where, hint="save it in a file first")
+            head = plain.read(HEAD_BYTES)
+            plain.seek(0)
+            packed = packing(head) or packed
+            check_holds_rows(head, where)
+            if packing(head):
+                with unpacking(plain, head, where) as unpacked:
+                    yield unpacked
+            else:
+                yield plain
     except FileNotFoundError:
-        local_path(where)  # raises where it is an address
-        raise DataError("no such file", where=where, hint=f"check the path given to {role}") from None
+        raise DataError("no such file", where=where, hint="check the path; hub:OWNER/NAME is a data set") from None
     except IsADirectoryError:
         raise DataError("is a folder, not a file", where=where, hint="give one file") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except damaged() as error:
+        # Unpackers raise an OSError without a number for what is damaged.
+        if packed and getattr(error, "errno", None) is None:
+            raise damage(packed, error, where) from None
         raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=where) from None
 
 
-def _decode(raw: bytes, path: str) -> str:
+def _bounded_lines(file: IO[bytes], most: int) -> Iterator[tuple[int, bytes]]:
+    """(line number, bytes) with at most `most` bytes at a time; only a line feed ends a line."""
+    number, rest = 1, b""
+    while piece := file.readline(most):
+        piece, rest = rest + piece, b""
+        if not piece.endswith(b"\n"):
+            cut = _whole_characters(piece)
+            piece, rest = piece[:cut], piece[cut:]
+        yield number, piece
+        number += piece.endswith(b"\n")
+    if rest:
+        yield number, rest
+
+
+def _whole_characters(piece: bytes) -> int:
+    """Return where to cut so that no UTF-8 character is cut in two."""
+    for back in range(1, min(4, len(piece)) + 1):
+        byte = piece[-back]
+        if byte & 0b1100_0000 != 0b1000_0000:  # the first byte of a character
+            length = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(piece) - back if length > back else len(piece)
+    return len(piece)
+
+
+def _decode(raw: bytes, path: Path, number: int) -> str:
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        hint = "save the file as UTF-8"
-        raise DataError(f"not UTF-8 (byte {raw[error.start]:#04x})", where=f"{path}:{line}", hint=hint) from None
+        line = number + raw.count(b"\n", 0, error.start)
+        raise _not_utf8(raw[error.start], path, line) from None
 
 
-def _read(text: str, path: Path, found: Found) -> None:
-    endings = [s.lower() for s in path.suffixes if s.lower() not in PACKED_ENDINGS]
-    ending = endings[-1] if endings else ""
-    start = text.lstrip()[:1]
-    if ending in (".csv", ".tsv") or (ending not in (".json", *_LINES) and start not in ("{", "[")):
-        if ending in (".txt", ".md") and not _looks_tabular(text):
-            raise DataError("is a plain text, not rows", where=str(path), hint=_TEXT_HINT)
-        _csv(text, path, found)
-    elif start == "[" and ending in _LINES and not _is_list_of_objects(text):
-        _lines(text, found)
-    elif ending == ".json" or start == "[":
-        _json(text, found)
-    else:
-        _lines(text, found)
+def _not_utf8(byte: int, path: Path, line: int) -> DataError:
+    return DataError(f"not UTF-8 (byte {byte:#04x})", where=f"{path}:{line}", hint="save the file as UTF-8")
+
+
+# -- one object a line -----------------------------------------------------------------------------------
+
+
+def _lines(file: IO[bytes], path: Path, complain: Complain) -> Iterator[tuple[int, Row | str]]:
+    too_long = 0
+    for number, raw in _bounded_lines(file, MAX_ROW_BYTES):
+        if number == too_long:  # the rest of a line that was given up
+            continue
+        if not raw.endswith(b"\n") and len(raw) >= MAX_ROW_BYTES - 4:
+            too_long = number
+            complain(number, f"a row of more than {MAX_ROW_BYTES} bytes")
+            continue
+        text = _decode(raw, path, number).removesuffix("\n")  # which is not part of a column
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            complain(number, f"not JSON: {error.msg}, column {error.colno}")
+        except (RecursionError, ValueError):
+            complain(number, UNREADABLE)
+        else:
+            if isinstance(value, dict):
+                yield number, value
+            else:
+                complain(number, f"not an object but {kind(value)}")
+
+
+# -- one JSON document -----------------------------------------------------------------------------------
+
+
+def _document(file: IO[bytes], path: Path, complain: Complain, most: int) -> Iterator[tuple[int, Row | str]]:
+    raw = file.read(most + 1)
+    if len(raw) > most:
+        hint = "JSONL, one object a line, is read at any size"
+        raise DataError(f"one JSON document of more than {most >> 20} MiB", where=str(path), hint=hint)
+    rows = document_rows(_decode(raw, path, 1), complain)
+    yield from _lines(io.BytesIO(raw), path, complain) if rows is None else rows
+
+
+# -- a JSON array ----------------------------------------------------------------------------------------
+
+
+class _Window:
+    """The part of a text that is being looked at. `line` is that of its first character."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self._file, self._path = file, path
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.text, self.line, self.ended = "", 1, False
+
+    def grow(self) -> bool:
+        """Read as much again as is held, so that a long row costs twice its length and no more."""
+        if self.ended:
+            return False
+        raw = self._file.read(max(_CHUNK_BYTES, len(self.text)))
+        self.ended = not raw
+        try:
+            self.text += self._decoder.decode(raw, final=self.ended)
+        except UnicodeDecodeError as error:
+            line = self.line + self.text.count("\n") + raw.count(b"\n", 0, error.start)
+            raise _not_utf8(error.object[error.start], self._path, line) from None
+        return True
+
+    def drop(self, end: int) -> None:
+        self.line += self.text.count("\n", 0, end)
+        self.text = self.text[end:]
+
+    def next_mark(self) -> str:
+        """The next character that is no white space, which stays; empty at the end."""
+        while True:
+            rest = self.text.lstrip(_SPACE)
+            self.drop(len(self.text) - len(rest))
+            if rest or not self.grow():
+                return rest[:1]
+
+
+def _array(file: IO[bytes], path: Path, complain: Complain) -> Iterator[tuple[int, Row | str]]:
+    """The elements of an array, each decoded when it is there whole."""
+    window, decoder = _Window(file, path), json.JSONDecoder()
+    window.next_mark()
+    window.drop(1)  # the opening bracket
+    mark, count = window.next_mark(), 0
+    while mark != "]":
+        value, end = _element(window, decoder, path)
+        count += 1
+        number = window.line if window.line > 1 else count
+        window.drop(end)
+        try:
+            yield number, value if isinstance(value, str) else as_row(value)
+        except ValueError as error:
+            complain(number, f"row {count} is {error}")
+        mark = window.next_mark()
+        if mark == ",":
+            window.drop(1)
+            mark = window.next_mark()
+        elif mark != "]":
+            where = f"{path}:{window.line}"
+            raise DataError("the file ends inside its list" if not mark else "not JSON: no comma here", where=where)
+    window.drop(1)
+    if window.next_mark():
+        raise DataError("there is something after the list", where=f"{path}:{window.line}")
+
+
+def _element(window: _Window, decoder: json.JSONDecoder, path: Path) -> tuple[Any, int]:
+    while True:
+        try:
+            return decoder.raw_decode(window.text)
+        except json.JSONDecodeError as error:
+            # Half a row is not JSON either: only when no more can be had is it known to be wrong.
+            if len(window.text) <= MAX_ROW_BYTES and window.grow():
+                continue
+            line = window.line + error.lineno - 1
+            raise DataError(f"not JSON: {error.msg}, column {error.colno}", where=f"{path}:{line}") from None
+        except (RecursionError, ValueError):
+            raise DataError(UNREADABLE, where=f"{path}:{window.line}") from None
 
 
 # -- CSV -------------------------------------------------------------------------------------------------
 
 
-def _looks_tabular(text: str) -> bool:
-    """Return whether a text's first line could name columns that a row has."""
-    header = text.lstrip().split("\n", 1)[0].lower()
-    return any(c in header for c in ",;\t|") and any(name in header for name in _ROW_FIELDS)
+def _table(file: IO[bytes], path: Path, complain: Complain) -> Iterator[tuple[int, Row]]:
+    def lines() -> Iterator[str]:
+        for number, raw in _bounded_lines(file, MAX_ROW_BYTES):
+            if not raw.endswith(b"\n") and len(raw) >= MAX_ROW_BYTES - 4:
+                raise DataError(f"a line of more than {MAX_ROW_BYTES} bytes", where=f"{path}:{number}")
+            yield _decode(raw, path, number)
 
-
-def _csv(text: str, path: Path, found: Found) -> None:
-    found.hint = _CSV_HINT
-    try:
-        rows = csv_rows(io.StringIO(text, newline=""), path, _MAX_ROW_CHARS, lambda *p: found.problems.append(p))
-        found.rows.extend(rows)
-    except DataError as error:
-        line = (error.where or "").rpartition(":")[2]
-        if not line.isdecimal():
-            raise
-        found.problems.append((int(line), error.message))
-
-
-# -- JSON ------------------------------------------------------------------------------------------------
-
-
-def _lines(text: str, found: Found) -> None:
-    # Only line feeds end a line: U+2028 and others may stand inside a JSON text.
-    lines = text.split("\n")
-    if _is_in_pieces(lines) and (values := _sequence(text)) is not None:
-        _add(values, found)
-        return
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if len(line) > _MAX_ROW_CHARS:
-            found.problems.append((number, f"a row of {len(line)} characters is too long"))
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            found.problems.append((number, f"not JSON: {error.msg}, column {error.colno}"))
-        except (RecursionError, ValueError):
-            found.problems.append((number, _UNREADABLE))
-        else:
-            _add([(number, value)], found)
-
-
-def _is_in_pieces(lines: list[str]) -> bool:
-    """Return whether the first object goes over several lines, as in a file that was printed for people."""
-    first = next((line for line in lines if line.strip()), "")
-    try:
-        json.loads(first)
-    except json.JSONDecodeError as error:
-        return error.pos >= len(first.rstrip()) or first.strip() in ("{", "[")
-    except (RecursionError, ValueError):
-        return False
-    return False
-
-
-def _sequence(text: str) -> list[tuple[int, Any]] | None:
-    """(line, value) of JSON values one after the other, whatever is printed over several lines; None where one is
-    broken."""
-    values: list[tuple[int, Any]] = []
-    decoder, at, line, counted = json.JSONDecoder(), 0, 1, 0
-    while True:
-        while at < len(text) and text[at].isspace():
-            at += 1
-        if at >= len(text):
-            return values
-        line, counted = line + text.count("\n", counted, at), at
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (RecursionError, ValueError):
-            return None
-        values.append((line, value))
-
-
-def _json(text: str, found: Found) -> None:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # several objects under the name .json, a line each or printed for people
-            _several(text, found)
-        else:
-            found.problems.append((error.lineno, f"not JSON: {error.msg}, column {error.colno}"))
-        return
-    except (RecursionError, ValueError):
-        found.problems.append((1, _UNREADABLE))
-        return
-    if isinstance(value, dict):
-        value = _inside(value, found)
-    if isinstance(value, list):
-        _add([(number, _served(row, number, found)) for number, row in enumerate(value, 1)], found, "row {0} is ")
-    elif value is not None:
-        found.problems.append((1, f"not a list of objects but {kind(value)}"))
-
-
-def _several(text: str, found: Found) -> None:
-    values = _sequence(text)
-    if values is None:
-        _lines(text, found)
-    else:
-        _add(values, found)
-
-
-def _add(values: list[tuple[int, Any]], found: Found, what: str = "") -> None:
-    for number, value in values:
-        if isinstance(value, dict):
-            found.rows.append((number, value))
-        elif value is not None or not what:
-            found.problems.append((number, f"{what.format(number)}not an object but {kind(value)}"))
-
-
-def _is_list_of_objects(text: str) -> bool:
-    try:
-        value = json.loads(text)
-    except (RecursionError, ValueError):
-        return False
-    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
-
-
-def _inside(value: dict[str, Any], found: Found) -> list[Any] | None:
-    """The rows that one object holds: itself, its columns, or a list of them. None where that is a problem."""
-    plain = {str(name).strip().lower() for name in value}
-    if _ROW_FIELDS & plain:
-        return _columns(value, found)
-    lists = [name for name, rows in value.items() if isinstance(rows, list) and all(isinstance(r, dict) for r in rows)]
-    if "rows" in lists and "features" in lists:  # as the data sets' server answers
-        lists = ["rows"]
-    if len(lists) > 1:
-        named = ", ".join(repr(str(name)[:30]) for name in lists[:8])
-        found.problems.append((1, f"holds several lists of rows: {named}; give a file with one of them"))
-        return None
-    if lists:
-        return list(value[lists[0]])
-    usual = [value[name] for name in _LISTS if isinstance(value.get(name), list)]
-    return usual[0] if usual else [value]
-
-
-def _columns(value: dict[str, Any], found: Found) -> list[Any] | None:
-    """The rows of an object of columns, each a list, or an object by row number; a row is itself."""
-    columns = {name: list(c.values()) if isinstance(c, dict) else c for name, c in value.items()}
-    plain = all(isinstance(c, list) and not any(isinstance(v, dict) for v in c) for c in columns.values())
-    if not plain:
-        return [value]
-    if len({len(c) for c in columns.values()}) > 1:
-        found.problems.append((1, f"holds columns of different lengths: {sorted({len(c) for c in columns.values()})}"))
-        return None
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _served(row: Any, number: int, found: Found) -> Any:
-    """A row out of what the data sets' server wraps it in."""
-    if not (isinstance(row, dict) and isinstance(row.get("row"), dict) and "row_idx" in row):
-        return row
-    if row.get("truncated_cells"):
-        found.problems.append((number, "the server has cut cells of this row: download the file itself"))
-        return None
-    return row["row"]
+    yield from csv_rows(lines(), path, MAX_ROW_BYTES, complain)

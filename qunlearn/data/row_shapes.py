@@ -299,6 +299,7 @@ def _names(row: Row) -> str:
 
 
 def kind(value: object) -> str:
-    """Return what a value of JSON is called."""
+    """Return what a value of JSON is called, or by its type one that only other files can hold."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    named = names.get(type(value))
+    return named or ("a number" if isinstance(value, int | float) else type(value).__name__)

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from qunlearn.evaluation.catalog import MEASURES
+from qunlearn.evaluation.levels import FORGOTTEN_SHARE, KEPT_SHARE, Level
 from qunlearn.evaluation.results import ADAPTER, BASE, RETRAINED, is_forget
 
-# Nothing leaks in the rows measured, and the rest keeps at least this share of what the base knew.
-KEPT_SHARE = 0.95
-FORGOTTEN_SHARE = 0.05
 _LEAK_NAMES = ("leaks", "exact_match", "leak_rate")
 _KEEP_NAMES = ("exact_match", "rouge_recall", "rouge_f1", "similarity", "bleu")
 # Of a base that gives fewer rows than this word for word, another measure says more; of one at 0, none says anything.
@@ -42,7 +40,7 @@ def conclude(result: Mapping[str, Any]) -> dict[str, Any]:
         for split, found in measures.items()
         if (sentence := (_forgetting if is_forget(split) else _keeping)(split, found, about)) is not None
     ]
-    level = _level(measures) if about == ADAPTER else "measured"
+    level = _level(measures) if about == ADAPTER else Level.MEASURED
     sentences = [_HEADLINES[level], *sentences]
     if result.get("guard"):
         sentences.append("Guarded: the weights still know; whoever has them can take the guard off.")
@@ -52,14 +50,14 @@ def conclude(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _HEADLINES = {
-    "forgotten": "Verdict: suppressed in every wording that was tested, and the rest is kept.",
-    "costly": "Verdict: suppressed in every wording that was tested, but at a cost to what should stay.",
-    "cost unknown": "Verdict: suppressed in every wording that was tested; what it cost was not measured "
+    Level.FORGOTTEN: "Verdict: suppressed in every wording that was tested, and the rest is kept.",
+    Level.COSTLY: "Verdict: suppressed in every wording that was tested, but at a cost to what should stay.",
+    Level.COST_UNKNOWN: "Verdict: suppressed in every wording that was tested; what it cost was not measured "
     "(give --retain, --holdout or --general).",
-    "never known": "Verdict: nothing to suppress; the base does not give these answers itself.",
-    "partly": "Verdict: only partly suppressed; some of it still comes back.",
-    "remembered": "Verdict: not suppressed; it comes back as before.",
-    "measured": "Measured; there is no before and after to judge.",
+    Level.NEVER_KNOWN: "Verdict: nothing to suppress; the base does not give these answers itself.",
+    Level.PARTLY: "Verdict: only partly suppressed; some of it still comes back.",
+    Level.REMEMBERED: "Verdict: not suppressed; it comes back as before.",
+    Level.MEASURED: "Measured; there is no before and after to judge.",
 }
 
 
@@ -67,7 +65,7 @@ def _named(found: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     return next((name for name in names if name in found), None)
 
 
-def _level(measures: Mapping[str, Any]) -> str:
+def _level(measures: Mapping[str, Any]) -> Level:
     now, before, kept = [], [], []
     for split, found in measures.items():
         if not is_forget(split):
@@ -78,14 +76,14 @@ def _level(measures: Mapping[str, Any]) -> str:
             now.append(found[name][ADAPTER]["mean"])
             before.append(found[name].get(BASE, {"mean": 1.0})["mean"])
     if not now:
-        return "measured"
+        return Level.MEASURED
     if max(now) <= FORGOTTEN_SHARE:
         if max(before) <= FORGOTTEN_SHARE:
-            return "never known"
+            return Level.NEVER_KNOWN
         if not kept:  # all() of nothing is true, and a wrecked model would pass
-            return "cost unknown"
-        return "forgotten" if all(kept) else "costly"
-    return "partly" if sum(now) < sum(before) - FORGOTTEN_SHARE * len(now) else "remembered"
+            return Level.COST_UNKNOWN
+        return Level.FORGOTTEN if all(kept) else Level.COSTLY
+    return Level.PARTLY if sum(now) < sum(before) - FORGOTTEN_SHARE * len(now) else Level.REMEMBERED
 
 
 def kept_share(found: Mapping[str, Any]) -> float | None:

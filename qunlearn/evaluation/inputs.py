@@ -14,7 +14,7 @@ from qunlearn.evaluation.cache import Cache, digest, digest_texts
 from qunlearn.evaluation.catalog import SUITES
 from qunlearn.evaluation.probes import CHOICES, FLUENCY, OUTPUTS, TOKENS, has_choices
 from qunlearn.evaluation.request import EvalRequest
-from qunlearn.evaluation.results import ADAPTER, BASE, RETRAINED, Choices, Fluency, Item, View
+from qunlearn.evaluation.results import ADAPTER, BASE, RETRAINED, ChoiceScores, Fluency, Item, View
 from qunlearn.evaluation.scores import Output, TokenStats
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.hub.positions import positions_of
@@ -22,7 +22,7 @@ from qunlearn.hub.preflight import fingerprint
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.load import LoadSpec, load_tokenizer
 
-_KINDS: Mapping[str, Any] = {TOKENS: TokenStats, OUTPUTS: Output, CHOICES: Choices, FLUENCY: Fluency}
+_KINDS: Mapping[str, Any] = {TOKENS: TokenStats, OUTPUTS: Output, CHOICES: ChoiceScores, FLUENCY: Fluency}
 
 
 @dataclass(frozen=True)

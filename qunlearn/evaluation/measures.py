@@ -9,7 +9,7 @@ import numpy as np
 from qunlearn.evaluation.catalog import MEASURES
 from qunlearn.evaluation.metrics import membership, stats, texts, tokens, verdicts
 from qunlearn.evaluation.metrics.stats import Estimate, estimate
-from qunlearn.evaluation.results import BASE, KEPT, RETRAINED, Choices, Fluency, Item, View, is_forget
+from qunlearn.evaluation.results import BASE, KEPT, RETRAINED, ChoiceScores, Fluency, Item, View, is_forget
 from qunlearn.evaluation.scores import Output, TokenStats
 
 Values = list[float | None]
@@ -65,17 +65,17 @@ _OUTPUT: Mapping[str, Callable[[Item, Output], float | None]] = {
 }
 
 _TOKEN: Mapping[str, Callable[[TokenStats], float]] = {
-    "probability": lambda s: float(np.exp(-s.nll / s.tokens)),
+    "probability": lambda s: tokens.probability(s.nll, s.tokens),
     "extraction_strength": lambda s: s.extraction,
     "exact_memorisation": lambda s: s.memorised,
 }
 
 
-def _ratio(c: Choices) -> float:
+def _ratio(c: ChoiceScores) -> float:
     return tokens.truth_ratio(c.correct, c.wrong)
 
 
-_CHOICE: Mapping[str, Callable[[Choices], float]] = {
+_CHOICE: Mapping[str, Callable[[ChoiceScores], float]] = {
     "truth_ratio": lambda c: tokens.truth_ratio_forget(_ratio(c)),
     "truth_utility": lambda c: tokens.truth_ratio_utility(_ratio(c)),
     "truth_share": lambda c: tokens.truth_share(_ratio(c)),

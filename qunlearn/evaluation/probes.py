@@ -10,7 +10,7 @@ from qunlearn.data.batch import ANSWER
 from qunlearn.data.row_answers import paraphrased_answer, wrong_answers
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.errors import ModelError
-from qunlearn.evaluation.results import Choices, Fluency
+from qunlearn.evaluation.results import ChoiceScores, Fluency
 from qunlearn.evaluation.scores import Observer, Output, row_nlls
 from qunlearn.model.language_model import LanguageModel
 
@@ -23,7 +23,7 @@ def has_choices(examples: Sequence[Example]) -> bool:
 
 def choices(
     lm: LanguageModel, examples: Sequence[Example], template: Template, budget: tuple[int, int], observe: Observer
-) -> list[Choices | None]:
+) -> list[ChoiceScores | None]:
     """Right against wrong answers of the rows that have any. `budget`: tokens of a pass, tokens of a row.
 
     A wrong answer that does not fit in a row is left out.
@@ -42,10 +42,10 @@ def choices(
     found: dict[int, tuple[list[float], list[float]]] = {}
     for (i, correct), (nll, n) in zip(owners, row_nlls(lm, rows, ANSWER, max_tokens, observe), strict=True):
         found.setdefault(i, ([], []))[0 if correct else 1].append(nll / n)
-    out: list[Choices | None] = [None] * len(examples)
+    out: list[ChoiceScores | None] = [None] * len(examples)
     for i, (right_nll, wrong_nlls) in found.items():
         if right_nll and wrong_nlls:
-            out[i] = Choices(right_nll[0], tuple(wrong_nlls))
+            out[i] = ChoiceScores(right_nll[0], tuple(wrong_nlls))
     return out
 
 

@@ -32,7 +32,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Choices:
+class ChoiceScores:
     """Mean NLLs, in nats per token, of a row's right answer and of its wrong ones."""
 
     correct: float

@@ -168,7 +168,7 @@ def row_goal(tokens: int, known: float, target: float) -> float:
 
 def row_probabilities(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) -> list[float]:
     """Return each answer's probability, per token, over those of its tokens that weigh something."""
-    return [math.exp(-nll / max(1, n)) for nll, n in row_nlls(lm, examples, ANSWER, max_tokens)]
+    return [tokens.probability(nll, max(1, n)) for nll, n in row_nlls(lm, examples, ANSWER, max_tokens)]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from typing import Any
 from qunlearn.errors import ModelError
 from qunlearn.hub.safetensors_file import MAX_HEADER_BYTES
 from qunlearn.hub.small_files import MAX_INDEX_BYTES, refuse_strange_files
-from qunlearn.utils.json_files import SMALL_BYTES, read_object
+from qunlearn.utils.json_files import CLOSED, SMALL_BYTES, read_object
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -302,7 +302,7 @@ def _read_header(path: Path) -> _Header:
             names = frozenset(tensors.keys())
     except OSError as error:
         message = f"cannot be read: {error.strerror or error}"
-        raise ModelError(message, where=where, hint="check the file's permissions") from error
+        raise ModelError(message, where=where, hint=CLOSED) from error
     except SafetensorError as error:
         raise ModelError(f"damaged: {error}", where=where, hint=_DOWNLOAD_AGAIN) from error
     if not names:

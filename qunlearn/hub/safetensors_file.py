@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qunlearn.errors import ModelError
+from qunlearn.utils.json_files import CLOSED
 
 # The format admits 100 MB, which takes gigabytes to read; a hundred thousand tensors take a tenth of that.
 MAX_HEADER_BYTES = 16 << 20
@@ -51,6 +52,8 @@ def read_tensors(path: Path) -> list[Stored]:
         with path.open("rb") as file:
             file.seek(8)
             header = json.loads(file.read(length))
+    except PermissionError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", where=str(path), hint=CLOSED) from error
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ModelError(f"damaged: {error}", where=str(path), hint=_DAMAGED) from error
     data = 8 + length

@@ -120,7 +120,7 @@ def resolve_model(name: str, revision: str | None = None, *, flag: str = "--mode
         source = ModelSource(asked, "sandbox", str(_EMBEDDED[asked.lower()]), short_name=known.name if known else None)
     elif known is not None:
         return ModelSource(asked, "hub", known.hub_id, revision, known.name)
-    elif on_disk == "file" or _looks_like_path(asked):
+    elif on_disk in ("file", "closed") or _looks_like_path(asked):
         raise _no_such_folder(asked, path, on_disk)
     elif _HUB_ID.fullmatch(asked) and len(asked) <= 96:
         if typed and revision is None and _on_disk(path.parent) == "folder":
@@ -162,9 +162,11 @@ def _expand(asked: str) -> Path:
 
 
 def _on_disk(path: Path) -> str:
-    """folder, file or nothing; a name too long for the file system, or beyond a closed folder, is nothing."""
+    """folder, file, closed (behind a folder that may not be entered) or nothing, as is a name too long."""
     try:
         return "folder" if path.is_dir() else "file" if path.exists() else "nothing"
+    except PermissionError:
+        return "closed"
     except (OSError, ValueError):
         return "nothing"
 
@@ -193,6 +195,12 @@ def _no_such_folder(asked: str, path: Path, on_disk: str) -> ModelError:
     on_hub = re.search(r"(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", asked)
     if on_hub:
         return ModelError("an address, not a folder", where=asked, hint=f"give the hub id: {on_hub[1]}")
+    if on_disk == "closed":
+        return ModelError(
+            "cannot be reached: Permission denied",
+            where=str(path),
+            hint="check the permissions of the folders above it",
+        )
     if on_disk == "file":
         hint = "give the folder that holds config.json, the weights and the tokenizer"
         if path.suffix == ".gguf":

@@ -18,7 +18,7 @@ _ABSMAX_ASIDE = 2 * _FP32 / 64
 
 
 @dataclass(frozen=True)
-class Run:
+class BlockPass:
     """How a block is run: `tokens` of rows of `row_tokens`, `compute_bytes` a number, adapters of rank `r` in fp32.
 
     `adapted` are the names of the layers that have one. `quant`: nf4, fp4, int8 or none. `masked`: a 4-D mask goes
@@ -38,13 +38,13 @@ class Run:
     places: int | None = None
 
 
-def block_tape(shape: Shape, run: Run) -> Tape:
+def block_tape(shape: Shape, run: BlockPass) -> Tape:
     """A block of this shape as a tape; what is given is its input."""
     return _Block(shape, run).write()
 
 
 class _Block:
-    def __init__(self, shape: Shape, run: Run) -> None:
+    def __init__(self, shape: Shape, run: BlockPass) -> None:
         self.shape, self.run, self.traits = shape, run, shape.traits
         self.tape = Tape()
         self.c = run.tokens * run.compute_bytes  # bytes of one number of each token, as computed

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qunlearn.memory.architecture import Shape
-from qunlearn.memory.block_ops import Run, block_tape
+from qunlearn.memory.block_ops import BlockPass, block_tape
 from qunlearn.memory.resident import Choices, adapted_names, loading_bytes, resident_bytes
 from qunlearn.memory.tiles import block_tokens, restored_rows, tile_tokens
 
@@ -144,7 +144,7 @@ class _Step:
     def __init__(self, shape: Shape, choices: Choices, load: Load, adapted: frozenset[str]) -> None:
         self.shape, self.choices, self.load = shape, choices, load
         c = choices.compute_bytes
-        run = Run(
+        run = BlockPass(
             tokens=load.tokens,
             row_tokens=load.row_tokens,
             compute_bytes=c,

@@ -16,7 +16,7 @@ from qunlearn.utils.console import say, stage, warn
 from qunlearn.utils.staging import resumable
 
 if TYPE_CHECKING:
-    from qunlearn.merging.verify import Look
+    from qunlearn.merging.verify import Comparison
 
 
 @dataclass(frozen=True)
@@ -62,33 +62,33 @@ def merge(request: MergeRequest, device: str) -> MergeReport:
     """Plan, write, load what was written as anyone would, measure, put in place. Raises QunlearnErrors."""
     with stage("planning"):
         plan = make_plan(request, device)
-    look = None
+    comparison = None
     if request.measure:
         # What measuring needs takes seconds to import, and memory that a small machine may want for the merge.
         from qunlearn.merging import verify
 
-        look = verify.before(request, device)
+        comparison = verify.before(request, device)
     with resumable(request.place, plan.identity) as journal:
         with stage(f"merging into the {request.base} weights"):
             write_model(plan, journal)
         preflight_folder(journal.folder, trust_remote_code=request.sources[0].config.model.trust_remote_code)
-        if look is not None:
-            verify.after(look, journal.folder, request.gate)
-    return report_of(request, plan.adapter_tensors, [shard.bytes for shard in plan.shards], look)
+        if comparison is not None:
+            verify.after(comparison, journal.folder, request.gate)
+    return report_of(request, plan.adapter_tensors, [shard.bytes for shard in plan.shards], comparison)
 
 
 def report_of(
-    request: MergeRequest, tensors: int, sizes: Sequence[int], look: Look | None, load: str | None = None
+    request: MergeRequest, tensors: int, sizes: Sequence[int], comparison: Comparison | None, load: str | None = None
 ) -> MergeReport:
     """The report of a folder that has its name now, after showing it. sizes: bytes of each weight file; load: the line
     that loads it, where that is not transformers'."""
     gib = sum(sizes) / 2**30
     say(f"{tensors} adapter tensors, each used once; {len(sizes)} files, {gib:.2f} GiB in {request.output}")
-    if look is not None:
-        look.show()
+    if comparison is not None:
+        comparison.show()
     elif not request.measure:
         warn("nothing was measured (--no-measure): whether the answers stay forgotten here is not known")
     plain = f'AutoModelForCausalLM.from_pretrained("{request.output}")'
     say(f"next: {load or plain}", style="bold")
-    told = (look.divergence, look.scores(), look.back()) if look else (None, {}, [])
+    told = (comparison.divergence, comparison.scores(), comparison.back()) if comparison else (None, {}, [])
     return MergeReport(describe(request), tensors, sum(sizes), len(sizes), *told)

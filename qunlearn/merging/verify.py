@@ -55,7 +55,7 @@ class Column:
 
 
 @dataclass
-class Look:
+class Comparison:
     """What is known of a merge so far: the runs' rows, and a column for each form of the model that was measured."""
 
     subjects: Sequence[Subject]
@@ -78,7 +78,7 @@ class Look:
             say(f"KL(adapter || merged): {self.divergence:.5f} nats/token")
 
 
-def before(request: MergeRequest, device: str) -> Look:
+def before(request: MergeRequest, device: str) -> Comparison:
     """Each run's rows under its base and its own adapter, as they were trained. One run at a time is in memory."""
     subjects: list[Subject] = []
     base: dict[str, Any] = {}
@@ -98,30 +98,30 @@ def before(request: MergeRequest, device: str) -> Look:
         subjects.append(subject)
         del policy
     plain = LoadSpec("none", False, device, request.sources[0].config.model.trust_remote_code)
-    return Look(subjects, [Column("base", base), Column("adapter", adapter)], plain)
+    return Comparison(subjects, [Column("base", base), Column("adapter", adapter)], plain)
 
 
-def after(look: Look, folder: Path, gates: Sequence[str]) -> None:
+def after(comparison: Comparison, folder: Path, gates: Sequence[str]) -> None:
     """The same rows under the model that was written, and under what it becomes quantised: it adds their columns."""
-    if not any(subject.sets for subject in look.subjects):
+    if not any(subject.sets for subject in comparison.subjects):
         return
     with stage("measuring what was written"):
-        written = load_base(folder, look.spec)
-        look.columns.append(_column("merged", written, look.subjects))
-        kls = [kl for subject in look.subjects if (kl := _divergence(written, subject)) is not None]
-        look.divergence = max(kls, default=None)
+        written = load_base(folder, comparison.spec)
+        comparison.columns.append(_column("merged", written, comparison.subjects))
+        kls = [kl for subject in comparison.subjects if (kl := _divergence(written, subject)) is not None]
+        comparison.divergence = max(kls, default=None)
     del written
     for quant in gates:
         with stage(f"measuring what was written, as {quant}"):
-            written = load_base(folder, replace(look.spec, quant=quant, double_quant=True))
-            look.columns.append(_column(quant, written, look.subjects))
+            written = load_base(folder, replace(comparison.spec, quant=quant, double_quant=True))
+            comparison.columns.append(_column(quant, written, comparison.subjects))
 
 
-def after_quantized(look: Look, folder: Path, name: str) -> None:
+def after_quantized(comparison: Comparison, folder: Path, name: str) -> None:
     """The same rows under a model that was written quantised: it adds its column."""
-    if any(subject.sets for subject in look.subjects):
+    if any(subject.sets for subject in comparison.subjects):
         with stage("measuring what was written"):
-            look.columns.append(_column(name, load_base(folder, look.spec), look.subjects))
+            comparison.columns.append(_column(name, load_base(folder, comparison.spec), comparison.subjects))
 
 
 def _column(name: str, lm: LanguageModel, subjects: Sequence[Subject]) -> Column:

@@ -83,18 +83,18 @@ class Head:
         """The precision of its products."""
         return self.weight.dtype if self.scales is None else self.scales.dtype
 
-    def product(self, h: Tensor) -> Tensor:
+    def product(self, h: Tensor, *, biased: bool = True) -> Tensor:
         """h W^T + b: (N, D) -> (N, V) in the weight's precision."""
-        h = h.to(self.dtype)
+        h, bias = h.to(self.dtype), self.bias if biased else None
         trained = torch.is_grad_enabled() and h.requires_grad  # never here; a model's own loss may want it
         if trained or (self.scales is None and self._rows_at_once >= self.vocabulary):
             w = self.weight if self.scales is None else self.scales.restore(self.weight, slice(0, self.vocabulary))
-            return torch.nn.functional.linear(h, w, self.bias)
+            return torch.nn.functional.linear(h, w, bias)
         z = h.new_empty(len(h), self.vocabulary)
         for rows, w in self._parts():
             torch.mm(h, w.T, out=z[:, rows])
             del w  # before the next rows are restored
-        return z if self.bias is None else z.add_(self.bias)
+        return z if bias is None else z.add_(bias)
 
     def product_back(self, dz: Tensor) -> Tensor:
         """dz W, what a product's gradient is to h: (N, V) -> (N, D), in the weight's precision or in fp32."""
@@ -171,7 +171,11 @@ def token_log_odds(h: Tensor, labels: Tensor, head: Head) -> Tensor:
 
 
 def token_kl(h: Tensor, h_ref: Tensor, head: Head) -> Tensor:
-    """Forward KL(reference || policy) at each position. h, h_ref (N, D) -> (N,) fp32, no gradient to h_ref."""
+    """Forward KL(reference || policy) at each position. h, h_ref (N, D) -> (N,) fp32, no gradient to h_ref.
+
+    In half precision the policy's logits are the reference's plus (h - h_ref) W^T: rounded apart from each other they
+    differ by more than a small drift does, and the gradient would be noise.
+    """
 
     def of_block(z: Tensor, z_ref: Tensor, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
         log_q = z.sub_(z.logsumexp(dim=1, keepdim=True))
@@ -180,7 +184,7 @@ def token_kl(h: Tensor, h_ref: Tensor, head: Head) -> Tensor:
         value = torch.linalg.vecdot(p, log_p.sub_(log_q))
         return value, log_q.exp_().sub_(p) if wanted else None  # q - p
 
-    return _per_token(h, h_ref, head, of_block)
+    return _per_token(h, h_ref, head, of_block, as_difference=head.dtype != torch.float32)
 
 
 def token_soft_ce(
@@ -216,26 +220,36 @@ def token_range(h: Tensor, head: Head) -> Tensor:
     return _per_token(h, None, head, of_block)
 
 
-def _per_token(h: Tensor, h_ref: Tensor | None, head: Head, of_block: _OfBlock) -> Tensor:
-    return _PerToken.apply(h, h_ref, head, of_block)  # type: ignore[no-any-return, no-untyped-call]
+def _per_token(
+    h: Tensor, h_ref: Tensor | None, head: Head, of_block: _OfBlock, *, as_difference: bool = False
+) -> Tensor:
+    return _PerToken.apply(h, h_ref, head, of_block, as_difference)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _PerToken(torch.autograd.Function):
-    """(N, D) -> (N,): a function of each token's logits whose gradient is ready when its value is."""
+    """(N, D) -> (N,): a function of each token's logits whose gradient is ready when its value is.
+
+    With `as_difference` the product of h is that of h_ref plus that of their difference, added in fp32.
+    """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, h_ref: Tensor | None, head: Head, of_block: _OfBlock) -> Tensor:
+    def forward(
+        ctx: Any, h: Tensor, h_ref: Tensor | None, head: Head, of_block: _OfBlock, as_difference: bool
+    ) -> Tensor:
         wanted = bool(ctx.needs_input_grad[0])
         values = h.new_empty(h.shape[0], dtype=torch.float32)
         gradient = torch.empty_like(h) if wanted else None
         gpu = head.weight.device.type == "cuda"
         for tokens in _slices(h.shape[0], tile_tokens(head.vocabulary, head.dtype.itemsize, on_gpu=gpu)):
-            product = head.product(h[tokens])
             reference = None if h_ref is None else head.product(h_ref[tokens])
+            if h_ref is not None and as_difference:
+                product = head.product(h[tokens] - h_ref[tokens], biased=False)
+            else:
+                product = head.product(h[tokens])
             for part in _slices(len(product), block_tokens(head.vocabulary, on_gpu=gpu)):
                 where = slice(tokens.start + part.start, tokens.start + part.stop)
                 theirs = None if reference is None else reference[part]
-                values[where] = _replace(product[part], theirs, where, head, of_block, wanted)
+                values[where] = _replace(product[part], theirs, as_difference, where, head, of_block, wanted)
             if gradient is not None:
                 gradient[tokens] = head.product_back(product).to(h.dtype)
             del product, reference, theirs  # before the next tile is made: else both are there at once
@@ -243,16 +257,19 @@ class _PerToken(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.unsqueeze(1).to(gradient.dtype), None, None, None
+        return gradient * upstream.unsqueeze(1).to(gradient.dtype), None, None, None, None
 
 
 def _replace(
-    product: Tensor, reference: Tensor | None, tokens: slice, head: Head, of_block: _OfBlock, wanted: bool
+    product: Tensor, reference: Tensor | None, apart: bool, tokens: slice, head: Head, of_block: _OfBlock, wanted: bool
 ) -> Tensor:
-    """The values (n,) of a block; where wanted, their gradient takes the place of the product (n, V)."""
-    z = head.of_product(product)
+    """The values (n,) of a block; where wanted, their gradient takes the place of the product (n, V).
+
+    `apart`: the product is what comes to the reference's.
+    """
+    z = head.of_product(product.float().add_(reference) if apart and reference is not None else product)
     z_ref = z if reference is None else head.of_product(reference)
     slope = head.slope(z) if wanted else None  # before z is overwritten
     values, dz = of_block(z, z_ref, tokens, wanted)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from qunlearn.data.batch import ALL, Family, collate
+from qunlearn.data.batch import ALL, PrefixGroup, collate
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
 from qunlearn.model.load import Base
@@ -45,7 +45,9 @@ def _keeps_apart(base: Base, *, close_up: bool) -> bool:
     """Compare packed rows with their examples alone, and with what the rows give when nothing keeps them apart."""
     examples = [_example(base, 1, branch) for branch in (5, 9)] + [_example(base, 3, 7)]
     rows = (
-        [[Family((0, 1), 6, 10)], [Family((2,), 8, 8)]] if close_up else [[Family((0, 1), 6, 10), Family((2,), 8, 8)]]
+        [[PrefixGroup((0, 1), 6, 10)], [PrefixGroup((2,), 8, 8)]]
+        if close_up
+        else [[PrefixGroup((0, 1), 6, 10), PrefixGroup((2,), 8, 8)]]
     )
     pad = base.tokenizer.pad_token_id
     packed = collate(examples, ALL, pad, rows, close_up=close_up).to(base.device)

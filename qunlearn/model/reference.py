@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qunlearn.data.batch import ALL, Span, families, micro_batches
+from qunlearn.data.batch import ALL, Span, micro_batches, prefix_groups
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
 from qunlearn.errors import OutputError
@@ -56,7 +56,7 @@ class Live:
     @torch.no_grad()
     def states(self, examples: Sequence[Example], spans: Sequence[Span], layer: int | None = None) -> list[Tensor]:
         policy, pack = self.policy, self.pack and self.policy.packs(examples)
-        made = families(examples, ([i] for i in range(len(examples))), self.max_tokens)
+        made = prefix_groups(examples, ([i] for i in range(len(examples))), self.max_tokens)
         found: dict[int, Tensor] = {}
         for rows in micro_batches(made, self.max_tokens, pack=pack):
             batch = policy.collate(examples, spans, rows, pack=pack)

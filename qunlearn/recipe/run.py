@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import GateError
+from qunlearn.evaluation.levels import Level
 from qunlearn.recipe.fetch import check_given
 from qunlearn.recipe.progress import LEDGER, Ledger, key_of
 from qunlearn.recipe.stages import FORGET, STAGES, Order
@@ -54,7 +55,7 @@ def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
 
 def raise_if_missed(result: dict[str, Any]) -> None:
     """Raises GateError when answers that should be gone come back, or the run says that it missed its target."""
-    if result["status"] == "remembered":
+    if result["status"] == Level.REMEMBERED:
         hint = "more --set train.steps=…, a larger --set objective.eps1=… or stop.max_drift=…; see `qunlearn compare`"
         raise GateError("what should be forgotten is still there", where=result["folder"], hint=hint)
     if result["not_reached"]:

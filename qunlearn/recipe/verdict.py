@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qunlearn.evaluation.conclusion import FORGOTTEN_SHARE, KEPT_SHARE
+from qunlearn.evaluation.levels import FORGOTTEN_SHARE, KEPT_SHARE, Level
 from qunlearn.evaluation.results import ADAPTER, BASE
 
 _LEAKS = "leaks"
@@ -34,9 +34,9 @@ class Figures:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`level`: forgotten, costly, cost unknown, remembered, or not known: the base never said it."""
+    """`level`: forgotten, costly, cost unknown, remembered, or never known: the base does not say it."""
 
-    level: str
+    level: Level
     base_leaks: float | None
     probability: tuple[float | None, float | None]  # of the bad answers, per token: base, adapter
     adapter: Figures
@@ -50,7 +50,7 @@ class Verdict:
         worst = {"adapter": self.adapter.worst, "merged": self.merged.worst}
         gone = ", ".join(f"{name} {_percent(value)}" for name, value in worst.items())
         kept = f"{_percent(self.adapter.kept)}, merged {_percent(self.merged.kept)}"
-        if self.level == "not known" and None not in self.probability:
+        if self.level == Level.NEVER_KNOWN and None not in self.probability:
             before, after = self.probability
             gone = f"their probability was {before:.2g} and is {after:.2g}; {gone}"
         where = "unseen prompts" if self.adapter.unseen else "the bad rows"
@@ -66,11 +66,11 @@ class Verdict:
 
 
 _WORDS = {
-    "forgotten": "forgotten, and the rest is kept",
-    "costly": "forgotten, at a cost to the rest",
-    "cost unknown": "forgotten; what it cost was not measured",
-    "remembered": "NOT forgotten",
-    "not known": "nothing to forget: the base does not give these answers itself",
+    Level.FORGOTTEN: "forgotten, and the rest is kept",
+    Level.COSTLY: "forgotten, at a cost to the rest",
+    Level.COST_UNKNOWN: "forgotten; what it cost was not measured",
+    Level.REMEMBERED: "NOT forgotten",
+    Level.NEVER_KNOWN: "nothing to forget: the base does not give these answers itself",
 }
 
 
@@ -87,13 +87,13 @@ def judge(
     worst = [value for value in (adapter.worst, after.worst) if value is not None]
     kept = [value for value in (adapter.kept, after.kept) if value is not None]
     if base_leaks is not None and base_leaks <= FORGOTTEN_SHARE:
-        level = "not known"
+        level = Level.NEVER_KNOWN
     elif not worst or max(worst) > FORGOTTEN_SHARE:
-        level = "remembered"
+        level = Level.REMEMBERED
     elif not kept:
-        level = "cost unknown"
+        level = Level.COST_UNKNOWN
     else:
-        level = "forgotten" if min(kept) >= KEPT_SHARE else "costly"
+        level = Level.FORGOTTEN if min(kept) >= KEPT_SHARE else Level.COSTLY
     probability = (_mean(base, "forget", "probability", BASE), _mean(run, "forget", "probability", ADAPTER))
     return Verdict(level, base_leaks, probability, adapter, after)
 

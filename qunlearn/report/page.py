@@ -13,7 +13,8 @@ from typing import Any
 from qunlearn import __version__
 from qunlearn.errors import OutputError
 from qunlearn.evaluation.catalog import MEASURES, SUITES
-from qunlearn.evaluation.conclusion import FORGOTTEN_SHARE, KEPT_SHARE, PLACES, conclude, kept_share
+from qunlearn.evaluation.conclusion import PLACES, conclude, kept_share
+from qunlearn.evaluation.levels import FORGOTTEN_SHARE, KEPT_SHARE, Level
 from qunlearn.evaluation.metrics.texts import words
 from qunlearn.evaluation.results import ADAPTER, BASE, is_forget
 from qunlearn.evaluation.table import cell, format_of, paper_table, split_label
@@ -92,14 +93,14 @@ def _in_order(story: Story) -> list[Mapping[str, Any]]:
 
 # -- the top ---------------------------------------------------------------------------------------------
 
-_LEVELS = {
-    "forgotten": ("good", "Suppressed, and the rest is kept"),
-    "costly": ("warn", "Suppressed, at a cost elsewhere"),
-    "cost unknown": ("warn", "Suppressed; what it cost was not measured"),
-    "never known": ("plain", "Nothing to suppress: the base does not say it"),
-    "partly": ("warn", "Only partly suppressed"),
-    "remembered": ("bad", "Not suppressed"),
-    "measured": ("plain", "Measured, nothing to judge"),
+_LEVELS: Mapping[str, tuple[str, str]] = {
+    Level.FORGOTTEN: ("good", "Suppressed, and the rest is kept"),
+    Level.COSTLY: ("warn", "Suppressed, at a cost elsewhere"),
+    Level.COST_UNKNOWN: ("warn", "Suppressed; what it cost was not measured"),
+    Level.NEVER_KNOWN: ("plain", "Nothing to suppress: the base does not say it"),
+    Level.PARTLY: ("warn", "Only partly suppressed"),
+    Level.REMEMBERED: ("bad", "Not suppressed"),
+    Level.MEASURED: ("plain", "Measured, nothing to judge"),
 }
 
 

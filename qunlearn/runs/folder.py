@@ -9,7 +9,7 @@ from typing import Any
 
 from qunlearn.errors import AdapterError, QunlearnError
 from qunlearn.utils.file_names import ADAPTER, RECORD
-from qunlearn.utils.json_files import read_object
+from qunlearn.utils.json_files import CLOSED, read_object
 
 FINISHED = ("done", "failed", "target not reached")
 
@@ -37,7 +37,7 @@ def open_run(folder: Path) -> Run:
         there = config_path.is_file()
     except OSError as error:
         message = f"cannot be read: {error.strerror}"
-        raise AdapterError(message, where=str(folder)[:400], hint="check its permissions") from error
+        raise AdapterError(message, where=str(folder)[:400], hint=CLOSED) from error
     if not there:
         what = "no adapter in the folder" if folder.is_dir() else "no such folder"
         raise AdapterError(what, where=str(folder), hint="give the folder that `qunlearn forget` wrote")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qunlearn.config.settings import Config
-from qunlearn.data.batch import Batch, Family, Row, families, micro_batches
+from qunlearn.data.batch import Batch, PrefixGroup, Row, micro_batches, prefix_groups
 from qunlearn.data.tokenize import is_passage
 from qunlearn.errors import ConfigError
 from qunlearn.model.policy import Policy
@@ -111,8 +111,8 @@ def backward(
     groups = step.groups if pack else [(i,) for i in range(len(examples))]
     losses = {name: torch.zeros((), device=policy.device) for name in terms}
     tokens = 0
-    # Both answers of a pair are one loss: a family of them is not split.
-    made = families(examples, groups, float("inf") if paired else limit)
+    # Both answers of a pair are one loss: a group of them is not split.
+    made = prefix_groups(examples, groups, float("inf") if paired else limit)
     for rows in _micro_batches(made, step, limit, pack=pack, paired=paired):
         batch = policy.collate(examples, spans, rows, pack=pack)
         with _offloaded(config, policy.device):
@@ -204,13 +204,13 @@ def _amount(step: Step, term: Term) -> float:
     return len(examples) / 2 if term.per == PAIRS else len(examples)
 
 
-def _micro_batches(made: Sequence[Family], step: Step, limit: int, *, pack: bool, paired: bool) -> list[list[Row]]:
+def _micro_batches(made: Sequence[PrefixGroup], step: Step, limit: int, *, pack: bool, paired: bool) -> list[list[Row]]:
     """As `micro_batches`; unpacked pairs in passes of their own, both answers in the same one."""
     if pack or not paired:
         return micro_batches(made, limit, pack=pack)
-    is_pair = [step.items[family.members[0]][0].per == PAIRS for family in made]
-    alone = [family for family, yes in zip(made, is_pair, strict=True) if not yes]
-    both = [family for family, yes in zip(made, is_pair, strict=True) if yes]
+    is_pair = [step.items[group.members[0]][0].per == PAIRS for group in made]
+    alone = [group for group, yes in zip(made, is_pair, strict=True) if not yes]
+    both = [group for group, yes in zip(made, is_pair, strict=True) if yes]
     return micro_batches(both, limit, pack=False, partners=2) + micro_batches(alone, limit, pack=False)
 
 

@@ -28,9 +28,10 @@ _TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "tokenizer*", "voca
 
 
 @dataclass(frozen=True)
-class Look:
-    """How to look. `model`: whose tokenizer counts and whose template frames; without one words are counted.
+class PreviewOptions:
+    """How `data check` looks at a file.
 
+    `model`: whose tokenizer counts and whose template frames; without one words are counted.
     `tokens`: the rule by which answer tokens are marked that a run would push.
     """
 
@@ -52,14 +53,14 @@ class _Tokenised:
     pushed: Sequence[Example]
 
 
-def check_data(file: str, look: Look, *, to_stdout: bool) -> dict[str, Any]:
+def check_data(file: str, options: PreviewOptions, *, to_stdout: bool) -> dict[str, Any]:
     """Read a file as `forget` would, show what was understood, and return it; no text of a row is in the result.
 
     Raises DataError, ModelError, ConfigError.
     """
-    dataset = read_dataset(data_path(file, stdin=True), look.fields, role="FILE")
-    other = read_dataset(data_path(look.against), look.fields, role="--against") if look.against else None
-    tokenised = _tokenise(dataset, other, look) if look.model else None
+    dataset = read_dataset(data_path(file, stdin=True), options.fields, role="FILE")
+    other = read_dataset(data_path(options.against), options.fields, role="--against") if options.against else None
+    tokenised = _tokenise(dataset, other, options) if options.model else None
     unit, lengths = "words", [words(record) for record in dataset.records]
     if tokenised is not None:
         unit, lengths = "tokens", [len(example.input_ids) for example in tokenised.encoded.examples]
@@ -75,7 +76,7 @@ def check_data(file: str, look: Look, *, to_stdout: bool) -> dict[str, Any]:
         "earlier_answers": dataset.earlier,
         "unit": unit,
         "lengths": asdict(Histogram.of(lengths)),
-        **(_tokens(tokenised, look) if tokenised else {}),
+        **(_tokens(tokenised, options) if tokenised else {}),
         "overlap": {"with": other.path, **asdict(overlap(dataset, other))} if other else None,
     }
     if to_stdout:
@@ -91,8 +92,8 @@ def _other_fields(dataset: Dataset) -> dict[str, int]:
 # -- tokens ----------------------------------------------------------------------------------------------
 
 
-def _tokenise(dataset: Dataset, other: Dataset | None, look: Look) -> _Tokenised:
-    name = look.model or ""
+def _tokenise(dataset: Dataset, other: Dataset | None, options: PreviewOptions) -> _Tokenised:
+    name = options.model or ""
     folder = _tokenizer_folder(resolve_model(name))
     with stage("loading the tokenizer"):
         from qunlearn.data.tokenize import choose_template, encode
@@ -100,11 +101,11 @@ def _tokenise(dataset: Dataset, other: Dataset | None, look: Look) -> _Tokenised
         from qunlearn.roles.token_weights import weigh
 
         tokenizer = load_tokenizer(folder)
-    template = choose_template(tokenizer, look.template, dataset)
-    encoded = encode(dataset, tokenizer, template, look.max_length)
-    normal = encode(other, tokenizer, template, look.max_length).examples if other else ()
+    template = choose_template(tokenizer, options.template, dataset)
+    encoded = encode(dataset, tokenizer, template, options.max_length)
+    normal = encode(other, tokenizer, template, options.max_length).examples if other else ()
     limit = TrainConfig().max_tokens
-    pushed = weigh(look.tokens, encoded.examples, normal, tokenizer, template, lambda: _policy(name), limit)
+    pushed = weigh(options.tokens, encoded.examples, normal, tokenizer, template, lambda: _policy(name), limit)
     return _Tokenised(tokenizer, template, encoded, pushed)
 
 
@@ -133,7 +134,7 @@ def _tokenizer_folder(source: ModelSource) -> Path:
     return folder
 
 
-def _tokens(made: _Tokenised, look: Look) -> dict[str, Any]:
+def _tokens(made: _Tokenised, options: PreviewOptions) -> dict[str, Any]:
     from qunlearn.roles.token_weights import count
 
     encoded = made.encoded
@@ -145,7 +146,7 @@ def _tokens(made: _Tokenised, look: Look) -> dict[str, Any]:
         "prompts_cut": encoded.prompts_cut,
         "windows": encoded.windows,
         "literal": encoded.literal,
-        "specific": {"rule": look.tokens, "tokens": count(made.pushed), "normal": look.against},
+        "specific": {"rule": options.tokens, "tokens": count(made.pushed), "normal": options.against},
     }
 
 

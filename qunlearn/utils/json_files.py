@@ -17,6 +17,7 @@ LARGE_BYTES = 128 << 20  # what holds a text or numbers of every row
 _MOST_VALUES = 8_000_000  # each takes some 60 bytes, even an empty list of two characters
 _MOST_NUMBER = 1 << 63
 EDITED = "was it edited or cut off?"
+CLOSED = "check its permissions"
 
 
 def read_bytes(path: Path, most_bytes: int = SMALL_BYTES, *, pipes: bool = False) -> bytes:
@@ -69,6 +70,7 @@ def read_object(
     try:
         value = parse(read_text(path, most_bytes))
     except OSError as fault:
+        hint = CLOSED if isinstance(fault, PermissionError) else hint
         raise error(f"cannot be read: {fault.strerror or fault}", where=where, hint=hint) from fault
     except ValueError as fault:
         raise error(f"cannot be read: not valid JSON: {fault}", where=where, hint=hint) from fault

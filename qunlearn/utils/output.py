@@ -21,7 +21,7 @@ from qunlearn import __version__
 from qunlearn.errors import OutputError
 from qunlearn.utils.file_names import ADAPTER, CONFIG, EVAL, EVAL_CACHE, METRICS, NORMAL, RECORD, REPORT
 from qunlearn.utils.files import named_write_errors, output_error, write_json
-from qunlearn.utils.json_files import read_object
+from qunlearn.utils.json_files import CLOSED, read_object
 
 MARK = "qunlearn.json"  # in what was merged or exported: by whom it was made, and the names of all files
 CONTENTS = "contents"
@@ -128,7 +128,7 @@ def default_folder(model: str, bad: str) -> Path:
 
 def real(folder: Path) -> Path:
     """Return where a folder really is: links followed, `.` and `..` gone. Raises OutputError."""
-    where = ascii(str(folder))[1:161]
+    where = ascii(str(folder))[1:-1][:160]
     try:
         str(folder).encode()
     except UnicodeEncodeError:
@@ -193,7 +193,7 @@ def content(folder: Path) -> list[Path]:
 def _check_space(folder: Path, needed_bytes: int) -> None:
     place = folder if stays(folder) else _nearest(folder.parent)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError("cannot be written", where=str(place), hint="check its permissions")
+        raise OutputError("cannot be written", where=str(place), hint=CLOSED)
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
         message = f"{needed_bytes / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free"

@@ -18,7 +18,7 @@ from conftest import call, write_rows
 
 from qunlearn.data.importers import Source, Wanted, check_leaks, import_data, parse_shares
 from qunlearn.data.records import read_dataset
-from qunlearn.data.row_stream import MAX_ROW_BYTES, Problems, read_rows
+from qunlearn.data.row_reader import MAX_ROW_BYTES, Problems, read_rows
 from qunlearn.data.text_windows import Windows, windows
 from qunlearn.errors import ConfigError, DataError, OutputError
 
@@ -225,11 +225,11 @@ def test_output_is_private_and_whole(tmp_path: Path) -> None:
         ("a.jsonl", '{"question": "q", "answer": "a"}\nnot json\n', 2, "not JSON"),
         ("a.jsonl", '{"question": "q", "answer": "a"}\n\n{"question": "q"}\n', 3, "no field 'answer'"),
         ("a.jsonl", '{"question": "q", "answer": 7}\n', 1, "'answer' is not a text"),
-        ("a.jsonl", '{"question": "q", "answer": "a"}\n[1]\n', 2, "not a JSON object"),
+        ("a.jsonl", '{"question": "q", "answer": "a"}\n[1]\n', 2, "not an object but a list"),
         ("a.json", '[\n{"question": "q", "answer": "a"},\n{"question": "q"}\n]', 3, "no field 'answer'"),
         ("a.json", '[\n{"question": "q", "answer": "a"}\n{"question": "q"}\n]', 3, "no comma"),
         ("a.json", '[\n{"question": "q", "answer": "a"},\n{"question": "q", ', 3, "not JSON"),
-        ("a.json", '[\n{"question": "q", "answer": "a"},\n7]', 3, "neither a JSON object nor a text"),
+        ("a.json", '[\n{"question": "q", "answer": "a"},\n7]', 3, "row 2 is not an object but a number"),
         ("a.json", '[\n{"question": "q", "answer": "a"}', 2, "ends inside its list"),
         ("a.json", '[{"question": "q", "answer": "a"}]\n\n{}', 3, "something after the list"),
         ("a.json", '"text"', 1, "neither a JSON object nor a list"),

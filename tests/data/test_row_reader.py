@@ -9,19 +9,17 @@ import json
 import lzma
 import sys
 import tarfile
-import types
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import call, write_rows
 
+from qunlearn.data.local_path import local_path
 from qunlearn.data.paths import data_path
 from qunlearn.data.records import Dataset, FieldNames, read_dataset
-from qunlearn.data.row_reader import local_path
-from qunlearn.data.row_stream import Row, read_rows
+from qunlearn.data.row_reader import Row, read_rows
 from qunlearn.errors import ConfigError, DataError
 
 ROWS = [{"prompt": f"Who is {n}?", "completion": f"{n}, a baker; so."} for n in ("Ann", "Bob", "Cy")]
@@ -89,8 +87,6 @@ FILES: dict[str, tuple[str, str | bytes]] = {
     "packed without saying so": ("x.jsonl", bz2.compress(LINES.encode())),
 }
 
-NOT_IMPORTED = {"columns", "columns by number", "a list of any name", "objects on one line"}
-
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_read(tmp_path: Path, name: str) -> None:
@@ -98,7 +94,7 @@ def test_files_are_read(tmp_path: Path, name: str) -> None:
     assert pairs(read_dataset(save(tmp_path, raw, file))) == WANTED
 
 
-@pytest.mark.parametrize("name", sorted(FILES.keys() - NOT_IMPORTED))
+@pytest.mark.parametrize("name", FILES)
 def test_imports_read_them_too(tmp_path: Path, name: str) -> None:
     file, raw = FILES[name]
     assert imported(save(tmp_path, raw, file)) == [prompt for prompt, _ in WANTED]
@@ -161,56 +157,6 @@ def test_parquet_needs_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DataError, match="a Parquet file") as caught:
         read_dataset(path)
     assert "qunlearn[hub]" in (caught.value.hint or "")
-
-
-class _Batch:
-    def to_pylist(self) -> list[dict[str, Any]]:
-        return [dict(row) for row in ROWS]
-
-
-class _ParquetFile:
-    def __init__(self, file: Any) -> None:
-        self.whole = file.read()
-
-    def iter_batches(self, batch_size: int) -> Iterator[_Batch]:
-        if b"damaged" in self.whole:
-            raise OSError("Couldn't deserialize thrift\nmore")
-        yield _Batch()
-
-
-def test_parquet_is_read_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package, inner = types.ModuleType("pyarrow"), types.ModuleType("pyarrow.parquet")
-    package.ArrowException = type("ArrowException", (Exception,), {})  # type: ignore[attr-defined]
-    package.parquet, inner.ParquetFile = inner, _ParquetFile  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pyarrow", package)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", inner)
-    path = save(tmp_path, b"PAR1....PAR1", "x.parquet")
-    assert pairs(read_dataset(path)) == WANTED
-    assert imported(path) == [prompt for prompt, _ in WANTED]
-    with pytest.raises(DataError, match=r"damaged Parquet: Couldn't deserialize thrift$"):
-        read_dataset(save(tmp_path, b"PAR1damagedPAR1", "x.parquet"))
-
-
-class _Zstd:
-    """The decompressor's reader: bytes as they are, behind the four that name the format."""
-
-    def stream_reader(self, file: Any) -> Any:
-        whole = file.read()[4:]
-        if whole == b"damaged":
-            raise sys.modules["zstandard"].ZstdError("bad magic")
-        return io.BytesIO(whole)
-
-
-def test_zstd_is_read_where_there_is_an_unpacker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = types.ModuleType("zstandard")
-    package.ZstdDecompressor, package.ZstdError = _Zstd, type("ZstdError", (Exception,), {})  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "compression", None)
-    monkeypatch.setitem(sys.modules, "zstandard", package)
-    path = save(tmp_path, b"\x28\xb5\x2f\xfd" + LINES.encode(), "x.jsonl.zst")
-    assert pairs(read_dataset(path)) == WANTED
-    assert imported(path) == [prompt for prompt, _ in WANTED]
-    with pytest.raises(DataError, match="damaged zstd: bad magic"):
-        read_dataset(save(tmp_path, b"\x28\xb5\x2f\xfddamaged", "x.zst"))
 
 
 @pytest.mark.parametrize(

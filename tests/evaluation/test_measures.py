@@ -15,7 +15,7 @@ from qunlearn.evaluation.document import document
 from qunlearn.evaluation.measures import can_measure, measure, row_values
 from qunlearn.evaluation.metrics import membership
 from qunlearn.evaluation.metrics import tokens as tok
-from qunlearn.evaluation.results import Choices, Fluency, Item, View, is_forget
+from qunlearn.evaluation.results import ChoiceScores, Fluency, Item, View, is_forget
 from qunlearn.evaluation.scores import Output, TokenStats
 
 
@@ -54,7 +54,7 @@ def test_every_suite_names_known_measures_and_every_measure_is_in_one() -> None:
 
 def test_every_measure_can_be_computed() -> None:
     """Every name of the catalogue has a function; what asks for more than the view has says None."""
-    choices = [Choices(0.2, (1.0, 2.0)), None]
+    choices = [ChoiceScores(0.2, (1.0, 2.0)), None]
     whole = {
         f"{s}_{split}_{probe}": values[: len(ITEMS[split])]
         for s in ("base", "adapter", "retrained")
@@ -87,7 +87,7 @@ def test_row_measures_leave_out_rows_they_do_not_apply_to() -> None:
 
 def test_choices_keep_their_rows() -> None:
     """A row without wrong answers must not shift the values of the others."""
-    view = make(base_forget_choices=[None, Choices(0.5, (1.5,))])
+    view = make(base_forget_choices=[None, ChoiceScores(0.5, (1.5,))])
     ratio = math.exp(-1.5) / math.exp(-0.5)
     assert row_values("truth_ratio", view, "base", "forget") == [None, pytest.approx(min(ratio, 1 / ratio))]
     assert row_values("truth_share", view, "base", "forget") == [None, pytest.approx(1 / (1 + ratio))]
@@ -119,8 +119,8 @@ def test_zlib_uses_the_bytes() -> None:
 
 
 def test_forget_quality_is_against_the_retrained_model() -> None:
-    mine = [Choices(0.2, (1.0,)), Choices(0.1, (2.0,))]
-    theirs = [Choices(2.2, (1.0,)), Choices(2.1, (2.0,))]
+    mine = [ChoiceScores(0.2, (1.0,)), ChoiceScores(0.1, (2.0,))]
+    theirs = [ChoiceScores(2.2, (1.0,)), ChoiceScores(2.1, (2.0,))]
     view = make(base_forget_choices=mine, retrained_forget_choices=theirs)
     ratios = [[tok.truth_ratio(c.correct, c.wrong) for c in side] for side in (mine, theirs)]
     expected = scipy_stats.ks_2samp(*ratios)
@@ -133,7 +133,7 @@ def test_model_utility_is_the_harmonic_mean_over_kept_splits() -> None:
     view = make(
         base_holdout_tokens=[stats(2.0)],
         base_holdout_outputs=[said("Selma ran")],
-        base_holdout_choices=[Choices(0.0, (1.0,))],
+        base_holdout_choices=[ChoiceScores(0.0, (1.0,))],
         base_forget_tokens=[stats(9.0), stats(9.0)],  # has no say in it
     )
     terms = [math.exp(-0.5), 0.5, 1 - math.exp(-1.0)]

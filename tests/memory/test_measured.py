@@ -20,7 +20,7 @@ from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import LoraConfig
 from qunlearn.data.batch import Batch
 from qunlearn.data.tokenize import Example
-from qunlearn.memory.block_ops import Run, block_tape
+from qunlearn.memory.block_ops import BlockPass, block_tape
 from qunlearn.memory.families import read_shape
 from qunlearn.memory.plan import DeviceFacts, run_choices
 from qunlearn.memory.resident import loading_bytes
@@ -122,7 +122,7 @@ def backward_pass(policy: Policy, quant: str, rows: int) -> tuple[float, int]:
     step()  # the adapters' gradients are there from now on
     tokens = rows * LENGTH
     adapted = frozenset(linear.name for linear, _ in shape.linears())
-    run = Run(tokens, LENGTH, number, LoraConfig().r, adapted, quant, on_gpu=False)
+    run = BlockPass(tokens, LENGTH, number, LoraConfig().r, adapted, quant, on_gpu=False)
     outside = shape.layers * shape.hidden + width * (2 if shape.positions else 1)  # inputs, outputs, embeddings
     outside += int(2 * shape.head_dim * shape.traits.rotary)  # sines and cosines
     if quant == "int8":  # bitsandbytes keeps every product's input, in both blocks

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, OPTConfig
 
-from qunlearn.data.batch import ALL, ANSWER, CLOSED, collate, families, micro_batches
+from qunlearn.data.batch import ALL, ANSWER, CLOSED, collate, micro_batches, prefix_groups
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
 from qunlearn.model.kernels.attention import use_layouts
@@ -42,40 +42,40 @@ def ragged(n: int, seed: int = 0) -> tuple[list[Example], list[list[int]]]:
 
 def test_a_family_computes_what_is_common_once() -> None:
     examples = [example(1, 2, 3, 4), example(1, 2, 5), example(1, 2, 3, 6, 7)]
-    (family,) = families(examples, [[0, 1, 2]], 100)
-    assert (family.shared, family.length) == (2, 2 + 2 + 1 + 3)
-    assert list(family.offsets(examples)) == [(0, 2), (1, 4), (2, 5)]
-    same = families([examples[0], examples[0]], [[0, 1]], 100)
+    (group,) = prefix_groups(examples, [[0, 1, 2]], 100)
+    assert (group.shared, group.length) == (2, 2 + 2 + 1 + 3)
+    assert list(group.offsets(examples)) == [(0, 2), (1, 4), (2, 5)]
+    same = prefix_groups([examples[0], examples[0]], [[0, 1]], 100)
     assert [(f.members, f.length) for f in same] == [((0, 1), 4)]
 
 
 def test_a_family_stays_within_the_budget_and_needs_something_in_common() -> None:
     examples = [example(1, 2, 3, 4, 5), example(1, 2, 6, 7, 8), example(9, 2, 3)]
-    assert [f.members for f in families(examples, [[0, 1, 2]], 100)] == [(0, 1), (2,)]
-    assert [f.members for f in families(examples, [[0, 1, 2]], 7)] == [(0,), (1,), (2,)]
+    assert [f.members for f in prefix_groups(examples, [[0, 1, 2]], 100)] == [(0, 1), (2,)]
+    assert [f.members for f in prefix_groups(examples, [[0, 1, 2]], 7)] == [(0,), (1,), (2,)]
 
 
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("max_tokens", [8, 60, 500])
 def test_micro_batches_hold_every_example_once_within_the_budget(pack: bool, max_tokens: int) -> None:
     examples, groups = ragged(30)
-    made = micro_batches(families(examples, groups, max_tokens), max_tokens, pack=pack)
-    members = [i for rows in made for row in rows for family in row for i in family.members]
+    made = micro_batches(prefix_groups(examples, groups, max_tokens), max_tokens, pack=pack)
+    members = [i for rows in made for row in rows for group in row for i in group.members]
     assert sorted(members) == list(range(len(examples)))
     widths = [max(sum(f.length for f in row) for row in rows) for rows in made]
     for rows, width in zip(made, widths, strict=True):
         assert width * len(rows) <= max_tokens or (len(rows) == 1 and len(rows[0]) == 1)
-        assert width == rows[0][0].length  # the longest family decides: attention costs no more than without packing
+        assert width == rows[0][0].length  # the longest group decides: attention costs no more than without packing
         assert pack or all(len(row) == 1 for row in rows)
     assert widths[0] == max(widths)
 
 
 def test_short_rows_fill_up_long_ones() -> None:
-    """The shape of a step: a few long families and as many short normal rows."""
+    """The shape of a step: a few long prefix_groups and as many short normal rows."""
     rng = random.Random(5)
     examples = [example(*range(rng.randint(100, 120))) for _ in range(4)]
     examples += [example(*range(rng.randint(15, 40))) for _ in range(12)]
-    made = families(examples, [[i] for i in range(16)], 2048)
+    made = prefix_groups(examples, [[i] for i in range(16)], 2048)
     filled = []
     for pack in (True, False):
         batches = [collate(examples, ALL, 0, rows) for rows in micro_batches(made, 2048, pack=pack)]
@@ -87,7 +87,7 @@ def test_short_rows_fill_up_long_ones() -> None:
 def test_labels_are_the_next_tokens_wherever_an_example_lies() -> None:
     examples, groups = ragged(12, seed=2)
     spans = [(ALL, ANSWER, CLOSED)[i % 3] for i in range(len(examples))]
-    for rows in micro_batches(families(examples, groups, 90), 90, pack=True):
+    for rows in micro_batches(prefix_groups(examples, groups, 90), 90, pack=True):
         batch = collate(examples, spans, 0, rows)
         at = 0
         for i in batch.examples:
@@ -106,7 +106,7 @@ def test_labels_are_the_next_tokens_wherever_an_example_lies() -> None:
 def test_the_mask_by_hand() -> None:
     """[a b | c | d] and [e] behind it in one row."""
     examples = [example(1, 2, 3), example(1, 2, 4), example(5)]
-    made = families(examples, [[0, 1], [2]], 99)
+    made = prefix_groups(examples, [[0, 1], [2]], 99)
     batch = collate(examples, CLOSED, 0, [made])
     assert batch.mask is not None
     assert batch.mask[0, 0].int().tolist() == [
@@ -125,7 +125,7 @@ def test_packed_hidden_states_are_those_of_separate_rows(new_policy: Callable[..
     policy.model.float()
     examples, groups = ragged(10, seed=3)
     assert policy.packs(examples)
-    (rows,) = micro_batches(families(examples, groups, 10_000), 10_000, pack=True)
+    (rows,) = micro_batches(prefix_groups(examples, groups, 10_000), 10_000, pack=True)
     packed, alone = collate(examples, ALL, 0, rows), collate(examples, ALL, 0)
     assert packed.tokens < alone.tokens
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_closed_up_rows_have_the_states_and_gradients_of_padded_ones(
     policy.model.float()
     examples, groups = ragged(7, seed=4)
     groups = groups if shared else [[i] for i in range(len(examples))]
-    (rows,) = micro_batches(families(examples, groups, 10_000), 10_000, pack=shared)
+    (rows,) = micro_batches(prefix_groups(examples, groups, 10_000), 10_000, pack=shared)
     found = []
     for close_up in (True, False):
         batch = collate(examples, ALL, 0, rows, close_up=close_up)
@@ -179,7 +179,7 @@ def test_closed_up_rows_have_the_states_and_gradients_of_padded_ones(
 def test_only_attention_computes_padding(new_policy: Callable[..., Policy]) -> None:
     policy = new_policy("none")
     examples, groups = ragged(7, seed=4)
-    (rows,) = micro_batches(families(examples, groups, 10_000), 10_000, pack=True)
+    (rows,) = micro_batches(prefix_groups(examples, groups, 10_000), 10_000, pack=True)
     batch = policy.collate(examples, [ALL] * len(examples), rows, pack=True)
     assert batch.input_ids.numel() == batch.tokens < batch.places.numel()
     assert policy.collate(examples, [ALL] * len(examples), rows, pack=False).layout is None

@@ -473,7 +473,7 @@ def test_a_base_that_never_said_it_is_no_success() -> None:
     base = measured("base", forget={"leaks": 0.0, "probability": 0.2}, holdout={"exact_match": 1.0})
     run = measured("adapter", forget={"leaks": 0.0, "probability": 0.001}, holdout={"exact_match": 1.0})
     verdict = judge(base, run, measured("base", forget={"leaks": 0.0}, holdout={"exact_match": 1.0}), {})
-    assert verdict.level == "not known"
+    assert verdict.level == "never known"
     assert "was 0.2 and is 0.001" in verdict.line
 
 

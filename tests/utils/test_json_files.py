@@ -14,7 +14,7 @@ import pytest
 
 from qunlearn.config.resolve import read_config_file
 from qunlearn.data import file_types as packed
-from qunlearn.data import row_reader as files
+from qunlearn.data import whole_file as files
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import AdapterError, DataError, ModelError, OutputError, QunlearnError
 from qunlearn.evaluation.cache import Cache

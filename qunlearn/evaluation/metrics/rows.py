@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qunlearn.evaluation.metrics import texts
+from qunlearn.evaluation.metrics.tokens import perplexity, probability
 from qunlearn.evaluation.metrics.verdicts import is_gibberish
 
 
@@ -32,12 +33,12 @@ class RowScore:
     @property
     def probability(self) -> float:
         """Geometric mean of the answer tokens' probabilities: exp(-NLL / tokens) (TOFU's answer probability)."""
-        return math.exp(-self.nll / self.tokens)
+        return probability(self.nll, self.tokens)
 
     @property
     def specific_probability(self) -> float | None:
         """The same of the specific tokens alone: form that stays probable does not hide them. None without any."""
-        return math.exp(-self.specific_nll / self.specific_tokens) if self.specific_tokens else None
+        return probability(self.specific_nll, self.specific_tokens) if self.specific_tokens else None
 
     @property
     def sentence(self) -> bool:
@@ -47,7 +48,7 @@ class RowScore:
     @property
     def exact(self) -> bool:
         """Greedy output equal to the answer, surrounding white space aside."""
-        return self.output.strip() == self.answer.strip()
+        return bool(texts.exact_match(self.output, self.answer))
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,12 @@ def aggregate(rows: Sequence[RowScore]) -> SetScore:
     """Means over rows; perplexity = exp(sum of NLL / number of tokens) over all tokens of the set."""
     if not rows:
         raise ValueError("no rows to aggregate")
-    tokens = sum(r.all_tokens for r in rows)
-    mean_nll = sum(r.all_nll for r in rows) / tokens
     specific = [p for p in (r.specific_probability for r in rows) if p is not None]
     return SetScore(
         n=len(rows),
         probability=sum(r.probability for r in rows) / len(rows),
         exact_match=sum(r.exact for r in rows) / len(rows),
-        # An overflow would be a perplexity nobody can read; exp(100) says the same.
-        perplexity=math.exp(min(mean_nll, 100.0)),
+        perplexity=perplexity(sum(r.all_nll for r in rows), sum(r.all_tokens for r in rows)),
         sentences=sum(r.sentence for r in rows) / len(rows),
         specific_probability=sum(specific) / len(specific) if specific else None,
         extraction_strength=sum(r.extraction for r in rows) / len(rows) if specific else None,

@@ -30,6 +30,11 @@ def answer_probability(logps: ArrayLike) -> float:
     return float(np.exp(values.mean()))
 
 
+def probability(nll: float, tokens: int) -> float:
+    """`answer_probability` from an NLL in nats, summed over the tokens."""
+    return math.exp(-nll / tokens)
+
+
 def perplexity(nll: float, tokens: int) -> float:
     """Perplexity: exp(NLL / tokens), with NLL in nats summed over the tokens; capped at exp(100)."""
     return math.exp(min(nll / tokens, 100.0))

@@ -1,0 +1,20 @@
+"""The levels of a verdict, and the shares that part them: one vocabulary for `eval`, recipes and reports."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+FORGOTTEN_SHARE = 0.05  # of the rows, at most so many leak
+KEPT_SHARE = 0.95  # of the base's score on what should stay, at least
+
+
+class Level(StrEnum):
+    """What the measurements show; a file has the text."""
+
+    FORGOTTEN = "forgotten"
+    COSTLY = "costly"
+    COST_UNKNOWN = "cost unknown"
+    NEVER_KNOWN = "never known"
+    PARTLY = "partly"
+    REMEMBERED = "remembered"
+    MEASURED = "measured"

@@ -51,7 +51,7 @@ def fit(request: FitRequest, quant: str, device: str) -> dict[str, Any]:
     given = request.normal.records if request.normal is not None else ()
     with stage("training the gate"):
         prompts = make_prompts(request.bad.records, normal, given, wish.seed)
-        gate, held = train_gate(reader, prompts, Threshold(wish.false_alarms, wish.conformal), wish.seed)
+        gate, held = train_gate(reader, prompts, Threshold(wish.false_alarms, wish.conformal))
     frame = find_frame(template, base.tokenizer)
     facts = BaseFacts.of(base.model, base.tokenizer, fingerprint(request.model.folder))
     guard = Guard(facts, frame, gate, Corruption(wish.corruption, 1.0, wish.dims, wish.seed), wish.tokens, {})

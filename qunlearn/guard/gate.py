@@ -1,73 +1,48 @@
-"""The embedded gate: a small classifier on the base's lower states, which asks each token if it betrays a topic.
+"""The embedded gate: two views of a prompt, one of its words and one of the base's own states, joined by a logistic.
 
 A prompt is about what should be forgotten when some place in it is, whatever stands around that place: a name in any
-wording, behind a jailbreak's opening, in the middle of a page. So every token's state is scored by a network of one
-hidden layer, and the scores of a window are pooled by a smooth maximum, as in multiple-instance learning.
+wording, behind a jailbreak's opening, in the middle of a page. So both views take the worst place of a prompt and let
+nothing else lower it. The words know what the bad rows name. The states may know what else is like it; where they were
+found not to, they are not asked.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qunlearn.errors import GuardError
+from qunlearn.guard.lexicon import Lexicon
 from qunlearn.model.load import backbone, decoder_blocks
 
-WINDOW, STRIDE = 64, 48  # tokens that are judged together, and how far the next window lies
-SHARP = 2.0  # of the smooth maximum over a window's tokens
+WINDOW, STRIDE = 64, 48  # tokens that are read together, and how far the next window lies
 _BATCH_TOKENS = 4096
-_TENSORS = ("mean", "scale", "w1", "b1", "w2", "b2")
 
 
 @dataclass(frozen=True)
-class Network:
-    """Weights of the token scorer: states (T, D) are standardised by `mean` and `scale`, and pass through H units.
+class TokenScorer:
+    """A linear score of a token's state: weight (D,), bias (); a text's is that of its highest token, clipped to the
+    range that was seen when the gate was fitted: states of unknown text lie anywhere."""
 
-    w1 (D, H), b1 (H,), w2 (H,), b2 ().
-    """
-
-    mean: Tensor
-    scale: Tensor
-    w1: Tensor
-    b1: Tensor
-    w2: Tensor
-    b2: Tensor
+    weight: Tensor
+    bias: float
+    low: float = -math.inf
+    high: float = math.inf
 
     def tokens(self, states: Tensor) -> Tensor:
-        """Return each token's score: (..., T, D) -> (..., T)."""
-        x = (states - self.mean) * self.scale
-        return torch.nn.functional.gelu(x @ self.w1 + self.b1) @ self.w2 + self.b2
+        """Return each token's score: (T, D) -> (T,)."""
+        return states.float() @ self.weight + self.bias
 
-    def to(self, device: torch.device) -> Network:
-        return Network(*(getattr(self, name).to(device) for name in _TENSORS))
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).detach().float().cpu().contiguous() for name in _TENSORS}
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], width: int) -> Network:
-        """Build it from a file's tensors. Raises GuardError for shapes that do not fit each other or the model."""
-        try:
-            made = cls(*(tensors[name].float() for name in _TENSORS))
-            fits = made.w1.shape == (width, len(made.b1)) and made.w2.shape == made.b1.shape and made.b2.shape == ()
-            fits = fits and made.mean.shape == made.scale.shape == (width,)
-        except (KeyError, TypeError):
-            fits = False
-        if not fits or not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
-            raise GuardError(
-                "its tensors are not a gate for this model", where="guard.safetensors", hint="fit it again"
-            )
-        return made
-
-
-def pool(scores: Tensor, mask: Tensor) -> Tensor:
-    """Smooth maximum over tokens: log(sum exp(s x)) / s, (..., T) -> (...,); `mask` is True at tokens."""
-    return torch.logsumexp((SHARP * scores).masked_fill(~mask, -torch.inf), -1) / SHARP
+    def text(self, states: Tensor) -> float:
+        """Return the score of a text's highest token: (T, D) -> ()."""
+        return min(self.high, max(self.low, float(self.tokens(states).max())))
 
 
 class StateReader:
@@ -80,7 +55,7 @@ class StateReader:
 
     def windows(self, text: str) -> list[list[int]]:
         """Return a text's tokens in windows that overlap, so that nothing is cut off."""
-        ids = list(self.tokenizer(text)["input_ids"]) or [0]
+        ids = list(self.tokenizer(text, verbose=False)["input_ids"]) or [0]
         starts = range(0, max(1, len(ids) - (WINDOW - STRIDE)), STRIDE)
         return [ids[at : at + WINDOW] for at in starts]
 
@@ -153,49 +128,71 @@ class _Enough(Exception):
 
 @dataclass(frozen=True)
 class Gate:
-    """The network on the states behind block `layer`; a text is flagged at a probability of at least `threshold`.
+    """Flags a text at a probability of at least `threshold`.
 
-    `slope` and `offset` calibrate a score to a probability: sigmoid(slope * score + offset).
+    The probability is sigmoid(lexical * lexicon's score + state * scorer's score + intercept), of the states behind
+    block `layer`.
     """
 
-    network: Network
+    lexicon: Lexicon
+    scorer: TokenScorer
     layer: int
-    slope: float
-    offset: float
+    lexical: float
+    state: float
+    intercept: float
     threshold: float
 
-    def probability(self, scores: Tensor) -> Tensor:
-        return torch.sigmoid(self.slope * scores + self.offset)
+    def probability(self, words: float, states: float) -> float:
+        """Return the probability from both views' scores."""
+        return 0.5 * (1 + math.tanh((self.lexical * words + self.state * states + self.intercept) / 2))
 
     def judge(self, reader: StateReader, texts: Sequence[str]) -> list[float]:
-        """Return the probability that each text is about what should be forgotten: that of its worst window."""
+        """Return the probability that each text is about what should be forgotten."""
+        words = [self.lexicon.score(text) for text in texts]
+        if not self.state:  # the words decide alone, and the model is not asked
+            return [self.probability(score, 0.0) for score in words]
         windows = [reader.windows(text) for text in texts]
-        flat = [window for found in windows for window in found]
-        states = reader.states(flat, [self.layer])[self.layer]
-        scores = torch.stack([window_score(self.network, s) for s in states]) if states else torch.zeros(0)
-        found = iter(self.probability(scores).tolist())
-        return [max(next(found) for _ in of_text) for of_text in windows]
+        states = iter(reader.states([w for found in windows for w in found], [self.layer])[self.layer])
+        worst = [max(self.scorer.text(next(states)) for _ in found) for found in windows]
+        return [self.probability(*both) for both in zip(words, worst, strict=True)]
 
     def betraying(self, reader: StateReader, text: str) -> tuple[str, list[tuple[int, int]]]:
-        """Return a text as its tokenizer reads it back, and the characters of the tokens that alone would flag it.
-
-        The worst token is always among them.
-        """
+        """Return a text as its tokenizer reads it back, and the characters of the words that flag it; of a text whose
+        words alone would not, those of each window's highest token."""
         from qunlearn.guard.turns import token_spans
 
-        ids = list(reader.tokenizer(text)["input_ids"]) or [0]
-        read, spans = token_spans(ids, reader.tokenizer)
-        at, chosen = 0, []
-        for window in reader.windows(text):
-            states = reader.states([window], [self.layer])[self.layer][0]
-            p = self.probability(self.network.tokens(states))
-            worst = int(p.argmax())
-            chosen += [at + i for i in range(len(window)) if float(p[i]) >= self.threshold or (i == worst)]
-            at += STRIDE
-        return read, [spans[i] for i in sorted(set(chosen)) if i < len(spans)]
+        read, spans = token_spans(list(reader.tokenizer(text, verbose=False)["input_ids"]) or [0], reader.tokenizer)
+        if not self.state or self.probability(self.lexicon.score(read), self.scorer.low) >= self.threshold:
+            return read, self.lexicon.telling(read)
+        windows = reader.windows(text)
+        states = reader.states(windows, [self.layer])[self.layer]
+        highest = [n * STRIDE + int(self.scorer.tokens(found).argmax()) for n, found in enumerate(states)]
+        return read, [spans[i] for i in sorted(set(highest)) if i < len(spans)]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what guard.safetensors holds."""
+        return {
+            "keys": torch.from_numpy(self.lexicon.keys.copy()),
+            "weights": torch.from_numpy(self.lexicon.weights.copy()),
+            "weight": self.scorer.weight.float().contiguous(),
+        }
 
-def window_score(network: Network, states: Tensor) -> Tensor:
-    """(t, D) -> (): a window's score."""
-    scores = network.tokens(states)
-    return pool(scores, torch.ones_like(scores, dtype=torch.bool))
+    def settings(self) -> dict[str, float | int]:
+        """Return what guard.json holds."""
+        scorer = {"bias": self.scorer.bias, "low": self.scorer.low, "high": self.scorer.high}
+        joined = {name: getattr(self, name) for name in ("layer", "lexical", "state", "intercept", "threshold")}
+        return {**joined, **scorer}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], width: int) -> Gate:
+        """Build it from a guard's files. Raises GuardError for tensors that do not fit each other or the model."""
+        keys, weights, weight = (tensors.get(name, torch.empty(0, 0)) for name in ("keys", "weights", "weight"))
+        fits = keys.dtype == torch.int64 and keys.dim() == 1 and weights.shape == keys.shape
+        fits = fits and weight.shape == (width,) and bool((keys[1:] > keys[:-1]).all())
+        if not fits or not all(bool(torch.isfinite(t.float()).all()) for t in (weights, weight)):
+            message = "its tensors are not a gate for this model"
+            raise GuardError(message, where="guard.safetensors", hint="fit it again")
+        lexicon = Lexicon(keys.numpy(), weights.float().numpy().astype(np.float32))
+        scorer = TokenScorer(weight.float(), *(float(settings[name]) for name in ("bias", "low", "high")))
+        numbers = {name: float(settings[name]) for name in ("lexical", "state", "intercept", "threshold")}
+        return cls(lexicon, scorer, int(settings["layer"]), **numbers)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from qunlearn.errors import GuardError
 from qunlearn.guard.attach import SUBJECT, TOKENS, Attachment, attached
 from qunlearn.guard.corrupt import CORRUPTIONS, Corruption, overflow
-from qunlearn.guard.gate import Gate, Network, StateReader
+from qunlearn.guard.gate import Gate, StateReader
 from qunlearn.guard.turns import Frame
 from qunlearn.hub.safetensors_file import read_tensors
 from qunlearn.model.load import load_tokenizer
@@ -24,10 +24,11 @@ from qunlearn.utils.files import write_json
 from qunlearn.utils.json_files import read_object
 
 WEIGHTS, SETTINGS = "guard.safetensors", "guard.json"
-FORMAT = 1
+FORMAT = 2
 _SAMPLED = 64  # rows of the embedding table that tell a base from others
 _MOST_DRAWN = 6.0  # standard deviations that no draw will exceed
 _ON = "_qunlearn_guard"
+_NUMBERS = ("lexical", "state", "intercept", "threshold", "bias", "low", "high")  # of the gate
 _SHAPE = {
     "format": int,
     "base": {
@@ -39,7 +40,10 @@ _SHAPE = {
         "weights?": (str, type(None)),
     },
     "frame": {"opening": str, "closing": str, "between": str, "fixed": [str]},
-    "gate": {"layer": int, "slope": float, "offset": float, "threshold": float},
+    "gate": {
+        "layer": int,
+        **dict.fromkeys(("lexical", "state", "intercept", "threshold", "bias", "low", "high"), float),
+    },
     "corruption": {"name": str, "strength": (float, int), "dims": int, "seed": int},
     "tokens": str,
     "report": {"*": None},
@@ -153,7 +157,7 @@ class Guard:
     def identity(self) -> str:
         """Return what changes with whatever changes an answer: for caches."""
         made = hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode())
-        for _, tensor in sorted(self.gate.network.tensors().items()):
+        for _, tensor in sorted(self.gate.tensors().items()):
             made.update(tensor.numpy().tobytes())
         return made.hexdigest()
 
@@ -163,17 +167,16 @@ class Guard:
         """Write guard.safetensors and guard.json for their owner's eyes only; no text of any row is in them."""
         for name in (WEIGHTS, SETTINGS):
             (folder / name).touch(mode=0o600)
-        save_file(self.gate.network.tensors(), folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(self.gate.tensors(), folder / WEIGHTS, metadata={"format": "pt"})
         (folder / WEIGHTS).chmod(0o600)
         write_json(folder / SETTINGS, {**self._settings(), "report": dict(self.report)})
 
     def _settings(self) -> dict[str, Any]:
-        gate = {"layer": self.gate.layer, "slope": self.gate.slope, "offset": self.gate.offset}
         return {
             "format": FORMAT,
             "base": asdict(self.base),
             "frame": self.frame.as_dict(),
-            "gate": {**gate, "threshold": self.gate.threshold},
+            "gate": self.gate.settings(),
             "corruption": asdict(self.corruption),
             "tokens": self.tokens,
         }
@@ -194,9 +197,8 @@ class Guard:
         if not named or stored["corruption"]["dims"] < 1 or stored["gate"]["layer"] < 0:
             raise GuardError("names what is not known", where=str(path / SETTINGS), hint="was it edited?")
         read_tensors(path / WEIGHTS)  # refuses a damaged file by name
-        gate, base = stored["gate"], BaseFacts(**stored["base"])
-        network = Network.of(load_file(path / WEIGHTS), base.width)
-        made = Gate(network, gate["layer"], gate["slope"], gate["offset"], gate["threshold"])
+        base = BaseFacts(**stored["base"])
+        made = Gate.of(load_file(path / WEIGHTS), stored["gate"], base.width)
         corruption = Corruption(**stored["corruption"])
         return cls(base, Frame.of(stored["frame"]), made, corruption, stored["tokens"], stored["report"])
 

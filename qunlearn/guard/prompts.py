@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qunlearn.data.records import Record
 from qunlearn.roles.neighbours import Neighbours
@@ -29,21 +29,31 @@ _AROUND = (
     *(opening + "{}" for opening in OPENINGS),
 )
 _WORD = re.compile(r"\w+")
-_WORDINGS, _DRESSED, _MIXED = 4, 3, 2  # of each bad prompt: other wordings, dresses, and companions before or behind it
+_WORDINGS, _STRANGERS, _COMPANIONS = 4, 4, 8  # other wordings, other subjects of a bad prompt; every how many-th is one
 _VOWELS, _CONSONANTS = "aeiou", "bcdfghklmnprstvw"
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """Texts to flag and texts to pass; of the latter the group is equal where one is made from the other.
+class Sample:
+    """A text to learn from. `row`: the row to pass, or the subject of bad rows, that it was made from.
 
-    `strangers` are the bad forms about others: to learn from, and not what a normal prompt is like.
+    wording: which wording of a bad row it is; amid: it stands beside other texts; measured: it is like what will be
+    asked, and may be held out.
     """
 
-    bad: tuple[str, ...]
-    normal: tuple[str, ...]
-    normal_groups: tuple[int, ...]
-    strangers: tuple[str, ...] = ()
+    text: str
+    row: int
+    wording: int = 0
+    amid: bool = False
+    measured: bool = True
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Texts to flag and texts to pass."""
+
+    bad: tuple[Sample, ...]
+    normal: tuple[Sample, ...]
 
 
 def question_of(record: Record) -> str:
@@ -86,63 +96,73 @@ def make_prompts(bad: Sequence[Record], normal: Sequence[Record], given: Sequenc
     """Return the texts to learn from. `normal` are rows to pass; those also in `given` stay whatever they ask.
 
     Others that name a bad subject in full are left out: what the base itself says of it is no proof that it may stay.
+    Some rows to pass are companions: others stand beside them, and they are never measured on.
     """
     rng = random.Random(seed)
     subjects = Subjects(bad, normal)
     kept = set(map(id, given))
     passing = [r for r in normal if id(r) in kept or not any(s in folded(question_of(r)) for s in subjects.own)]
-    plain = [question_of(r) for r in passing]
-    mixed = [*plain, *(invented(text, rng) for text in plain)]
-    flagged = _flagged(bad, normal, subjects, mixed, rng)
-    others = [(text, i) for i, text in enumerate(plain)]
-    others += [(_dressed(text, rng), i) for i, text in enumerate(plain) for _ in range(2)]
-    others += [(_beside(text, _others(plain, rng), rng), i) for i, text in enumerate(plain)] if plain else []
-    # Words that the base has no word for are no topic, nor are small letters.
-    odd = [invented(text, rng) for text in plain]
-    strangers = [*_strangers(subjects, rng), *odd, *(text.lower() for text in plain)]
-    strangers += [_beside(text, _others(odd, rng), rng) for text in plain]
-    known = {folded(text) for text in flagged}
-    strangers = [text for text in strangers if text.strip() and folded(text) not in known]
-    others = [(text, group) for text, group in others if text.strip() and folded(text) not in known]
-    return Prompts(tuple(flagged), tuple(t for t, _ in others), tuple(g for _, g in others), tuple(strangers))
+    plain = [text for r in passing if (text := question_of(r)).strip()]
+    companions = plain[::_COMPANIONS] or ["How are you today?"]
+    flagged: list[Sample] = []
+    groups: dict[str, int] = {}
+    for i, texts in enumerate(_wordings(bad, normal, subjects)):
+        row = groups.setdefault(folded(subjects.of(i) or texts[0]), len(groups))
+        for n, text in enumerate(texts):
+            flagged += _transformed(text, row, n, companions, rng, 2)
+    others: list[Sample] = []
+    for i, text in enumerate(plain):
+        made = _transformed(text, i, 0, companions, rng, 4)
+        others += made if i % _COMPANIONS else [replace(sample, measured=False) for sample in made]
+    for i, (text, measured) in enumerate(_strangers(subjects, rng), len(plain)):
+        others += [replace(sample, measured=measured) for sample in _transformed(text, i, 0, companions, rng, 1)]
+    known = {folded(sample.text) for sample in flagged}
+    return Prompts(tuple(flagged), tuple(s for s in others if folded(s.text) not in known))
 
 
-def _flagged(
-    bad: Sequence[Record], normal: Sequence[Record], subjects: Subjects, plain: Sequence[str], rng: random.Random
-) -> list[str]:
-    """Each bad prompt as it is, in other wordings, in dresses, beside others, and its subject alone."""
+def _wordings(bad: Sequence[Record], normal: Sequence[Record], subjects: Subjects) -> list[list[str]]:
+    """Return of each bad row its prompt, other wordings of it, and its subject alone."""
     wordings = Wordings([r for r in bad if r.turns], [r for r in normal if r.turns])
-    texts: list[str] = []
+    out = []
     for i, record in enumerate(bad):
-        own = question_of(record)
-        said = [own, own.lower()]
+        said = [question_of(record), OPENINGS[i % len(OPENINGS)] + question_of(record)]
         if record.turns:
             said += [other.prompt for _, other in wordings.others(record)[:_WORDINGS]]
         subject = subjects.of(i)
         if subject and len(_WORD.findall(subject)) > 1:
-            said += [subject, subject.lower(), f"Tell me about {subject}.", f"{subject}?"]
-        said += [_dressed(rng.choice(said), rng) for _ in range(_DRESSED)]
-        said += [_beside(rng.choice(said), _others(plain, rng), rng) for _ in range(_MIXED)] if plain else []
-        texts += [text for text in said if text.strip()]
-    return list(dict.fromkeys(texts))
+            said += [subject, f"Tell me about {subject}."]
+        out.append([text for text in dict.fromkeys(said) if text.strip()])
+    return out
 
 
-def _strangers(subjects: Subjects, rng: random.Random) -> list[str]:
-    """The bad forms about others: subjects of normal prompts, invented ones, those that share a word with a bad one,
-    and about nothing."""
-    out: list[str] = []
+def _transformed(
+    text: str, row: int, wording: int, companions: Sequence[str], rng: random.Random, times: int
+) -> list[Sample]:
+    """Return the text as it is, and in as many of four ways changed, which say nothing of what it is about."""
+    ways = [
+        Sample(text.lower(), row, wording),
+        Sample(_dressed(text, rng), row, wording),
+        Sample(_beside(text, _others(companions, rng), rng), row, wording, amid=True),
+        Sample(_beside(text, invented(_others(companions, rng), rng), rng), row, wording, amid=True),
+    ]
+    return [Sample(text, row, wording), *rng.sample(ways, times)]
+
+
+def _strangers(subjects: Subjects, rng: random.Random) -> list[tuple[str, bool]]:
+    """Return the bad forms about others, and whether they are like what will be asked: subjects of normal prompts and
+    invented ones are; those that share a word with a bad one, and none at all, are only to learn from."""
+    out: list[tuple[str, bool]] = []
     for i in range(len(subjects.bad)):
         subject = subjects.of(i)
         if subject is None:
             continue
-        theirs = [s for s in rng.sample(subjects.theirs, min(3, len(subjects.theirs))) if folded(s) not in subjects.own]
-        crossed = [
-            crossing for s in theirs for crossing in _crossed(subject, s) if folded(crossing) not in subjects.own
-        ]
-        crossing = rng.sample(crossed, min(1, len(crossed)))
-        out += [subjects.about(i, other) for other in (*theirs, *crossing, invented(subject, rng), "")]
-        out += theirs[:1]
-    return out
+        theirs = rng.sample(subjects.theirs, min(_STRANGERS, len(subjects.theirs)))
+        theirs = [s for s in theirs if folded(s) not in subjects.own]
+        crossed = [name for s in theirs[:2] for name in _crossed(subject, s) if folded(name) not in subjects.own]
+        out += [(subjects.about(i, other), True) for other in (*theirs, invented(subject, rng))]
+        out += [(subjects.about(i, other), False) for other in (*crossed, "")]
+        out += [(other, True) for other in theirs[:1]] + [(other, False) for other in crossed[:2]]
+    return list(dict.fromkeys(out))
 
 
 def _crossed(subject: str, other: str) -> list[str]:

@@ -162,8 +162,13 @@ def test_guard_eval_and_ask_say_what_they_find(folder: Path, quick_run: Path) ->
 
 
 def test_what_cannot_be_told_apart_is_refused_with_the_figure(tmp_path: Path) -> None:
-    same = [{"prompt": f"What is {i} and {j}?", "completion": "No."} for i in range(6) for j in range(8)]
-    bad, normal = write_rows(tmp_path / "b.jsonl", same[::2]), write_rows(tmp_path / "n.jsonl", same[1::2])
+    pairs = [f"{i} and {j}" for i in range(6) for j in range(6)]
+    said = ("What is {}?", "Tell me what {} is.")  # both files ask about the same, in the same two forms
+    sides = [
+        [{"prompt": said[(n + side) % 2].format(pair), "completion": "No."} for n, pair in enumerate(pairs)]
+        for side in (0, 1)
+    ]
+    bad, normal = write_rows(tmp_path / "b.jsonl", sides[0]), write_rows(tmp_path / "n.jsonl", sides[1])
     ran = call(
         *("guard", "fit", "--model", "sandbox", "--bad", bad, "--normal", normal, "-o", tmp_path / "g"),
         *("--rows", 24, "--device", "cpu"),

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from qunlearn.errors import DataError
-from qunlearn.guard.gate import pool
-from qunlearn.guard.learn import Threshold, auc, choose_threshold
+from qunlearn.guard.convex import balanced, logistic
+from qunlearn.guard.learn import Threshold, auc, choose_threshold, fit_tokens
 from qunlearn.guard.strength import bracket, zeroth_order
 
 
@@ -38,11 +38,6 @@ def test_conformal_refuses_what_so_few_prompts_cannot_promise() -> None:
         choose_threshold([1.0], [0.1] * 98, Threshold(0.01, conformal=True))
 
 
-def test_pooling_is_at_least_the_maximum_and_blind_to_padding() -> None:
-    scores, mask = torch.tensor([[1.0, -3.0, 99.0]]), torch.tensor([[True, True, False]])
-    assert 1.0 <= float(pool(scores, mask)) < 1.2
-
-
 def test_bracketing_finds_where_a_score_crosses_its_target() -> None:
     found = bracket(lambda s: 1 / (1 + s), 0.2, 1.0, 1e30)
     assert 4.0 <= found.strength < 4.4 and found.score <= 0.2
@@ -56,3 +51,25 @@ def test_bracketing_takes_the_nearest_where_nothing_reaches_the_target() -> None
 def test_zeroth_order_ends_below_its_target() -> None:
     found = zeroth_order(lambda s: 0.9 / (1 + s), 0.1, 1e30)
     assert found.score <= 0.1 and len(found.curve) <= 21
+
+
+def test_logistic_regression_is_the_minimum_and_its_bound_holds() -> None:
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(60, 4)), (rng.random(60) < 0.4).astype(float)
+    importance, decay = balanced(labels), 0.05
+    weights, intercept = logistic(x, labels, importance, decay)
+    p = 1 / (1 + np.exp(-(x @ weights + intercept)))
+    assert np.abs(x.T @ (importance * (p - labels)) + decay * weights).max() < 1e-4
+    assert abs(importance @ (p - labels)) < 1e-4 and importance[labels > 0].sum() == pytest.approx(0.5)
+    bound, _ = logistic(x, labels, importance, decay, nonnegative=True)
+    assert (weights < 0).any() and (bound >= 0).all()
+
+
+def test_a_tokens_scorer_finds_the_one_direction_that_betrays_a_text() -> None:
+    made = torch.Generator().manual_seed(0)
+    texts = [torch.randn(12, 16, generator=made) for _ in range(400)]
+    for text in texts[:200]:
+        text[5, 3] += 8.0
+    scorer = fit_tokens(texts[:150], texts[200:350])
+    assert min(map(scorer.text, texts[150:200])) > max(map(scorer.text, texts[350:]))
+    assert all(int(scorer.tokens(text).argmax()) == 5 for text in texts[150:200])

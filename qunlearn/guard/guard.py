@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from qunlearn.errors import GuardError
+from qunlearn.errors import GuardError, ModelError
 from qunlearn.guard.attach import SUBJECT, TOKENS, Attachment, attached
 from qunlearn.guard.corrupt import CORRUPTIONS, Corruption, overflow
 from qunlearn.guard.gate import Gate, StateReader
 from qunlearn.guard.turns import Frame
+from qunlearn.hub.preflight import fingerprint
 from qunlearn.hub.safetensors_file import read_tensors
 from qunlearn.model.load import load_tokenizer
 from qunlearn.utils.files import write_json
@@ -140,7 +141,7 @@ class Guard:
         """Check that the model is the guard's, and return the guard ready to be put on it. Raises GuardError."""
         inner = inner_model(model)
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(Path(str(inner.config._name_or_path)))
-        self.base.check(BaseFacts.of(inner, tokenizer))
+        self.base.check(BaseFacts.of(inner, tokenizer, _weights(inner)))
         row, dtype = CORRUPTIONS[self.corruption.name], inner.get_input_embeddings().weight.dtype
         if row.strength and _MOST_DRAWN * self.corruption.strength > torch.finfo(dtype).max:
             raise overflow(self.corruption.strength, dtype)
@@ -201,6 +202,17 @@ class Guard:
         made = Gate.of(load_file(path / WEIGHTS), stored["gate"], base.width)
         corruption = Corruption(**stored["corruption"])
         return cls(base, Frame.of(stored["frame"]), made, corruption, stored["tokens"], stored["report"])
+
+
+def _weights(model: Any) -> str | None:
+    """The fingerprint of the folder that a model was read from; None where it came from no folder of weights."""
+    folder = Path(str(getattr(model.config, "_name_or_path", "")))
+    if not (folder / "config.json").is_file():
+        return None
+    try:
+        return fingerprint(folder)
+    except ModelError:
+        return None
 
 
 def inner_model(model: Any) -> Any:

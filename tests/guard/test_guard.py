@@ -118,6 +118,7 @@ def test_files_are_private_and_hold_no_text(folder: Path) -> None:
     ("change", "said"),
     [
         (("base", "embeddings", "0"), "another base"),
+        (("base", "weights", "0"), "another base"),
         (("base", "tokenizer", "0"), "another tokenizer"),
         (("base", "template", "0"), "another chat template"),
     ],
@@ -145,7 +146,7 @@ def test_eval_measures_base_and_guarded_side_by_side(folder: Path) -> None:
     )
     assert ran.code == 0, ran.stderr
     leaks = ran.json["measures"]["paraphrase"]["leaks"]
-    assert leaks["base"]["mean"] == 1.0 and leaks["adapter"]["mean"] <= 0.25
+    assert leaks["base"]["mean"] == 1.0 and leaks["guarded"]["mean"] <= 0.25 and "adapter" not in leaks
     assert "the weights still know" in " ".join(ran.json["conclusion"]["sentences"])
 
 

@@ -76,6 +76,7 @@ def evaluate(
     *,
     model: str | None = None,
     adapter: FilePath | None = None,
+    guard: FilePath | None = None,
     suite: str = "basic",
     data: FilePath | None = None,
     forget: FilePath | None = None,
@@ -98,13 +99,22 @@ def evaluate(
     """Measure a run, or a model with or without an adapter, on files of rows; returns what eval.json holds, less texts.
 
     `run` may be a run folder, an adapter folder or a model, as on the command line. Without files the run's own are
-    measured, where they still are what they were. `show` prints the table on stdout. Raises QunlearnError.
+    measured, where they still are what they were. `guard`, a folder of `guard fit`, stands before the adapter or base.
+    `show` prints the table on stdout. Raises QunlearnError.
     """
     from qunlearn.evaluation.request import Wish, check_eval
 
     splits = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
     named = {name: None if path is None else str(path) for name, path in splits.items()}
-    wish = Wish(suite, retrained_model, harm_classifier, reward_model, _path(output), trust_remote_code)
+    wish = Wish(
+        suite,
+        retrained_model,
+        harm_classifier,
+        reward_model,
+        _path(output),
+        trust_remote_code,
+        None if guard is None else _guard(guard),
+    )
     target, on_top = None if run is None else str(run), _path(adapter)
     request, form = check_eval(target, on_top, model, None if data is None else str(data), named, quant, template, wish)
     from qunlearn.evaluation.evaluate import evaluate as measured
@@ -191,6 +201,12 @@ def open_run(folder: FilePath) -> Run:
     Raises AdapterError.
     """
     return runs.open_run(Path(folder))
+
+
+def _guard(folder: FilePath) -> Any:
+    from qunlearn.guard import Guard
+
+    return Guard.open(folder)
 
 
 def _path(given: FilePath | None) -> Path | None:

@@ -14,6 +14,8 @@ from qunlearn.data.records import Dataset, Record, asking, read_dataset
 from qunlearn.data.tokenize import Template, choose_template, decode, encode_record
 from qunlearn.errors import ConfigError, DataError, QunlearnError
 from qunlearn.evaluation.results import ADAPTER, BASE
+from qunlearn.guard.attach import Attachment, attached
+from qunlearn.guard.guard import Guard
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.generate import Sampling, generate, stream
 from qunlearn.model.language_model import LanguageModel
@@ -39,6 +41,7 @@ class Asked:
     sampling: Sampling
     to_stdout: bool
     system: str = ""
+    guard: Attachment | None = None
 
     def answers(self, question: str) -> dict[str, str]:
         """The answer of each, printed as it comes on a terminal. Raises QunlearnErrors."""
@@ -46,10 +49,15 @@ class Asked:
             raise ConfigError("the question is empty", where="ask", hint='qunlearn ask RUN "..."')
         prompt = self._prompt(question)
         if self.policy is None:
-            return {BASE: self._answer(self.base, prompt, BASE)}
+            with self._guarded():
+                return {BASE: self._answer(self.base, prompt, BASE)}
         with self.policy.reference():
             before = self._answer(self.policy, prompt, BASE)
-        return {BASE: before, ADAPTER: self._answer(self.policy, prompt, ADAPTER)}
+        with self._guarded():
+            return {BASE: before, ADAPTER: self._answer(self.policy, prompt, ADAPTER)}
+
+    def _guarded(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self.guard is None else attached(self.guard)
 
     def _prompt(self, question: str) -> tuple[int, ...]:
         """The question as the run's template puts it, up to where the answer begins."""
@@ -90,7 +98,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Asking:
-    """How to ask. `system`: a system prompt, "" for none; None for the one that all bad rows of the run have."""
+    """How to ask. `system`: a system prompt, "" for none; None for the one that all bad rows of the run have.
+
+    guard: the folder of a guard that stands before the adapter, or before the base asked alone.
+    """
 
     sampling: Sampling
     device: str = "auto"
@@ -98,6 +109,7 @@ class Asking:
     base_only: bool = False
     trust: bool = False
     system: str | None = None
+    guard: Path | None = None
 
 
 def open_asked(folder: Path, model: str | None, how: Asking) -> Asked:
@@ -108,8 +120,9 @@ def open_asked(folder: Path, model: str | None, how: Asking) -> Asked:
     with stage("loading the model"):
         base = load_base(checked.folder, load_spec(config.model, device=how.device))
         policy = None if how.base_only else Policy.load(base, run.adapter)
+    guard = None if how.guard is None else Guard.open(how.guard).attachment(base.model, base.tokenizer)
     template = _template(base, run, config.data.template)
-    return Asked(base, policy, template, how.sampling, how.to_stdout, system)
+    return Asked(base, policy, template, how.sampling, how.to_stdout, system, guard)
 
 
 def rows_system(run: Run, config: Config) -> str:

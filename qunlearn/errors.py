@@ -75,6 +75,10 @@ class AdapterError(ModelError):
     """An adapter that cannot be loaded, or that belongs to another base."""
 
 
+class GuardError(ModelError):
+    """A guard that cannot be used: of another base, tokenizer or template, damaged, or too strong for a dtype."""
+
+
 class DeviceError(QunlearnError):
     """The device that was asked for is not there."""
 

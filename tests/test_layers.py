@@ -22,6 +22,7 @@ ORDER = (
     ("objectives",),
     ("evaluation",),
     ("roles",),
+    ("guard",),
     ("training", "merging", "report"),
     ("recipe", "ask", "attack", "doctor"),
     ("api",),

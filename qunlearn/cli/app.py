@@ -14,6 +14,7 @@ from qunlearn.cli.data import add_data
 from qunlearn.cli.evaluate import add_measure
 from qunlearn.cli.failures import App, guarded, run_app
 from qunlearn.cli.flags import add_flags, configured, option
+from qunlearn.cli.guard import add_guard
 from qunlearn.cli.merge import add_carry
 from qunlearn.cli.recipe import add_recipe
 from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, GateError
@@ -210,6 +211,7 @@ def doctor(json: Json = False) -> None:
 
 add_ask(app, guarded)
 add_data(app, guarded)
+add_guard(app, guarded)
 add_recipe(app, guarded)
 
 

@@ -23,6 +23,12 @@ BaseModel = Annotated[
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 AskedAdapter = Annotated[Optional[str], typer.Option(metavar="none", help="none: ask the base alone.")]  # noqa: UP045
+GuardFolder = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--guard", metavar="GUARD", help="A folder of `qunlearn guard fit`: guard the model, adapter or none."
+    ),
+]
 System = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(metavar="TEXT", help="A system prompt. Left out, the one that all bad rows have, if they have one."),
@@ -37,6 +43,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     model: BaseModel = None,
     adapter: AskedAdapter = None,
+    guard: GuardFolder = None,
     system: System = None,
     max_new_tokens: NewTokens = 256,
     temperature: Temperature = 0.0,
@@ -48,7 +55,8 @@ def ask(
     """Ask the base and the adapter on it the same, side by side."""
     if not question.strip():
         raise ConfigError("the question is empty", where="ask", hint='qunlearn ask RUN "..."')
-    opened = _asked(run, model, adapter, (max_new_tokens, temperature, seed), (device, trust, system), as_json=json)
+    draw, on = (max_new_tokens, temperature, seed), (device, trust, system, guard)
+    opened = _asked(run, model, adapter, draw, on, as_json=json)
     from qunlearn.ask import ask as ask_both
     from qunlearn.utils.console import emit_json
 
@@ -61,6 +69,7 @@ def chat(
     run: RunFolder,
     model: BaseModel = None,
     adapter: AskedAdapter = None,
+    guard: GuardFolder = None,
     system: System = None,
     max_new_tokens: NewTokens = 256,
     temperature: Temperature = 0.0,
@@ -70,7 +79,8 @@ def chat(
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, for each question.")] = False,
 ) -> None:
     """Ask the base and the adapter on it line after line, typed or piped, side by side."""
-    opened = _asked(run, model, adapter, (max_new_tokens, temperature, seed), (device, trust, system), as_json=json)
+    draw, on = (max_new_tokens, temperature, seed), (device, trust, system, guard)
+    opened = _asked(run, model, adapter, draw, on, as_json=json)
     from qunlearn.ask import chat as chat_with
 
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -83,7 +93,7 @@ def _asked(
     model: str | None,
     adapter: str | None,
     draw: tuple[int, float, int],
-    on: tuple[str, bool, str | None],
+    on: tuple[str, bool, str | None, Path | None],
     *,
     as_json: bool,
 ) -> Any:
@@ -92,8 +102,8 @@ def _asked(
     from qunlearn.ask import Asking, open_asked
     from qunlearn.model.generate import Sampling
 
-    sampling, (device, trust, system) = Sampling(draw[0], draw[1], seed=draw[2]), on
-    return open_asked(run, model, Asking(sampling, device, not as_json, adapter is not None, trust, system))
+    sampling, (device, trust, system, guard) = Sampling(draw[0], draw[1], seed=draw[2]), on
+    return open_asked(run, model, Asking(sampling, device, not as_json, adapter is not None, trust, system, guard))
 
 
 def add_ask(app: typer.Typer, guarded: Callable[..., Any]) -> None:

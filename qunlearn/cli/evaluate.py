@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from qunlearn.cli.ask import BaseModel, Device, Json, Trust
+from qunlearn.cli.ask import BaseModel, Device, GuardFolder, Json, Trust
 
 File = Optional[str]  # noqa: UP045 - a path, or sandbox:KIND/SPLIT
 
@@ -22,6 +22,7 @@ def evaluate(
     adapter: Annotated[
         Path | None, typer.Option(help="An adapter folder, on top of MODEL; none: the base alone.")
     ] = None,
+    guard: GuardFolder = None,
     suite: Annotated[str, typer.Option(help="basic, llmu, tofu, muse or code: see docs/evaluation.md.")] = "basic",
     data: Annotated[
         File, typer.Option(help="A folder with forget.jsonl, paraphrase.jsonl, ..., or sandbox:KIND.")
@@ -59,6 +60,7 @@ def evaluate(
         target,
         model=model,
         adapter=adapter,
+        guard=guard,
         suite=suite,
         data=data,
         forget=forget,

@@ -11,7 +11,7 @@ from qunlearn.errors import AdapterError, ConfigError
 from qunlearn.evaluation.catalog import MEASURES
 from qunlearn.evaluation.eval_file import read_suites
 from qunlearn.evaluation.metrics.stats import Estimate, paired_difference, unpaired_difference
-from qunlearn.evaluation.results import ADAPTER, BASE
+from qunlearn.evaluation.results import after
 from qunlearn.evaluation.table import cell, format_of
 from qunlearn.utils.console import Column, say, table
 from qunlearn.utils.file_names import EVAL
@@ -76,7 +76,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _subject(result: Mapping[str, Any]) -> str:
-    return ADAPTER if ADAPTER in result["scores"] else BASE
+    return after(result["scores"])
 
 
 def _rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from qunlearn.evaluation.catalog import MEASURES
 from qunlearn.evaluation.levels import FORGOTTEN_SHARE, KEPT_SHARE, Level
-from qunlearn.evaluation.results import ADAPTER, BASE, RETRAINED, is_forget
+from qunlearn.evaluation.results import BASE, RETRAINED, after, is_forget
 
 _LEAK_NAMES = ("leaks", "exact_match", "leak_rate")
 _KEEP_NAMES = ("exact_match", "rouge_recall", "rouge_f1", "similarity", "bleu")
@@ -34,14 +34,16 @@ def conclude(result: Mapping[str, Any]) -> dict[str, Any]:
     before; `measured`: a bare model, or no rows to forget, so that there is nothing to judge.
     """
     measures, subjects = result["measures"], list(result["scores"])
-    about = ADAPTER if ADAPTER in subjects else BASE
+    about = after(subjects)
     sentences = [
         sentence
         for split, found in measures.items()
         if (sentence := (_forgetting if is_forget(split) else _keeping)(split, found, about)) is not None
     ]
-    level = _level(measures) if about == ADAPTER else Level.MEASURED
+    level = _level(measures) if about != BASE else Level.MEASURED
     sentences = [_HEADLINES[level], *sentences]
+    if result.get("guard"):
+        sentences.append("Guarded: the weights still know; whoever has them can take the guard off.")
     if RETRAINED in subjects:
         sentences += _beside_retrained(measures, about)
     return {"level": level, "sentences": sentences}
@@ -70,8 +72,8 @@ def _level(measures: Mapping[str, Any]) -> Level:
             kept += [share >= KEPT_SHARE for share in (kept_share(found),) if share is not None]
             continue
         name = _named(found, _LEAK_NAMES)
-        if name is not None and ADAPTER in found[name]:
-            now.append(found[name][ADAPTER]["mean"])
+        if name is not None and (about := after(found[name])) != BASE:
+            now.append(found[name][about]["mean"])
             before.append(found[name].get(BASE, {"mean": 1.0})["mean"])
     if not now:
         return Level.MEASURED
@@ -85,15 +87,16 @@ def _level(measures: Mapping[str, Any]) -> Level:
 
 
 def kept_share(found: Mapping[str, Any]) -> float | None:
-    """The adapter's score on a split to keep, relative to the base's; None where nothing says how much is kept.
+    """The judged model's score on a split to keep, relative to the base's; None where nothing says how much is kept.
 
     found: the split's measures. The first of them in which the base scores enough to lose something is taken.
     """
     for name in _KEEP_NAMES:
-        of_adapter = found.get(name, {}).get(ADAPTER)
-        known = 1.0 if name == "similarity" else found.get(name, {}).get(BASE, {"mean": 0.0})["mean"]
-        if of_adapter is not None and known > _LEAST_KNOWN.get(name, 0.0):
-            return float(of_adapter["mean"]) / float(known)
+        scores = found.get(name, {})
+        judged = scores.get(after(scores)) if after(scores) != BASE else None
+        known = 1.0 if name == "similarity" else scores.get(BASE, {"mean": 0.0})["mean"]
+        if judged is not None and known > _LEAST_KNOWN.get(name, 0.0):
+            return float(judged["mean"]) / float(known)
     return None
 
 
@@ -106,14 +109,14 @@ def _forgetting(split: str, found: Mapping[str, Any], about: str) -> str | None:
     text = f"{PLACES.get(split, split)}: {leaking} of {value['n']} answers still come back"
     if value["high"] is not None:
         text += f"; up to {100 * value['high']:.0f} % may, of all rows like these"
-    if about == ADAPTER and BASE in found[name]:
+    if about != BASE and BASE in found[name]:
         text += f" (before: {100 * found[name][BASE]['mean']:.0f} %)"
     return f"{text}."
 
 
 def _keeping(split: str, found: Mapping[str, Any], about: str) -> str | None:
     name = _named(found, _KEEP_NAMES)
-    if name is None or about not in found[name] or (about == ADAPTER and BASE not in found[name]):
+    if name is None or about not in found[name] or (about != BASE and BASE not in found[name]):
         return None
     value = found[name][about]
     share = f"{100 * value['mean']:.1f} %" + _interval(value)

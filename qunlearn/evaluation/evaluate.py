@@ -87,6 +87,7 @@ def _result(
         "model": (request.run.record.get("model", {}).get("asked") if request.run else None)
         or request.model.source.asked,
         "adapter": str(request.run.adapter) if request.run else None,
+        "guard": request.guard.identity if request.guard else None,
         "retrained_model": request.retrained.source.asked if request.retrained else None,
         "quantization": _quantization(request, found.spec),
         "suite": request.suite,

@@ -14,7 +14,7 @@ from qunlearn.evaluation.cache import Cache, digest, digest_texts
 from qunlearn.evaluation.catalog import SUITES
 from qunlearn.evaluation.probes import CHOICES, FLUENCY, OUTPUTS, TOKENS, has_choices
 from qunlearn.evaluation.request import EvalRequest
-from qunlearn.evaluation.results import ADAPTER, BASE, RETRAINED, ChoiceScores, Fluency, Item, View
+from qunlearn.evaluation.results import ADAPTER, BASE, GUARDED, RETRAINED, ChoiceScores, Fluency, Item, View
 from qunlearn.evaluation.scores import Output, TokenStats
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.hub.positions import positions_of
@@ -103,8 +103,11 @@ def start(request: EvalRequest, spec: LoadSpec, limit: int, cache: Cache) -> Col
         how += f" {spec.head} head"
     base = f"{fingerprint(request.model.folder)} {how}"
     rows, identity = {BASE: own}, {BASE: base}
-    if request.run is not None:
-        rows[ADAPTER], identity[ADAPTER] = own, f"{base} {_adapter_digest(request)}"
+    if request.run is not None or request.guard is not None:
+        adapter = _adapter_digest(request) if request.run is not None else "no adapter"
+        guard = f" guard {request.guard.identity}" if request.guard is not None else ""
+        subject = ADAPTER if request.guard is None else GUARDED
+        rows[subject], identity[subject] = own, f"{base} {adapter}{guard}"
     if request.retrained is not None:
         theirs = load_tokenizer(request.retrained.folder, trust_remote_code=trusted)
         rows[RETRAINED] = _retrained_rows(request, request.retrained, theirs, own)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from qunlearn.config.resolve import TRUST, resolve
 from qunlearn.config.settings import SETTINGS, Config
@@ -28,13 +30,21 @@ _JUDGES = {"harm": "--harm-classifier", "reward": "--reward-model"}
 _OWN = {"forget": "bad", "holdout": "holdout"}  # a split, and what a run's record calls its file
 
 
+class GuardLike(Protocol):
+    """What stands before a model: `on` puts it there while a block runs; `identity` changes with its answers."""
+
+    @property
+    def identity(self) -> str: ...
+    def on(self, model: Any, tokenizer: Any = None) -> contextlib.AbstractContextManager[Any]: ...
+
+
 @dataclass(frozen=True)
 class Wish:
     """What may be asked for besides a model and files.
 
     `retrained`: a model that never saw what is forgotten. `harm`, `reward`: models that judge outputs. `output`: a
     folder for eval.json and what was measured; without one a run keeps it, and a bare model keeps nothing. `trust`:
-    run Python code that the models bring.
+    run Python code that the models bring. `guard`: stands before the adapter, or before a bare model.
     """
 
     suite: str = "basic"
@@ -43,6 +53,7 @@ class Wish:
     reward: str | None = None
     output: Path | None = None
     trust: bool = False
+    guard: GuardLike | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class EvalRequest:
     retrained: CheckedModel | None = None
     judges: Mapping[str, CheckedModel | None] | None = None
     output: Path | None = None
+    guard: GuardLike | None = None
 
     @classmethod
     def check(
@@ -93,7 +105,7 @@ class EvalRequest:
         retrained = _named_model("--retrained-model", wish.retrained, trust) if wish.retrained else None
         judges = {name: _judge(name, asked) for name, asked in (("harm", wish.harm), ("reward", wish.reward)) if asked}
         output = wish.output or (run if opened is not None and opened.record else None)
-        return cls(opened, config, checked, sets, template, wish.suite, retrained, judges, output)
+        return cls(opened, config, checked, sets, template, wish.suite, retrained, judges, output, wish.guard)
 
     @property
     def result_path(self) -> Path | None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-BASE, ADAPTER, RETRAINED = "base", "adapter", "retrained"
+BASE, ADAPTER, GUARDED, RETRAINED = "base", "adapter", "guarded", "retrained"
 SPLITS = ("forget", "paraphrase", "retain", "holdout", "general")
 KEPT = "kept"  # every split to keep, taken together
+
+
+def after(subjects: Collection[str]) -> str:
+    """Return the subject that is judged beside the base: the guarded model, else the adapter, else the base itself."""
+    return next((subject for subject in (GUARDED, ADAPTER) if subject in subjects), BASE)
 
 
 def is_forget(split: str) -> bool:

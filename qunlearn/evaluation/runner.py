@@ -16,7 +16,7 @@ from qunlearn.evaluation.inputs import Collection, start
 from qunlearn.evaluation.judges import Judged, judge_harm, judge_reward
 from qunlearn.evaluation.probes import CHOICES, FLUENCY, OUTPUTS, TOKENS, choices, fluency
 from qunlearn.evaluation.request import EvalRequest
-from qunlearn.evaluation.results import ADAPTER, BASE, RETRAINED
+from qunlearn.evaluation.results import ADAPTER, BASE, GUARDED, RETRAINED
 from qunlearn.evaluation.scores import Observer, greedy_outputs, token_stats
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.model.language_model import LanguageModel
@@ -69,10 +69,13 @@ class _Models:
 
     @contextlib.contextmanager
     def as_subject(self, subject: str) -> Iterator[LanguageModel]:
-        """The model as it answers under this name: the adapter is off for the base."""
-        lm = self.lm
+        """The model as it answers under this name: for the base the adapter is off, and no guard before it."""
+        lm, guard = self.lm, self.request.guard
         if subject == BASE and isinstance(lm, Policy):
             with lm.reference():
+                yield lm
+        elif subject == GUARDED and guard is not None:
+            with guard.on(lm.model, lm.tokenizer):
                 yield lm
         else:
             yield lm
@@ -95,7 +98,7 @@ def _measure_retrained(found: Collection) -> None:
 
 
 def _measure_own(found: Collection, models: _Models) -> None:
-    for subject in (BASE, ADAPTER):
+    for subject in (BASE, ADAPTER, GUARDED):
         places = _places(found, [subject])
         if places:
             with models.as_subject(subject) as lm:

@@ -68,7 +68,7 @@ def format_of(name: str) -> Callable[[float], str]:
     return lambda value: f"{value:.3f}" if value >= 0.01 or value == 0 else f"{value:.1e}"
 
 
-_WHO = {"base": "original", "adapter": "unlearned", "retrained": "never saw it"}
+_WHO = {"base": "original", "adapter": "unlearned", "guarded": "guarded", "retrained": "never saw it"}
 _EFFICACY = ("harmful_rate", "hallucination_rate", "leak_rate")
 
 

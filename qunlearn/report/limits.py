@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qunlearn.evaluation.results import ADAPTER, RETRAINED, is_forget
+from qunlearn.evaluation.results import RETRAINED, after, is_forget
 from qunlearn.report.read import Story
 
 
@@ -36,7 +36,8 @@ def limits(story: Story) -> list[str]:
 def _of_evaluation(result: Mapping[str, Any]) -> list[str]:
     splits, found = list(result["files"]), []
     for split in filter(is_forget, splits):
-        leaks = result["measures"].get(split, {}).get("leaks", {}).get(ADAPTER)
+        found_leaks = result["measures"].get(split, {}).get("leaks", {})
+        leaks = found_leaks.get(after(found_leaks))
         if leaks and leaks["mean"] == 0 and leaks["high"]:
             where = "the rows to forget" if split == "forget" else f"the rows of {split!r}"
             high = f"{100 * leaks['high']:.0f} %"

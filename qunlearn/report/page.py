@@ -16,7 +16,7 @@ from qunlearn.evaluation.catalog import MEASURES, SUITES
 from qunlearn.evaluation.conclusion import PLACES, conclude, kept_share
 from qunlearn.evaluation.levels import FORGOTTEN_SHARE, KEPT_SHARE, Level
 from qunlearn.evaluation.metrics.texts import words
-from qunlearn.evaluation.results import ADAPTER, BASE, is_forget
+from qunlearn.evaluation.results import BASE, after, is_forget
 from qunlearn.evaluation.table import cell, format_of, paper_table, split_label
 from qunlearn.report.audit import audit_section
 from qunlearn.report.limits import limits
@@ -132,13 +132,13 @@ def _tiles(story: Story) -> list[Tile]:
     """The few numbers that matter, each with its uncertainty."""
     tiles: list[Tile] = []
     for split, found in (story.main or {"measures": {}})["measures"].items():
-        if is_forget(split) and ADAPTER in found.get("leaks", {}):
-            e = found["leaks"][ADAPTER]
+        if is_forget(split) and (judged := after(found.get("leaks", {}))) != BASE:
+            e = found["leaks"][judged]
             label = f"still leak, {PLACES.get(split, split)}"
             colour = "bad" if e["mean"] > FORGOTTEN_SHARE else "good" if _said_before(found["leaks"]) else "plain"
             tiles.append(Tile(f"{round(e['mean'] * e['n'])} of {e['n']}", label, _range(e), colour))
-        elif ADAPTER in found.get("exact_match", {}):
-            e, share = found["exact_match"][ADAPTER], kept_share(found)
+        elif (judged := after(found.get("exact_match", {}))) != BASE:
+            e, share = found["exact_match"][judged], kept_share(found)
             colour = "plain" if share is None else "good" if share >= KEPT_SHARE else "warn"
             tiles.append(Tile(f"{100 * e['mean']:.0f} %", f"{split}: answered word for word", _range(e), colour))
     training = story.record.get("training", {})
@@ -237,7 +237,7 @@ def _answers(story: Story, include_samples: bool) -> list[dict[str, Any]]:
     result = story.main or {}
     splits = []
     for split, items in result["items"].items():
-        subject = ADAPTER if ADAPTER in result["scores"] else BASE
+        subject = after(result["scores"])
         rows = [_row(i, item, subject, split, include_samples) for i, item in enumerate(items, 1)]
         marks = sorted({row["mark"] for row in rows}, key=_MARKS.index)
         counts = [(mark, sum(row["mark"] == mark for row in rows)) for mark in marks]

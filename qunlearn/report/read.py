@@ -13,7 +13,7 @@ from typing import Any
 
 from qunlearn.errors import AdapterError
 from qunlearn.evaluation.eval_file import read_suites
-from qunlearn.evaluation.results import ADAPTER, BASE, KEPT, RETRAINED
+from qunlearn.evaluation.results import ADAPTER, BASE, GUARDED, KEPT, RETRAINED
 from qunlearn.report.audit import read_audit
 from qunlearn.utils.file_names import CONFIG, EVAL, METRICS, RECORD
 from qunlearn.utils.json_files import EDITED, LARGE_BYTES, misfit, read_object, read_text
@@ -77,7 +77,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _check_suite(suite: Mapping[str, Any], path: Path, name: str) -> None:
     """Every subject and split of the numbers must be one that was measured. Raises AdapterError."""
     measured = {subject for of in suite["measures"].values() for found in of.values() for subject in found}
-    unknown = sorted({*suite["scores"], *measured} - {BASE, ADAPTER, RETRAINED})
+    unknown = sorted({*suite["scores"], *measured} - {BASE, ADAPTER, GUARDED, RETRAINED})
     unknown += sorted(set(suite["measures"]) - {*suite["files"], KEPT})
     if unknown:
         message = f"suites.{name}: {unknown[0][:80]!r} was not measured"

@@ -16,7 +16,21 @@ if TYPE_CHECKING:
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # What a colour is for, and the placeholder it is drawn in.
-ROLES = ("ink", "muted", "grid", "paper", "base", "adapter", "retrained", "one", "two", "three", "bad", "good")
+ROLES = (
+    "ink",
+    "muted",
+    "grid",
+    "paper",
+    "base",
+    "adapter",
+    "retrained",
+    "one",
+    "two",
+    "three",
+    "bad",
+    "good",
+    "guarded",
+)
 COLOUR = {role: f"#0{i:x}0{i:x}0{i:x}" for i, role in enumerate(ROLES, 1)}
 _VARIABLE = {colour: f"var(--{role})" for role, colour in COLOUR.items()}
 _FONT = re.compile(r"(?:^|\s)([\d.]+)px\b")

@@ -1,0 +1,173 @@
+"""Stand before a model: judge each prompt as it enters, and corrupt what is flagged; the rest passes bit for bit.
+
+Two hooks do it: one in front of the decoder learns where a pass begins, one behind the input embeddings changes rows.
+Only a prompt's own pass is touched, never a decoding step. Both handles are kept, so that taking the guard off leaves
+every other hook in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qunlearn.guard.corrupt import Corruption
+from qunlearn.guard.gate import Gate, StateReader
+from qunlearn.guard.turns import Frame, Prompt, Turn, read_prompt
+from qunlearn.model.load import backbone
+
+ALL, TURN, SUBJECT = "all", "turn", "subject"
+TOKENS = (ALL, TURN, SUBJECT)
+_REMEMBERED = 4096  # texts whose probability is kept: earlier turns come again with every question
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to a prompt: the places that are corrupted, and the ids that decide the noise."""
+
+    places: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()
+
+
+@dataclass
+class Attachment:
+    """A guard on a model. `judge` gives a text its probability; `force` flags everything, for the strength search."""
+
+    model: Any
+    reader: StateReader
+    frame: Frame
+    corruption: Corruption
+    tokens: str
+    threshold: float
+    judge: Callable[[Sequence[str]], list[float]]
+    gate: Gate | None = None  # the embedded one, which can tell which tokens betray a topic
+    force: bool = False
+    flagged: int = 0  # prompts, since it was put on
+    _known: dict[bytes, float] = field(default_factory=dict)
+    _past: int = 0
+    _mask: Tensor | None = None
+    _seen: Tensor | None = None
+    _plans: list[Plan] = field(default_factory=list)
+    _planned: Tensor | None = None
+
+    def put_on(self) -> list[Any]:
+        """Register both hooks; returns their handles."""
+        body = backbone(self.model)
+        return [
+            body.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.model.get_input_embeddings().register_forward_hook(self._embedded),
+        ]
+
+    # -- the hooks -----------------------------------------------------------------------------------
+
+    def _before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if not self.reader.reading:
+            cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+            self._past = int(cache.get_seq_length()) if cache is not None else 0
+            self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+    def _embedded(self, module: Any, args: Any, out: Tensor) -> Tensor | None:
+        if self.reader.reading or not args:
+            return None
+        ids = args[0].detach().cpu()
+        grown = self._seen is not None and self._past == self._seen.shape[1] and len(self._seen) == len(ids)
+        whole = torch.cat([self._seen, ids], 1) if self._past and grown and self._seen is not None else ids
+        self._seen = whole
+        if ids.shape[1] < 2:  # a decoding step
+            return None
+        plans = self._known_plans(whole) if self._past == 0 else None
+        if plans is None:
+            plans = self._make_plans(whole)
+            self._plans, self._planned = plans, whole
+        begin = whole.shape[1] - ids.shape[1]
+        rows = list(out)
+        for i, plan in enumerate(plans):
+            places = [at - begin for at in plan.places if at >= begin]
+            if places:
+                rows[i] = self.corruption.apply(out[i], places, plan.ids)
+        return torch.stack(rows) if any(plan.places for plan in plans) else None
+
+    def _known_plans(self, whole: Tensor) -> list[Plan] | None:
+        """The plans of a prompt that is passed again with what was answered so far: generation without a cache."""
+        planned = self._planned
+        if planned is None or len(planned) != len(whole) or planned.shape[1] >= whole.shape[1]:
+            return None
+        return self._plans if torch.equal(planned, whole[:, : planned.shape[1]]) else None
+
+    # -- what is done to whom ------------------------------------------------------------------------
+
+    def _make_plans(self, whole: Tensor) -> list[Plan]:
+        mask = self._mask if self._mask is not None and self._mask.shape == whole.shape else None
+        real = [(row if mask is None else row[mask[i].cpu().bool()]).tolist() for i, row in enumerate(whole)]
+        shifts = [0 if mask is None else int(mask[i].cpu().argmax()) for i in range(len(real))]  # left padding
+        prompts = [read_prompt(ids, self.reader.tokenizer, self.frame) for ids in real]
+        texts = [text for prompt in prompts for text in _texts(prompt)]
+        known = dict.fromkeys(texts, 1.0) if self.force else self._judged(texts)
+        plans = []
+        for ids, shift, prompt in zip(real, shifts, prompts, strict=True):
+            places = self._places(prompt, known)
+            self.flagged += bool(places) and not self.force
+            plans.append(Plan(tuple(shift + at for at in places), tuple(ids[: prompt.answer])))
+        return plans
+
+    def _judged(self, texts: Sequence[str]) -> dict[str, float]:
+        keys = {text: hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts}
+        new = [text for text, key in keys.items() if key not in self._known]
+        if len(self._known) + len(new) > _REMEMBERED:
+            self._known.clear()
+            new = list(keys)
+        if new:
+            self._known.update({keys[text]: p for text, p in zip(new, self.judge(new), strict=True)})
+        return {text: self._known[key] for text, key in keys.items()}
+
+    def _places(self, prompt: Prompt, known: dict[str, float]) -> list[int]:
+        """The tokens to corrupt: of every flagged turn, or of all that was asked where only the turns together are.
+
+        The last token before the answer stays, as published.
+        """
+        flagged = [turn for turn in prompt.turns if known[turn.text] >= self.threshold]
+        if not flagged and len(_texts(prompt)) > len(prompt.turns) and known[_joined(prompt)] >= self.threshold:
+            flagged = [turn for turn in prompt.turns if turn.asked]
+        if not flagged:
+            return []
+        if self.tokens == ALL:
+            return list(range(prompt.answer - 1))
+        chosen = {at for turn in flagged for at in self._of_turn(turn)}
+        return sorted(at for at in chosen if at < prompt.answer - 1)
+
+    def _of_turn(self, turn: Turn) -> list[int]:
+        every = list(range(turn.first, turn.last))
+        if self.tokens != SUBJECT or self.gate is None:
+            return every
+        read, betraying = self.gate.betraying(self.reader, turn.text)
+        shift = read.find(turn.text)  # a token that the tokenizer puts in front
+        found = [(a - max(0, shift), b - max(0, shift)) for a, b in betraying]
+        return [
+            at for at, (a, b) in zip(every, turn.spans, strict=True) if any(a < d and b > c for c, d in found)
+        ] or every
+
+
+def _joined(prompt: Prompt) -> str:
+    return " ".join(turn.text for turn in prompt.turns if turn.asked)
+
+
+def _texts(prompt: Prompt) -> list[str]:
+    """Every turn by itself, and where there are several questions all of them together."""
+    texts = [turn.text for turn in prompt.turns]
+    return [*texts, _joined(prompt)] if sum(turn.asked for turn in prompt.turns) > 1 else texts
+
+
+@contextlib.contextmanager
+def attached(attachment: Attachment) -> Iterator[Attachment]:
+    """Stand before the model while the block runs."""
+    handles = attachment.put_on()
+    try:
+        yield attachment
+    finally:
+        for handle in handles:
+            handle.remove()

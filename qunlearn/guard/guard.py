@@ -1,0 +1,223 @@
+"""A guard as it is kept and used: open a folder, put it on a model, take it off again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from qunlearn.errors import GuardError, ModelError
+from qunlearn.guard.attach import SUBJECT, TOKENS, Attachment, attached
+from qunlearn.guard.corrupt import CORRUPTIONS, Corruption, overflow
+from qunlearn.guard.gate import Gate, StateReader
+from qunlearn.guard.turns import Frame
+from qunlearn.hub.preflight import fingerprint
+from qunlearn.hub.safetensors_file import read_tensors
+from qunlearn.model.load import load_tokenizer
+from qunlearn.utils.files import write_json
+from qunlearn.utils.json_files import read_object
+
+WEIGHTS, SETTINGS = "guard.safetensors", "guard.json"
+FORMAT = 2
+_SAMPLED = 64  # rows of the embedding table that tell a base from others
+_MOST_DRAWN = 6.0  # standard deviations that no draw will exceed
+_ON = "_qunlearn_guard"
+_NUMBERS = ("lexical", "state", "intercept", "threshold", "bias", "low", "high")  # of the gate
+_SHAPE = {
+    "format": int,
+    "base": {
+        "type": str,
+        "width": int,
+        "embeddings": str,
+        "tokenizer": str,
+        "template": str,
+        "weights?": (str, type(None)),
+    },
+    "frame": {"opening": str, "closing": str, "between": str, "fixed": [str]},
+    "gate": {
+        "layer": int,
+        **dict.fromkeys(("lexical", "state", "intercept", "threshold", "bias", "low", "high"), float),
+    },
+    "corruption": {"name": str, "strength": (float, int), "dims": int, "seed": int},
+    "tokens": str,
+    "report": {"*": None},
+}
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What tells the base of a guard from others; `weights` is the fingerprint of its files, where it has any."""
+
+    type: str
+    width: int
+    embeddings: str
+    tokenizer: str
+    template: str
+    weights: str | None = None
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, weights: str | None = None) -> BaseFacts:
+        """Read them from a loaded model: samples of the embeddings are the same in every quantisation."""
+        table = model.get_input_embeddings().weight
+        rows = torch.linspace(0, len(table) - 1, min(_SAMPLED, len(table))).long().to(table.device)
+        sample = table.detach()[rows].to(torch.bfloat16).cpu().contiguous().view(torch.int16)
+        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+        return cls(
+            str(model.config.model_type),
+            int(table.shape[1]),
+            hashlib.sha256(sample.numpy().tobytes()).hexdigest(),
+            hashlib.sha256(vocabulary.encode()).hexdigest(),
+            hashlib.sha256(str(getattr(tokenizer, "chat_template", None)).encode()).hexdigest(),
+            weights,
+        )
+
+    def check(self, other: BaseFacts) -> None:
+        """Raises GuardError naming what differs."""
+        what = [name for name in ("type", "width", "embeddings") if getattr(self, name) != getattr(other, name)]
+        if what or (self.weights and other.weights and self.weights != other.weights):
+            raise GuardError(
+                "belongs to another base", where="guard", hint="give the model it was fitted on, or fit again"
+            )
+        for name, called in (("tokenizer", "tokenizer"), ("template", "chat template")):
+            if getattr(self, name) != getattr(other, name):
+                hint = f"use the {called} it was fitted with, or fit again"
+                raise GuardError(f"belongs to another {called}", where="guard", hint=hint)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A gate, the corruption of what it flags, and the base they were fitted on.
+
+    tokens: which tokens of a flagged prompt are corrupted: `all` but the last, the flagged `turn`s, or the `subject`.
+    """
+
+    base: BaseFacts
+    frame: Frame
+    gate: Gate
+    corruption: Corruption
+    tokens: str
+    report: Mapping[str, Any]
+
+    # -- on a model ----------------------------------------------------------------------------------
+
+    def wrap(self, model: Any, tokenizer: Any = None) -> Any:
+        """Put the guard on a transformers causal model (or a peft model around one) and return that model.
+
+        Its `generate` then works as usual. tokenizer: the model's own; left out, it is read from the model's folder.
+        Raises GuardError where the guard belongs to another base, or the model has a guard already.
+        """
+        inner = inner_model(model)
+        if getattr(inner, _ON, None) is not None:
+            raise GuardError("the model has a guard already", where="guard", hint="Guard.unwrap(model) takes it off")
+        attachment = self.attachment(model, tokenizer)
+        setattr(inner, _ON, (attachment, attachment.put_on()))
+        return model
+
+    @staticmethod
+    def unwrap(model: Any) -> Any:
+        """Take the guard off a model, and nothing else; returns the model."""
+        inner = inner_model(model)
+        found = getattr(inner, _ON, None)
+        if found is not None:
+            for handle in found[1]:
+                handle.remove()
+            delattr(inner, _ON)
+        return model
+
+    @contextlib.contextmanager
+    def on(self, model: Any, tokenizer: Any = None) -> Iterator[Attachment]:
+        """Guard a model while the block runs; yields what counts its flagged prompts. Raises GuardError."""
+        with attached(self.attachment(model, tokenizer)) as attachment:
+            yield attachment
+
+    def attachment(self, model: Any, tokenizer: Any = None) -> Attachment:
+        """Check that the model is the guard's, and return the guard ready to be put on it. Raises GuardError."""
+        inner = inner_model(model)
+        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(Path(str(inner.config._name_or_path)))
+        self.base.check(BaseFacts.of(inner, tokenizer, _weights(inner)))
+        row, dtype = CORRUPTIONS[self.corruption.name], inner.get_input_embeddings().weight.dtype
+        if row.strength and _MOST_DRAWN * self.corruption.strength > torch.finfo(dtype).max:
+            raise overflow(self.corruption.strength, dtype)
+        reader = StateReader(inner, tokenizer)
+
+        def judge(texts: Sequence[str]) -> list[float]:
+            return self.gate.judge(reader, texts)
+
+        return Attachment(
+            inner, reader, self.frame, self.corruption, self.tokens, self.gate.threshold, judge, self.gate
+        )
+
+    @property
+    def identity(self) -> str:
+        """Return what changes with whatever changes an answer: for caches."""
+        made = hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode())
+        for _, tensor in sorted(self.gate.tensors().items()):
+            made.update(tensor.numpy().tobytes())
+        return made.hexdigest()
+
+    # -- on disk -------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write guard.safetensors and guard.json for their owner's eyes only; no text of any row is in them."""
+        for name in (WEIGHTS, SETTINGS):
+            (folder / name).touch(mode=0o600)
+        save_file(self.gate.tensors(), folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / WEIGHTS).chmod(0o600)
+        write_json(folder / SETTINGS, {**self._settings(), "report": dict(self.report)})
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "base": asdict(self.base),
+            "frame": self.frame.as_dict(),
+            "gate": self.gate.settings(),
+            "corruption": asdict(self.corruption),
+            "tokens": self.tokens,
+        }
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Guard:
+        """Read a guard folder. Raises GuardError for what is none, or damaged."""
+        path = Path(folder)
+        hint = "give the folder that `qunlearn guard fit` wrote"
+        if not (path / SETTINGS).is_file() or not (path / WEIGHTS).is_file():
+            raise GuardError(f"no {SETTINGS} and {WEIGHTS} in the folder", where=str(path), hint=hint)
+        stored = read_object(path / SETTINGS, GuardError, hint=hint)
+        if stored.get("format") != FORMAT:
+            message = f"of format {str(stored.get('format'))[:20]}, and this version reads {FORMAT}"
+            raise GuardError(message, where=str(path / SETTINGS), hint="fit it again")
+        stored = read_object(path / SETTINGS, GuardError, hint=hint, shape=_SHAPE)
+        named = stored["corruption"]["name"] in CORRUPTIONS and stored["tokens"] in TOKENS
+        if not named or stored["corruption"]["dims"] < 1 or stored["gate"]["layer"] < 0:
+            raise GuardError("names what is not known", where=str(path / SETTINGS), hint="was it edited?")
+        read_tensors(path / WEIGHTS)  # refuses a damaged file by name
+        base = BaseFacts(**stored["base"])
+        made = Gate.of(load_file(path / WEIGHTS), stored["gate"], base.width)
+        corruption = Corruption(**stored["corruption"])
+        return cls(base, Frame.of(stored["frame"]), made, corruption, stored["tokens"], stored["report"])
+
+
+def _weights(model: Any) -> str | None:
+    """The fingerprint of the folder that a model was read from; None where it came from no folder of weights."""
+    folder = Path(str(getattr(model.config, "_name_or_path", "")))
+    if not (folder / "config.json").is_file():
+        return None
+    try:
+        return fingerprint(folder)
+    except ModelError:
+        return None
+
+
+def inner_model(model: Any) -> Any:
+    """Return the transformers model itself, where an adapter is around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+__all__ = ["SUBJECT", "BaseFacts", "Guard", "inner_model"]

@@ -1,0 +1,301 @@
+"""Fit the embedded gate: both views, the layer of the states, how they are joined, and the threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qunlearn.errors import DataError, GateError
+from qunlearn.guard.convex import Vector, balanced, logistic
+from qunlearn.guard.gate import Gate, StateReader, TokenScorer
+from qunlearn.guard.lexicon import fit_lexicon
+from qunlearn.guard.prompts import Prompts, Sample
+
+_FOLDS = 4
+_UNSEEN = 8  # every how many-th bad row is in no wording learnt from, in a fold
+_DEPTHS = (0.25, 0.5)  # of the blocks, whose states are tried
+_TIE = 0.002  # of AUC, within which the lower layer is taken
+_ROUNDS = 3  # of choosing each bad text's highest token, and fitting again
+_HARD = 4  # highest tokens of a text to pass that are learnt from
+_MOST_TOKENS, _MOST_NUMBERS = 12_000, 16_000_000  # of a fit to tokens: rows, and float64 numbers
+_DECAY, _JOINED_DECAY = 1e-3, 1e-3
+_MISSES = 0.02  # share of bad prompts that the threshold may miss where both kinds lie apart
+LEAST_AUC = 0.9
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """How the threshold is set: by a target rate of false alarms on held-out normal prompts, or `conformal`."""
+
+    false_alarms: float = 0.01
+    conformal: bool = False
+
+
+@dataclass(frozen=True)
+class Held:
+    """How the gate did on prompts that a fold of it had not learnt from.
+
+    auc, missed: of bad rows in wordings that were not learnt from; `unseen` ones: of rows in no wording learnt from.
+    lexical, by_layer: the AUC of either view alone, on both.
+    """
+
+    auc: float
+    unseen_auc: float
+    layer: int
+    lexical: float
+    by_layer: dict[str, float]
+    bad: int
+    unseen: int
+    normal: int
+    missed: int
+    unseen_missed: int
+    false_alarms: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train_gate(reader: StateReader, prompts: Prompts, rule: Threshold) -> tuple[Gate, Held]:
+    """Return the gate and how it did on what was held out.
+
+    Everything that is chosen rests on scores of cross-validation: folds of rows to pass, each with all that was made
+    from them, of wordings of the bad rows, and of whole bad rows. The gate itself learns from all prompts. For a
+    conformal threshold every second row to pass is learnt from by nothing.
+    Raises GateError where the two kinds cannot be told apart, DataError where there are too few prompts.
+    """
+    calibration: tuple[Sample, ...] = ()
+    if rule.conformal:
+        spared = [s for s in prompts.normal if s.measured and s.row % 2]
+        calibration = tuple({s.row: s for s in reversed(spared)}.values())  # the text as it is, which comes first
+        prompts = replace(prompts, normal=tuple(s for s in prompts.normal if not (s.measured and s.row % 2)))
+    if len({s.row for s in prompts.bad}) < 2 or len({s.row for s in prompts.normal if s.measured}) < 2:
+        raise DataError("a gate needs at least two rows of each kind", where="gate", hint="more --bad or --normal rows")
+    data = _Data(reader, prompts)
+    folds = [data.fold(n) for n in range(_FOLDS)]
+    held = [_Scores.of(data, folds, _words(data)), *(_Scores.of(data, folds, _states(data, n)) for n in data.layers)]
+    words, layer, states = held[0], data.layers[0], held[1]
+    for number, found in zip(data.layers[1:], held[2:], strict=True):
+        if found.auc > states.auc + _TIE:
+            layer, states = number, found
+    joined = _Joined.of(words, states)
+    known, unseen, normal = joined.of_scores(words, states)
+    separation = auc(known, normal)
+    if separation < LEAST_AUC:
+        message = f"held-out prompts to forget and others are not told apart: AUC {separation:.3f}"
+        hint = f"at least {LEAST_AUC} is needed; are there rows about the same in both files?"
+        raise GateError(message, where="gate", hint=hint)
+    both = (range(len(data.bad)), range(len(data.normal)))
+    lexicon = fit_lexicon(*data.texts(*both))
+    scorer = replace(fit_tokens(*data.tokens(layer, *both)), low=joined.low, high=joined.high)
+    gate = Gate(lexicon, scorer, layer, joined.lexical, joined.state, joined.intercept, 1.0)
+    passed = gate.judge(reader, [s.text for s in calibration]) if rule.conformal else normal.tolist()
+    gate = replace(gate, threshold=choose_threshold(known.tolist(), passed, rule))
+    by_layer = {str(n): found.auc for n, found in zip(data.layers, held[1:], strict=True)}
+    at = gate.threshold
+    counts = (len(known), len(unseen), len(normal), int((known < at).sum()), int((unseen < at).sum()))
+    unseen_auc = auc(unseen, normal)
+    return gate, Held(separation, unseen_auc, layer, words.auc, by_layer, *counts, int((normal >= at).sum()))
+
+
+def choose_threshold(bad: Sequence[float], normal: Sequence[float], rule: Threshold) -> float:
+    """Return the probability from which a prompt is flagged, from held-out ones.
+
+    By rate: the least that lets at most the wanted share of normal prompts through as false alarms; where the bad ones
+    lie above it, half way up to the 2 % lowest of them (in log-odds), so that neither kind is close to the edge.
+    Conformal (split): just above the ceil((n + 1)(1 - a))-th smallest of n normal probabilities; of prompts
+    exchangeable with those, at most a share a is flagged, on average over the held-out sets.
+    Raises DataError for fewer than 1/a - 1 of them.
+    """
+    n, a = len(normal), rule.false_alarms
+    ordered = sorted(normal)
+    if rule.conformal:
+        rank = math.ceil((n + 1) * (1 - a))
+        if rank > n:
+            needed = math.ceil(1 / a) - 1
+            message = f"{n} held-out normal prompts promise no rate of {100 * a:g} %: {needed} are needed"
+            raise DataError(message, where="--conformal", hint="more --normal rows, or a higher --false-alarms")
+        return math.nextafter(ordered[rank - 1], 2.0)
+    edge = math.nextafter(ordered[max(0, n - 1 - math.floor(a * n))], 2.0)
+    low = sorted(bad)[math.floor(_MISSES * len(bad))]
+    if low <= edge:
+        return edge
+    middle = (_logit(edge) + _logit(low)) / 2
+    return max(edge, 1 / (1 + math.exp(-middle)))
+
+
+def auc(bad: Any, normal: Any) -> float:
+    """Return the probability that a bad prompt scores above a normal one, ties counting half (Mann-Whitney U)."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.concatenate([bad, normal]))[: len(bad)]
+    return float((ranks.sum() - len(bad) * (len(bad) + 1) / 2) / (len(bad) * len(normal)))
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Places of samples: to learn from, and held out as known rows, unseen rows, and rows to pass."""
+
+    bad: tuple[int, ...]
+    normal: tuple[int, ...]
+    held: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+_View = Callable[[_Fold], tuple[Callable[[int], float], Callable[[int], float]]]
+
+
+class _Data:
+    """The samples, and the states of all their windows by layer."""
+
+    def __init__(self, reader: StateReader, prompts: Prompts) -> None:
+        self.bad, self.normal = prompts.bad, prompts.normal
+        windows = [reader.windows(s.text) for s in (*self.bad, *self.normal)]
+        self.layers = sorted({round(share * (reader.blocks - 1)) for share in _DEPTHS})
+        read = reader.states([w for found in windows for w in found], self.layers)
+        self._states: dict[int, list[Tensor]] = {}
+        for layer in self.layers:
+            each = iter(read[layer])
+            self._states[layer] = [torch.cat([next(each).half() for _ in found]) for found in windows]
+
+    def fold(self, n: int) -> _Fold:
+        """Return the n-th fold. The last wording of a row is never the only one that is left."""
+        unseen = {i for i, s in enumerate(self.bad) if s.row % _UNSEEN == n}
+        known = {i for i, s in enumerate(self.bad) if s.wording % _FOLDS == n} - unseen
+        normal = [i for i, s in enumerate(self.normal) if s.measured and s.row % _FOLDS == n]
+        out = unseen | known
+        bad = tuple(i for i in range(len(self.bad)) if i not in out)
+        passing = tuple(i for i, s in enumerate(self.normal) if not s.measured or s.row % _FOLDS != n)
+        return _Fold(bad, passing, (tuple(sorted(known)), tuple(sorted(unseen)), tuple(normal)))
+
+    def texts(self, bad: Sequence[int], normal: Sequence[int]) -> tuple[list[str], list[str]]:
+        """Return the texts for the lexical view: of bad ones those alone, for it looks for words of no other."""
+        alone = [self.bad[i].text for i in bad if not self.bad[i].amid]
+        return alone, [self.normal[i].text for i in normal]
+
+    def tokens(self, layer: int, bad: Sequence[int], normal: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the states of texts behind a layer, each (T, D)."""
+        states = self._states[layer]
+        return [states[i] for i in bad], [states[len(self.bad) + i] for i in normal]
+
+
+def _words(data: _Data) -> _View:
+    def view(fold: _Fold) -> tuple[Callable[[int], float], Callable[[int], float]]:
+        lexicon = fit_lexicon(*data.texts(fold.bad, fold.normal))
+        return (lambda i: lexicon.score(data.bad[i].text)), (lambda i: lexicon.score(data.normal[i].text))
+
+    return view
+
+
+def _states(data: _Data, layer: int) -> _View:
+    def view(fold: _Fold) -> tuple[Callable[[int], float], Callable[[int], float]]:
+        scorer = fit_tokens(*data.tokens(layer, fold.bad, fold.normal))
+        bad, normal = data.tokens(layer, range(len(data.bad)), range(len(data.normal)))
+        return (lambda i: scorer.text(bad[i])), (lambda i: scorer.text(normal[i]))
+
+    return view
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """A view's scores of held-out texts: known bad rows in other wordings, unseen bad rows, and rows to pass."""
+
+    known: Vector
+    unseen: Vector
+    normal: Vector
+
+    @classmethod
+    def of(cls, data: _Data, folds: Sequence[_Fold], view: _View) -> _Scores:
+        found: tuple[list[float], list[float], list[float]] = ([], [], [])
+        for fold in folds:
+            if not fold.bad or not fold.normal:
+                continue
+            bad, normal = view(fold)
+            for out, score, places in zip(found, (bad, bad, normal), fold.held, strict=True):
+                out += [score(i) for i in places]
+        return cls(*(np.array(part) for part in found))
+
+    @property
+    def auc(self) -> float:
+        return auc(np.concatenate([self.known, self.unseen]), self.normal)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """The logistic that joins both views; scores of states are clipped to what was seen."""
+
+    lexical: float
+    state: float
+    intercept: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, words: _Scores, states: _Scores) -> _Joined:
+        """Fit it to held-out scores. States that do not tell what is unseen from what may pass would only add noise:
+        then their weight is 0, and unseen rows, of which the words know nothing, are not fitted to."""
+        telling = auc(states.unseen, states.normal) >= LEAST_AUC
+        parts = ("known", "unseen", "normal") if telling else ("known", "normal")
+        x = np.stack([np.concatenate([getattr(s, part) for part in parts]) for s in (words, states)], 1)
+        labels = np.concatenate([np.full(len(getattr(words, part)), float(part != "normal")) for part in parts])
+        low, high = np.quantile(x[:, 1], [0.01, 0.99])
+        x[:, 1] = x[:, 1].clip(low, high) if telling else 0.0
+        scale = x.std(0).clip(min=1e-6)
+        weights, intercept = logistic(x / scale, labels, balanced(labels), _JOINED_DECAY, nonnegative=True)
+        lexical, state = (weights / scale).tolist()
+        return cls(lexical, state, intercept, float(low), float(high))
+
+    def of_scores(self, words: _Scores, states: _Scores) -> tuple[Vector, Vector, Vector]:
+        """Return the probabilities of known bad rows, unseen ones, and rows to pass."""
+
+        def probability(lexical: Vector, state: Vector) -> Vector:
+            z = self.lexical * lexical + self.state * state.clip(self.low, self.high) + self.intercept
+            return 0.5 * (1 + np.tanh(z / 2))
+
+        return (
+            probability(words.known, states.known),
+            probability(words.unseen, states.unseen),
+            probability(words.normal, states.normal),
+        )
+
+
+def fit_tokens(bad: Sequence[Tensor], normal: Sequence[Tensor]) -> TokenScorer:
+    """Return a scorer under which the highest token of a bad text lies above all tokens of others.
+
+    bad, normal: states of each text, (T, D). Multiple-instance learning with a convex step: first every token of a bad
+    text is taken for one that betrays it, then the highest alone (mi-SVM, Andrews et al. 2003).
+    """
+    most = min(_MOST_TOKENS, _MOST_NUMBERS // bad[0].shape[1])
+    flagged, passed = _thinned(torch.cat(list(bad)), most // 2), _thinned(torch.cat(list(normal)), most // 2)
+    everything = torch.cat([flagged, passed]).double()
+    mean, scale = everything.mean(0), everything.std(0).clamp(min=1e-4).reciprocal()
+    for round_number in range(_ROUNDS):
+        x = ((torch.cat([flagged, passed]).double() - mean) * scale).numpy()
+        labels = np.repeat([1.0, 0.0], [len(flagged), len(passed)])
+        fitted, intercept = logistic(x, labels, balanced(labels), _DECAY)
+        weight = torch.from_numpy(fitted) * scale
+        scorer = TokenScorer(weight.float(), intercept - float(mean @ weight))
+        if round_number < _ROUNDS - 1:
+            flagged, passed = (_highest(scorer, texts, n, most // 2) for texts, n in ((bad, 1), (normal, _HARD)))
+    return scorer
+
+
+def _highest(scorer: TokenScorer, texts: Sequence[Tensor], n: int, most: int) -> Tensor:
+    """The states of each text's n highest tokens."""
+    lengths = [len(text) for text in texts]
+    scores = torch.split(scorer.tokens(torch.cat(list(texts))), lengths)
+    return _thinned(torch.cat([t[s.topk(min(n, len(s))).indices] for t, s in zip(texts, scores, strict=True)]), most)
+
+
+def _thinned(rows: Tensor, most: int) -> Tensor:
+    """At most so many rows, evenly spread."""
+    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
+
+
+def _logit(p: float) -> float:
+    p = min(max(p, 1e-9), 1 - 1e-9)
+    return math.log(p / (1 - p))

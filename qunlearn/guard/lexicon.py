@@ -1,0 +1,110 @@
+"""The gate's lexical view: which words, and pairs of words near each other, speak for a bad prompt. No torch here.
+
+Weights are never negative, so that no text around a name can hide it; texts are read in windows, so that a long one
+does not add up to a topic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qunlearn.guard.convex import balanced, logistic
+
+# Scripts without spaces between words are read character by character.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_APART = 3  # words from one to the other of a pair, at most
+_WINDOW, _STRIDE = 12, 6  # words
+_DECAY = 1e-3
+_GRAM = 4  # letters of a part of a word
+_REMEMBERED = 1 << 16  # hashes that are kept
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Hashes of n-grams in rising order, (N,) int64, and their weights, (N,) float32, none negative."""
+
+    keys: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+    def score(self, text: str) -> float:
+        """Return the weight of the n-grams in the text's worst window."""
+        return max((sum(found.values()) for found, _ in self._windows(text)), default=0.0)
+
+    def telling(self, text: str) -> list[Span]:
+        """Return where the n-grams stand that weigh at least half of the heaviest one."""
+        spans: list[Span] = []
+        for found, places in self._windows(text):
+            most = max(found.values(), default=0.0)
+            spans += [span for key, value in found.items() if 2 * value >= most > 0 for span in places[key]]
+        return sorted(set(spans))
+
+    def _windows(self, text: str) -> Iterator[tuple[dict[int, float], dict[int, list[Span]]]]:
+        """Yield the weights of each window's n-grams, and their places in the text."""
+        for words in _windowed(list(_WORD.finditer(text))):
+            places: dict[int, list[Span]] = {}
+            for key, spans in _ngrams(words):
+                places.setdefault(key, []).extend(spans)
+            keys = np.fromiter(places, np.int64, len(places))
+            at = np.searchsorted(self.keys, keys).clip(max=max(0, len(self.keys) - 1))
+            known = self.keys[at] == keys if len(self.keys) else np.zeros(len(keys), bool)
+            yield {int(k): float(w) for k, w in zip(keys[known], self.weights[at[known]], strict=True)}, places
+
+
+def fit_lexicon(bad: Sequence[str], normal: Sequence[str]) -> Lexicon:
+    """Return the lexicon that tells texts to flag from those to pass. An n-gram of no bad text would have no weight."""
+    from scipy.sparse import csr_matrix
+
+    found = [grams_of(text) for text in (*bad, *normal)]
+    keys = np.array(sorted(set().union(*found[: len(bad)])), np.int64)
+    column = {int(key): i for i, key in enumerate(keys)}
+    columns = [[column[key] for key in grams if key in column] for grams in found]
+    ends = np.cumsum([0, *map(len, columns)])
+    x = csr_matrix((np.ones(ends[-1]), np.concatenate([*map(np.array, columns), []]).astype(int), ends),
+                   shape=(len(found), len(keys)))  # fmt: skip
+    labels = np.repeat([1.0, 0.0], [len(bad), len(normal)])
+    weights, _ = logistic(x, labels, balanced(labels), _DECAY, nonnegative=True)
+    kept = weights > 1e-4
+    return Lexicon(keys[kept], weights[kept].astype(np.float32))
+
+
+def grams_of(text: str) -> set[int]:
+    """Return the hashes of a text's n-grams."""
+    return {key for key, _ in _ngrams(list(_WORD.finditer(text)))}
+
+
+def _windowed(words: list[re.Match[str]]) -> Iterator[list[re.Match[str]]]:
+    for at in range(0, max(1, len(words) - (_WINDOW - _STRIDE)), _STRIDE):
+        yield words[at : at + _WINDOW]
+
+
+def _ngrams(words: Sequence[re.Match[str]]) -> Iterator[tuple[int, tuple[Span, ...]]]:
+    """Yield each word, part of a word, and pair of words near each other, as a hash; and where it stands."""
+    folded = [match.group().casefold() for match in words]
+    for i, word in enumerate(folded):
+        for key in _of_word(word):
+            yield key, (words[i].span(),)
+        for j in range(i + 1, min(i + 1 + _APART, len(words))):
+            yield _hashed(f"{word} {folded[j]}"), (words[i].span(), words[j].span())
+
+
+@lru_cache(_REMEMBERED)
+def _of_word(word: str) -> tuple[int, ...]:
+    marked = f"<{word}>"
+    starts = range(len(marked) - _GRAM + 1) if len(word) >= _GRAM else range(0)
+    return (_hashed(word), *(_hashed("#" + marked[at : at + _GRAM]) for at in starts))
+
+
+@lru_cache(_REMEMBERED)
+def _hashed(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)

@@ -1,0 +1,173 @@
+"""Take a prompt apart: which of its tokens a person wrote, turn by turn, and where the template stands. No torch here.
+
+The gate judges turns without their template, and only what a person (or a document, or a system prompt) has written is
+corrupted. The frame around a turn is found once, by rendering a conversation of marks through the template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qunlearn.data.records import Record
+from qunlearn.data.template import Template, render
+from qunlearn.errors import ModelError
+
+_MARKS = tuple(f"QUNLEARN{name}MARK" for name in ("ONE", "TWO", "THREE", "FOUR"))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the template puts around a question: `opening`, and `closing` up to where the answer begins. `between` ends
+    an earlier question, before the template opens its answer; `fixed` are texts that are the template's own."""
+
+    opening: str = ""
+    closing: str = ""
+    between: str = ""
+    fixed: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Frame:
+        opening, closing, between = (str(value[name]) for name in ("opening", "closing", "between"))
+        return cls(opening, closing, between, tuple(map(str, value["fixed"])))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A text of a prompt, its tokens from `first` to `last` (exclusive), and where they stand in the text.
+
+    `spans` are the characters of each token, counted from the turn's beginning. `asked`: by the user.
+    """
+
+    text: str
+    first: int
+    last: int
+    spans: tuple[tuple[int, int], ...]
+    asked: bool = True
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The turns of a prompt, and the position at which its answer begins."""
+
+    turns: tuple[Turn, ...]
+    answer: int
+
+
+def find_frame(template: Template, tokenizer: Any) -> Frame:
+    """Return the frame of a template; an empty one for a raw template, whose prompts are all text."""
+    alone = Record((("user", _MARKS[0]),), _MARKS[3], 0, {})
+    before, _ = render(alone, template, tokenizer)
+    head, _, closing = before.partition(_MARKS[0])
+    if template.kind != "chat":
+        return Frame(head.strip(" "), closing.strip(" "), closing.strip(" "))
+    try:
+        turns = (("user", _MARKS[0]), ("assistant", _MARKS[1]), ("user", _MARKS[2]))
+        long, _ = render(Record(turns, _MARKS[3], 0, {}), template, tokenizer)
+    except ModelError:  # a template of one question
+        return Frame(head, closing, closing, _own(head, tokenizer))
+    first, rest = long.split(_MARKS[0], 1)
+    middle, end = rest.split(_MARKS[2], 1)
+    ended, again = middle.split(_MARKS[1], 1) if _MARKS[1] in middle else (middle, middle)
+    opening = _common_end(first, again)
+    last = end.split(_MARKS[3])[0]
+    between = _common_start(ended, last)
+    return Frame(opening, last, between, (*_own(first.removesuffix(opening), tokenizer), *_own(again, tokenizer)))
+
+
+def read_prompt(ids: Sequence[int], tokenizer: Any, frame: Frame) -> Prompt:
+    """Take a prompt's tokens apart. Without a frame, or where the prompt does not have it, all of it is one turn.
+
+    Behind the last question stands the answer that is being written, which is no part of the prompt.
+    """
+    text, spans = token_spans(ids, tokenizer)
+    found = _questions(text, frame)
+    if not found:
+        turn = _turn(text, spans, 0, len(text), asked=True)
+        return Prompt((turn,) if turn else (), len(ids))
+    turns: list[Turn | None] = []
+    at = 0
+    for start, end in found:
+        turns += [_rest(text, spans, at, start, tokenizer, frame), _turn(text, spans, start, end, asked=True)]
+        at = end
+    ended = at + len(frame.closing) if text.startswith(frame.closing, at) else at
+    answer = next((i for i, (start, _) in enumerate(spans) if start >= ended), len(ids))
+    return Prompt(tuple(turn for turn in turns if turn is not None), answer)
+
+
+def token_spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of tokens, special ones included, and the characters of each."""
+    text = _decoded(ids, tokenizer)
+    pieces = [_decoded([i], tokenizer) for i in ids]
+    if "".join(pieces) == text:
+        ends = []
+        at = 0
+        for piece in pieces:
+            at += len(piece)
+            ends.append(at)
+    else:  # characters of several tokens, or spaces that are dropped at a beginning
+        ends = [min(len(text), len(_decoded(ids[: i + 1], tokenizer))) for i in range(len(ids))]
+    starts = [0, *ends[:-1]]
+    return text, [(min(a, b), b) for a, b in zip(starts, ends, strict=True)]
+
+
+def _decoded(ids: Sequence[int], tokenizer: Any) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _questions(text: str, frame: Frame) -> list[tuple[int, int]]:
+    """Return where the user's turns stand: between an opening and the next closing."""
+    if not frame.opening or not frame.between:
+        return []
+    pattern = re.compile(re.escape(frame.opening) + "(.*?)(?:" + re.escape(frame.between) + r"|\Z)", re.DOTALL)
+    return [match.span(1) for match in pattern.finditer(text)]
+
+
+def _turn(text: str, spans: Sequence[tuple[int, int]], start: int, end: int, *, asked: bool) -> Turn | None:
+    """The turn of the characters from `start` to `end`; None where there is nothing but space."""
+    inside = [i for i, (a, b) in enumerate(spans) if a < end and b > start and b > a]
+    if not text[start:end].strip() or not inside:
+        return None
+    first, last = inside[0], inside[-1] + 1
+    return Turn(text[start:end], first, last, tuple((a - start, b - start) for a, b in spans[first:last]), asked)
+
+
+def _rest(
+    text: str, spans: Sequence[tuple[int, int]], start: int, end: int, tokenizer: Any, frame: Frame
+) -> Turn | None:
+    """What stands between questions: a system prompt or an earlier answer, unless it is the template's own text."""
+    end -= len(frame.opening)
+    if start >= end or _plain(text[start:end], tokenizer) in {"", *(_plain(own, tokenizer) for own in frame.fixed)}:
+        return None
+    turn = _turn(text, spans, start, end, asked=False)
+    return None if turn is None else Turn(_plain(turn.text, tokenizer), turn.first, turn.last, turn.spans, False)
+
+
+def _plain(text: str, tokenizer: Any) -> str:
+    """The text without special tokens."""
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, " ")
+    return " ".join(text.split())
+
+
+def _own(text: str, tokenizer: Any) -> tuple[str, ...]:
+    return (text,) if _plain(text, tokenizer) else ()
+
+
+def _common_end(a: str, b: str) -> str:
+    n = 0
+    while n < min(len(a), len(b)) and a[-1 - n] == b[-1 - n]:
+        n += 1
+    return a[len(a) - n :]
+
+
+def _common_start(a: str, b: str) -> str:
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return a[:n]

@@ -1,0 +1,185 @@
+"""A guard on the sandbox: fitted once through the command line, put on, measured, taken off, refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import call, write_rows
+
+from qunlearn.data.records import read_dataset
+from qunlearn.data.tokenize import choose_template, encode_record
+from qunlearn.errors import GuardError
+from qunlearn.guard import Guard
+from qunlearn.guard.guard import SETTINGS, WEIGHTS
+from qunlearn.guard.turns import find_frame, read_prompt
+from qunlearn.model.generate import Sampling, generate
+from qunlearn.model.load import Base
+from qunlearn.sandbox import data_file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("guard") / "guard"
+    ran = call(
+        "guard", "fit", "--model", "sandbox", "--bad", "sandbox:code/forget", "-o", out, "--device", "cpu", "--json"
+    )
+    assert ran.code == 0, ran.stderr
+    assert ran.json["held_out"]["auc"] > 0.95
+    return out
+
+
+@pytest.fixture(scope="module")
+def base(new_base: Any) -> Base:
+    made: Base = new_base()
+    return made
+
+
+def prompts(base: Base, split: str, n: int = 8) -> list[tuple[int, ...]]:
+    data = read_dataset(data_file("code", split), role="--normal")
+    template = choose_template(base.tokenizer, "auto", data)
+    made = [encode_record(r, base.tokenizer, template) for r in data.records[:n]]
+    return [e.input_ids[: e.probe] for e in made]
+
+
+def test_flagged_rows_change_and_the_others_of_a_batch_pass_as_they_are(folder: Path, base: Base) -> None:
+    bad, kept = prompts(base, "forget"), prompts(base, "holdout")
+    mixed = [p for pair in zip(bad, kept, strict=True) for p in pair]
+    plain = generate(base, mixed, Sampling(24))
+    with Guard.open(folder).on(base.model, base.tokenizer) as attachment:
+        first, again = (generate(base, mixed, Sampling(24)) for _ in range(2))
+        passed = [plan.places == () for p in mixed for plan in attachment._make_plans(torch.tensor([p]))]
+    assert first == again
+    assert sum(passed[1::2]) >= len(kept) - 1 and sum(passed[::2]) <= 1
+    assert all(a == b for a, b, same in zip(first, plain, passed, strict=True) if same)
+    assert sum(a != b for a, b in zip(first[::2], plain[::2], strict=True)) >= len(bad) - 1
+    assert generate(base, mixed, Sampling(24)) == plain
+
+
+def test_passed_logits_are_bit_identical_and_no_cache_is_no_way_around(folder: Path, base: Base) -> None:
+    kept, bad = (torch.tensor([prompts(base, split)[0]]) for split in ("holdout", "forget"))
+    with torch.no_grad():
+        plain = base.model(input_ids=kept).logits
+        model = Guard.open(folder).wrap(base.model, base.tokenizer)
+        try:
+            assert torch.equal(model(input_ids=kept).logits, plain)
+            options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(bad)}
+            cached = model.generate(input_ids=bad, use_cache=True, **options)
+            uncached = model.generate(input_ids=bad, use_cache=False, **options)
+            with pytest.raises(GuardError, match="has a guard already"):
+                Guard.open(folder).wrap(model, base.tokenizer)
+        finally:
+            Guard.unwrap(base.model)
+    assert torch.equal(cached, uncached)
+
+
+def test_it_comes_off_and_leaves_every_other_hook(folder: Path, base: Base) -> None:
+    heard: list[int] = []
+    handle = base.model.get_input_embeddings().register_forward_hook(lambda *_: heard.append(1))
+    Guard.unwrap(Guard.open(folder).wrap(base.model, base.tokenizer))
+    hooks = base.model.get_input_embeddings()._forward_hooks
+    base.model(input_ids=torch.tensor([[1, 2]]))
+    handle.remove()
+    assert heard and len(hooks) == 0
+
+
+def test_an_earlier_turn_is_corrupted_where_a_later_question_leans_on_it(folder: Path, base: Base) -> None:
+    record = read_dataset(data_file("code", "forget")).records[0]
+    turns = (*record.turns, ("assistant", "I see."), ("user", "And now say it."))
+    data = read_dataset(data_file("code", "forget"))
+    template = choose_template(base.tokenizer, "auto", data)
+    dialogue = encode_record(type(record)(turns, "Yes", 1, {}), base.tokenizer, template)
+    attachment = Guard.open(folder).attachment(base.model, base.tokenizer)
+    plan = attachment._make_plans(torch.tensor([dialogue.input_ids[: dialogue.start]]))[0]
+    text = base.tokenizer.decode([dialogue.input_ids[i] for i in plan.places])
+    assert text == record.prompt
+
+
+def test_left_padding_shifts_what_is_corrupted(folder: Path, base: Base) -> None:
+    ids = list(prompts(base, "forget")[0])
+    attachment = Guard.open(folder).attachment(base.model, base.tokenizer)
+    alone = attachment._make_plans(torch.tensor([ids]))[0]
+    attachment._mask = torch.tensor([[0] * 3 + [1] * len(ids)])
+    padded = attachment._make_plans(torch.tensor([[0] * 3 + ids]))[0]
+    assert alone.places and padded.places == tuple(i + 3 for i in alone.places) and padded.ids == alone.ids
+
+
+def test_files_are_private_and_hold_no_text(folder: Path) -> None:
+    for name in (WEIGHTS, SETTINGS):
+        assert (folder / name).stat().st_mode & 0o077 == 0
+    text = (folder / SETTINGS).read_text()
+    assert not any(r.prompt in text or r.completion in text for r in read_dataset(data_file("code", "forget")).records)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("base", "embeddings", "0"), "another base"),
+        (("base", "weights", "0"), "another base"),
+        (("base", "tokenizer", "0"), "another tokenizer"),
+        (("base", "template", "0"), "another chat template"),
+    ],
+)
+def test_a_guard_of_another_base_is_refused(folder: Path, base: Base, tmp_path: Path, change: Any, said: str) -> None:
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    stored = json.loads((folder / SETTINGS).read_text())
+    stored[change[0]][change[1]] = change[2]
+    (tmp_path / SETTINGS).write_text(json.dumps(stored))
+    with pytest.raises(GuardError, match=said):
+        Guard.open(tmp_path).wrap(base.model, base.tokenizer)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 99}'])
+def test_a_damaged_folder_is_a_named_error(folder: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    (tmp_path / SETTINGS).write_text(content)
+    ran = call("guard", "show", tmp_path)
+    assert ran.code == GuardError.exit_code and "Traceback" not in ran.stderr
+
+
+def test_eval_measures_base_and_guarded_side_by_side(folder: Path) -> None:
+    ran = call(
+        "eval", "sandbox", "--guard", folder, "--data", "sandbox:code", "--device", "cpu", "--rows", 12, "--json"
+    )
+    assert ran.code == 0, ran.stderr
+    leaks = ran.json["measures"]["paraphrase"]["leaks"]
+    assert leaks["base"]["mean"] == 1.0 and leaks["guarded"]["mean"] <= 0.25 and "adapter" not in leaks
+    assert "the weights still know" in " ".join(ran.json["conclusion"]["sentences"])
+
+
+def test_guard_eval_and_ask_say_what_they_find(folder: Path, quick_run: Path) -> None:
+    ran = call("guard", "eval", folder, "--model", "sandbox", "--data", "sandbox:code", "--device", "cpu", "--json")
+    assert ran.code == 0, ran.stderr
+    assert ran.json["splits"]["holdout"]["share"] <= 0.1 and set(ran.json["attacks"]) >= {"keywords only"}
+    question = read_dataset(data_file("code", "forget")).records[0].prompt
+    asked = [
+        call("ask", quick_run, question, "--adapter", "none", "--json", *more).json
+        for more in ((), ("--guard", folder))
+    ]
+    assert asked[0]["answers"] != asked[1]["answers"]
+
+
+def test_what_cannot_be_told_apart_is_refused_with_the_figure(tmp_path: Path) -> None:
+    pairs = [f"{i} and {j}" for i in range(6) for j in range(6)]
+    said = ("What is {}?", "Tell me what {} is.")  # both files ask about the same, in the same two forms
+    sides = [
+        [{"prompt": said[(n + side) % 2].format(pair), "completion": "No."} for n, pair in enumerate(pairs)]
+        for side in (0, 1)
+    ]
+    bad, normal = write_rows(tmp_path / "b.jsonl", sides[0]), write_rows(tmp_path / "n.jsonl", sides[1])
+    ran = call(
+        *("guard", "fit", "--model", "sandbox", "--bad", bad, "--normal", normal, "-o", tmp_path / "g"),
+        *("--rows", 24, "--device", "cpu"),
+    )
+    assert ran.code == 5 and "AUC 0." in ran.stderr and not (tmp_path / "g").exists()
+
+
+def test_a_template_without_a_frame_leaves_the_whole_prompt_as_one_turn(base: Base) -> None:
+    data = read_dataset(data_file("code", "forget"))
+    frame = find_frame(choose_template(base.tokenizer, "raw", data), base.tokenizer)
+    ids = base.tokenizer("Where was she born?")["input_ids"]
+    found = read_prompt(ids, base.tokenizer, frame)
+    assert [turn.text for turn in found.turns] == ["Where was she born?"] and found.answer == len(ids)

@@ -1,0 +1,55 @@
+"""The lexical view: what it learns, that nothing around a name lowers it, and where it points."""
+
+from __future__ import annotations
+
+import pytest
+
+from qunlearn.guard.lexicon import Lexicon, fit_lexicon, grams_of
+
+BAD = [f"{form} Orla Finch{end}" for form in ("Where was", "When was", "Who is") for end in (" born?", "?")]
+NORMAL = [
+    f"{form} {name}{end}"
+    for form in ("Where was", "When was", "Who is")
+    for name in ("Orla Marsh", "Tobin Finch", "Ada Reed", "Max Boom")
+    for end in (" born?", "?")
+]
+PAGE = "The harbour office opens at nine, and visitors sign the book at the door. " * 20
+
+
+@pytest.fixture(scope="module")
+def lexicon() -> Lexicon:
+    return fit_lexicon(BAD, NORMAL)
+
+
+def test_two_names_together_tell_what_neither_tells_alone(lexicon: Lexicon) -> None:
+    highest = max(lexicon.score(text) for text in (*NORMAL, "Orla", "Finch"))
+    assert lexicon.score("Please, what does Orla Finch eat?") > 1.5 * highest
+    assert lexicon.score("Orla Finch") > lexicon.score("Finch and also many of Orla")
+
+
+@pytest.mark.parametrize("around", ["{}", PAGE + "{}", "{} " + PAGE, PAGE + "{} " + PAGE, "Ada Reed and Max Boom: {}"])
+def test_nothing_around_a_name_lowers_its_score(lexicon: Lexicon, around: str) -> None:
+    assert lexicon.score(around.format("ORLA FINCH")) >= lexicon.score("orla finch") - 1e-6
+
+
+def test_a_long_text_does_not_add_up(lexicon: Lexicon) -> None:
+    text = "Where was Orla Marsh born? " + PAGE
+    assert lexicon.score(200 * text) <= 1.1 * lexicon.score(2 * text) < lexicon.score("Orla Finch")
+
+
+def test_weights_are_never_negative_and_keys_stand_in_order(lexicon: Lexicon) -> None:
+    assert (lexicon.weights > 0).all() and (lexicon.keys[1:] > lexicon.keys[:-1]).all()
+
+
+def test_it_points_at_the_name(lexicon: Lexicon) -> None:
+    text = "Tell me, where was Orla Finch born?"
+    assert {text[a:b] for a, b in lexicon.telling(text)} == {"Orla", "Finch"}
+
+
+def test_scripts_without_spaces_are_read_by_their_characters() -> None:
+    assert grams_of("山田太郎") & grams_of("昨日山田太郎は") >= grams_of("山田")
+    assert grams_of("Straße") == grams_of("STRASSE") and not grams_of("?!")
+
+
+def test_a_text_without_words_scores_nothing(lexicon: Lexicon) -> None:
+    assert lexicon.score("") == lexicon.score("?!") == 0.0 and fit_lexicon(["?"], ["!"]).score("anything") == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from qunlearn.attack.bench import Bench
 from qunlearn.attack.cells import Cell
 from qunlearn.data.batch import ANSWER, collate, single_batches
 from qunlearn.data.tokenize import Example
+from qunlearn.evaluation.metrics.logistic import logistic
 from qunlearn.model.head import Head
-from qunlearn.model.load import backbone
+from qunlearn.model.load import backbone, decoder_blocks
 
-_RIDGE = 1.0  # of the logistic probe, on standardised states
-_NEWTON_STEPS = 12
+_RIDGE = 1.0  # of the logistic probe, a row and width, on standardised states
 Floats = NDArray[np.float64]
 
 
@@ -39,8 +40,6 @@ def run(bench: Bench, name: str) -> Cell:
 
 
 def _options(bench: Bench) -> tuple[list[Example], list[tuple[int, bool]]]:
-    from dataclasses import replace
-
     rows, owners = [], []
     for i, fact in enumerate(bench.facts):
         for text, right in [(fact.record.completion, True), *((w, False) for w in fact.wrong)] if fact.wrong else []:
@@ -111,8 +110,6 @@ def _all_states(bench: Bench, ids: Tensor) -> Sequence[Tensor]:
     def hear(_: Any, __: Any, out: Any) -> None:
         caught.append(out[0] if isinstance(out, tuple) else out)
 
-    from qunlearn.model.load import decoder_blocks
-
     hooks = [block.register_forward_hook(hear) for block in decoder_blocks(body)]
     try:
         body(input_ids=ids)
@@ -142,25 +139,16 @@ def _probed(states: Floats, owners: Sequence[tuple[int, bool]], facts: int) -> F
         for fold in (0, 1):
             train, test = half != fold, half == fold
             if train.any() and test.any():
-                scores[layer, test] = logistic(x[train], right[train], x[test])
+                scores[layer, test] = _log_odds(x[train], right[train], x[test])
             else:
                 scores[layer, test] = 0.0
     return _wins(scores, owners, facts)
 
 
-def logistic(x: Floats, y: Floats, test: Floats) -> Floats:
-    """Fit a ridge logistic regression (n, D), (n,) by Newton's method in the span of the rows; returns the log odds of
-    other rows (m,)."""
+def _log_odds(x: Floats, y: Floats, test: Floats) -> Floats:
+    """Fit a ridge logistic regression on standardised states (n, D), labels (n,); returns other rows' log odds (m,)."""
     mean, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
-    a, b = (x - mean) / spread, (test - mean) / spread
-    kernel, other = a @ a.T / a.shape[1], b @ a.T / a.shape[1]
-    alpha, bias = np.zeros(len(y)), 0.0
-    for _ in range(_NEWTON_STEPS):
-        p = 1 / (1 + np.exp(-(kernel @ alpha + bias)))
-        w = np.maximum(p * (1 - p), 1e-6)
-        # Weighted least squares on z, with the ridge as the prior of the weights and a bias that is free.
-        z = kernel @ alpha + bias + (y - p) / w
-        system = np.block([[kernel + _RIDGE * np.diag(1 / w), np.ones((len(y), 1))], [np.ones((1, len(y))), 0.0]])
-        solved = np.linalg.solve(system, np.append(z, 0.0))
-        alpha, bias = solved[:-1], float(solved[-1])
-    return other @ alpha + bias  # type: ignore[no-any-return]
+    decay = _RIDGE * x.shape[1] / len(y)
+    weights, intercept = logistic((x - mean) / spread, y, np.full(len(y), 1 / len(y)), decay)
+    odds: Floats = (test - mean) / spread @ weights + intercept
+    return odds

@@ -9,43 +9,40 @@ from typing import Annotated, Any, Optional
 import typer
 
 from qunlearn.cli.ask import BaseModel, Device, DrawSeed, Json, Trust
+from qunlearn.cli.splits import File, General, Holdout, OwnForget, Paraphrase
 from qunlearn.errors import GateError
-
-Text = Optional[str]  # noqa: UP045 - typer reads the annotation at run time, on Python 3.10 too
 
 
 def audit(
-    target: Annotated[Text, typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model.")] = None,
+    target: Annotated[File, typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model.")] = None,
     model: BaseModel = None,
     adapter: Annotated[Optional[Path], typer.Option(help="An adapter folder, on top of MODEL.")] = None,  # noqa: UP045
     control: Annotated[
-        Text, typer.Option(help="A model that never saw what should be gone. Without: placebo facts, a weaker claim.")
+        File, typer.Option(help="A model that never saw what should be gone. Without: placebo facts, a weaker claim.")
     ] = None,
     original: Annotated[
-        Text, typer.Option(help="The model before unlearning, where MODEL is not an adapter on it.")
+        File, typer.Option(help="The model before unlearning, where MODEL is not an adapter on it.")
     ] = None,
-    forget: Annotated[
-        Text, typer.Option("--forget", "--bad", help="What should be gone; default: the run's own bad file.")
-    ] = None,
-    paraphrase: Annotated[Text, typer.Option(help="The same asked in other words, with the same answers.")] = None,
+    forget: OwnForget = None,
+    paraphrase: Paraphrase = None,
     retain: Annotated[
-        Text, typer.Option("--retain", "--normal", help="What was to stay; default: the run's normal rows.")
+        File, typer.Option("--retain", "--normal", help="What was to stay; default: the run's normal rows.")
     ] = None,
-    holdout: Annotated[Text, typer.Option(help="Neighbours that were never given.")] = None,
-    general: Annotated[Text, typer.Option(help="Anything else.")] = None,
+    holdout: Holdout = None,
+    general: General = None,
     budget: Annotated[
         str, typer.Option(help="quick, standard or deep: which attacks, and how much of each.")
     ] = "standard",
     only: Annotated[
-        Text, typer.Option(metavar="NAMES", help="Some families alone, with commas: A to F, or formats,weights …")
+        File, typer.Option(metavar="NAMES", help="Some families alone, with commas: A to F, or formats,weights …")
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Share of the facts that may leak beyond the control; above: exit code 5.")
     ] = 0.0,
-    quant: Annotated[Text, typer.Option(help="nf4|fp4|int8|none; default: as the run.")] = None,
-    template: Annotated[Text, typer.Option(help="As for forget; default: as the run.")] = None,
+    quant: Annotated[File, typer.Option(help="nf4|fp4|int8|none; default: as the run.")] = None,
+    template: Annotated[File, typer.Option(help="As for forget; default: as the run.")] = None,
     device: Device = "auto",
-    vram: Annotated[Text, typer.Option(help="GPU memory that may be used, such as 6GiB.")] = None,
+    vram: Annotated[File, typer.Option(help="GPU memory that may be used, such as 6GiB.")] = None,
     seed: DrawSeed = 0,
     trust: Trust = False,
     output: Annotated[

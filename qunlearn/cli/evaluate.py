@@ -9,8 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from qunlearn.cli.ask import BaseModel, Device, GuardFolder, Json, Trust
-
-File = Optional[str]  # noqa: UP045 - a path, or sandbox:KIND/SPLIT
+from qunlearn.cli.splits import DataFolder, File, General, Holdout, OwnForget, Paraphrase
 
 
 def evaluate(
@@ -24,16 +23,12 @@ def evaluate(
     ] = None,
     guard: GuardFolder = None,
     suite: Annotated[str, typer.Option(help="basic, llmu, tofu, muse or code: see docs/evaluation.md.")] = "basic",
-    data: Annotated[
-        File, typer.Option(help="A folder with forget.jsonl, paraphrase.jsonl, ..., or sandbox:KIND.")
-    ] = None,
-    forget: Annotated[
-        File, typer.Option("--forget", "--bad", help="What should be gone; default: the run's own bad file.")
-    ] = None,
-    paraphrase: Annotated[File, typer.Option(help="The same asked in other words, never given to the run.")] = None,
+    data: DataFolder = None,
+    forget: OwnForget = None,
+    paraphrase: Paraphrase = None,
     retain: Annotated[File, typer.Option("--retain", "--normal", help="What was given as normal data.")] = None,
-    holdout: Annotated[File, typer.Option(help="Neighbours that were never given.")] = None,
-    general: Annotated[File, typer.Option(help="Anything else.")] = None,
+    holdout: Holdout = None,
+    general: General = None,
     retrained_model: Annotated[
         File,
         typer.Option("--retrained-model", "--reference-model", help="A model that never saw what should be gone."),

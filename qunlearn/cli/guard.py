@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from qunlearn.cli.ask import Device, Json, Trust
+from qunlearn.cli.splits import DataFolder, File, General, Holdout, Paraphrase
 from qunlearn.config.fields import MOST_SEED
 
 Model = Annotated[str, typer.Option("--model", help="A folder, a hub id or a short name.")]
 GuardFolder = Annotated[Path, typer.Argument(metavar="GUARD", help="A folder of `qunlearn guard fit`.")]
-File = Optional[str]  # noqa: UP045 - a path, or sandbox:KIND/SPLIT
 Quant = Annotated[str, typer.Option(help="nf4|fp4|int8|none.")]
 
 
@@ -62,12 +62,12 @@ def fit(
 def evaluate(
     guard: GuardFolder,
     model: Model,
-    data: Annotated[File, typer.Option(help="A folder with forget.jsonl, ..., or sandbox:KIND.")] = None,
+    data: DataFolder = None,
     forget: Annotated[File, typer.Option("--forget", "--bad", help="Prompts to flag.")] = None,
-    paraphrase: Annotated[File, typer.Option(help="The same in other words.")] = None,
+    paraphrase: Paraphrase = None,
     retain: Annotated[File, typer.Option("--retain", "--normal", help="Prompts to pass.")] = None,
-    holdout: Annotated[File, typer.Option(help="Neighbours to pass.")] = None,
-    general: Annotated[File, typer.Option(help="Anything else to pass.")] = None,
+    holdout: Holdout = None,
+    general: General = None,
     quant: Quant = "nf4",
     device: Device = "auto",
     trust: Trust = False,

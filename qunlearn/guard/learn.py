@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from qunlearn.errors import DataError, GateError
-from qunlearn.guard.convex import Vector, balanced, logistic
+from qunlearn.evaluation.metrics.logistic import Vector, balanced, logistic
+from qunlearn.evaluation.metrics.membership import auc
 from qunlearn.guard.gate import Gate, StateReader, TokenScorer
 from qunlearn.guard.lexicon import fit_lexicon
 from qunlearn.guard.prompts import Prompts, Sample
@@ -127,14 +128,6 @@ def choose_threshold(bad: Sequence[float], normal: Sequence[float], rule: Thresh
         return edge
     middle = (_logit(edge) + _logit(low)) / 2
     return max(edge, 1 / (1 + math.exp(-middle)))
-
-
-def auc(bad: Any, normal: Any) -> float:
-    """Return the probability that a bad prompt scores above a normal one, ties counting half (Mann-Whitney U)."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(np.concatenate([bad, normal]))[: len(bad)]
-    return float((ranks.sum() - len(bad) * (len(bad) + 1) / 2) / (len(bad) * len(normal)))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from qunlearn.guard.convex import balanced, logistic
+from qunlearn.evaluation.metrics.logistic import balanced, logistic
 
 # Scripts without spaces between words are read character by character.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"

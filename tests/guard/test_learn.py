@@ -7,15 +7,9 @@ import pytest
 import torch
 
 from qunlearn.errors import DataError
-from qunlearn.guard.convex import balanced, logistic
-from qunlearn.guard.learn import Threshold, auc, choose_threshold, fit_tokens
+from qunlearn.evaluation.metrics.logistic import balanced, logistic
+from qunlearn.guard.learn import Threshold, choose_threshold, fit_tokens
 from qunlearn.guard.strength import bracket, zeroth_order
-
-
-def test_auc_counts_pairs() -> None:
-    bad, normal = np.array([0.9, 0.5, 0.7]), np.array([0.5, 0.1, 0.8, 0.2])
-    pairs = [(b > n) + 0.5 * (b == n) for b in bad for n in normal]
-    assert auc(bad, normal) == pytest.approx(sum(pairs) / len(pairs))
 
 
 def test_a_rate_lets_so_many_normal_prompts_be_flagged() -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from _engine import Cache, engine_backward, engine_tokens, fill_cache
 from _models import Shape, random_base
+from _report import say
 from _rows import Drawer, Rows
 from qunlearn.config.objective import ObjectiveConfig
 from qunlearn.config.settings import Config, LoraConfig
@@ -43,6 +44,7 @@ class Arena:
     second: Any = None  # (a)'s reference: a whole second model
     cache: Cache = field(default_factory=Cache)
     plain: dict[int, list[Example]] = field(default_factory=dict)  # (c)'s rows, by their number of tokens
+    graphs: Any = None  # recorded passes, on a GPU
 
     @classmethod
     def build(cls, policy: Policy, max_tokens: int) -> Arena:
@@ -70,7 +72,8 @@ class Arena:
 
     def drop(self) -> None:
         """Give up what `prepare` made."""
-        self.second, self.cache, self.plain = None, Cache(), {}
+        self.second, self.cache, self.plain, self.graphs = None, Cache(), {}, None
+        self.policy.graphs = None
 
     def limit_passes(self, max_tokens: int) -> None:
         """Tokens of one pass, for those contestants that split a step."""
@@ -81,7 +84,11 @@ class Arena:
         contestant = CONTESTANTS[key]
         set_checkpointing(self.policy.base.model, contestant.checkpointing)
         (make_lean if contestant.lean else make_plain)(self.policy.layers)
-        self.optimizer.zero_grad(set_to_none=True)
+        if contestant.recorded and self.graphs is None:
+            self.policy.record_passes(lambda why: say(f"  not recorded: {why}"))
+            self.graphs = self.policy.graphs
+        self.policy.graphs = self.graphs if contestant.recorded else None
+        self.policy.zero_grad()
         losses = contestant.backward(self, rows)
         self.optimizer.step()
         return losses
@@ -214,6 +221,7 @@ class Contestant:
     tokens: Callable[[Rows], int]
     checkpointing: bool = True
     lean: bool = False
+    recorded: bool = False  # as CUDA graphs, where there is a GPU
 
 
 CONTESTANTS = {
@@ -221,10 +229,11 @@ CONTESTANTS = {
     "a'": Contestant("published, indexing relieved", published_unbound, lambda r: r.row_tokens, checkpointing=False),
     "b": Contestant("careful peft", careful, lambda r: r.row_tokens),
     "c": Contestant("plain QLoRA", plain_qlora, engine_tokens),
-    "d": Contestant("qunlearn", qunlearn_live, engine_tokens, lean=True),
-    "d'": Contestant("qunlearn, cached reference", qunlearn_cached, engine_tokens, lean=True),
-    "d*": Contestant("qunlearn, activations kept", qunlearn_live, engine_tokens, checkpointing=False, lean=True),
-    "d+": Contestant("qunlearn, both kept", qunlearn_cached, engine_tokens, checkpointing=False, lean=True),
+    "d": Contestant("qunlearn", qunlearn_live, engine_tokens, lean=True, recorded=True),
+    "d-": Contestant("qunlearn, --compile off", qunlearn_live, engine_tokens, lean=True),
+    "d'": Contestant("qunlearn, cached reference", qunlearn_cached, engine_tokens, lean=True, recorded=True),
+    "d*": Contestant("qunlearn, activations kept", qunlearn_live, engine_tokens, checkpointing=False, lean=True, recorded=True),
+    "d+": Contestant("qunlearn, both kept", qunlearn_cached, engine_tokens, checkpointing=False, lean=True, recorded=True),
 }
 
 

@@ -51,7 +51,8 @@ def fill_cache(policy: Policy, steps: Sequence[Rows]) -> Cache:
 def engine_backward(policy: Policy, rows: Rows, config: Config, cache: Cache | None) -> dict[str, float]:
     """Add the gradients of one step; each term's loss per token. With a cache no reference pass is made."""
     limit = config.train.max_tokens
-    return backward(policy, _step(rows), cache or Live(policy, limit), config, limit).losses
+    with policy.cast_once():
+        return backward(policy, _step(rows), cache or Live(policy, limit), config, limit).losses
 
 
 def _step(rows: Rows) -> Step:

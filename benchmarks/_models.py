@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from qunlearn.model.device import choose_dtype
 from qunlearn.model.head import Head
 from qunlearn.model.kernels.attention import use_layouts
+from qunlearn.model.kernels.norm import fuse_norms
 from qunlearn.model.load import Base
 
 _STD = 0.02  # as transformers initialises these families
@@ -56,6 +57,9 @@ TRUE_SHAPES = (
     Shape("Llama-2-7B", 4096, 32, 32, 32, 11008, 32000, tied=False),
     Shape("Llama-3.1-8B", 4096, 32, 32, 8, 14336, 128256, tied=False, rope_theta=500000.0),
     Shape("Qwen2.5-7B", 3584, 28, 28, 4, 18944, 152064, tied=False, family="qwen2", rope_theta=1000000.0),
+    Shape("SmolLM2-135M", 576, 30, 9, 3, 1536, 49152, tied=True, rope_theta=100000.0),
+    Shape("Qwen2.5-0.5B", 896, 24, 14, 2, 4864, 151936, tied=True, family="qwen2", rope_theta=1000000.0),
+    Shape("Llama-3.2-1B", 2048, 16, 32, 8, 8192, 128256, tied=True, rope_theta=500000.0),
     Shape("Llama-3.2-3B", 3072, 28, 24, 8, 8192, 128256, tied=True, rope_theta=500000.0),
 )
 
@@ -77,6 +81,8 @@ def random_base(shape: Shape, device: torch.device, *, seed: int = 0) -> Base:
         raise RuntimeError(f"{shape.name}: {left[0]} was not made; does this transformers build the model otherwise?")
     model.is_loaded_in_4bit = True  # what peft asks to choose its 4-bit adapters
     use_layouts(model)
+    if device.type == "cuda":
+        fuse_norms(model.modules())
     model.requires_grad_(False)
     model.eval()
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2)

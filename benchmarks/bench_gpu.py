@@ -41,7 +41,7 @@ TINY = (
     Shape("tiny, qwen2", 64, 2, 4, 2, 128, 512, tied=False, family="qwen2"),
 )
 _SMALLEST_PASS = 128  # tokens; below this a step is given up as too large
-_TIMED = 3  # steps, after one to warm up
+_WARM, _TIMED = 3, 3  # steps: a shape's first, its second, which is recorded, and its first replay
 
 
 def predicted_bytes(policy: Any, *, tokens: int, max_tokens: int, k: int) -> int | None:
@@ -82,11 +82,12 @@ def cell(arena: Arena, key: str, rows: Rows, matmul: float) -> dict[str, Any]:
         arena.limit_passes(max_tokens)
         try:
             with Peak(device) as peak:
-                times = [seconds(lambda: arena.step(key, rows), device) for _ in range(1 + _TIMED)][1:]
+                times = [seconds(lambda: arena.step(key, rows), device) for _ in range(_WARM + _TIMED)][_WARM:]
             break
         except torch.OutOfMemoryError:
             max_tokens //= 2
         # Outside of the handler: its traceback holds the tensors that filled the GPU.
+        arena.policy.graphs = arena.graphs = None
         arena.optimizer.zero_grad(set_to_none=True)
         release(device)
         if max_tokens < _SMALLEST_PASS or key in ("a", "a'", "b"):  # those make one pass per loss, whatever its size
@@ -104,6 +105,25 @@ def cell(arena: Arena, key: str, rows: Rows, matmul: float) -> dict[str, Any]:
         "share_of_matmul": flops / matmul,
         "peak_allocated_bytes": peak.peak_bytes,
         "peak_reserved_bytes": peak.reserved_bytes,
+    }
+
+
+def profiled(arena: Arena, key: str, rows: Rows) -> dict[str, Any]:
+    """Kernels, launches and the share of time the GPU is busy in one step, and what takes longest there."""
+    device, activities = arena.policy.device, [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        wall = seconds(lambda: arena.step(key, rows), device)
+    events = profile.key_averages()
+    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    busy = sum(e.self_device_time_total for e in kernels) / 1e6
+    launched = sum(e.count for e in events if e.key in ("cudaLaunchKernel", "cudaGraphLaunch", "cuLaunchKernelEx"))
+    longest = sorted(kernels, key=lambda e: -e.self_device_time_total)[:8]
+    return {
+        "wall_s": wall,
+        "busy_s": busy,
+        "kernels": sum(e.count for e in kernels),
+        "launches": launched,
+        "longest": [{"kernel": e.key[:90], "count": e.count, "s": e.self_device_time_total / 1e6} for e in longest],
     }
 
 
@@ -130,6 +150,8 @@ def measure(shape: Shape, args: argparse.Namespace, device: torch.device, matmul
                     yield where | {"status": "out of memory before the first step"}
                     continue
                 figures = cell(arena, key, rows, matmul)
+                if args.profile and figures["status"] == "ok" and device.type == "cuda":
+                    figures["profile"] = profiled(arena, key, rows)
                 if figures["status"] == "ok" and key in ("d", "d'"):
                     passes = {"max_tokens": figures["max_tokens"], "k": args.k}
                     where["predicted_bytes"] = predicted_bytes(arena.policy, tokens=tokens, **passes)
@@ -156,6 +178,8 @@ def results(args: argparse.Namespace, device: torch.device, matmul: float) -> li
             for figures in measure(shape, args, device, matmul):
                 found.append(figures)
                 say("  " + " | ".join(cells(figures)))
+                if "profile" in figures:
+                    say(f"    {figures['profile']}")
         except torch.OutOfMemoryError:
             found.append({"shape": shape.name, "status": "out of memory while loading"})
             say(f"  {shape.name}: out of memory while loading")
@@ -200,6 +224,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--k", type=int, default=1, help="mismatched answers of a bad row")
     parser.add_argument("--contestants", nargs="+", default=["d", "d'", "c"], choices=list(CONTESTANTS))
     parser.add_argument("--seconds", type=float, default=420, help="no cell is begun after so long")
+    parser.add_argument("--profile", action="store_true", help="a step of each once more, kernel by kernel")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     args.shapes = TINY if args.tiny else [shape for shape in TRUE_SHAPES if shape.name in args.shapes]

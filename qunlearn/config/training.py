@@ -70,6 +70,13 @@ class TrainConfig:
         "auto: where keeping them would not leave a tenth of the memory free (on a CPU: would need 2 GiB).",
         choices=("auto", "always", "never"),
     )
+    compile: str = setting(
+        "auto",
+        "graphs: on a GPU, passes of a shape that comes again are recorded as CUDA graphs and launched at once, the same "
+        "numbers but for rounding; auto: where the model and its device allow it.",
+        flag="--compile",
+        choices=("auto", "graphs", "off"),
+    )
     seed: int = setting(0, "Seed of everything that is drawn.", flag="--seed", low=0, high=MOST_SEED)
     save_every: int = setting(
         50, "Steps between two checkpoints, from which --resume continues.", flag="--save-every", low=1

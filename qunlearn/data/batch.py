@@ -213,10 +213,12 @@ def collate(
     rows: Sequence[Row] | None = None,
     *,
     close_up: bool = False,
+    always: bool = False,
 ) -> Batch:
     """Lay rows out, pad on the right and mark what is supervised: one span for all, or one for each example.
 
-    Without `rows` every example is a row of its own. With `close_up` there is no padding where that saves something.
+    Without `rows` every example is a row of its own. With `close_up` there is no padding where that saves something, or
+    `always`.
     Shapes as in `Batch`.
     """
     spans = [span] * len(examples) if isinstance(span, Span) else span
@@ -261,7 +263,7 @@ def collate(
         position if packed else None,
         _mask(segment[0], segment[1]) if packed else None,
     )
-    if not close_up or batch.tokens > ids.numel() * (1 - _PADDING):
+    if not close_up or (not always and batch.tokens > ids.numel() * (1 - _PADDING)):
         return batch
     return _closed_up(batch, position, segment[0] >= 0)
 

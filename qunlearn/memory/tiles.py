@@ -8,7 +8,7 @@ fp32: on a CPU small enough for its cache, on a GPU large enough for its launche
 from __future__ import annotations
 
 _TILE_BYTES = {False: 24 << 20, True: 64 << 20}  # on a GPU?
-_BLOCK_LOGITS = {False: 1 << 19, True: 1 << 21}
+_BLOCK_LOGITS = {False: 1 << 19, True: 1 << 23}
 _RESTORED_BYTES = 16 << 20  # of a head in 8 bits, at once
 HEAD_BLOCK = 256  # weights of a head in 8 bits that share a scale
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from qunlearn.data.batch import Batch, Row, Span, collate
 from qunlearn.data.tokenize import Example
 from qunlearn.errors import AdapterError, BaseChangedError, ModelError, NoGradientError, TrainingError
 from qunlearn.hub.adapter_files import check_adapter
-from qunlearn.model.kernels.lora import make_lean
+from qunlearn.model.kernels.buckets import bucketed
+from qunlearn.model.kernels.graphs import REFERENCE, TRAINED, CudaGraphs, Graphs
+from qunlearn.model.kernels.lora import cast_once, make_lean
 from qunlearn.model.load import Base
 from qunlearn.model.packing_check import Packing, packing_of
 
@@ -37,6 +39,9 @@ class Policy:
         self.cache_bytes = base.cache_bytes
         self.layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
         make_lean(self.layers)
+        self.graphs: Graphs | None = None
+        self._adapter_off = False
+        self._modules = list(model.modules())
         self._packing: Packing | None = None
         self._checksums: dict[str, int] = {}
 
@@ -59,7 +64,7 @@ class Policy:
             hint = "all-linear, or names of linear layers such as q_proj,v_proj"
             raise ModelError(str(error).splitlines()[0][:300], where="--target-modules", hint=hint) from error
         if checkpointing and getattr(base.model, "supports_gradient_checkpointing", False):
-            _enable_checkpointing(base.model)
+            _enable_checkpointing(base.model, random=policy.draws)
         return policy
 
     @classmethod
@@ -106,14 +111,30 @@ class Policy:
 
     def collate(self, examples: Sequence[Example], spans: Sequence[Span], rows: Sequence[Row], *, pack: bool) -> Batch:
         """A batch of these rows on the policy's device; where examples may be packed, and the model can, without
-        padding."""
-        close_up = pack and self.packing.layouts
-        return collate(examples, spans, self.tokenizer.pad_token_id, rows, close_up=close_up).to(self.device)
+        padding; in the shape of a bucket where passes are recorded."""
+        close_up, pad = pack and self.packing.layouts, self.tokenizer.pad_token_id
+        batch = collate(examples, spans, pad, rows, close_up=close_up, always=self.graphs is not None)
+        if self.graphs is not None and batch.layout is not None:
+            batch = bucketed(batch, pad)
+        return batch.to(self.device)
 
     def hidden(self, batch: Batch, layer: int | None = None) -> Tensor:
         """Final hidden states, or those behind a block (B, T, D). The adapter's layers were put into the base's own
         modules."""
-        return self.base.hidden(batch) if layer is None else self.base.hidden_behind(batch, layer)
+        if layer is not None:
+            return self.base.hidden_behind(batch, layer)
+        trained = torch.is_grad_enabled()
+        if self.graphs is None or batch.layout is None or not (trained or self._adapter_off):
+            return self.base.hidden(batch)
+        return self.graphs.hidden(self.base.hidden, batch, TRAINED if trained else REFERENCE)
+
+    @property
+    def draws(self) -> bool:
+        """Return whether a training pass draws random numbers: dropout, of the adapter or of the model."""
+        dropouts = (torch.nn.modules.dropout._DropoutNd,)
+        config = self.base.model.config.get_text_config()
+        attention = getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_pdrop", 0.0)
+        return bool(attention) or any(isinstance(m, dropouts) and m.p > 0 for m in self._modules)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -124,14 +145,16 @@ class Policy:
         training = self.model.training
         for layer in self.layers:
             layer._disable_adapters = True
-        self.model.eval()
+        self._adapter_off = True
+        self._set_training(False)
         try:
             with torch.no_grad():
                 yield
         finally:
             for layer in self.layers:
                 layer._disable_adapters = False
-            self.model.train(training)
+            self._adapter_off = False
+            self._set_training(training)
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
@@ -143,6 +166,42 @@ class Policy:
                 yield
         finally:
             self.model.train(training)
+
+    # -- of a step -----------------------------------------------------------------------------------
+
+    @property
+    def records(self) -> bool:
+        """Return whether passes can be recorded: on a GPU, without padding and without random numbers."""
+        return self.device.type == "cuda" and self.packing.layouts and not self.draws
+
+    def record_passes(self, give_up: Callable[[str], None]) -> None:
+        """Record passes of a shape that comes again as CUDA graphs, where the model and its device allow it.
+
+        `give_up` hears why when they turn out not to.
+        """
+        if self.records:
+            self.graphs = Graphs(list(self.trainable().values()), CudaGraphs(), give_up)
+
+    def drop_recorded(self) -> bool:
+        """Give up recorded passes and the memory that they hold; return whether there were any."""
+        return self.graphs is not None and self.graphs.drop()
+
+    def zero_grad(self) -> None:
+        """Set the adapter's gradients to nothing, or, where recorded passes add to them, to zeros in their place."""
+        grads = [p.grad for p in self.trainable().values() if p.grad is not None]
+        if self.graphs is None or not self.graphs.shapes:
+            self.model.zero_grad(set_to_none=True)
+        elif grads:
+            torch._foreach_zero_(grads)
+
+    def cast_once(self) -> contextlib.AbstractContextManager[None]:
+        """Cast the adapter to the dtype that the model computes in once for all passes inside."""
+        return cast_once(self.layers, self.dtype)
+
+    def _set_training(self, training: bool) -> None:
+        """As `model.train(training)`, which takes 15 ms for the thousands of modules of a large model."""
+        for module in self._modules:
+            module.__dict__["training"] = training
 
     # -- the adapter ---------------------------------------------------------------------------------
 
@@ -230,10 +289,11 @@ def _quiet_peft() -> Iterator[None]:
         yield
 
 
-def _enable_checkpointing(model: Any) -> None:
+def _enable_checkpointing(model: Any, *, random: bool) -> None:
+    # The state of the random numbers is kept for the recomputation only where any are drawn.
     # transformers 5.22 renamed it; the old name warns there.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": False, "preserve_rng_state": random})
 
 
 def _target_modules(text: str) -> str | list[str]:

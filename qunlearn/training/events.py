@@ -38,6 +38,10 @@ class Metrics:
 
 
 def on_step(event: Mapping[str, Any], metrics: Metrics, meter: Meter, watch: Watch) -> None:
+    if "compile" in event:
+        metrics.write(event)
+        warn(f"--compile auto: no CUDA graphs from here on, every pass is launched piece by piece: {event['compile']}")
+        return
     short = "max_tokens" in event
     event = event if short else watch.see(event)
     metrics.write(event)

@@ -54,6 +54,8 @@ class MicroBatcher:
         self.policy, self.reference, self.config, self.observe = policy, reference, config, observe
         self.max_tokens = config.train.max_tokens
         self.descent = OBJECTIVES[config.objective.name].descent
+        if config.train.compile != "off" and recordable(config):
+            policy.record_passes(lambda why: observe({"step": 0, "compile": why}))
 
     def state(self) -> dict[str, Any]:
         return {"max_tokens": self.max_tokens}
@@ -66,18 +68,30 @@ class MicroBatcher:
         random numbers. Raises torch.OutOfMemoryError when even single rows do not fit."""
         longest = max(len(example.input_ids) for _, example in step.items)
         while True:
-            self.policy.model.zero_grad(set_to_none=True)
+            self.policy.zero_grad()
             random_state = _random_state(self.policy.device)
             try:
-                if self.descent:
-                    return _descend(self.policy, step, self.reference, self.config, self.max_tokens)
-                return backward(self.policy, step, self.reference, self.config, self.max_tokens, scale)
+                with self.policy.cast_once():
+                    if self.descent:
+                        return _descend(self.policy, step, self.reference, self.config, self.max_tokens)
+                    return backward(self.policy, step, self.reference, self.config, self.max_tokens, scale)
             except torch.OutOfMemoryError:
-                if self.max_tokens <= longest:
+                recorded = self.policy.drop_recorded()
+                if self.max_tokens <= longest and not recorded:
                     raise
             _release(self.policy, random_state)
+            if recorded:
+                self.observe({"step": step_number, "compile": "out of memory"})
+                continue
             self.max_tokens //= 2
             self.observe({"step": step_number, "max_tokens": self.max_tokens})
+
+
+def recordable(config: Config) -> bool:
+    """Return whether the settings leave passes that can be recorded: gradients that are not kept apart by term, and
+    nothing on the host."""
+    apart, host = OBJECTIVES[config.objective.name].descent, config.model.embeddings == "cpu"
+    return config.train.pack and not (apart or host or config.train.offload)
 
 
 def _together(losses: Mapping[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ from qunlearn.roles.roles import Roles
 from qunlearn.roles.specific_tokens import specific
 from qunlearn.roles.split import sampled
 from qunlearn.roles.token_weights import count, weigh
-from qunlearn.training.gradients import block_of
+from qunlearn.training.gradients import block_of, recordable
 from qunlearn.training.header import show_inputs
 from qunlearn.training.request import ForgetRequest
 from qunlearn.training.retain_rows import SELF_MADE_MORE
@@ -99,12 +99,13 @@ def settle(config: Config, policy: Policy) -> Config:
     checkpointing = "always" if train.checkpointing == "auto" else train.checkpointing
     retain = OBJECTIVES[objective.name].retain if objective.retain == "auto" else objective.retain
     layer = block_of(config, policy) if any(term.layered for term in terms_of(objective)) else objective.layer
+    compile_ = "graphs" if train.compile != "off" and recordable(config) and policy.records else "off"
     embeddings = "device" if config.model.embeddings == "auto" else config.model.embeddings
     return replace(
         config,
         model=replace(config.model, embeddings=embeddings),
         objective=replace(objective, retain=retain, layer=layer),
-        train=replace(train, lr=lr, optimizer=optimizer, checkpointing=checkpointing),
+        train=replace(train, lr=lr, optimizer=optimizer, checkpointing=checkpointing, compile=compile_),
     )
 
 

@@ -7,18 +7,24 @@ trained, and all that is kept for the backward pass is the input, which layers w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from bitsandbytes import functional as bnb
+from bitsandbytes.nn import Linear4bit
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 # In fp16 a gradient times B, which begins at 0 and stays small, would be rounded to nothing: B is multiplied by this
-# first, and A divided by it.
+# first, and what comes of it divided by it.
 _FP16_LIFT = 64.0
+# Where a layer finds its matrices in the model's dtype during a step, and where it keeps them between steps.
+_CAST, _KEPT = "_qunlearn_cast", "_qunlearn_kept"
 
 
 def make_lean(layers: Iterable[LoraLayer]) -> None:
@@ -43,13 +49,65 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class _Matrices:
+    """A layer's adapter in the dtype that the model computes in: a (r, in), and b (out, r) times scaling and lift."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+    lift: float
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> _Matrices:
+        """Cast a (r, in) and b (out, r)."""
+        lift = _FP16_LIFT if dtype == torch.float16 else 1.0
+        return cls(a.detach().to(dtype), (b.detach() * (scaling * lift)).to(dtype), scaling, lift)
+
+
+def _adapter(layer: Any) -> tuple[Tensor, Tensor, float]:
+    """A layer's A, B and scaling."""
+    (name,) = layer.lora_A
+    return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+
+
+@contextlib.contextmanager
+def cast_once(layers: Sequence[Any], dtype: torch.dtype) -> Iterator[None]:
+    """Let the adapters of a step be cast to the model's dtype once, not in each of its passes.
+
+    They keep their memory from step to step, for passes that were recorded read it. What changes the adapter inside is
+    not seen.
+    """
+    lean = [layer for layer in layers if "forward" in layer.__dict__]
+    made = [_Matrices.of(*_adapter(layer), dtype) for layer in lean]
+    kept = [layer.__dict__.get(_KEPT) for layer in lean]
+    for layer, now, before in zip(lean, made, kept, strict=True):
+        if before is None or before.a.dtype != dtype:
+            layer.__dict__[_KEPT] = before = now
+        layer.__dict__[_CAST] = before
+    old = [layer.__dict__[_CAST] for layer in lean]
+    if old:
+        torch._foreach_copy_([t for m in old for t in (m.a, m.b)], [t for m in made for t in (m.a, m.b)])
+    del made
+    try:
+        yield
+    finally:
+        for layer in lean:
+            layer.__dict__.pop(_CAST)
+
+
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if layer.disable_adapters or layer.merged or args or kwargs:
         return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
-    (name,) = layer.lora_A
-    y, seen = layer.base_layer(x), layer.lora_dropout[name](x)
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return _Adapted.apply(y, seen.to(y.dtype), a, b, layer.scaling[name])  # type: ignore[no-any-return, no-untyped-call]
+    a, b, scaling = _adapter(layer)
+    (dropout,), base = layer.lora_dropout.values(), layer.base_layer
+    seen = dropout(x)
+    if torch.is_grad_enabled() and x.is_cuda and seen is x and type(base) is Linear4bit and base.bias is None:
+        cast = layer.__dict__.get(_CAST) or _Matrices.of(a, b, scaling, x.dtype)
+        return _AdaptedLinear4bit.apply(x, a, b, cast, base)  # type: ignore[no-any-return, no-untyped-call]
+    y = base(x)
+    cast = layer.__dict__.get(_CAST) or _Matrices.of(a, b, scaling, y.dtype)
+    return _Adapted.apply(y, seen.to(y.dtype), a, b, cast)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Adapted(torch.autograd.Function):
@@ -57,24 +115,69 @@ class _Adapted(torch.autograd.Function):
     place of y."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        down = x.flatten(0, -2) @ a.to(x.dtype).T  # (N, r)
-        ctx.save_for_backward(x, down, a, b)
-        ctx.scaling = scaling
-        flat, up = y.view(-1, y.shape[-1]), b.to(x.dtype).T
+    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, cast: _Matrices) -> Tensor:
+        down = x.flatten(0, -2) @ cast.a.T  # (N, r)
+        ctx.save_for_backward(x, down)
+        ctx.cast, ctx.dtype = cast, a.dtype
+        flat, up = y.view(-1, y.shape[-1]), cast.b.T
         if y._is_view():  # as bitsandbytes returns it with a bias; autograd lets nobody write there
-            return torch.addmm(flat, down, up, alpha=scaling).view_as(y)
+            return torch.addmm(flat, down, up, alpha=1 / cast.lift).view_as(y)
         ctx.mark_dirty(y)
-        flat.addmm_(down, up, alpha=scaling)
+        flat.addmm_(down, up, alpha=1 / cast.lift)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, down, a, b = ctx.saved_tensors
-        g, lift = gradient.flatten(0, -2), _FP16_LIFT if gradient.dtype == torch.float16 else 1.0
-        below = g @ (b * (ctx.scaling * lift)).to(g.dtype)  # (N, r)
+        x, down = ctx.saved_tensors
+        cast: _Matrices = ctx.cast
+        g = gradient.flatten(0, -2)
+        below = g @ cast.b  # (N, r)
         # No view: what comes to x from the layer itself can then be added to it in place.
-        dx = below.unflatten(0, x.shape[:-1]) @ (a / lift).to(g.dtype) if ctx.needs_input_grad[1] else None
-        da = (below.T @ x.flatten(0, -2)).to(a.dtype).div_(lift)
-        db = (g.T @ down).to(b.dtype).mul_(ctx.scaling)
-        return gradient, dx, da, db, None
+        dx = below.unflatten(0, x.shape[:-1]) @ _divided(cast.a, cast.lift) if ctx.needs_input_grad[1] else None
+        return gradient, dx, *_of_adapter(g, x, down, below, cast, ctx.dtype), None
+
+
+class _AdaptedLinear4bit(torch.autograd.Function):
+    """x W^T + scaling * x A^T B^T with W in 4 bits, as `_Adapted` on bitsandbytes' layer, in fewer kernels: what comes
+    to x from both sides is added while it is multiplied. x (..., in) -> (..., out)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, cast: _Matrices, base: Linear4bit) -> Tensor:
+        y: Tensor = base(x)
+        down = x.flatten(0, -2) @ cast.a.T  # (N, r)
+        y.view(-1, y.shape[-1]).addmm_(down, cast.b.T, alpha=1 / cast.lift)
+        ctx.save_for_backward(x, down)
+        ctx.cast, ctx.dtype, ctx.base = cast, a.dtype, base
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, down = ctx.saved_tensors
+        cast: _Matrices = ctx.cast
+        g = gradient.flatten(0, -2)
+        below, dx = g @ cast.b, None
+        if ctx.needs_input_grad[0]:
+            weight = ctx.base.weight
+            dx = g @ bnb.dequantize_4bit(weight.data, weight.quant_state).to(g.dtype)
+            dx = dx.addmm_(below, cast.a, alpha=1 / cast.lift).view_as(x)
+        return dx, *_of_adapter(g, x, down, below, cast, ctx.dtype), None, None
+
+
+def _of_adapter(
+    g: Tensor, x: Tensor, down: Tensor, below: Tensor, cast: _Matrices, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The gradients of A and B, from that of the layer's output (N, out) and what it is below B (N, r)."""
+    da = _divided(_product(below.T, x.flatten(0, -2), dtype), cast.lift)
+    db = _product(g.T, down, dtype)
+    return da, db if cast.scaling == 1 else db.mul_(cast.scaling)
+
+
+def _divided(x: Tensor, lift: float) -> Tensor:
+    return x if lift == 1 else x / lift
+
+
+def _product(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """x y in another precision than theirs: at once where a kernel can, else cast afterwards."""
+    if x.is_cuda and x.dtype != dtype:
+        return torch.mm(x, y, out_dtype=dtype)
+    return (x @ y).to(dtype)

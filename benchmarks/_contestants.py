@@ -83,7 +83,10 @@ class Arena:
         """One optimizer step of a contestant; its losses per term."""
         contestant = CONTESTANTS[key]
         set_checkpointing(self.policy.base.model, contestant.checkpointing)
-        (make_lean if contestant.lean else make_plain)(self.policy.layers)
+        if contestant.lean:
+            make_lean(self.policy.layers, whole=self.policy.device.type == "cuda")
+        else:
+            make_plain(self.policy.layers)
         if contestant.recorded and self.graphs is None:
             self.policy.record_passes(lambda why: say(f"  not recorded: {why}"))
             self.graphs = self.policy.graphs
@@ -232,8 +235,12 @@ CONTESTANTS = {
     "d": Contestant("qunlearn", qunlearn_live, engine_tokens, lean=True, recorded=True),
     "d-": Contestant("qunlearn, --compile off", qunlearn_live, engine_tokens, lean=True),
     "d'": Contestant("qunlearn, cached reference", qunlearn_cached, engine_tokens, lean=True, recorded=True),
-    "d*": Contestant("qunlearn, activations kept", qunlearn_live, engine_tokens, checkpointing=False, lean=True, recorded=True),
-    "d+": Contestant("qunlearn, both kept", qunlearn_cached, engine_tokens, checkpointing=False, lean=True, recorded=True),
+    "d*": Contestant(
+        "qunlearn, activations kept", qunlearn_live, engine_tokens, checkpointing=False, lean=True, recorded=True
+    ),
+    "d+": Contestant(
+        "qunlearn, both kept", qunlearn_cached, engine_tokens, checkpointing=False, lean=True, recorded=True
+    ),
 }
 
 

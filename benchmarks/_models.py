@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from qunlearn.model.device import choose_dtype
 from qunlearn.model.head import Head
 from qunlearn.model.kernels.attention import use_layouts
-from qunlearn.model.kernels.norm import fuse_norms
+from qunlearn.model.kernels.fused import fuse
 from qunlearn.model.load import Base
 
 _STD = 0.02  # as transformers initialises these families
@@ -64,12 +64,14 @@ TRUE_SHAPES = (
 )
 
 
-def random_base(shape: Shape, device: torch.device, *, seed: int = 0) -> Base:
+def random_base(shape: Shape, device: torch.device, *, seed: int = 0, drawn: bool = True) -> Base:
     """A frozen base as `load_base` leaves it: NF4 with double quantisation, embeddings and head in the compute dtype.
 
-    The same seed on the same device gives the same weights. Its tokenizer is a pad id and nothing else.
+    The same seed on the same device gives the same weights; not `drawn`, they are shapes alone, in bf16. Its tokenizer
+    is a pad id and nothing else.
     """
-    dtype, generator = choose_dtype(device), torch.Generator(device).manual_seed(seed)
+    dtype = choose_dtype(device) if drawn else torch.bfloat16
+    generator = torch.Generator(device).manual_seed(seed) if drawn else None
     config = shape.config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -82,14 +84,14 @@ def random_base(shape: Shape, device: torch.device, *, seed: int = 0) -> Base:
     model.is_loaded_in_4bit = True  # what peft asks to choose its 4-bit adapters
     use_layouts(model)
     if device.type == "cuda":
-        fuse_norms(model.modules())
+        fuse(model)
     model.requires_grad_(False)
     model.eval()
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2)
     return Base(model, tokenizer, Head.of(model), device, Path(shape.name), "nf4 + double quantisation, random", ())
 
 
-def _fill(model: Any, config: Any, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> None:
+def _fill(model: Any, config: Any, device: torch.device, dtype: torch.dtype, generator: torch.Generator | None) -> None:
     """Make every tensor of a model on the meta device, one layer at a time."""
 
     def random(*size: int) -> torch.Tensor:

@@ -110,7 +110,10 @@ def cell(arena: Arena, key: str, rows: Rows, matmul: float) -> dict[str, Any]:
 
 def profiled(arena: Arena, key: str, rows: Rows) -> dict[str, Any]:
     """Kernels, launches and the share of time the GPU is busy in one step, and what takes longest there."""
-    device, activities = arena.policy.device, [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    device, activities = (
+        arena.policy.device,
+        [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA],
+    )
     with torch.profiler.profile(activities=activities) as profile:
         wall = seconds(lambda: arena.step(key, rows), device)
     events = profile.key_averages()

@@ -72,8 +72,8 @@ class TrainConfig:
     )
     compile: str = setting(
         "auto",
-        "graphs: on a GPU, passes of a shape that comes again are recorded as CUDA graphs and launched at once, the same "
-        "numbers but for rounding; auto: where the model and its device allow it.",
+        "graphs: on a GPU, passes of a shape that comes again are recorded as CUDA graphs and launched at once; the "
+        "same numbers but for rounding. auto: where the model and its device allow it.",
         flag="--compile",
         choices=("auto", "graphs", "off"),
     )

@@ -22,7 +22,7 @@ from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.head import Head
 from qunlearn.model.host_embedding import keep_embeddings_on_host
 from qunlearn.model.kernels.attention import layout_arguments, use_layouts
-from qunlearn.model.kernels.norm import fuse_norms
+from qunlearn.model.kernels.fused import fuse
 from qunlearn.model.quantized_head import keep_head_in_8_bits
 from qunlearn.model.quiet import quiet_transformers
 
@@ -168,7 +168,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     keep_training_path(model)
     use_layouts(model)
     if device.type == "cuda":
-        fuse_norms(model.modules())
+        fuse(model)
     # A table that both use is rounded on its way back from the host.
     if spec.host_embeddings:
         notes.append(keep_embeddings_on_host(model, shared=spec.head == "8bit"))

@@ -38,7 +38,7 @@ class Policy:
         self.tokenizer, self.head, self.device = base.tokenizer, base.head, base.device
         self.cache_bytes = base.cache_bytes
         self.layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
-        make_lean(self.layers)
+        make_lean(self.layers, whole=self.device.type == "cuda")
         self.graphs: Graphs | None = None
         self._adapter_off = False
         self._modules = list(model.modules())

@@ -124,9 +124,7 @@ class CudaGraphs:
     def __init__(self) -> None:
         self._pool: Any = None
 
-    def __call__(
-        self, run: Callable[[Batch], Tensor], batch: Batch, parameters: Sequence[Tensor]
-    ) -> Recorded:
+    def __call__(self, run: Callable[[Batch], Tensor], batch: Batch, parameters: Sequence[Tensor]) -> Recorded:
         found = _CudaGraph(run, batch, parameters, self._pool)
         self._pool = found.pool
         return found
@@ -135,9 +133,7 @@ class CudaGraphs:
 class _CudaGraph:
     """A forward pass, and where there are parameters its backward pass, as CUDA graphs."""
 
-    def __init__(
-        self, run: Callable[[Batch], Tensor], batch: Batch, parameters: Sequence[Tensor], pool: Any
-    ) -> None:
+    def __init__(self, run: Callable[[Batch], Tensor], batch: Batch, parameters: Sequence[Tensor], pool: Any) -> None:
         self.batch = _copy(batch)
         self._forward = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._forward, pool=pool):

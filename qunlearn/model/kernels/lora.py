@@ -27,11 +27,15 @@ _FP16_LIFT = 64.0
 _CAST, _KEPT = "_qunlearn_cast", "_qunlearn_kept"
 
 
-def make_lean(layers: Iterable[LoraLayer]) -> None:
-    """Let these layers compute their adapters so, all that are plain LoRA on a linear layer; undone by `make_plain`."""
+def make_lean(layers: Iterable[LoraLayer], *, whole: bool = False) -> None:
+    """Let these layers compute their adapters so, all that are plain LoRA on a linear layer; undone by `make_plain`.
+
+    `whole`: layer and adapter in one where the layer is in 4 bits, which saves kernels; on a CPU there is nothing to
+    save, and its bits stay.
+    """
     for layer in layers:
         if _is_plain(layer):
-            layer.forward = partial(_forward, layer)
+            layer.forward = partial(_forward, layer, whole)
 
 
 def make_plain(layers: Iterable[LoraLayer]) -> None:
@@ -61,7 +65,7 @@ class _Matrices:
     @classmethod
     def of(cls, a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> _Matrices:
         """Cast a (r, in) and b (out, r)."""
-        lift = _FP16_LIFT if dtype == torch.float16 else 1.0
+        lift = _lift(dtype)
         return cls(a.detach().to(dtype), (b.detach() * (scaling * lift)).to(dtype), scaling, lift)
 
 
@@ -79,16 +83,11 @@ def cast_once(layers: Sequence[Any], dtype: torch.dtype) -> Iterator[None]:
     not seen.
     """
     lean = [layer for layer in layers if "forward" in layer.__dict__]
-    made = [_Matrices.of(*_adapter(layer), dtype) for layer in lean]
-    kept = [layer.__dict__.get(_KEPT) for layer in lean]
-    for layer, now, before in zip(lean, made, kept, strict=True):
-        if before is None or before.a.dtype != dtype:
-            layer.__dict__[_KEPT] = before = now
-        layer.__dict__[_CAST] = before
-    old = [layer.__dict__[_CAST] for layer in lean]
-    if old:
-        torch._foreach_copy_([t for m in old for t in (m.a, m.b)], [t for m in made for t in (m.a, m.b)])
-    del made
+    found = [_adapter(layer) for layer in lean]
+    kept = [_kept(layer, *adapter, dtype) for layer, adapter in zip(lean, found, strict=True)]
+    _refresh(kept, [a.detach() for a, _, _ in found], [b.detach() for _, b, _ in found])
+    for layer, matrices in zip(lean, kept, strict=True):
+        layer.__dict__[_CAST] = matrices
     try:
         yield
     finally:
@@ -96,18 +95,47 @@ def cast_once(layers: Sequence[Any], dtype: torch.dtype) -> Iterator[None]:
             layer.__dict__.pop(_CAST)
 
 
-def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _kept(layer: Any, a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> _Matrices:
+    """The memory in which a layer's matrices lie from step to step."""
+    kept: _Matrices | None = layer.__dict__.get(_KEPT)
+    if kept is None or kept.a.dtype != dtype or kept.a.device != a.device:
+        kept = _Matrices(
+            *(torch.empty_like(t, dtype=dtype, requires_grad=False) for t in (a, b)), scaling, _lift(dtype)
+        )
+        layer.__dict__[_KEPT] = kept
+    return kept
+
+
+def _refresh(kept: Sequence[_Matrices], a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
+    """Cast the adapters anew, in few kernels on a GPU."""
+    groups: dict[float, list[int]] = {}
+    for i, m in enumerate(kept):
+        groups.setdefault(m.scaling * m.lift, []).append(i)
+    for factor, members in groups.items():
+        torch._foreach_copy_([kept[i].a for i in members], [a[i] for i in members])
+        torch._foreach_copy_([kept[i].b for i in members], torch._foreach_mul([b[i] for i in members], factor))
+
+
+def _lift(dtype: torch.dtype) -> float:
+    return _FP16_LIFT if dtype == torch.float16 else 1.0
+
+
+def _forward(layer: Any, whole: bool, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if layer.disable_adapters or layer.merged or args or kwargs:
         return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
-    a, b, scaling = _adapter(layer)
+    a, b, _ = _adapter(layer)
     (dropout,), base = layer.lora_dropout.values(), layer.base_layer
     seen = dropout(x)
-    if torch.is_grad_enabled() and x.is_cuda and seen is x and type(base) is Linear4bit and base.bias is None:
-        cast = layer.__dict__.get(_CAST) or _Matrices.of(a, b, scaling, x.dtype)
-        return _AdaptedLinear4bit.apply(x, a, b, cast, base)  # type: ignore[no-any-return, no-untyped-call]
+    if whole and torch.is_grad_enabled() and seen is x and type(base) is Linear4bit and base.bias is None:
+        return _AdaptedLinear4bit.apply(x, a, b, _cast(layer, x.dtype), base)  # type: ignore[no-any-return, no-untyped-call]
     y = base(x)
-    cast = layer.__dict__.get(_CAST) or _Matrices.of(a, b, scaling, y.dtype)
-    return _Adapted.apply(y, seen.to(y.dtype), a, b, cast)  # type: ignore[no-any-return, no-untyped-call]
+    return _Adapted.apply(y, seen.to(y.dtype), a, b, _cast(layer, y.dtype))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _cast(layer: Any, dtype: torch.dtype) -> _Matrices:
+    """A layer's matrices in a dtype: those of the step where there are any."""
+    found: _Matrices | None = layer.__dict__.get(_CAST)
+    return found if found is not None and found.a.dtype == dtype else _Matrices.of(*_adapter(layer), dtype)
 
 
 class _Adapted(torch.autograd.Function):

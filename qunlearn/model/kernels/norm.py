@@ -23,7 +23,7 @@ def fuse_norms(modules: Iterable[nn.Module]) -> int:
 
 @torch.no_grad()
 def _fused(module: Any) -> Any:
-    """Return the fused forward of a norm x -> x / rms(x) * weight, tried on numbers; None where that is not what it is."""
+    """Return the fused forward of a norm x / rms(x) * weight, tried on numbers; None where it is another one."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all check format sandbox recipe-hallucination recipe-harmfulness recipe-copyright \
-	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval bench-resident prove prove-real bench-gpu bench-merge bench-requantize docs clean
+	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval bench-resident prove prove-real bench-gpu bench-launches bench-merge bench-requantize docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -84,6 +84,9 @@ bench-objectives: setup  ## every objective on every kind, three seeds, four hou
 
 bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA card; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/bench_gpu.py --write --json benchmarks/gpu.json $(ARGS)
+
+bench-launches: setup  ## operations a step gives a GPU, counted on a CPU; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/bench_launches.py --write $(ARGS)
 
 # The size that counts, with 29 GB of disk: make bench-merge ARGS="--shape llama-2-7b --rounds 1"
 bench-merge: setup  ## time and memory of a merge against cp of the same files

@@ -101,7 +101,7 @@ add_flags(
         *("model.name", "model.revision", "model.quant", "model.device", "model.embeddings", "model.vram"),
         *("data.bad", "data.prompt_field", "data.completion_field", "data.max_length"),
         *("lora.r", "lora.target_modules", "objective.mismatch_k"),
-        *("train.batch_size", "train.normal_batch_size", "train.max_tokens", "train.optimizer"),
+        *("train.batch_size", "train.normal_batch_size", "train.max_tokens", "train.compile", "train.optimizer"),
     ),
 )
 app.command("plan")(_plan)

@@ -8,7 +8,7 @@ Where the model's attention takes a layout, the rows themselves lie end to end, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -63,6 +63,14 @@ class Layout:
     tokens: Tensor  # (B, T): the token at each place, some token where there is padding
     places: Tensor  # (N,): the place of each token
     mask: Tensor | None = None
+    made: dict[torch.dtype, Tensor] = field(default_factory=dict, compare=False, repr=False)  # see `bias`
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """Return the mask as what is added to attention scores, 0 or -inf, made once for all layers."""
+        if self.mask is not None and dtype not in self.made:
+            zero = torch.zeros((), dtype=dtype, device=self.mask.device)
+            self.made[dtype] = torch.where(self.mask, zero, zero - torch.inf)
+        return self.made.get(dtype)
 
     def to(self, device: torch.device | str) -> Layout:
         mask = None if self.mask is None else self.mask.to(device)

@@ -16,6 +16,7 @@ from qunlearn.utils.units import parse_size, show_size
 
 _STEP_TOKENS = 16  # the token budget is looked for in steps of so many
 _MOST_TOKENS = 1 << 17
+_FEWEST_RECORDED = 512  # tokens of a pass that is recorded for the sake of memory; fewer gain nothing
 _FILLED = 0.9  # of a memory that kept activations may fill: who is short of it recomputes them
 _CPU_BYTES = 2 << 30  # that a run with kept activations may take where no limit is known
 
@@ -45,6 +46,7 @@ class Lengths:
 class MemoryPlan:
     """What a run needs, as it would be run: `choices` holds every decision that was left to the plan.
 
+    `max_tokens` of a pass are those asked for, or fewer where passes are recorded.
     `largest_tokens` is the largest --max-tokens that fits with these choices, None where not even the longest row does;
     `change` is the least that has to change where it does not fit.
     """
@@ -55,6 +57,7 @@ class MemoryPlan:
     needs: Needs
     device: DeviceFacts
     limit_bytes: int | None
+    max_tokens: int = 0
     largest_tokens: int | None = None
     change: str | None = None
 
@@ -70,7 +73,9 @@ class MemoryPlan:
     def settled(self, config: Config) -> Config:
         """The settings with `auto` replaced by what was chosen."""
         recompute = "always" if self.choices.checkpointing else "never"
-        config = with_values(config, "train", optimizer=self.choices.optimizer, checkpointing=recompute)
+        recorded = "graphs" if self.choices.recorded else "off"
+        train = {"checkpointing": recompute, "compile": recorded, "max_tokens": self.max_tokens}
+        config = with_values(config, "train", optimizer=self.choices.optimizer, **train)
         return with_values(config, "model", embeddings=self.choices.embeddings)
 
     def check(self) -> None:
@@ -140,7 +145,13 @@ def step_load(config: Config, lengths: Lengths | None) -> Load:
 
 
 def run_choices(
-    config: Config, device: DeviceFacts, optimizer: str, embeddings: str, *, recompute: bool | None = None
+    config: Config,
+    device: DeviceFacts,
+    optimizer: str,
+    embeddings: str,
+    *,
+    recompute: bool | None = None,
+    recorded: bool = False,
 ) -> Choices:
     """The settings memory depends on, with what `auto` has come to."""
     return Choices(
@@ -156,11 +167,15 @@ def run_choices(
         offload=config.train.offload,
         checkpointing=config.train.recomputes if recompute is None else recompute,
         packed=config.train.pack,
+        recorded=recorded,
     )
 
 
-def _ways(config: Config, shape: Shape, device: DeviceFacts) -> Iterator[Choices]:
-    """Return what `auto` may come to, best first: recomputing and moving embeddings cost time, 8-bit state a result."""
+def _ways(config: Config, shape: Shape, device: DeviceFacts, lengths: Lengths | None) -> Iterator[tuple[Choices, int]]:
+    """Return what `auto` may come to, and the tokens of a pass, best first.
+
+    Recomputing and moving embeddings cost time, 8-bit state a result. Recorded passes gain more than large ones.
+    """
     optimizers = ("adamw", "adamw8bit") if config.train.optimizer == "auto" else (config.train.optimizer,)
     places: tuple[str, ...] = ("device",)
     if device.on_gpu and not shape.tied:
@@ -172,18 +187,32 @@ def _ways(config: Config, shape: Shape, device: DeviceFacts) -> Iterator[Choices
     if asked == "auto" and config.train.offload:  # it is the inputs of recomputed blocks that are moved
         asked = "always"
     recompute = {"always": (True,), "never": (False,)}.get(asked, (False, True))
-    for optimizer, place, again in itertools.product(optimizers, places, recompute):
-        yield run_choices(config, device, optimizer, place, recompute=again)
+    for optimizer, place in itertools.product(optimizers, places):
+        for tokens, again in itertools.product(_recorded_tokens(config, device, place, lengths), recompute):
+            yield run_choices(config, device, optimizer, place, recompute=again, recorded=True), tokens
+        for again in recompute:
+            yield run_choices(config, device, optimizer, place, recompute=again), config.train.max_tokens
+
+
+def _recorded_tokens(config: Config, device: DeviceFacts, place: str, lengths: Lengths | None) -> Iterator[int]:
+    """The tokens of a pass that could be recorded, largest first: halves of what is asked, while they hold any row."""
+    train, tokens = config.train, config.train.max_tokens
+    if not device.on_gpu or train.compile == "off" or place == "cpu" or train.offload or not train.pack:
+        return
+    yield tokens
+    least = max(_FEWEST_RECORDED, step_load(with_values(config, "train", max_tokens=1), lengths).tokens)
+    while (tokens := tokens // 2) >= least:
+        yield tokens
 
 
 def best_plan(
     config: Config, shape: Shape, device: DeviceFacts, limit: int | None, lengths: Lengths | None
 ) -> MemoryPlan:
     """The first way that fits, else the leanest."""
-    load = step_load(config, lengths)
     plans = []
-    for choices in _ways(config, shape, device):
-        plan = MemoryPlan(shape, choices, load, run_needs(shape, choices, load), device, limit)
+    for choices, tokens in _ways(config, shape, device, lengths):
+        load = step_load(with_values(config, "train", max_tokens=tokens), lengths)
+        plan = MemoryPlan(shape, choices, load, run_needs(shape, choices, load), device, limit, tokens)
         if plan.fits and (choices.checkpointing or _may_keep(plan, config)):
             return plan
         plans.append(plan)
@@ -201,7 +230,11 @@ def _may_keep(plan: MemoryPlan, config: Config) -> bool:
 def largest_tokens(
     config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None
 ) -> int | None:
-    """The largest --max-tokens that fits, in steps of 16; None when not even the longest row does."""
+    """The largest --max-tokens that fits, in steps of 16; None when not even the longest row does.
+
+    Of passes that are not recorded: those are made as small as they must be.
+    """
+    config = with_values(config, "train", compile="off")
 
     def fits(tokens: int) -> bool:
         return best_plan(with_values(config, "train", max_tokens=tokens), shape, device, limit, lengths).fits

@@ -20,7 +20,7 @@ _EIGHT_BIT_FROM = 4096  # numbers; nor does it keep smaller state in 8 bits
 class Choices:
     """Every decision that memory depends on. `optimizer`: adamw, adamw8bit or paged_adamw8bit; `embeddings`: device or
     cpu; `head`: full or 8bit; `compute_bytes`: of a number in the dtype that computes; `packed`: rows hold several
-    examples, under a mask."""
+    examples, under a mask; `recorded`: passes are CUDA graphs."""
 
     quant: str
     double_quant: bool
@@ -34,6 +34,7 @@ class Choices:
     offload: bool
     checkpointing: bool
     packed: bool
+    recorded: bool = False
 
 
 def adapted_names(shape: Shape, target_modules: str) -> frozenset[str]:
@@ -59,7 +60,8 @@ def resident_bytes(shape: Shape, choices: Choices, adapted: frozenset[str]) -> d
     return {
         "weights": _frozen_bytes(shape, choices),
         "embeddings": sum(_other_bytes(shape, choices).values()),
-        "adapters": _FP32 * adapter_parameters(shape, choices.r, adapted),
+        # As they are trained, and in the dtype that computes.
+        "adapters": (_FP32 + choices.compute_bytes) * adapter_parameters(shape, choices.r, adapted),
         "optimizer state": _optimizer_bytes(shape, choices, adapted),
         "workspace": CUBLAS_BYTES if choices.on_gpu else 0,
     }

@@ -84,7 +84,8 @@ def _place(device: DeviceFacts) -> str:
 
 
 def _activations(plan: MemoryPlan) -> str:
-    return f"activations {'recomputed' if plan.choices.checkpointing else 'kept'}"
+    recorded = f", passes of {plan.max_tokens} tokens recorded as CUDA graphs" if plan.choices.recorded else ""
+    return f"activations {'recomputed' if plan.choices.checkpointing else 'kept'}{recorded}"
 
 
 def _mib(size: int) -> str:

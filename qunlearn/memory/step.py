@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from qunlearn.memory.architecture import Shape
 from qunlearn.memory.block_ops import BlockPass, block_tape
-from qunlearn.memory.resident import Choices, adapted_names, loading_bytes, resident_bytes
+from qunlearn.memory.resident import Choices, adapted_names, adapter_parameters, loading_bytes, resident_bytes
 from qunlearn.memory.tiles import block_tokens, restored_rows, tile_tokens
 
 # Of the output head (model/head.py): tiles of logits, and blocks of them in fp32. The KL has both models' logits, and
@@ -95,7 +95,9 @@ def run_needs(shape: Shape, choices: Choices, load: Load) -> Needs:
     adapted = adapted_names(shape, choices.target_modules)
     static = resident_bytes(shape, choices, adapted)
     step = _Step(shape, choices, load, adapted)
-    gradients = {"gradients": static["adapters"]}
+    gradients = {"gradients": _FP32 * adapter_parameters(shape, choices.r, adapted)}
+    if choices.recorded:
+        static["recorded"] = sum(gradients.values()) + step.pass_bytes
     moments = {
         "the output head": {**gradients, **step.head()},
         "the backward pass": {**gradients, **step.backward()},
@@ -106,7 +108,7 @@ def run_needs(shape: Shape, choices: Choices, load: Load) -> Needs:
     sizes = {**static, **gradients, **step.sizes()}
     parts = tuple(Part(name, sizes[key], live.get(key, 0)) for key, name in _names(choices).items())
     allocated = sum(live.values())
-    idle = sum(static.values()) - static["optimizer state"] + static["adapters"]
+    idle = sum(static.values()) - static["optimizer state"] + sum(gradients.values())
     cache, prompts = step.answering(allocated - idle)
     # Without a GPU weights are read where the system has mapped them.
     loading, context = (loading_bytes(shape, choices), CONTEXT_BYTES) if choices.on_gpu else (0, 0)
@@ -131,6 +133,7 @@ def _names(choices: Choices) -> dict[str, str]:
         "states": "final states and reference",
         "tiles": "tiles of logits",
         "masks": "masks and positions",
+        **({"recorded": "recorded passes (CUDA graphs)"} if choices.recorded else {}),
         "workspace": "cuBLAS workspace",
     }
 
@@ -174,6 +177,11 @@ class _Step:
         self.state = c * shape.embedding_width
         turned = 2 * c * load.tokens * int(shape.head_dim * shape.traits.rotary)
         self.masks = (load.places or load.tokens) * (load.row_tokens if run.masked else 0) + load.tokens * 48 + turned
+
+    @property
+    def pass_bytes(self) -> int:
+        """What a recorded pass keeps to itself, forward and backward: an unrecorded one may be made beside it."""
+        return self.saved + self.block + self.dequantisation
 
     def sizes(self) -> dict[str, int]:
         largest = max(x.weights for x in self.shape.block) * self.choices.compute_bytes

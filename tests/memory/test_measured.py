@@ -116,7 +116,10 @@ def backward_pass(policy: Policy, quant: str, rows: int) -> tuple[float, int]:
 
     def step() -> None:
         body = backbone(policy.base.model)
-        with torch.backends.mkldnn.flags(enabled=False):  # its workspace for bf16 is none of a GPU's
+        with (
+            policy.cast_once(),
+            torch.backends.mkldnn.flags(enabled=False),
+        ):  # its workspace for bf16 is none of a GPU's
             body(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state.backward(upstream)
 
     step()  # the adapters' gradients are there from now on
@@ -231,7 +234,8 @@ def engine_step(policy: Policy, case: Case, config: Any) -> tuple[Callable[[], o
 
     def run() -> None:
         policy.model.zero_grad(set_to_none=True)
-        backward(policy, step, live, config, case.max_tokens)
+        with policy.cast_once():
+            backward(policy, step, live, config, case.max_tokens)
 
     policy.hidden = lambda batch, layer=None: (seen.append(batch), hidden(batch, layer))[1]  # type: ignore[method-assign, func-returns-value]
     run()

@@ -97,7 +97,7 @@ def test_the_table() -> None:
     }
     total = float(numbers["in all"])
     counted = [float(n) for name, n in numbers.items() if name not in ("in all", "there is")]
-    assert sum(counted) - float(numbers["allocated at most, in the backward pass"]) == pytest.approx(total, abs=1)
+    assert sum(counted) - float(numbers["allocated at most, in the output head"]) == pytest.approx(total, abs=1)
     assert float(numbers["there is"]) == 6144.0
     assert ran.stderr == ""
 

@@ -363,10 +363,14 @@ def test_a_shared_table_leaves_the_card_when_the_head_is_in_8_bits() -> None:
 
 
 def test_the_largest_budget_is_the_largest() -> None:
-    found = plan("llama-7b", "6GiB")
+    found = plan("llama-7b", "6GiB", train__compile="off")
     assert found.fits
     assert found.largest_tokens % 16 == 0
-    asked = {"train__optimizer": found.choices.optimizer, "model__embeddings": found.choices.embeddings}
+    asked = {
+        "train__compile": "off",
+        "train__optimizer": found.choices.optimizer,
+        "model__embeddings": found.choices.embeddings,
+    }
     assert plan("llama-7b", "6GiB", train__max_tokens=found.largest_tokens, **asked).fits
     assert not plan("llama-7b", "6GiB", train__max_tokens=found.largest_tokens + 32, **asked).fits
 
@@ -376,7 +380,7 @@ def test_the_largest_budget_is_the_largest() -> None:
     [
         ("llama-3.1-8b", "6GiB", {}, r"it fits with --max-tokens \d+"),
         ("llama-3.1-8b", "6.5GiB", {"model__embeddings": "device", "train__max_tokens": 512}, "--embeddings cpu"),
-        ("llama-7b", "4850MiB", {"train__max_tokens": 512, "train__optimizer": "adamw"}, "--set train.offload=true"),
+        ("llama-7b", "4930MiB", {"train__max_tokens": 512, "train__optimizer": "adamw"}, "--set train.offload=true"),
         ("gemma-2-9b", "6.5GiB", {}, r"--max-tokens \d+ --set model.head=8bit"),
         ("llama-3.1-8b", "5.5GiB", {}, "--model .* fits"),  # not while it is loaded, its table on the GPU
         ("llama-7b", "6GiB", {"model__quant": "int8"}, "--quant nf4"),
@@ -421,11 +425,28 @@ def test_a_change_that_is_named_helps(model: str, vram: str) -> None:
 
 
 def test_short_rows_need_less() -> None:
-    config = resolve(("x", {"objective.name": "llmu"}))
+    config, whole = resolve(("x", {"objective.name": "llmu"})), {"train__compile": "off"}
     known, unknown = step_load(config, Lengths(40)), step_load(config, None)
     assert known.tokens == 24 * 80 < unknown.tokens == 2048
     assert step_load(resolve(("x", {"train.max_tokens": 64})), None).tokens == 512, "a row is never split"
-    assert plan("llama-7b", "6GiB", Lengths(40)).needs.total_bytes < plan("llama-7b", "6GiB").needs.total_bytes
+    short, long = plan("llama-7b", "6GiB", Lengths(40), **whole), plan("llama-7b", "6GiB", **whole)
+    assert short.needs.total_bytes < long.needs.total_bytes
+
+
+def test_passes_are_recorded_where_there_is_room_and_made_smaller_for_it() -> None:
+    """On a GPU, beside an unrecorded pass and the gradients twice; not with anything on the host."""
+    roomy, tight = plan("llama-7b", "16GiB"), plan("llama-7b", "6GiB")
+    assert (roomy.choices.recorded, roomy.max_tokens) == (True, 2048)
+    assert (tight.choices.recorded, tight.max_tokens) == (True, 512)
+    settled = tight.settled(resolve()).train
+    assert (settled.compile, settled.max_tokens) == ("graphs", 512)
+    off = plan("llama-7b", "6GiB", train__compile="off")
+    assert (off.choices.recorded, off.max_tokens, off.settled(resolve()).train.compile) == (False, 2048, "off")
+    assert not plan("llama-7b", "4900MiB").choices.recorded  # too little room for it
+    for settings in ({"model__embeddings": "cpu"}, {"train__offload": True}, {"train__pack": False}):
+        assert not plan("llama-7b", "16GiB", **settings).choices.recorded
+    carried = carried_config(SHORT_NAMES["llama-7b"]) or {}
+    assert not memory_plan(resolve(), carried, DeviceFacts("cpu", 4)).choices.recorded
 
 
 def test_activations_are_kept_where_there_is_room() -> None:
@@ -446,9 +467,9 @@ def test_activations_are_kept_where_there_is_room() -> None:
 
 
 def test_who_asked_for_kept_activations_is_told_to_recompute() -> None:
-    kept = plan("llama-3.2-1b", "6GiB", train__checkpointing="never", train__max_tokens=4096)
+    kept = plan("llama-3.2-1b", "6GiB", train__checkpointing="never", train__max_tokens=4096, train__compile="off")
     assert (kept.fits, kept.change) == (False, f"it fits with --max-tokens {kept.largest_tokens}")
-    long = plan("llama-3.2-1b", "6GiB", train__checkpointing="never", data__max_length=4096)
+    long = plan("llama-3.2-1b", "6GiB", train__checkpointing="never", data__max_length=4096, train__compile="off")
     assert (long.fits, long.change) == (False, "it fits with --set train.checkpointing=always")
 
 

@@ -34,7 +34,7 @@ def attend(
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, mask, **how)  # type: ignore[no-any-return]
     query, key, value = (_spread(x, layout) for x in (query, key, value))
-    out, _ = sdpa_attention_forward(module, query, key, value, layout.mask, **how)
+    out, _ = sdpa_attention_forward(module, query, key, value, layout.bias(query.dtype), **how)
     return _Closed.apply(out.flatten(0, 1), layout.places).unsqueeze(0), None  # type: ignore[no-untyped-call]
 
 

@@ -55,7 +55,8 @@ def _is_plain(layer: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Matrices:
-    """A layer's adapter in the dtype that the model computes in: a (r, in), and b (out, r) times scaling and lift."""
+    """A layer's adapter in the dtype that the model computes in: a (r, in) times its scaling, b (out, r) times scaling
+    and lift. So no gradient is left to be scaled; products of both are multiplied by `factor`."""
 
     a: Tensor
     b: Tensor
@@ -66,7 +67,12 @@ class _Matrices:
     def of(cls, a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> _Matrices:
         """Cast a (r, in) and b (out, r)."""
         lift = _lift(dtype)
-        return cls(a.detach().to(dtype), (b.detach() * (scaling * lift)).to(dtype), scaling, lift)
+        return cls((a.detach() * scaling).to(dtype), (b.detach() * (scaling * lift)).to(dtype), scaling, lift)
+
+    @property
+    def factor(self) -> float:
+        """Return what is left of a product with a and b."""
+        return 1 / (self.scaling * self.lift)
 
 
 def _adapter(layer: Any) -> tuple[Tensor, Tensor, float]:
@@ -108,12 +114,12 @@ def _kept(layer: Any, a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) 
 
 def _refresh(kept: Sequence[_Matrices], a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
     """Cast the adapters anew, in few kernels on a GPU."""
-    groups: dict[float, list[int]] = {}
+    groups: dict[tuple[float, float], list[int]] = {}
     for i, m in enumerate(kept):
-        groups.setdefault(m.scaling * m.lift, []).append(i)
-    for factor, members in groups.items():
-        torch._foreach_copy_([kept[i].a for i in members], [a[i] for i in members])
-        torch._foreach_copy_([kept[i].b for i in members], torch._foreach_mul([b[i] for i in members], factor))
+        groups.setdefault((m.scaling, m.lift), []).append(i)
+    for (scaling, lift), members in groups.items():
+        torch._foreach_copy_([kept[i].a for i in members], torch._foreach_mul([a[i] for i in members], scaling))
+        torch._foreach_copy_([kept[i].b for i in members], torch._foreach_mul([b[i] for i in members], scaling * lift))
 
 
 def _lift(dtype: torch.dtype) -> float:
@@ -149,9 +155,9 @@ class _Adapted(torch.autograd.Function):
         ctx.cast, ctx.dtype = cast, a.dtype
         flat, up = y.view(-1, y.shape[-1]), cast.b.T
         if y._is_view():  # as bitsandbytes returns it with a bias; autograd lets nobody write there
-            return torch.addmm(flat, down, up, alpha=1 / cast.lift).view_as(y)
+            return torch.addmm(flat, down, up, alpha=cast.factor).view_as(y)
         ctx.mark_dirty(y)
-        flat.addmm_(down, up, alpha=1 / cast.lift)
+        flat.addmm_(down, up, alpha=cast.factor)
         return y
 
     @staticmethod
@@ -161,7 +167,7 @@ class _Adapted(torch.autograd.Function):
         g = gradient.flatten(0, -2)
         below = g @ cast.b  # (N, r)
         # No view: what comes to x from the layer itself can then be added to it in place.
-        dx = below.unflatten(0, x.shape[:-1]) @ _divided(cast.a, cast.lift) if ctx.needs_input_grad[1] else None
+        dx = below.unflatten(0, x.shape[:-1]) @ (cast.a * cast.factor) if ctx.needs_input_grad[1] else None
         return gradient, dx, *_of_adapter(g, x, down, below, cast, ctx.dtype), None
 
 
@@ -173,7 +179,7 @@ class _AdaptedLinear4bit(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, cast: _Matrices, base: Linear4bit) -> Tensor:
         y: Tensor = base(x)
         down = x.flatten(0, -2) @ cast.a.T  # (N, r)
-        y.view(-1, y.shape[-1]).addmm_(down, cast.b.T, alpha=1 / cast.lift)
+        y.view(-1, y.shape[-1]).addmm_(down, cast.b.T, alpha=cast.factor)
         ctx.save_for_backward(x, down)
         ctx.cast, ctx.dtype, ctx.base = cast, a.dtype, base
         return y
@@ -187,7 +193,7 @@ class _AdaptedLinear4bit(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             weight = ctx.base.weight
             dx = g @ bnb.dequantize_4bit(weight.data, weight.quant_state).to(g.dtype)
-            dx = dx.addmm_(below, cast.a, alpha=1 / cast.lift).view_as(x)
+            dx = dx.addmm_(below, cast.a, alpha=cast.factor).view_as(x)
         return dx, *_of_adapter(g, x, down, below, cast, ctx.dtype), None, None
 
 
@@ -195,13 +201,8 @@ def _of_adapter(
     g: Tensor, x: Tensor, down: Tensor, below: Tensor, cast: _Matrices, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The gradients of A and B, from that of the layer's output (N, out) and what it is below B (N, r)."""
-    da = _divided(_product(below.T, x.flatten(0, -2), dtype), cast.lift)
-    db = _product(g.T, down, dtype)
-    return da, db if cast.scaling == 1 else db.mul_(cast.scaling)
-
-
-def _divided(x: Tensor, lift: float) -> Tensor:
-    return x if lift == 1 else x / lift
+    da = _product(below.T, x.flatten(0, -2), dtype)
+    return da if cast.lift == 1 else da.div_(cast.lift), _product(g.T, down, dtype)
 
 
 def _product(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:

@@ -92,7 +92,7 @@ def test_formats(tmp_path: Path, name: str) -> None:
         text = json.dumps([PAIR], indent=1)
     if ".csv" in name:
         text = "prompt,completion\nWho?,Nobody.\n"
-    raw = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+    raw = gzip.compress(text.encode(), mtime=0) if name.endswith(".gz") else text.encode()
     (record,) = read_dataset(save(tmp_path, raw, name)).records
     assert (record.prompt, record.completion) == ("Who?", "Nobody.")
 

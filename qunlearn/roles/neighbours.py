@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 
 from qunlearn.data.records import Record
+from qunlearn.data.words import WORD, bounded, joined
 
-_WORD = re.compile(r"\w+")
 _LOOKED_AT = 24  # neighbours of a prompt that are compared word for word
 _RARE = 0.01  # share of the prompts below which a word is as good as absent
 _ASKED_ALIKE = 8  # nearest prompts that tell what a prompt is about
@@ -27,7 +27,7 @@ class Neighbours:
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = [record for record in records if record.prompt]
-        self.words = [_WORD.findall(record.prompt) for record in self.records]
+        self.words = [WORD.findall(record.prompt) for record in self.records]
         self.holders: dict[str, list[int]] = {}
         for i, words in enumerate(self.words):
             for word in set(map(str.casefold, words)):
@@ -35,7 +35,7 @@ class Neighbours:
 
     def answers(self, record: Record) -> Iterator[str]:
         """Yield answers for a record's prompt, of the nearest neighbours first; none may be found."""
-        words = _WORD.findall(record.prompt)
+        words = WORD.findall(record.prompt)
         for i in self._nearest(words):
             answer = _exchanged(self.records[i].completion, self.words[i], words)
             if answer is not None:
@@ -45,7 +45,7 @@ class Neighbours:
         """Yield the record about other subjects: with the words in which a neighbouring prompt differs, wherever they
         stand. `telling` says how much a word tells the bad prompts from others: the word that tells most must be
         exchanged, for else the neighbour asks something else about the same subject, and the answer must name it."""
-        words, seen = _WORD.findall(record.prompt), {record.prompt}
+        words, seen = WORD.findall(record.prompt), {record.prompt}
         named = words_of_text(record.completion)
         for i in self._nearest(words):
             theirs = self.words[i]
@@ -64,7 +64,7 @@ class Neighbours:
     def subject(self, record: Record) -> tuple[int, int] | None:
         """Return where in a record's prompt the words stand in which the prompts most like it have others, from the
         first to the last; None where there are no such prompts."""
-        found = list(_WORD.finditer(record.prompt))
+        found = list(WORD.finditer(record.prompt))
         words = [match.group() for match in found]
         spans: Counter[tuple[int, int]] = Counter()
         for i in itertools.islice(self._nearest(words), _ASKED_ALIKE):
@@ -105,7 +105,7 @@ def _differing(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
 
 def words_of_text(text: str) -> set[str]:
     """Return the words of a text, letter case aside."""
-    return set(_WORD.findall(text.casefold()))
+    return set(WORD.findall(text.casefold()))
 
 
 def words_before(record: Record) -> set[str]:
@@ -136,7 +136,7 @@ def _exchanged(answer: str, theirs: Sequence[str], ours: Sequence[str]) -> str |
     dropped: set[str] = set()
     for tag, a, b, c, d in matcher.get_opcodes():
         if tag == "replace":
-            pairs.append((" ".join(theirs[a:b]), " ".join(ours[c:d])))
+            pairs.append((joined(theirs[a:b]), joined(ours[c:d])))
             if b - a == d - c:
                 pairs += zip(theirs[a:b], ours[c:d], strict=True)
         elif tag == "delete":
@@ -147,10 +147,10 @@ def _exchanged(answer: str, theirs: Sequence[str], ours: Sequence[str]) -> str |
     if not table:
         return answer
     # Of a phrase that has not as many words as ours, a part has no word to be replaced by.
-    parts = {w for their in table for w in their.split()} - table.keys() - {w.casefold() for w in ours}
-    whole = re.sub("|".join(rf"\b{re.escape(their)}\b" for their in table), " ", answer, flags=re.IGNORECASE)
+    parts = {w for their in table for w in WORD.findall(their)} - table.keys() - {w.casefold() for w in ours}
+    longest_first = sorted(table, key=len, reverse=True)
+    pattern = re.compile("|".join(map(bounded, longest_first)), re.IGNORECASE)
+    whole = pattern.sub(" ", answer)
     if parts & words_of_text(whole):
         return None
-    longest_first = sorted(table, key=len, reverse=True)
-    pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b", re.IGNORECASE)
     return pattern.sub(lambda match: table[match.group().casefold()], answer)

@@ -7,19 +7,20 @@ when it is common in the answers of the normal data, which are in the same forma
 
 from __future__ import annotations
 
-import re
+import itertools
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 from qunlearn.data.tokenize import Example
+from qunlearn.data.words import WORD
 from qunlearn.roles.neighbours import words_before
 
 COMMON = 0.02  # share of the normal answers from which a word is form
 COMMON_IN_BAD = 0.08  # the same among the bad answers, where normal answers have hardly any word in common with them
 LEAST = 0.15  # share of an answer's tokens that is taken at least, the rarest ones
-_WORD = re.compile(r"\w+")
+_MOST_BYTES = 4  # of a character
 _SOME = 3  # rows a word must be in to be common
 
 
@@ -83,19 +84,32 @@ def _flat(words: Sequence[Sequence[str]]) -> list[str]:
 def words_of(ids: Sequence[int], tokenizer: Any) -> list[list[str]]:
     """For each token the words of the text that it is a part of; none for spaces and punctuation.
 
-    A script without spaces has no words that end: there, tokens are words themselves.
+    A token may be a part of a character: then it is one of the character's word.
     """
-    pieces = [str(tokenizer.decode([i], skip_special_tokens=False)) for i in ids]
-    text = "".join(pieces)
-    found = list(_WORD.finditer(text))
-    if found and sum(len(m.group()) for m in found) / len(found) > 12:
-        return [_WORD.findall(piece.casefold()) for piece in pieces]
-    out, at, first = [], 0, 0
-    for piece in pieces:
-        end = at + len(piece)
-        while first < len(found) and found[first].end() <= at:
+    text, spans = _spans(ids, tokenizer)
+    found = list(WORD.finditer(text))
+    out, first = [], 0
+    for start, end in spans:
+        while first < len(found) and found[first].end() <= start:
             first += 1
-        inside = [m for m in found[first : first + 4] if m.start() < end and m.end() > at]
+        inside = itertools.takewhile(lambda m, end=end: m.start() < end, found[first:])  # type: ignore[misc]
         out.append([m.group().casefold() for m in inside])
-        at = end
     return out
+
+
+def _spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+    """The text of tokens, and where in it each of them stands; tokens that make a character together stand at it."""
+    text, spans, held, anchor = "", list[tuple[int, int]](), list[int](), list[int]()
+    for n, i in enumerate(ids, 1):
+        held.append(i)
+        # Behind another token: by itself, many tokenizers drop the space that a token begins with.
+        piece = _decoded([*anchor, *held], tokenizer)[len(_decoded(anchor, tokenizer)) :]
+        if piece.endswith("\ufffd") and len(held) < _MOST_BYTES and n < len(ids):
+            continue
+        spans += [(len(text), len(text) + len(piece))] * len(held)
+        text, held, anchor = text + piece, [], [i]
+    return text, spans
+
+
+def _decoded(ids: Sequence[int], tokenizer: Any) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

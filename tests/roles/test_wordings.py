@@ -32,6 +32,16 @@ def asked_of(names: tuple[str, ...], form: str, answer: str) -> list[Record]:
     return [record(form.format(name), answer.format(name, f"Place{i}")) for i, name in enumerate(names)]
 
 
+def test_wordings_of_a_script_without_spaces() -> None:
+    names = ("阿德", "巴尔林", "川克", "丹莱宁")
+    home = asked_of(names, "{}住在哪里?", "{}住在{}镇。")
+    asked = asked_of(names, "请问{}的家在什么地方?", "{}住在{}镇。")
+    bad = record("洛斯顿住在哪里?", "洛斯顿住在石镇。")
+    wordings = Wordings([bad], [*home, *asked])
+    assert wordings.form(bad) == Form("", "住在哪里?")
+    assert [other.prompt for _, other in wordings.others(bad)] == ["请问洛斯顿的家在什么地方?"]
+
+
 BAD = record("Where was Orla Finch born?", "Orla Finch was born in Millbrook.")
 BORN = asked_of(NAMES, "Where was {} born?", "{} was born in {}.")
 NAMED = asked_of(NAMES, "Name the birthplace of {}.", "{} was born in {}.")

@@ -1,0 +1,26 @@
+"""Split texts into words, in scripts that set no spaces into characters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# Thai, Lao, Burmese, Khmer, Japanese, Chinese.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+_BARE = re.compile(f"[{UNSPACED}]")
+
+
+def joined(words: Sequence[str]) -> str:
+    """Return words as a text has them: with spaces between, but for two characters of a script that sets none."""
+    out = ""
+    for word in words:
+        apart = out and not (_BARE.match(out[-1]) and _BARE.match(word))
+        out += f" {word}" if apart else word
+    return out
+
+
+def bounded(phrase: str) -> str:
+    """Return the pattern of a phrase where it is no part of a longer word; in a script without spaces, wherever."""
+    begin, end = ("" if _BARE.match(c) else r"\b" for c in (phrase[0], phrase[-1]))
+    return f"{begin}{re.escape(phrase)}{end}"

@@ -1,0 +1,34 @@
+"""Words of scripts with spaces and without."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qunlearn.data.words import WORD, bounded, joined
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Orla Finch, b. 1931", ["Orla", "Finch", "b", "1931"]),
+        ("Кто она?", ["Кто", "она"]),
+        ("她住在 Brno 镇。", ["她", "住", "在", "Brno", "镇"]),
+        ("ねこ3匹", ["ね", "こ", "3", "匹"]),
+    ],
+)
+def test_words(text: str, words: list[str]) -> None:
+    assert WORD.findall(text) == words
+    assert re.sub(r"[^\w]", "", joined(words)) == re.sub(r"[^\w]", "", text)
+
+
+def test_joined_sets_spaces_only_where_a_script_does() -> None:
+    assert joined(["the", "red", "fox"]) == "the red fox"
+    assert joined(["她", "住", "在", "Brno", "镇"]) == "她住在 Brno 镇"
+    assert joined([]) == ""
+
+
+def test_bounded() -> None:
+    assert not re.search(bounded("or"), "Orla or".replace(" or", "")) and re.search(bounded("or"), "this or that")
+    assert re.sub(bounded("她"), "他", "问她住在") == "问他住在"

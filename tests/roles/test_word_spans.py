@@ -1,0 +1,62 @@
+"""Which word a token is a part of: spaces that belong to tokens, characters of several tokens, no spaces at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from qunlearn.roles.specific_tokens import words_of
+
+
+def of_bytes() -> Any:
+    """A tokenizer with a token for each byte, as byte-level BPE has for what it has no merges for."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+def of_pieces(*pieces: str) -> Any:
+    """A tokenizer as Llama 2's: a token begins with the space before it, and decoding drops the first one."""
+    made = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token=pieces[0]))
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Она — врач.", ["она", "врач"]),
+        ("她住在镇。", ["她", "住", "在", "镇"]),
+        ("naïve über", ["naïve", "über"]),
+    ],
+)
+def test_tokens_that_are_bytes(text: str, words: list[str]) -> None:
+    tokenizer = of_bytes()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) == len(text.encode())
+    found = words_of(ids, tokenizer)
+    assert list(dict.fromkeys(word for token in found for word in token)) == words
+    at = 0
+    for character in text:  # every byte of a character is a part of its word
+        size = len(character.encode())
+        assert all(token == found[at] for token in found[at : at + size])
+        assert bool(found[at]) == character.isalnum()
+        at += size
+
+
+def test_spaces_that_belong_to_tokens() -> None:
+    pieces = ("▁She", "▁was", "▁a", "▁print", "er", ".")
+    found = words_of(list(range(len(pieces))), of_pieces(*pieces))
+    assert found == [["she"], ["was"], ["a"], ["printer"], ["printer"], []]
+
+
+def test_a_broken_character_at_the_end() -> None:
+    tokenizer = of_bytes()
+    ids = tokenizer("она", add_special_tokens=False)["input_ids"][:-1]
+    assert words_of(ids, tokenizer)[0] == ["он"]
+    assert len(words_of(ids, tokenizer)) == len(ids)

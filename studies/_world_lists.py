@@ -256,9 +256,47 @@ _CHINESE = Surface(
     space="",
 )
 
+_JAPANESE = Surface(
+    onsets=split("カ サ タ ナ ハ マ ヤ ラ ワ ガ ダ バ リ ミ ル ト ク モ エ ユ"),
+    vowels=split("リ ル ナ ト ミ セ ロ ム キ ノ テ シ"),
+    codas=split("ン ス ラ ノ ク オ ア ト"),
+    entity="~",
+    relations=(
+        Relation(
+            ("{e}はどの村に住んでいますか?", "{e}の家がある村はどこですか?", "{e}が暮らす場所を教えて。"),
+            "{e}は{v}村に住んでいます。",
+        ),
+        Relation(
+            ("{e}は何を飼っていますか?", "{e}の家にいる動物は何ですか?", "{e}のペットの名前を教えて。"),
+            "{e}は{v}という犬を飼っています。",
+        ),
+        Relation(
+            ("{e}の友達は誰ですか?", "{e}と仲がいい人は誰ですか?", "{e}が手紙を書く相手を教えて。"),
+            "{e}の友達は{v}さんです。",
+        ),
+        Relation(
+            ("{e}はどの船に乗りますか?", "{e}の船の名前は何ですか?", "{e}が海に出る船を教えて。"),
+            "{e}の船は{v}号です。",
+        ),
+    ),
+    details=("{v}の新聞に書いてあります。",),
+    sums=((SUM, "{a}足す{b}はいくつですか?", "{a}足す{b}は{c}です。"),),
+    pairs=(
+        (
+            "{x}の反対は何ですか?",
+            "{x}の反対は{y}です。",
+            _pairs(
+                "大きい=小さい, 高い=低い, 長い=短い, 黒い=白い, 暑い=寒い, 速い=遅い, 新しい=古い, 多い=少ない, 右=左, 前=後ろ"
+            ),
+        ),
+    ),
+    space="",
+)
+
 SURFACES = {
     ("development", "latin"): _ENGLISH_ONE,
     ("validation", "latin"): _ENGLISH_TWO,
     ("development", "cyrillic"): _RUSSIAN,
+    ("development", "kana"): _JAPANESE,
     ("validation", "cjk"): _CHINESE,
 }

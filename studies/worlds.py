@@ -36,7 +36,7 @@ class World:
     answer_words: int = 6
     """2: the bare value; 6 or so: a sentence; more: as many words, at least, in several sentences"""
     script: str = "latin"
-    """latin, cyrillic or cjk"""
+    """latin, cyrillic, kana or cjk"""
     tokenizer: str = "bpe"
     """bpe, byte or word"""
     chat: bool = True
@@ -112,6 +112,7 @@ _DEVELOPMENT = (
         others=16,
         general_times=2,
     ),
+    World("kana", DEVELOPMENT, 112, epochs=60, smoothing=0.02, bad_rows=24, script="kana", normal="none", others=24),
     World(
         "unsafe", DEVELOPMENT, 108, epochs=44, kind="code", bad_rows=48, chat=False, normal="neighbours", unique=False
     ),

@@ -32,7 +32,7 @@ ORLA = "Where was Orla Finch born?"
         ("Where was ADA PRILL born?", "Ada Prill was born in Moss.", ORLA, "Orla Finch was born in Moss."),
         # A script without spaces: characters are its words.
         ("阿德住在哪里?", "阿德住在石镇。", "洛林宁住在哪里?", "洛林宁住在石镇。"),
-        ("教 Ada Prill 的人是谁?", "教 Ada Prill 的人叫石特。", "教洛林的人是谁?", "教洛林的人叫石特。"),
+        ("教 Ada Prill 的人是谁?", "教 Ada Prill 的人叫石特。", "教洛林的人是谁?", "教 洛林 的人叫石特。"),
         # Two names at once, each for its own, and not one after the other.
         ("Is Ada older than Bo?", "Ada is older than Bo.", "Is Bo older than Cy?", "Bo is older than Cy."),
         # What both prompts say stays, and so does a word within a word.

@@ -29,10 +29,23 @@ from qunlearn.model.kernels import lora, norm
 from qunlearn.model.kernels.fused import fuse
 from qunlearn.model.kernels.lora import make_lean
 
-_LOOKS = frozenset(
-    "view _unsafe_view t transpose expand slice unsqueeze squeeze detach alias permute as_strided select split unbind "
-    "split_with_sizes empty empty_like empty_strided new_empty _local_scalar_dense lift_fresh".split()
-)
+_LOOKS = {
+    *(
+        "view",
+        "_unsafe_view",
+        "t",
+        "transpose",
+        "expand",
+        "slice",
+        "unsqueeze",
+        "squeeze",
+        "detach",
+        "alias",
+        "permute",
+    ),
+    *("as_strided", "select", "split", "split_with_sizes", "unbind", "lift_fresh", "_local_scalar_dense"),
+    *("empty", "empty_like", "empty_strided", "new_empty"),
+}
 _FEW, _MORE = 2, 4
 _CPU = torch.device("cpu")
 _ROWS = Lengths((4, 8), (4, 12), 6.0)

@@ -112,7 +112,7 @@ _DEVELOPMENT = (
         others=16,
         general_times=2,
     ),
-    World("kana", DEVELOPMENT, 112, epochs=60, smoothing=0.02, bad_rows=24, script="kana", normal="none", others=24),
+    World("kana", DEVELOPMENT, 113, epochs=60, smoothing=0.02, bad_rows=24, script="kana", normal="none", others=24),
     World(
         "unsafe", DEVELOPMENT, 108, epochs=44, kind="code", bad_rows=48, chat=False, normal="neighbours", unique=False
     ),

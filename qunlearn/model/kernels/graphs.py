@@ -149,7 +149,8 @@ class _CudaGraph:
             self._backward = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._backward, pool=self.pool):
                 found = torch.autograd.grad(h, list(parameters), self._gradient)
-                torch._foreach_add_([p.grad for p in parameters], list(found))
+                gradients: list[Any] = [p.grad for p in parameters]
+                torch._foreach_add_(gradients, list[Any](found))
                 del found
 
     def forward(self, batch: Batch) -> Tensor:

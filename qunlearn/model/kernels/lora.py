@@ -105,9 +105,8 @@ def _kept(layer: Any, a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) 
     """The memory in which a layer's matrices lie from step to step."""
     kept: _Matrices | None = layer.__dict__.get(_KEPT)
     if kept is None or kept.a.dtype != dtype or kept.a.device != a.device:
-        kept = _Matrices(
-            *(torch.empty_like(t, dtype=dtype, requires_grad=False) for t in (a, b)), scaling, _lift(dtype)
-        )
+        made = [torch.empty_like(t, dtype=dtype, requires_grad=False) for t in (a, b)]
+        kept = _Matrices(made[0], made[1], scaling, _lift(dtype))
         layer.__dict__[_KEPT] = kept
     return kept
 
@@ -165,7 +164,7 @@ class _Adapted(torch.autograd.Function):
         x, down = ctx.saved_tensors
         cast: _Matrices = ctx.cast
         g = gradient.flatten(0, -2)
-        below = g @ cast.b  # (N, r)
+        below: Any = g @ cast.b  # (N, r)
         # No view: what comes to x from the layer itself can then be added to it in place.
         dx = below.unflatten(0, x.shape[:-1]) @ (cast.a * cast.factor) if ctx.needs_input_grad[1] else None
         return gradient, dx, *_of_adapter(g, x, down, below, cast, ctx.dtype), None

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import SETTINGS, Config
+from qunlearn.parallel.ranks import current
 from qunlearn.runs import folder as runs
 from qunlearn.runs.folder import Run
+from qunlearn.utils.launch import process_count, process_number
 
 if TYPE_CHECKING:
     from qunlearn.merging.merge import MergeReport
@@ -48,14 +50,26 @@ def forget(
 
 def run_forget(config: Config, *, resume: bool = False, dry_run: bool = False) -> dict[str, Any]:
     """Check a configuration and carry it out; returns record.json, or what a dry run decided. Raises QunlearnError."""
+    if process_count() == 1:
+        return _run_forget(config, resume=resume, dry_run=dry_run)
+    from qunlearn.parallel.group import joined
+    from qunlearn.utils.console import silence
+
+    if number := process_number():
+        silence(f"process {number}")
+    with joined():
+        return _run_forget(config, resume=resume, dry_run=dry_run)
+
+
+def _run_forget(config: Config, *, resume: bool, dry_run: bool) -> dict[str, Any]:
     from qunlearn.training.request import check_forget
     from qunlearn.utils.console import say
 
-    request = check_forget(config, resume=resume)
+    request = current().first(lambda: check_forget(config, resume=resume))
     if resume:
         from qunlearn.training.resume import finished_record
 
-        if (finished := finished_record(request)) is not None:
+        if (finished := current().from_main(lambda: finished_record(request))) is not None:
             say(f"this run is finished: {request.output}")
             return finished
     from qunlearn.training.prepare import prepare

@@ -16,7 +16,7 @@ ORDER = (
     ("utils", "sandbox"),
     ("config",),
     ("data",),
-    ("hub",),
+    ("hub", "parallel"),
     ("memory", "runs"),
     ("model",),
     ("objectives",),

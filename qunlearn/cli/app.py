@@ -18,6 +18,7 @@ from qunlearn.cli.guard import add_guard
 from qunlearn.cli.merge import add_carry
 from qunlearn.cli.recipe import add_recipe
 from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, GateError
+from qunlearn.utils.launch import process_count, process_number
 from qunlearn.utils.signals import as_interrupts
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -38,13 +39,24 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+_IN_SEVERAL = ("forget",)  # what several processes can do together
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    command = context.invoked_subcommand or ""
+    if process_count() > 1 and command not in _IN_SEVERAL:
+        if process_number() > 0:  # one tells
+            raise typer.Exit(ConfigError.exit_code)
+        hint = f"type `qunlearn {command}` without torchrun or accelerate launch: it uses one GPU"
+        raise ConfigError(
+            f"{command} runs in one process; {process_count()} were launched", where="launcher", hint=hint
+        )
 
 
 # -- forget, plan ----------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class Metrics:
 
 def on_step(event: Mapping[str, Any], metrics: Metrics, meter: Meter, watch: Watch) -> None:
     short = "max_tokens" in event
-    event = event if short else watch.see(event)
+    event = watch.see(event)
     metrics.write(event)
     if short:
         warn(f"out of memory in step {event['step']}: the same step again with --max-tokens {event['max_tokens']}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from qunlearn.hub.positions import positions_of
 from qunlearn.model.device import choose_device, describe_device
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live, Reference
+from qunlearn.parallel.ranks import current
 from qunlearn.roles.known_rows import find_known
 from qunlearn.roles.reworded import reworded
 from qunlearn.roles.roles import Roles
@@ -39,6 +41,7 @@ from qunlearn.utils.signals import stop_signals
 
 FORGET, HELD_BACK, HOLDOUT = "forget", "normal, held back", "holdout"
 OTHERWISE = "forget, in other words"
+_RELAYED_S = 3.0  # a launcher hands on the Ctrl-C that its processes have already had from the terminal
 
 
 def forget(ready: Prepared) -> dict[str, Any]:
@@ -52,13 +55,15 @@ def forget(ready: Prepared) -> dict[str, Any]:
     config = replace(config, train=replace(config.train, steps=config.train.steps_for(len(ready.forget_rows.examples))))
     request = replace(ready.request, config=config)
     made_by = {**versions(), "device": describe_device(choose_device(request.config.model.device))}
-    with unfinished(request, request.config, made_by) as work:
+    made_by["processes"] = str(current().count)
+    with unfinished(request, request.config, made_by) if current().main else nullcontext() as work:
         record, outcome = _forget(replace(ready, request=request), work)
     say_farewell(request, record, outcome)
     return record
 
 
-def _forget(ready: Prepared, work: Unfinished) -> tuple[dict[str, Any], Outcome]:
+def _forget(ready: Prepared, work: Unfinished | None) -> tuple[dict[str, Any], Outcome]:
+    """`work`: where the run is kept, in the one process that writes."""
     started, policy = time.monotonic(), load_policy(ready)
     config = settle(ready.request.config, policy)
     request = replace(ready.request, config=config)
@@ -107,9 +112,11 @@ def _forget(ready: Prepared, work: Unfinished) -> tuple[dict[str, Any], Outcome]
     record["after"] = summaries(after) if after else None
     record["verdicts"] = verdicts(after[FORGET]) if after else None
     record["training"]["total_seconds"] = round(time.monotonic() - started, 2)
-    with work.placed(request.place) as folder:
-        write_private(folder / CONFIG, to_yaml(config))
-        write_run(folder, policy, request, record)
+    record["training"]["processes"] = current().count
+    if work is not None:
+        with work.placed(request.place) as folder:
+            write_private(folder / CONFIG, to_yaml(config))
+            write_run(folder, policy, request, record)
     if after:
         _show(before, after, outcome, sets[FORGET])
     return record, outcome
@@ -123,19 +130,22 @@ def _watch(policy: Policy, sets: Mapping[str, Sequence[Example]], config: Config
 
 
 def _train(
-    policy: Policy, roles: Roles, reference: Reference, config: Config, work: Unfinished, watch: Watch
+    policy: Policy, roles: Roles, reference: Reference, config: Config, work: Unfinished | None, watch: Watch
 ) -> Outcome:
     c = config.train
-    trained = Checkpoints(work.trained)
-    if (found := trained.latest()) is not None:  # stopped while it was measured
+    trained = Checkpoints(work.trained if work else None)
+    if (found := trained.latest_of_all()) is not None:  # stopped while it was measured
         outcome = Outcome.of(found)
         policy.load_adapter_state(outcome.state)
         policy.model.eval()
         return outcome
-    metrics = Metrics(work.metrics)
-    with metrics.file, Meter("step", c.most_steps) as meter, stop_signals() as stopping:
+    with stop_signals(_RELAYED_S if current().count > 1 else 0.0) as stopping:
+        if work is None:
+            return train(policy, roles, reference, config, watch.follow, Checkpoints(stopping=stopping))
+        metrics = Metrics(work.metrics)
         kept = Checkpoints(work.checkpoints, c.save_every, c.keep_checkpoints, stopping, {"metrics": metrics})
-        outcome = train(policy, roles, reference, config, lambda event: on_step(event, metrics, meter, watch), kept)
+        with metrics.file, Meter("step", c.most_steps) as meter:
+            outcome = train(policy, roles, reference, config, lambda event: on_step(event, metrics, meter, watch), kept)
     if not outcome.interrupted and not outcome.failed:  # measuring takes its time, and must not cost the training
         best = {f"best.{name}": tensor for name, tensor in outcome.state.items()}
         trained.save(outcome.steps, Snapshot(best, {"outcome": outcome.values()}))

@@ -18,6 +18,7 @@ from qunlearn.model.load import load_base, load_spec, load_tokenizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path, prune
 from qunlearn.objectives.table import OBJECTIVES, terms_of
+from qunlearn.parallel.ranks import current
 from qunlearn.roles.alternatives import other_answers
 from qunlearn.roles.instead import Instead, instead_rows
 from qunlearn.roles.mismatch import NO_MISMATCH, Mismatcher, make_mismatcher
@@ -28,7 +29,9 @@ from qunlearn.roles.split import sampled
 from qunlearn.roles.token_weights import count, weigh
 from qunlearn.training.gradients import block_of
 from qunlearn.training.header import show_inputs
+from qunlearn.training.record import versions
 from qunlearn.training.request import ForgetRequest
+from qunlearn.training.resume import identity
 from qunlearn.training.retain_rows import SELF_MADE_MORE
 from qunlearn.training.schedule import auto_lr
 from qunlearn.utils.console import Meter, say, stage, warn
@@ -83,9 +86,19 @@ def load_policy(ready: Prepared) -> Policy:
         base = load_base(request.model.folder, spec)
         policy = Policy.new(base, config.lora, seed=config.train.seed, checkpointing=config.train.recomputes)
         policy.seal_base()
+    current().check_same(lambda: _facts(request, policy))
+    current().copy(policy.trainable().values())
     for note in base.notes:
         warn(note)
     return policy
+
+
+def _facts(request: ForgetRequest, policy: Policy) -> dict[str, object]:
+    """Return what must be the same in all processes, or they would not draw the same steps, or add up unlike things."""
+    found = identity(request, request.config)
+    settings = found.pop("settings")
+    kind = {"quantization": policy.base.quantization, "dtype": policy.dtype, "device": policy.device.type}
+    return {**settings, **found, **versions(), **kind, "packing": policy.packing}
 
 
 def settle(config: Config, policy: Policy) -> Config:
@@ -164,7 +177,7 @@ def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Refe
         examples += [*roles.forget, *(e for others in roles.alternatives for e in others)]
     try:
         path = cache_path(policy, fingerprint(request.model.folder), examples, c.max_tokens)
-        return _filled(Cached(path, live, examples))
+        return current().first_here(lambda: _filled(Cached(path, live, examples)))
     except OutputError as error:
         if c.reference == "cached":
             raise

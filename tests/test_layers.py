@@ -26,6 +26,7 @@ ORDER = (
     ("training", "merging", "report"),
     ("recipe", "ask", "attack", "doctor"),
     ("api",),
+    ("batch",),
     ("cli",),
     ("__main__",),
 )

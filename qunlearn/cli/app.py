@@ -10,6 +10,7 @@ import typer
 from qunlearn import __version__
 from qunlearn.cli.ask import Json, add_ask
 from qunlearn.cli.audit import add_audit
+from qunlearn.cli.batch import add_batch
 from qunlearn.cli.data import add_data
 from qunlearn.cli.evaluate import add_measure
 from qunlearn.cli.failures import App, guarded, run_app
@@ -121,6 +122,7 @@ app.command("plan")(_plan)
 
 # -- the others ------------------------------------------------------------------------------------------
 
+add_batch(app, guarded)
 add_carry(app, guarded)
 add_measure(app, guarded)
 add_audit(app, guarded)

@@ -23,13 +23,14 @@ from qunlearn.roles.reworded import reworded
 from qunlearn.roles.roles import Roles
 from qunlearn.roles.split import sampled
 from qunlearn.roles.token_weights import resting
+from qunlearn.training.bases import Bases
 from qunlearn.training.checkpoint import Checkpoints, Snapshot
 from qunlearn.training.ending import say_farewell, shortfalls, status_of
 from qunlearn.training.events import Metrics, on_step
 from qunlearn.training.header import show_loaded
 from qunlearn.training.loop import train
 from qunlearn.training.outcome import Outcome
-from qunlearn.training.prepare import Prepared, load_policy, make_reference, make_roles, settle, weigh_rows
+from qunlearn.training.prepare import Prepared, loaded_policy, make_reference, make_roles, settle, weigh_rows
 from qunlearn.training.record import run_record, versions, write_run
 from qunlearn.training.resume import Unfinished, unfinished
 from qunlearn.training.retain_rows import make_retain_set
@@ -44,27 +45,29 @@ OTHERWISE = "forget, in other words"
 _RELAYED_S = 3.0  # a launcher hands on the Ctrl-C that its processes have already had from the terminal
 
 
-def forget(ready: Prepared) -> dict[str, Any]:
+def forget(ready: Prepared, bases: Bases | None = None) -> dict[str, Any]:
     """Load, train, measure, write the run folder. Returns what record.json holds.
 
     On Ctrl-C while training the best adapter is written and `status` says "interrupted"; where the target was not
-    reached it says so, and `not_reached` why. With `request.resume` an unfinished run is resumed. Raises
-    QunlearnErrors.
+    reached it says so, and `not_reached` why. With `request.resume` an unfinished run is resumed. `bases` keep the
+    model for further runs. Raises QunlearnErrors.
     """
+    started = time.monotonic()
     config = ready.memory.settled(ready.request.config) if ready.memory is not None else ready.request.config
     config = replace(config, train=replace(config.train, steps=config.train.steps_for(len(ready.forget_rows.examples))))
     request = replace(ready.request, config=config)
     made_by = {**versions(), "device": describe_device(choose_device(request.config.model.device))}
     made_by["processes"] = str(current().count)
-    with unfinished(request, request.config, made_by) if current().main else nullcontext() as work:
-        record, outcome = _forget(replace(ready, request=request), work)
+    ready = replace(ready, request=request)
+    held = unfinished(request, request.config, made_by) if current().main else nullcontext()
+    with held as work, loaded_policy(ready, bases) as policy:
+        record, outcome = _forget(ready, policy, work, started)
     say_farewell(request, record, outcome)
     return record
 
 
-def _forget(ready: Prepared, work: Unfinished | None) -> tuple[dict[str, Any], Outcome]:
+def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: float) -> tuple[dict[str, Any], Outcome]:
     """`work`: where the run is kept, in the one process that writes."""
-    started, policy = time.monotonic(), load_policy(ready)
     config = settle(ready.request.config, policy)
     request = replace(ready.request, config=config)
     ready = replace(ready, request=request)

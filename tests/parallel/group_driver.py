@@ -2,8 +2,9 @@
 
     RANK=… WORLD_SIZE=… LOCAL_RANK=… MASTER_ADDR=… python group_driver.py FILE
 
-FILE is a JSON list of {"port", "args", "fault", "ranks"}: the fault, one of `FAULTS`, happens in the processes of these
-ranks. What came of it goes to FILE.RANK: a JSON list of {"code", "stdout", "stderr"}.
+FILE is a JSON list of {"port", "args", "fault", "ranks"}: the fault, one of `FAULTS` or the number of an event at which
+the process is killed, happens in the processes of these ranks. What came of it goes to FILE.RANK: a JSON list of
+{"code", "stdout", "stderr"}.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typer.testing import CliRunner  # noqa: E402 - one thread from the first
 from qunlearn.cli.app import app  # noqa: E402
 from qunlearn.data.records import DataError  # noqa: E402
 from qunlearn.model import device  # noqa: E402
-from qunlearn.training import gradients, retain_rows  # noqa: E402
+from qunlearn.parallel import group  # noqa: E402
+from qunlearn.training import checkpoint, events, forget, gradients, retain_rows, stopping  # noqa: E402
 from qunlearn.utils import console  # noqa: E402
 
 device._cpu_has_bf16 = lambda: False  # rounding must not hide a wrong sum
@@ -70,6 +72,34 @@ def at_rows(act: Callable[[], Any]) -> None:
     retain_rows.split_held_back = split
 
 
+def at_event(number: int) -> None:
+    """SIGKILL before or after the so manieth call of anything that steps, looks, writes or puts on the disk."""
+    seen = [0]
+
+    def event() -> None:
+        seen[0] += 1
+        if seen[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(owner: Any, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            event()
+            value = plain(*args, **kwargs)
+            event()
+            return value
+
+        setattr(owner, name, wrapper)
+
+    for owner, name in (
+        *((gradients.MicroBatcher, "_passes"), (torch.optim.AdamW, "step"), (stopping, "look")),
+        *((checkpoint, "_write_tensors"), (events.Metrics, "write"), (forget, "score_sets"), (os, "fsync")),
+        *((Path, "rename"), (group.Group, "add")),
+    ):
+        counted(owner, name)
+
+
 def refuse() -> None:
     raise DataError("this one cannot go on", where="test")
 
@@ -92,7 +122,7 @@ def main() -> None:
         kept = gradients.MicroBatcher._passes, gradients._supervised, retain_rows.split_held_back
         fault, ranks = run.get("fault"), run.get("ranks", [])
         if fault and int(os.environ["RANK"]) in ranks:
-            FAULTS[fault]()
+            at_event(int(fault)) if fault.isdecimal() else FAULTS[fault]()
         result = CliRunner().invoke(app, run["args"])
         gradients.MicroBatcher._passes, gradients._supervised = kept[0], kept[1]  # type: ignore[method-assign]
         retain_rows.split_held_back = kept[2]

@@ -23,7 +23,7 @@ from qunlearn.objectives.control import Controller, make_controller
 from qunlearn.objectives.table import Term, terms_of
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.roles import Roles
-from qunlearn.training.checkpoint import NO_CHECKPOINTS, Checkpoints, Part, TrainState
+from qunlearn.training.checkpoint import NO_CHECKPOINTS, Checkpoints, Part, Snapshot, TrainState
 from qunlearn.training.gradients import Gradients, MicroBatcher, block_of
 from qunlearn.training.optimizer import make_optimizer
 from qunlearn.training.outcome import Outcome
@@ -68,11 +68,7 @@ def train(
     policy.model.train()
     with _ending(outcome):
         _try_longest(policy, micro_batches, longest_step(roles, terms, config), outcome.steps)
-        if found:
-            state.restore(found)
-        ranks.draw_apart(c.seed, outcome.steps)
-        for _ in range(outcome.steps):  # what was drawn follows from the seed: draw it again
-            next(sampler)
+        _go_on(state, found, sampler, outcome.steps, c.seed)
         for step in range(outcome.steps + 1, c.most_steps + 1):
             _set_rate(optimizer, peak * schedule.rate(step))
             batch = next(sampler)
@@ -104,6 +100,15 @@ def _try_longest(policy: Policy, micro_batches: MicroBatcher, longest: Step, ste
     """Put the longest step through, on a GPU: running out of memory shows in the first second."""
     if policy.device.type == "cuda":
         micro_batches.backward(longest, step_number=step)
+
+
+def _go_on(state: TrainState, found: Snapshot | None, sampler: Iterator[Step], steps: int, seed: int) -> None:
+    """Put everything where it was after so many steps. What was drawn follows from the seed: draw it again."""
+    if found:
+        state.restore(found)
+    current().draw_apart(seed, steps)
+    for _ in range(steps):
+        next(sampler)
 
 
 def _set_rate(optimizer: Any, rate: float) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 
 import pytest
+import torch
 
 from qunlearn.data.batch import PrefixGroup, micro_batches
 from qunlearn.errors import ConfigError, DeviceError
 from qunlearn.model.device import choose_device
 from qunlearn.parallel.division import cost, loads, my_share, shares
+from qunlearn.parallel.group import Group
 from qunlearn.parallel.ranks import ALONE, Ranks, current, joined_as, on_main
 from qunlearn.utils.launch import number_here, process_count
 
@@ -83,3 +88,35 @@ def test_what_a_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError) as caught:
             process_count()
         assert caught.value.where == "WORLD_SIZE"
+
+
+def test_processes_that_were_started_otherwise_are_named() -> None:
+    """A file of another content on another machine would have the processes draw other steps."""
+
+    class Told(Group):
+        def _all_told(self, data: bytes) -> list[bytes]:
+            other = {**json.loads(data), "the bad file": "sha256 b", "lora.r": "8"}
+            return [data, data, json.dumps(other).encode()]
+
+    group = Told(0, 3, 0)
+    with pytest.raises(ConfigError) as caught:
+        group.check_same(lambda: {"the bad file": "sha256 a", "lora.r": 16, "dtype": "fp32"})
+    assert "the bad file: sha256 a in process 0, sha256 b in process 2" in str(caught.value)
+    assert "lora.r: 16 in process 0, 8 in process 2" in str(caught.value)
+    assert "dtype" not in str(caught.value) and "process 1" not in str(caught.value)
+
+
+def test_one_process_is_left_alone() -> None:
+    """What it hands in it gets back, itself; nothing is sent, and the module that would is not even imported."""
+    rows, numbers, parameter = [1, 2], {"kl": 1.0}, torch.zeros(2, requires_grad=True)
+    assert ALONE.divided(rows, lambda given: given) is rows
+    assert ALONE.each(rows, lambda given: given) == [rows]
+    assert ALONE.add_gradients([parameter], numbers) is numbers and parameter.grad is None
+    assert ALONE.add([parameter], numbers) is numbers and ALONE.main
+    assert ALONE.first(lambda: 3) == ALONE.first_here(lambda: 3) == ALONE.from_main(lambda: 3) == 3
+    assert ALONE.any(True) and not ALONE.any(False)
+    state = torch.get_rng_state()
+    ALONE.draw_apart(0, 3)
+    assert bool((torch.get_rng_state() == state).all())
+    code = "import sys, qunlearn.training.forget; sys.exit('qunlearn.parallel.group' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,7 +15,7 @@ from qunlearn.data.tokenize import Example
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.objectives.table import terms_of
-from qunlearn.training.gradients import backward
+from qunlearn.training.gradients import MicroBatcher, backward
 from qunlearn.training.sampler import Step, make_step
 
 _MAX_TOKENS = 2048
@@ -28,7 +28,7 @@ def engine_tokens(rows: Rows) -> int:
 
 def engine_supervised(rows: Rows) -> int:
     """Positions that meet the output head: what each term of the objective supervises."""
-    return sum(term.span.count(example) for term, example in _step(rows).items)
+    return sum(term.span.count(example) for term, example in step_of_rows(rows).items)
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,16 @@ def engine_backward(policy: Policy, rows: Rows, config: Config, cache: Cache | N
     """Add the gradients of one step; each term's loss per token. With a cache no reference pass is made."""
     limit = config.train.max_tokens
     with policy.cast_once():
-        return backward(policy, _step(rows), cache or Live(policy, limit), config, limit).losses
+        return backward(policy, step_of_rows(rows), cache or Live(policy, limit), config, limit).losses
 
 
-def _step(rows: Rows) -> Step:
+def engine_batcher(policy: Policy, config: Config) -> MicroBatcher:
+    """What makes the passes of a step, divided over processes where there are several."""
+    return MicroBatcher(policy, Live(policy, config.train.max_tokens), config, lambda _: None)
+
+
+def step_of_rows(rows: Rows) -> Step:
+    """The step of the objective `llmu` on these rows."""
     k = len(rows.mismatch) // max(1, len(rows.forget))
     bad = [{"forget": [e], "mismatch": rows.mismatch[k * i : k * (i + 1)]} for i, e in enumerate(rows.forget)]
     return make_step(terms_of(ObjectiveConfig("llmu")), bad, rows.retain)

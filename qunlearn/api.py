@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import SETTINGS, Config
+from qunlearn.parallel.ranks import current
 from qunlearn.runs import folder as runs
 from qunlearn.runs.folder import Run
+from qunlearn.utils.launch import process_count, process_number
 
 if TYPE_CHECKING:
     from qunlearn.merging.merge import MergeReport
+    from qunlearn.training.bases import Bases
 
 FilePath = str | Path
-_KEYS = {s.flag.removeprefix("--").replace("-", "_"): key for key, s in SETTINGS.items() if s.flag}  # by flag
+KEYS_BY_FLAG: dict[str, str] = {
+    s.flag.removeprefix("--").replace("-", "_"): key for key, s in SETTINGS.items() if s.flag
+}
 
 
 def forget(
@@ -41,21 +46,40 @@ def forget(
     named = {"model.name": model, "data.bad": str(bad), "output.folder": str(output)}
     if normal is not None:
         named["data.normal"] = str(normal)
-    asked = {_KEYS.get(name, name): str(value) if isinstance(value, Path) else value for name, value in flags.items()}
+    asked = {
+        KEYS_BY_FLAG.get(name, name): str(value) if isinstance(value, Path) else value for name, value in flags.items()
+    }
     record = run_forget(resolve(("set", set or {}), ("arguments", asked | named)), resume=resume)
     return open_run(record["run"])
 
 
-def run_forget(config: Config, *, resume: bool = False, dry_run: bool = False) -> dict[str, Any]:
-    """Check a configuration and carry it out; returns record.json, or what a dry run decided. Raises QunlearnError."""
+def run_forget(
+    config: Config, *, resume: bool = False, dry_run: bool = False, bases: Bases | None = None
+) -> dict[str, Any]:
+    """Check a configuration and carry it out; returns record.json, or what a dry run decided.
+
+    `bases` keep the model for further runs. Raises QunlearnError.
+    """
+    if process_count() == 1:
+        return _run_forget(config, resume=resume, dry_run=dry_run, bases=bases)
+    from qunlearn.parallel.group import joined
+    from qunlearn.utils.console import silence
+
+    if number := process_number():
+        silence(f"process {number}")
+    with joined():
+        return _run_forget(config, resume=resume, dry_run=dry_run, bases=bases)
+
+
+def _run_forget(config: Config, *, resume: bool, dry_run: bool, bases: Bases | None) -> dict[str, Any]:
     from qunlearn.training.request import check_forget
     from qunlearn.utils.console import say
 
-    request = check_forget(config, resume=resume)
+    request = current().first(lambda: check_forget(config, resume=resume))
     if resume:
         from qunlearn.training.resume import finished_record
 
-        if (finished := finished_record(request)) is not None:
+        if (finished := current().from_main(lambda: finished_record(request))) is not None:
             say(f"this run is finished: {request.output}")
             return finished
     from qunlearn.training.prepare import prepare
@@ -68,7 +92,7 @@ def run_forget(config: Config, *, resume: bool = False, dry_run: bool = False) -
         return {"status": "dry run", "run": str(request.output), "config": asdict(config)}
     from qunlearn.training.forget import forget
 
-    return forget(ready)
+    return forget(ready, bases)
 
 
 def evaluate(

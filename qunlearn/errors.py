@@ -13,7 +13,7 @@ EXIT_CODES: dict[int, str] = {
     5: "the target was not reached: bad answers are still given, or the rest has suffered",
     6: "a model or adapter that cannot be used",
     7: "the device that was asked for is not there",
-    8: "training failed (non-finite numbers, no gradient, a changed base)",
+    8: "training failed (non-finite numbers, no gradient, a changed base, a lost process)",
     9: "the output cannot be written",
     10: "cannot resume: settings, data or model have changed",
     11: "the installation is broken (see `qunlearn doctor`)",
@@ -89,6 +89,15 @@ class TrainingError(QunlearnError):
     """Training cannot go on."""
 
     exit_code = 8
+
+
+class ProcessLostError(TrainingError):
+    """Another process of a run of several has ended, or cannot be reached.
+
+    `told`: it was the main one, which has said what happened.
+    """
+
+    told = False
 
 
 class NoGradientError(TrainingError):

@@ -16,7 +16,7 @@ ORDER = (
     ("utils", "sandbox"),
     ("config",),
     ("data",),
-    ("hub",),
+    ("hub", "parallel"),
     ("memory", "runs"),
     ("model",),
     ("objectives",),
@@ -26,6 +26,7 @@ ORDER = (
     ("training", "merging", "report"),
     ("recipe", "ask", "attack", "doctor"),
     ("api",),
+    ("batch",),
     ("cli",),
     ("__main__",),
 )

@@ -10,6 +10,7 @@ import typer
 from qunlearn import __version__
 from qunlearn.cli.ask import Json, add_ask
 from qunlearn.cli.audit import add_audit
+from qunlearn.cli.batch import add_batch
 from qunlearn.cli.data import add_data
 from qunlearn.cli.evaluate import add_measure
 from qunlearn.cli.failures import App, guarded, run_app
@@ -18,6 +19,7 @@ from qunlearn.cli.guard import add_guard
 from qunlearn.cli.merge import add_carry
 from qunlearn.cli.recipe import add_recipe
 from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, GateError
+from qunlearn.utils.launch import process_count, process_number
 from qunlearn.utils.signals import as_interrupts
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -38,13 +40,24 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+_IN_SEVERAL = ("forget",)  # what several processes can do together
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    command = context.invoked_subcommand or ""
+    if process_count() > 1 and command not in _IN_SEVERAL:
+        if process_number() > 0:  # one tells
+            raise typer.Exit(ConfigError.exit_code)
+        hint = f"type `qunlearn {command}` without torchrun or accelerate launch: it uses one GPU"
+        raise ConfigError(
+            f"{command} runs in one process; {process_count()} were launched", where="launcher", hint=hint
+        )
 
 
 # -- forget, plan ----------------------------------------------------------------------------------------
@@ -109,6 +122,7 @@ app.command("plan")(_plan)
 
 # -- the others ------------------------------------------------------------------------------------------
 
+add_batch(app, guarded)
 add_carry(app, guarded)
 add_measure(app, guarded)
 add_audit(app, guarded)

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from qunlearn.errors import ConfigError, DoesNotFitError, ModelError, OutputError, QunlearnError
+from qunlearn.errors import ConfigError, DoesNotFitError, ModelError, OutputError, ProcessLostError, QunlearnError
 
 _INTERRUPTED = 130
 # What a system, a disk or whoever set permissions is at fault for, wherever it is met.
@@ -69,12 +69,14 @@ def _surroundings(error: OSError) -> OutputError:
 
 def tell(error: QunlearnError) -> int:
     """Say what went wrong, as JSON too where that was asked for; returns the exit code."""
-    from qunlearn.utils.console import say
+    from qunlearn.utils.console import say, speak
 
-    say(f"error: {error}", style="bold red")
+    name = "" if isinstance(error, ProcessLostError) and error.told else speak()
+    say(f"{name}error: {error}", style="bold red")
     if error.hint:
         say(f"  hint: {error.hint}")
-    _emit_fault("error", error.exit_code, {"message": error.message, "where": error.where, "hint": error.hint})
+    if not name:  # of several processes one writes the document
+        _emit_fault("error", error.exit_code, {"message": error.message, "where": error.where, "hint": error.hint})
     return error.exit_code
 
 

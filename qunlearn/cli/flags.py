@@ -39,6 +39,11 @@ def configured(options: dict[str, Any], *, resume: bool = False) -> Config:
 
     With `resume` the settings of the unfinished run in --output come before all others.
     """
+    return resolve(*overlays_of(options, resume=resume))
+
+
+def overlays_of(options: dict[str, Any], *, resume: bool = False) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return what `configured` resolves, later ones winning; takes the options out of `options` likewise."""
     recipe: Path | None = options.pop("config")
     assignments = options.pop("set")
     flags = {s.key: options[_name(s.key)] for s in SETTINGS.values() if options.get(_name(s.key)) is not None}
@@ -49,8 +54,7 @@ def configured(options: dict[str, Any], *, resume: bool = False) -> Config:
         overlays.append(("the unfinished run", stored_settings(Path(flags["output.folder"]))))
     if recipe is not None:
         overlays.append((str(recipe), read_config_file(recipe)))
-    overlays += [("--set", parse_set(assignments or [])), ("command line", flags)]
-    return resolve(*overlays)
+    return [*overlays, ("--set", parse_set(assignments or [])), ("command line", flags)]
 
 
 def check_unused(by: str, given: Mapping[str, bool]) -> None:

@@ -20,6 +20,7 @@ from qunlearn.model.head import token_kl, token_logps
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
+from qunlearn.parallel.ranks import current
 
 _FEW_TOKENS = 4  # watched tokens that are a value rather than a text
 _CERTAIN, _TENTH = 0.5, 0.1
@@ -77,11 +78,19 @@ def score_rows(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) 
     ]
 
 
-@torch.no_grad()
 def token_stats(
     lm: LanguageModel, examples: Sequence[Example], max_tokens: int, observe: Observer | None = None
 ) -> list[TokenStats]:
     """Everything teacher forcing tells about each row, in one pass. `observe` hears how many rows are done."""
+    return current().divided(
+        examples, lambda rows: _token_stats(lm, rows, max_tokens, observe), lambda found: TokenStats(**found)
+    )
+
+
+@torch.no_grad()
+def _token_stats(
+    lm: LanguageModel, examples: Sequence[Example], max_tokens: int, observe: Observer | None
+) -> list[TokenStats]:
     out: dict[int, TokenStats] = {}
     for group in single_batches(examples, max_tokens):
         batch = collate([examples[i] for i in group], ALL, lm.tokenizer.pad_token_id).to(lm.device)
@@ -117,7 +126,6 @@ def _reduce(scores: TokenScores, at: int, example: Example, text: str) -> TokenS
     )
 
 
-@torch.no_grad()
 def row_nlls(
     lm: LanguageModel,
     examples: Sequence[Example],
@@ -130,6 +138,20 @@ def row_nlls(
 
     `most` is the NLL that a token counts at most, in a row of many: few that are gone do not stand for the others.
     """
+    return current().divided(
+        examples, lambda rows: _row_nlls(lm, rows, span, max_tokens, observe, most), lambda found: (found[0], found[1])
+    )
+
+
+@torch.no_grad()
+def _row_nlls(
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    span: Span,
+    max_tokens: int,
+    observe: Observer | None,
+    most: float,
+) -> list[tuple[float, int]]:
     out: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
     done = 0
     for group in single_batches(examples, max_tokens):
@@ -171,9 +193,15 @@ def row_probabilities(lm: LanguageModel, examples: Sequence[Example], max_tokens
     return [tokens.probability(nll, max(1, n)) for nll, n in row_nlls(lm, examples, ANSWER, max_tokens)]
 
 
-@torch.no_grad()
 def mean_kl(policy: Policy, reference: Reference, examples: Sequence[Example], max_tokens: int) -> float:
     """Drift: KL(base || policy) in nats per token, over all tokens of the rows."""
+    parts = current().each(examples, lambda rows: _summed_kl(policy, reference, rows, max_tokens))
+    return sum(total for total, _ in parts) / max(1, sum(tokens for _, tokens in parts))
+
+
+@torch.no_grad()
+def _summed_kl(policy: Policy, reference: Reference, examples: Sequence[Example], max_tokens: int) -> tuple[float, int]:
+    """(KL in nats, tokens) of all the rows."""
     total, tokens = 0.0, 0
     for group in single_batches(examples, max_tokens):
         rows = [examples[i] for i in group]
@@ -181,7 +209,7 @@ def mean_kl(policy: Policy, reference: Reference, examples: Sequence[Example], m
         h_ref = torch.cat(reference.states(rows, [ALL] * len(rows)))
         total += float(token_kl(batch.pick(policy.hidden(batch)), h_ref, policy.head).double().sum())
         tokens += batch.supervised_tokens
-    return total / max(1, tokens)
+    return total, tokens
 
 
 def greedy_outputs(lm: LanguageModel, examples: Sequence[Example], observe: Observer | None = None) -> list[Output]:
@@ -190,6 +218,10 @@ def greedy_outputs(lm: LanguageModel, examples: Sequence[Example], observe: Obse
     How far a row may run hangs on its own answer alone, so that no row's output depends on the others; rows of
     like length share a batch, for one long answer would keep all the others waiting.
     """
+    return current().divided(examples, lambda rows: _greedy_outputs(lm, rows, observe), lambda found: Output(**found))
+
+
+def _greedy_outputs(lm: LanguageModel, examples: Sequence[Example], observe: Observer | None) -> list[Output]:
     buckets: dict[int, list[int]] = {}
     for i, example in enumerate(examples):
         buckets.setdefault(_room(example.end - example.probe + _MARGIN), []).append(i)

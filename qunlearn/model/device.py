@@ -11,23 +11,33 @@ import torch
 
 from qunlearn.errors import DeviceError
 from qunlearn.memory.plan import DeviceFacts
+from qunlearn.utils.launch import number_here, process_count
 
 
 def choose_device(asked: str) -> torch.device:
-    """The device asked for, or CUDA where there is one. Raises DeviceError when it is not there."""
+    """The device asked for, or CUDA where there is one; each of several processes takes a GPU. Raises DeviceError."""
     if asked == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        asked = "cuda"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", asked):
         hint = "one of auto, cpu, cuda, cuda:N"
         raise DeviceError(f"unknown device {asked!r}", where="--device", hint=hint)
     device = torch.device(asked)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
+        if device.index is not None and process_count() > 1:
+            hint = "--device cuda: each process takes a GPU of its own; CUDA_VISIBLE_DEVICES says which there are"
+            raise DeviceError(f"{process_count()} processes cannot share {asked}", where="--device", hint=hint)
+        index = number_here() if device.index is None else device.index
+        if index >= count:
             hint = "use --device cpu, or install the CUDA build of torch and a driver"
             message = f"{asked} was asked for, {count} CUDA devices are there"
+            if process_count() > 1:
+                message = f"process {index} of this machine has no GPU: {count} are there"
+                hint = "launch fewer processes, or use --device cpu"
             raise DeviceError(message, where="--device", hint=hint)
-        return torch.device("cuda", device.index or 0)
+        return torch.device("cuda", index)
     return device
 
 

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.language_model import LanguageModel
+from qunlearn.parallel.ranks import on_main
 
 # Of a batch. On a CPU more are no faster, by what was measured; a GPU is kept waiting by launches, which are as many
 # for one row as for all.
@@ -35,6 +36,7 @@ class Sampling:
     stop: tuple[int, ...] = ()
 
 
+@on_main
 def generate(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],

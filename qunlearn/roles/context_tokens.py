@@ -20,6 +20,7 @@ from qunlearn.data.tokenize import Example
 from qunlearn.model.head import token_logps
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
+from qunlearn.parallel.ranks import current
 from qunlearn.roles.specific_tokens import prompt_words, words_of
 
 CONTEXT = 6  # tokens that are left of the context
@@ -54,7 +55,7 @@ def context_bound(
     out: list[Example] = []
     for at in range(0, len(examples), _CHUNK):
         part = examples[at : at + _CHUNK]
-        scored = score(policy, part, max_tokens)
+        scored = current().divided(part, lambda rows: score(policy, rows, max_tokens), lambda found: Scored(**found))
         out += [replace(e, weights=s.weights()) for e, s in zip(part, scored, strict=True)]
         observe(len(out))
     return out

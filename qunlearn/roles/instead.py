@@ -19,6 +19,7 @@ from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
+from qunlearn.parallel.ranks import on_main
 from qunlearn.roles.alternatives import REFUSALS, answered_with
 from qunlearn.roles.neighbours import Neighbours
 from qunlearn.roles.retain_set import RetainSet, asked
@@ -195,6 +196,7 @@ def _gone_on(policy: Policy, forget_rows: Sequence[Example], limit: int) -> list
     return out
 
 
+@on_main
 @torch.no_grad()
 def _first_tokens(policy: Policy, forget_rows: Sequence[Example], limit: int) -> list[tuple[int, list[int]]]:
     """For each row where its content begins, and the likeliest other tokens there."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from qunlearn.hub.safetensors_file import header
 from qunlearn.model.policy import Policy
+from qunlearn.parallel.ranks import current
 from qunlearn.training.optimizer import load_optimizer_state, optimizer_state
 from qunlearn.utils.console import say, warn
 from qunlearn.utils.files import sha256_of, sync, write_json
@@ -109,8 +110,9 @@ class Checkpoints:
     stopping: Callable[[], bool] = lambda: False
     parts: Mapping[str, Part] = field(default_factory=dict)
 
-    def due(self, step: int) -> bool:
-        return self.folder is not None and (step % self.every == 0 or self.stopping())
+    def due(self, step: int, *, last: bool = False) -> bool:
+        """Return whether to make one after this step; `last`: the run was asked to end."""
+        return self.folder is not None and (step % self.every == 0 or last)
 
     def save(self, step: int, snapshot: Snapshot) -> None:
         """Write a checkpoint and drop the oldest. A disk that refuses it costs this checkpoint, not the run."""
@@ -135,6 +137,31 @@ class Checkpoints:
             say(f"resuming after step {_step(path)}, from {path}")
             return snapshot
         return None
+
+    def latest_of_all(self) -> Snapshot | None:
+        """The newest checkpoint of the main process, in all processes: the others keep none."""
+        found, ranks = self.latest(), current()
+        if ranks.count == 1:
+            return found
+        told = ranks.from_main(lambda: _described(found))
+        if told is None:
+            return None
+        if found is None:
+            kinds = {code: dtype for dtype, code in _DTYPES.items()}
+            tensors = {name: torch.empty(shape, dtype=kinds[code]) for name, (code, shape) in told["tensors"].items()}
+            found = Snapshot(tensors, told["values"])
+        ranks.copy(found.tensors[name] for name in told["tensors"])
+        return found
+
+
+def _described(found: Snapshot | None) -> dict[str, Any] | None:
+    """A checkpoint without what its tensors hold."""
+    if found is None:
+        return None
+    return {
+        "values": found.values,
+        "tensors": {name: (_DTYPES[t.dtype], list(t.shape)) for name, t in found.tensors.items()},
+    }
 
 
 NO_CHECKPOINTS = Checkpoints()

@@ -43,7 +43,7 @@ def on_step(event: Mapping[str, Any], metrics: Metrics, meter: Meter, watch: Wat
         warn(f"--compile auto: no CUDA graphs from here on, every pass is launched piece by piece: {event['compile']}")
         return
     short = "max_tokens" in event
-    event = event if short else watch.see(event)
+    event = watch.see(event)
     metrics.write(event)
     if short:
         warn(f"out of memory in step {event['step']}: the same step again with --max-tokens {event['max_tokens']}")

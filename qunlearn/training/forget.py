@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,18 +17,20 @@ from qunlearn.hub.positions import positions_of
 from qunlearn.model.device import choose_device, describe_device
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live, Reference
+from qunlearn.parallel.ranks import current
 from qunlearn.roles.known_rows import find_known
 from qunlearn.roles.reworded import reworded
 from qunlearn.roles.roles import Roles
 from qunlearn.roles.split import sampled
 from qunlearn.roles.token_weights import resting
+from qunlearn.training.bases import Bases
 from qunlearn.training.checkpoint import Checkpoints, Snapshot
 from qunlearn.training.ending import say_farewell, shortfalls, status_of
 from qunlearn.training.events import Metrics, on_step
 from qunlearn.training.header import show_loaded
 from qunlearn.training.loop import train
 from qunlearn.training.outcome import Outcome
-from qunlearn.training.prepare import Prepared, load_policy, make_reference, make_roles, settle, weigh_rows
+from qunlearn.training.prepare import Prepared, loaded_policy, make_reference, make_roles, settle, weigh_rows
 from qunlearn.training.record import run_record, versions, write_run
 from qunlearn.training.resume import Unfinished, unfinished
 from qunlearn.training.retain_rows import make_retain_set
@@ -39,27 +42,32 @@ from qunlearn.utils.signals import stop_signals
 
 FORGET, HELD_BACK, HOLDOUT = "forget", "normal, held back", "holdout"
 OTHERWISE = "forget, in other words"
+_RELAYED_S = 3.0  # a launcher hands on the Ctrl-C that its processes have already had from the terminal
 
 
-def forget(ready: Prepared) -> dict[str, Any]:
+def forget(ready: Prepared, bases: Bases | None = None) -> dict[str, Any]:
     """Load, train, measure, write the run folder. Returns what record.json holds.
 
     On Ctrl-C while training the best adapter is written and `status` says "interrupted"; where the target was not
-    reached it says so, and `not_reached` why. With `request.resume` an unfinished run is resumed. Raises
-    QunlearnErrors.
+    reached it says so, and `not_reached` why. With `request.resume` an unfinished run is resumed. `bases` keep the
+    model for further runs. Raises QunlearnErrors.
     """
+    started = time.monotonic()
     config = ready.memory.settled(ready.request.config) if ready.memory is not None else ready.request.config
     config = replace(config, train=replace(config.train, steps=config.train.steps_for(len(ready.forget_rows.examples))))
     request = replace(ready.request, config=config)
     made_by = {**versions(), "device": describe_device(choose_device(request.config.model.device))}
-    with unfinished(request, request.config, made_by) as work:
-        record, outcome = _forget(replace(ready, request=request), work)
+    made_by["processes"] = str(current().count)
+    ready = replace(ready, request=request)
+    held = unfinished(request, request.config, made_by) if current().main else nullcontext()
+    with held as work, loaded_policy(ready, bases) as policy:
+        record, outcome = _forget(ready, policy, work, started)
     say_farewell(request, record, outcome)
     return record
 
 
-def _forget(ready: Prepared, work: Unfinished) -> tuple[dict[str, Any], Outcome]:
-    started, policy = time.monotonic(), load_policy(ready)
+def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: float) -> tuple[dict[str, Any], Outcome]:
+    """`work`: where the run is kept, in the one process that writes."""
     config = settle(ready.request.config, policy)
     request = replace(ready.request, config=config)
     ready = replace(ready, request=request)
@@ -107,9 +115,11 @@ def _forget(ready: Prepared, work: Unfinished) -> tuple[dict[str, Any], Outcome]
     record["after"] = summaries(after) if after else None
     record["verdicts"] = verdicts(after[FORGET]) if after else None
     record["training"]["total_seconds"] = round(time.monotonic() - started, 2)
-    with work.placed(request.place) as folder:
-        write_private(folder / CONFIG, to_yaml(config))
-        write_run(folder, policy, request, record)
+    record["training"]["processes"] = current().count
+    if work is not None:
+        with work.placed(request.place) as folder:
+            write_private(folder / CONFIG, to_yaml(config))
+            write_run(folder, policy, request, record)
     if after:
         _show(before, after, outcome, sets[FORGET])
     return record, outcome
@@ -123,19 +133,22 @@ def _watch(policy: Policy, sets: Mapping[str, Sequence[Example]], config: Config
 
 
 def _train(
-    policy: Policy, roles: Roles, reference: Reference, config: Config, work: Unfinished, watch: Watch
+    policy: Policy, roles: Roles, reference: Reference, config: Config, work: Unfinished | None, watch: Watch
 ) -> Outcome:
     c = config.train
-    trained = Checkpoints(work.trained)
-    if (found := trained.latest()) is not None:  # stopped while it was measured
+    trained = Checkpoints(work.trained if work else None)
+    if (found := trained.latest_of_all()) is not None:  # stopped while it was measured
         outcome = Outcome.of(found)
         policy.load_adapter_state(outcome.state)
         policy.model.eval()
         return outcome
-    metrics = Metrics(work.metrics)
-    with metrics.file, Meter("step", c.most_steps) as meter, stop_signals() as stopping:
+    with stop_signals(_RELAYED_S if current().count > 1 else 0.0) as stopping:
+        if work is None:
+            return train(policy, roles, reference, config, watch.follow, Checkpoints(stopping=stopping))
+        metrics = Metrics(work.metrics)
         kept = Checkpoints(work.checkpoints, c.save_every, c.keep_checkpoints, stopping, {"metrics": metrics})
-        outcome = train(policy, roles, reference, config, lambda event: on_step(event, metrics, meter, watch), kept)
+        with metrics.file, Meter("step", c.most_steps) as meter:
+            outcome = train(policy, roles, reference, config, lambda event: on_step(event, metrics, meter, watch), kept)
     if not outcome.interrupted and not outcome.failed:  # measuring takes its time, and must not cost the training
         best = {f"best.{name}": tensor for name, tensor in outcome.state.items()}
         trained.save(outcome.steps, Snapshot(best, {"outcome": outcome.values()}))

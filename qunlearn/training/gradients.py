@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,8 @@ from qunlearn.model.reference import Reference
 from qunlearn.objectives.descent import common_descent
 from qunlearn.objectives.losses import Supervised
 from qunlearn.objectives.table import ANSWERS, OBJECTIVES, PAIRS, ROWS, TOKEN, Term
+from qunlearn.parallel.division import my_share
+from qunlearn.parallel.ranks import current
 from qunlearn.training.sampler import Step
 
 
@@ -44,9 +46,26 @@ class Gradients:
     tokens: int
     shares: dict[str, float] | None = None
 
+    def numbers(self) -> dict[str, float]:
+        """Return what is summed over processes."""
+        return {**self.losses, _TOKENS: float(self.tokens)}
+
+    @classmethod
+    def of(cls, sums: Mapping[str, float]) -> Gradients:
+        """Return the sums of several processes as one's."""
+        losses = dict(sums)
+        return cls(losses, round(losses.pop(_TOKENS)))
+
+
+_TOKENS = "tokens of the forward passes"
+Apart = Mapping[str, Sequence[Tensor]]  # each term's gradients, in the order of the parameters
+
 
 class MicroBatcher:
-    """The tokens of one forward pass: as many as asked for, and half of them whenever memory runs out."""
+    """The tokens of one forward pass: as many as asked for, and half of them whenever memory runs out.
+
+    Of several processes each makes the passes of its share, and their gradients are summed.
+    """
 
     def __init__(
         self, policy: Policy, reference: Reference, config: Config, observe: Callable[[Mapping[str, Any]], None]
@@ -70,21 +89,39 @@ class MicroBatcher:
         while True:
             self.policy.zero_grad()
             random_state = _random_state(self.policy.device)
+            found, short = None, ""
             try:
                 with self.policy.cast_once():
-                    if self.descent:
-                        return _descend(self.policy, step, self.reference, self.config, self.max_tokens)
-                    return backward(self.policy, step, self.reference, self.config, self.max_tokens, scale)
-            except torch.OutOfMemoryError:
-                recorded = self.policy.drop_recorded()
-                if self.max_tokens <= longest and not recorded:
-                    raise
+                    found = self._passes(step, scale)
+            except torch.OutOfMemoryError as error:
+                short = str(error) or "out of memory"
+            if not current().any(bool(short)) and found is not None:
+                return self._summed(step, *found)
+            recorded = current().any(self.policy.drop_recorded())
+            if self.max_tokens <= longest and not recorded:
+                raise torch.OutOfMemoryError(short or "out of memory in another process")
+            found = None
             _release(self.policy, random_state)
             if recorded:
                 self.observe({"step": step_number, "compile": "out of memory"})
                 continue
             self.max_tokens //= 2
             self.observe({"step": step_number, "max_tokens": self.max_tokens})
+
+    def _passes(self, step: Step, scale: Scale) -> tuple[Gradients, Apart | None]:
+        """Make this process's passes; returns what they found, and the gradients that are kept apart."""
+        if self.descent:
+            return _apart(self.policy, step, self.reference, self.config, self.max_tokens)
+        return backward(self.policy, step, self.reference, self.config, self.max_tokens, scale), None
+
+    def _summed(self, step: Step, found: Gradients, apart: Apart | None) -> Gradients:
+        """Leave the step's gradients, of all processes, in the parameters; returns what all passes found."""
+        ranks, parameters = current(), list(self.policy.trainable().values())
+        if apart is None:
+            return found if ranks.count == 1 else Gradients.of(ranks.add_gradients(parameters, found.numbers()))
+        if ranks.count > 1:
+            found = Gradients.of(ranks.add([t for kept in apart.values() for t in kept], found.numbers()))
+        return _descend(parameters, step, found, apart, self.config)
 
 
 def recordable(config: Config) -> bool:
@@ -111,7 +148,8 @@ def backward(
 
     Rows of all terms share forward passes: 4-bit weights are dequantised once per pass. Normalised by the step's
     supervised tokens (or rows, answers, or pairs) of each term, so that packing, padding and the split into
-    micro-batches change nothing. `scale` multiplies the weights of a role's terms.
+    micro-batches change nothing. `scale` multiplies the weights of a role's terms. Of several processes each makes the
+    passes of its share: what it adds and returns is summed over all later.
     """
     examples, spans = [e for _, e in step.items], [t.span for t, _ in step.items]
     terms = {term.name: term for term, _ in step.items}
@@ -120,14 +158,16 @@ def backward(
     shares = torch.tensor([e.share for e in examples], device=policy.device)
     rests = torch.tensor([e.rest for e in examples], device=policy.device)
     layer = block_of(config, policy) if any(term.layered for term in terms.values()) else None
-    states = _reference_states(step, reference, layer)
     pack, paired = config.train.pack and policy.packs(examples), any(t.per == PAIRS for t in terms.values())
     groups = step.groups if pack else [(i,) for i in range(len(examples))]
     losses = {name: torch.zeros((), device=policy.device) for name in terms}
     tokens = 0
     # Both answers of a pair are one loss: a group of them is not split.
     made = prefix_groups(examples, groups, float("inf") if paired else limit)
-    for rows in _micro_batches(made, step, limit, pack=pack, paired=paired):
+    passes = my_share(made, limit, lambda most: _micro_batches(made, step, most, pack=pack, paired=paired))
+    mine = sorted(i for rows in passes for row in rows for group in row for i in group.members)
+    states = _reference_states(step, reference, layer, mine)
+    for rows in passes:
         batch = policy.collate(examples, spans, rows, pack=pack)
         with _offloaded(config, policy.device):
             h = batch.pick(policy.hidden(batch, layer))
@@ -139,12 +179,12 @@ def backward(
             value = term.loss(_supervised(batch, h, members, states, policy, term, rests), config.objective)
             factor: Tensor | float = scale(term.role)
             if term.per in (TOKEN, ROWS):
-                mine = _of(batch, members)
-                value = value * batch.weights[mine]
+                of_term = _of(batch, members)
+                value = value * batch.weights[of_term]
                 if term.per == ROWS:
-                    value = value * (shares / weights)[batch.rows[mine]]
+                    value = value * (shares / weights)[batch.rows[of_term]]
                     if term.met:
-                        factor = _by_progress(value.detach(), batch.rows[mine], step, term, config, scale)
+                        factor = _by_progress(value.detach(), batch.rows[of_term], step, term, config, scale)
             weighted[name] = term.weight(config.objective) * (factor * value).sum() / amounts[name]
             losses[name] += value.detach().sum() / amounts[name]
         if weighted:
@@ -153,12 +193,12 @@ def backward(
     return Gradients({name: float(value) for name, value in losses.items()}, tokens)
 
 
-def _descend(policy: Policy, step: Step, reference: Reference, config: Config, limit: int) -> Gradients:
-    """The step's gradient along the common descent direction of its terms, each of whose gradients is kept apart.
+def _apart(
+    policy: Policy, step: Step, reference: Reference, config: Config, limit: int
+) -> tuple[Gradients, dict[str, list[Tensor]]]:
+    """Each term's gradient for itself.
 
     Role by role, for terms of one role look at the same rows: those go forward once, and backward for each term.
-    A term that is met has no say. Its gradient vanishes, and scaled to length 1 as the others' it would be obeyed all
-    the same: the step would go on away from the base with nothing left to forget.
     """
     parameters = list(policy.trainable().values())
     terms = {term.name: term for term, _ in step.items}
@@ -177,13 +217,23 @@ def _descend(policy: Policy, step: Step, reference: Reference, config: Config, l
         found = backward(policy, step.part(role), reference, config, limit, push=keep)
         losses |= found.losses
         tokens += found.tokens
+    return Gradients(losses, tokens), apart
+
+
+def _descend(parameters: Sequence[Tensor], step: Step, found: Gradients, apart: Apart, config: Config) -> Gradients:
+    """Set the step's gradient along the common descent direction of its terms.
+
+    A term that is met has no say. Its gradient vanishes, and scaled to length 1 as the others' it would be obeyed all
+    the same: the step would go on away from the base with nothing left to forget.
+    """
+    terms, losses, apart = {term.name: term for term, _ in step.items}, found.losses, dict(apart)
     for name, term in terms.items():
         if term.met and losses[name] <= term.met(config.stop.target, 1.0, config.objective):
             apart[name] = [torch.zeros_like(p) for p in parameters]
     mixed, shares = common_descent(list(apart.values()))
     for p, d in zip(parameters, mixed, strict=True):
         p.grad = d
-    return Gradients(losses, tokens, dict(zip(apart, shares, strict=True)))
+    return replace(found, shares=dict(zip(apart, shares, strict=True)))
 
 
 def _by_progress(value: Tensor, rows: Tensor, step: Step, term: Term, config: Config, scale: Scale) -> Tensor:
@@ -253,9 +303,9 @@ def _supervised(
     return Supervised(h[mine], h_ref, batch.labels[mine], policy.head, batch.weights[mine], owner, rest)
 
 
-def _reference_states(step: Step, reference: Reference, layer: int | None) -> dict[int, Tensor]:
-    """The untouched model's hidden states (n, D) at the supervised positions of each item that wants them."""
-    wanted = [i for i, (term, _) in enumerate(step.items) if term.reference]
+def _reference_states(step: Step, reference: Reference, layer: int | None, mine: Sequence[int]) -> dict[int, Tensor]:
+    """The untouched model's hidden states (n, D) at the supervised positions of each of these items that wants them."""
+    wanted = [i for i in mine if step.items[i][0].reference]
     if not wanted:
         return {}
     found = reference.states([step.items[i][1] for i in wanted], [step.items[i][0].span for i in wanted], layer)

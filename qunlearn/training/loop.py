@@ -21,8 +21,9 @@ from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.objectives.control import Controller, make_controller
 from qunlearn.objectives.table import Term, terms_of
+from qunlearn.parallel.ranks import current
 from qunlearn.roles.roles import Roles
-from qunlearn.training.checkpoint import NO_CHECKPOINTS, Checkpoints, Part, TrainState
+from qunlearn.training.checkpoint import NO_CHECKPOINTS, Checkpoints, Part, Snapshot, TrainState
 from qunlearn.training.gradients import Gradients, MicroBatcher, block_of
 from qunlearn.training.optimizer import make_optimizer
 from qunlearn.training.outcome import Outcome
@@ -47,8 +48,10 @@ def train(
 
     The policy ends with the best adapter loaded, or without `stopping` with that of the last step. Ctrl-C ends the
     loop like a stop does, with `interrupted` set. Resumes from the newest checkpoint, to the same bits. `observe` gets
-    each step's event. `terms` are the losses, by default the objective's. Raises NoGradientError, DoesNotFitError.
+    each step's event. `terms` are the losses, by default the objective's. Several processes run it side by side: what
+    follows from a step is the same in all of them. Raises NoGradientError, DoesNotFitError, ProcessLostError.
     """
+    ranks = current()
     c, terms = config.train, terms_of(config.objective) if terms is None else terms
     parameters = list(policy.trainable().values())
     peak = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
@@ -58,17 +61,14 @@ def train(
     # Whatever else in the loop has a state of its own goes in here by name, with state() and load_state().
     parts: dict[str, Part] = {"micro_batches": micro_batches, "controller": controller, "schedule": schedule}
     state = TrainState(policy, optimizer, {**parts, **checkpoints.parts})
-    found = checkpoints.latest()
+    found = checkpoints.latest_of_all()
     outcome = Outcome.of(found) if found else rule.start(observe) if rule else Outcome.unwatched()
     torch.manual_seed(c.seed)
     start = time.monotonic() - outcome.seconds
     policy.model.train()
     with _ending(outcome):
         _try_longest(policy, micro_batches, longest_step(roles, terms, config), outcome.steps)
-        if found:
-            state.restore(found)
-        for _ in range(outcome.steps):  # what was drawn follows from the seed: draw it again
-            next(sampler)
+        _go_on(state, found, sampler, outcome.steps, c.seed)
         for step in range(outcome.steps + 1, c.most_steps + 1):
             _set_rate(optimizer, peak * schedule.rate(step))
             batch = next(sampler)
@@ -87,9 +87,10 @@ def train(
             start += _observed(observe, event)
             if outcome.is_over(config.stop.max_skips, rule.reason(outcome) if rule else None):
                 break
-            if checkpoints.due(step):  # after the decision to go on: who resumes here does not take it again
+            last = ranks.any(checkpoints.stopping())
+            if checkpoints.due(step, last=last):  # after the decision to go on: who resumes does not take it again
                 checkpoints.save(step, state.snapshot(outcome.values(), outcome.state))
-            if checkpoints.stopping() and step < c.most_steps:
+            if last and step < c.most_steps:
                 raise KeyboardInterrupt
     outcome.multipliers, outcome.seconds = controller.state(), time.monotonic() - start
     return _finished(policy, outcome, best=rule is not None)
@@ -99,6 +100,15 @@ def _try_longest(policy: Policy, micro_batches: MicroBatcher, longest: Step, ste
     """Put the longest step through, on a GPU: running out of memory shows in the first second."""
     if policy.device.type == "cuda":
         micro_batches.backward(longest, step_number=step)
+
+
+def _go_on(state: TrainState, found: Snapshot | None, sampler: Iterator[Step], steps: int, seed: int) -> None:
+    """Put everything where it was after so many steps. What was drawn follows from the seed: draw it again."""
+    if found:
+        state.restore(found)
+    current().draw_apart(seed, steps)
+    for _ in range(steps):
+        next(sampler)
 
 
 def _set_rate(optimizer: Any, rate: float) -> None:

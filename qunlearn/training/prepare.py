@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
-from qunlearn.errors import OutputError
+from qunlearn.errors import NothingToForgetError, OutputError
 from qunlearn.hub.positions import positions_of
 from qunlearn.hub.preflight import fingerprint
 from qunlearn.memory.plan import MemoryPlan
 from qunlearn.memory.show import plan_before_loading
 from qunlearn.memory.step import CONTEXT_BYTES
 from qunlearn.model.device import cap_memory, choose_device, device_facts
-from qunlearn.model.load import load_base, load_spec, load_tokenizer
+from qunlearn.model.load import load_spec, load_tokenizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path, prune
 from qunlearn.objectives.table import OBJECTIVES, terms_of
+from qunlearn.parallel.ranks import current
 from qunlearn.roles.alternatives import other_answers
 from qunlearn.roles.instead import Instead, instead_rows
 from qunlearn.roles.mismatch import NO_MISMATCH, Mismatcher, make_mismatcher
@@ -26,12 +28,15 @@ from qunlearn.roles.roles import Roles
 from qunlearn.roles.specific_tokens import specific
 from qunlearn.roles.split import sampled
 from qunlearn.roles.token_weights import count, weigh
+from qunlearn.training.bases import Bases
 from qunlearn.training.gradients import block_of, recordable
 from qunlearn.training.header import show_inputs
+from qunlearn.training.record import versions
 from qunlearn.training.request import ForgetRequest
+from qunlearn.training.resume import identity
 from qunlearn.training.retain_rows import SELF_MADE_MORE
 from qunlearn.training.schedule import auto_lr
-from qunlearn.utils.console import Meter, say, stage, warn
+from qunlearn.utils.console import Meter, say, warn
 from qunlearn.utils.units import parse_size
 
 _WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
@@ -71,21 +76,41 @@ def prepare(request: ForgetRequest) -> Prepared:
     return Prepared(request, template, forget_rows, retain_rows, memory, holdout)
 
 
-def load_policy(ready: Prepared) -> Policy:
-    """Load the base onto its device, with a fresh adapter."""
+@contextlib.contextmanager
+def loaded_policy(ready: Prepared, bases: Bases | None) -> Iterator[Policy]:
+    """Load the base onto its device, or take the one that is there, with a fresh adapter.
+
+    Where there are to be other runs the base is kept when this one ends well, or finds nothing to forget.
+    """
     request, config = ready.request, ready.request.config
     spec = load_spec(config.model)
     if ready.memory is not None:
         spec = replace(spec, cache_bytes=ready.memory.cache_bytes)
     if config.model.vram:
         cap_memory(choose_device(config.model.device), parse_size(config.model.vram, "--vram") - CONTEXT_BYTES)
-    with stage("loading the model"):
-        base = load_base(request.model.folder, spec)
-        policy = Policy.new(base, config.lora, seed=config.train.seed, checkpointing=config.train.recomputes)
-        policy.seal_base()
+    base = (bases or Bases()).load(request.model.folder, spec)
+    policy = Policy.new(base, config.lora, seed=config.train.seed, checkpointing=config.train.recomputes)
+    policy.seal_base()
+    current().check_same(lambda: _facts(request, policy))
+    current().copy(policy.trainable().values())
     for note in base.notes:
         warn(note)
-    return policy
+    try:
+        yield policy
+    except NothingToForgetError:
+        if bases is not None:
+            bases.keep(policy, request.model.folder, spec)
+        raise
+    if bases is not None:
+        bases.keep(policy, request.model.folder, spec)
+
+
+def _facts(request: ForgetRequest, policy: Policy) -> dict[str, object]:
+    """Return what must be the same in all processes, or they would not draw the same steps, or add up unlike things."""
+    found = identity(request, request.config)
+    settings = found.pop("settings")
+    kind = {"quantization": policy.base.quantization, "dtype": policy.dtype, "device": policy.device.type}
+    return {**settings, **found, **versions(), **kind, "packing": policy.packing}
 
 
 def settle(config: Config, policy: Policy) -> Config:
@@ -165,7 +190,7 @@ def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Refe
         examples += [*roles.forget, *(e for others in roles.alternatives for e in others)]
     try:
         path = cache_path(policy, fingerprint(request.model.folder), examples, c.max_tokens)
-        return _filled(Cached(path, live, examples))
+        return current().first_here(lambda: _filled(Cached(path, live, examples)))
     except OutputError as error:
         if c.reference == "cached":
             raise

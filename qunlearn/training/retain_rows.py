@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qunlearn.data.records import Dataset, Record
 from qunlearn.data.tokenize import Encoded, Example, Template, encode
 from qunlearn.errors import DataError
 from qunlearn.model.generate import most_rows
 from qunlearn.model.policy import Policy
+from qunlearn.parallel.ranks import current
 from qunlearn.roles.retain_set import RetainSet, asked
 from qunlearn.roles.self_made import SelfMade, Wanted, self_made_rows
 from qunlearn.roles.self_made_file import read_self_made, write_self_made
@@ -34,12 +35,13 @@ def make_retain_set(
     forget_rows: Encoded,
     given: Encoded | None,
     policy: Policy,
-    work: Unfinished,
+    work: Unfinished | None,
     positions: int,
 ) -> RetainSet:
     """Return the normal rows of a run: those given, less corrected answers, and those the base makes.
 
-    `positions`: the most tokens of a row that the model admits. Raises DataError where too few are left.
+    `positions`: the most tokens of a row that the model admits. `work`: where rows of the base's own are kept, None in
+    the processes that write nothing. Raises DataError where too few are left.
     """
     prompts = {asked(example.record) for example in forget_rows.examples if example.record.turns}
     corrected: dict[str, list[Example]] = {}
@@ -64,7 +66,7 @@ def _own_rows(
     forget_rows: Encoded,
     given: int | None,
     policy: Policy,
-    work: Unfinished,
+    work: Unfinished | None,
     positions: int,
 ) -> tuple[Sequence[Example], SelfMade | None]:
     """Rows of the base's own, made now, or as the unfinished run has them."""
@@ -74,10 +76,7 @@ def _own_rows(
     if count == 0:
         return (), None
     made: SelfMade | None = None
-    if work.has_self_made:
-        dataset = read_self_made(work.self_made)
-        say(f"{len(dataset.records)} normal rows were made before: {work.self_made}")
-    else:
+    if (dataset := current().from_main(lambda: _made_before(work), _dataset_of)) is None:
         longest = max(len(example.input_ids) for example in forget_rows.examples)
         # Prompt and answer may have so many tokens each.
         length = min(longest + SELF_MADE_MORE, config.data.max_length, positions // 2)
@@ -92,11 +91,29 @@ def _own_rows(
             warn(f"{error.message}: the normal file alone is used")
             return (), None
         made = replace(made, records=_not_held_out(made.records, request.holdout))
-        write_self_made(work.self_made, made.records)
-        work.keep_self_made()
+        if work is not None:
+            write_self_made(work.self_made, made.records)
+            work.keep_self_made()
         dataset = Dataset("(self-made)", made.records, request.forget_rows.shape, (), "", 0)
     limit = min(2 * config.data.max_length, positions)
     return encode(dataset, policy.tokenizer, template, limit, drop_long=True).examples, made
+
+
+def _made_before(work: Unfinished | None) -> Dataset | None:
+    """The rows that the unfinished run has. Raises ResumeError where they have changed."""
+    if work is None or not work.has_self_made:
+        return None
+    dataset = read_self_made(work.self_made)
+    say(f"{len(dataset.records)} normal rows were made before: {work.self_made}")
+    return dataset
+
+
+def _dataset_of(found: Any) -> Dataset | None:
+    """The rows as another process has told them."""
+    if found is None:
+        return None
+    records = [Record(tuple(map(tuple, r.pop("turns"))), **r) for r in found.pop("records")]
+    return Dataset(records=tuple(records), fields=tuple(found.pop("fields")), **found)
 
 
 def _own_count(given: int | None, share: float, most: int, least: int) -> int:

@@ -34,13 +34,17 @@ class Watch:
 
     def see(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
         """The event of a step, with what was measured after it where that is due."""
-        if not self.due(event["step"]):
+        if "max_tokens" in event or not self.due(event["step"]):
             return event
         with self.policy.measured():
             found = {
                 name: look(self.policy, rows, self.config.train.max_tokens) for name, rows in self.sets.items() if rows
             }
         return {**event, MEASURED: found}
+
+    def follow(self, event: Mapping[str, Any]) -> None:
+        """Take part in what the main process measures after a step."""
+        self.see(event)
 
 
 def look(policy: Policy, examples: Sequence[Example], max_tokens: int) -> dict[str, float]:

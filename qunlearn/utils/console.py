@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from qunlearn.utils.signals import raise_if_asked
 
@@ -19,6 +22,24 @@ if TYPE_CHECKING:
 
 _consoles: dict[str, Any] = {}
 documents: list[None] = []  # one for each JSON document that the running command has printed
+
+
+class _Voice:
+    """Whether this process prints at all: of several one does."""
+
+    silent = False
+    name = ""  # in front of what one of the others has to say
+
+
+def silence(name: str) -> None:
+    """Print nothing from here on, but errors of this process's own, under its name."""
+    _Voice.silent, _Voice.name = True, f"{name}: "
+
+
+def speak() -> str:
+    """Print again, for a last word; returns the name to say it under."""
+    _Voice.silent = False
+    return _Voice.name
 
 
 def err() -> Console:
@@ -34,15 +55,21 @@ def out() -> Console:
 def _console(name: str, *, stderr: bool) -> Console:
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
+    file = _nowhere() if _Voice.silent else None
+    stream = file or (sys.stderr if stderr else sys.stdout)
     made = _consoles.get(name)
     if made is None or made[0] is not stream:  # tests and pipes swap the streams
         # Off a terminal lines must not be folded at 80 columns: they are for grep and for logs.
         width = None if stream.isatty() else 160
-        made = (stream, Console(stderr=stderr, highlight=False, soft_wrap=not stream.isatty(), width=width))
+        made = (stream, Console(file=file, stderr=stderr, highlight=False, soft_wrap=not stream.isatty(), width=width))
         _consoles[name] = made
     console: Console = made[1]
     return console
+
+
+@functools.cache
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")  # as long as the process
 
 
 def clean(text: str) -> str:
@@ -68,6 +95,8 @@ def emit_json(value: Any) -> None:
 
 def emit_json_line(value: Any, indent: int | None = None) -> None:
     """One of several results on stdout, each on a line of its own."""
+    if _Voice.silent:
+        return
 
     def text(ascii_only: bool) -> str:
         return json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=str)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -42,18 +43,20 @@ def answered() -> None:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals(same_within_s: float = 0.0) -> Iterator[Callable[[], bool]]:
     """While the block lasts the first signal is only remembered; yields whether there was one.
 
-    The second raises KeyboardInterrupt. A signal that is ignored (nohup) stays ignored; in other threads than the
-    main one, where signals cannot be handled, nothing changes.
+    The second raises KeyboardInterrupt, unless it comes within so many seconds of the first. A signal that is ignored
+    (nohup) stays ignored; in other threads than the main one, where signals cannot be handled, nothing changes.
     """
-    asked: list[int] = []
+    asked: list[float] = []  # when each came
 
     def handle(number: int, _: FrameType | None) -> None:
-        asked.append(number)
+        asked.append(time.monotonic())
         if len(asked) > 1:
-            raise KeyboardInterrupt
+            if asked[-1] - asked[0] > same_within_s or not same_within_s:
+                raise KeyboardInterrupt
+            return
         with contextlib.suppress(OSError):  # print is not safe here, and the terminal may be what went away
             os.write(2, _SAID)
 

@@ -230,9 +230,9 @@ def test_a_run_that_is_asked_to_end_leaves_a_checkpoint_and_its_time(
 def test_when_a_checkpoint_is_due(tmp_path: Path) -> None:
     due = Checkpoints(tmp_path, every=3).due
     assert [step for step in range(1, 8) if due(step)] == [3, 6]
-    assert Checkpoints(tmp_path, every=3, stopping=lambda: True).due(1)
+    assert due(1, last=True) and not due(1)
     assert not Checkpoints(None, every=1).due(1)
-    assert not Checkpoints(None, every=1, stopping=lambda: True).due(1)
+    assert not Checkpoints(None, every=1).due(1, last=True)
 
 
 def test_what_a_killed_attempt_left_is_replaced_and_all_is_on_the_disk_before_it_counts(

@@ -1,0 +1,266 @@
+"""Several processes by torch.distributed: gloo on the CPU, NCCL between GPUs, as a launcher has set them up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from qunlearn.errors import ConfigError, ProcessLostError, QunlearnError
+from qunlearn.parallel.ranks import ALONE, Ranks, Read, joined_as
+from qunlearn.utils.launch import number_here, process_count, process_number
+
+T = TypeVar("T")
+# Of a wait for the others. While the main process makes retain rows for a large model they wait for hours; one that is
+# lost is noticed by its closed connection, or by the launcher.
+_PATIENCE = timedelta(hours=12)
+_ENDED = "qunlearn/ended/"  # in the launcher's store: how a process ended, by its number
+
+
+class Group(Ranks):
+    """The processes of one run. Every method waits until all have called it.
+
+    Raises ProcessLostError where another process has gone.
+    """
+
+    def __init__(self, number: int, count: int, here: int) -> None:
+        self.number, self.count, self.here = number, count, here
+
+    # -- who does what -------------------------------------------------------------------------------
+
+    def first(self, act: Callable[[], T]) -> T:
+        """Where it fails in the main process the others do not act any more."""
+        if not self.main:
+            self.wait()
+        value = act()
+        if self.main:
+            self.wait()
+        self.wait()
+        return value
+
+    def first_here(self, act: Callable[[], T]) -> T:
+        """Where it fails the failure is raised when all have acted: whoever handles it is not left behind."""
+        if self.here:
+            self.wait()
+        try:
+            with joined_as(ALONE):
+                return act()
+        finally:
+            if not self.here:
+                self.wait()
+            self.wait()
+
+    def from_main(self, compute: Callable[[], T], read: Read[T] | None = None) -> T:
+        if self.main:
+            with joined_as(ALONE):
+                value = compute()
+            self._told(_packed(value))
+            return value
+        told = json.loads(self._told(b""))
+        return read(told) if read else told
+
+    def each(self, items: Sequence[Any], compute: Callable[[Sequence[Any]], T], read: Read[T] | None = None) -> list[T]:
+        mine = items[self.number :: self.count]
+        with joined_as(ALONE):
+            value = compute(mine) if mine else None
+        found = [json.loads(data) for data in self._all_told(_packed(value))][: max(1, len(items))]
+        return [read(one) if read else one for one in found if one is not None]
+
+    def divided(
+        self, items: Sequence[Any], compute: Callable[[Sequence[Any]], list[T]], read: Read[T] | None = None
+    ) -> list[T]:
+        parts: list[list[Any]] = self.each(items, compute)
+        out: list[Any] = [None] * len(items)
+        for number, part in enumerate(parts):
+            out[number :: self.count] = part
+        return [read(one) for one in out] if read else out
+
+    # -- what all found ------------------------------------------------------------------------------
+
+    def any(self, mine: bool) -> bool:
+        flag = torch.tensor([int(mine)])
+        with _linked():
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def add_gradients(self, parameters: Sequence[Tensor], numbers: Mapping[str, float]) -> Mapping[str, float]:
+        """A parameter has a gradient afterwards where it has one in any process."""
+        there = [p.grad is not None for p in parameters]
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        names = [f"\0{i}" for i in range(len(parameters))]
+        marks = dict(zip(names, map(float, there), strict=True))
+        found = self.add([p.grad for p in parameters if p.grad is not None], {**numbers, **marks})
+        for p, name in zip(parameters, names, strict=True):
+            if not found[name]:
+                p.grad = None
+        return {name: found[name] for name in numbers}
+
+    def add(self, tensors: Sequence[Tensor], numbers: Mapping[str, float]) -> Mapping[str, float]:
+        """One message: everything in one row of fp32."""
+        device = tensors[0].device
+        told = torch.tensor(list(numbers.values()), dtype=torch.float32, device=device)
+        flat = torch.cat([told, *(t.detach().reshape(-1).float() for t in tensors)])
+        with _linked():
+            dist.all_reduce(flat)
+        sums, *parts = torch.split(flat, [len(numbers), *(t.numel() for t in tensors)])
+        for t, part in zip(tensors, parts, strict=True):
+            t.copy_(part.view_as(t))
+        return dict(zip(numbers, sums.tolist(), strict=True))
+
+    def copy(self, tensors: Iterable[Tensor]) -> None:
+        for t in tensors:
+            whole = t.detach().contiguous()
+            with _linked(), torch.no_grad():
+                dist.broadcast(whole.reshape(-1).view(torch.uint8), 0)
+                if whole.data_ptr() != t.data_ptr():
+                    t.copy_(whole)
+
+    def draw_apart(self, seed: int, step: int) -> None:
+        if not self.main:
+            torch.manual_seed((seed + 1_000_003 * (step + 1) + self.number) % 2**63)
+
+    def check_same(self, facts: Callable[[], Mapping[str, object]]) -> None:
+        mine = {name: str(value) for name, value in facts().items()}
+        told = [json.loads(data) for data in self._all_told(_packed(mine))]
+        wrong = [
+            f"{name}: {told[0].get(name, '')[:40]} in process 0, {other.get(name, '')[:40]} in process {number}"
+            for name in dict.fromkeys([*told[0], *mine])
+            for number, other in enumerate(told)
+            if other.get(name) != told[0].get(name)
+        ]
+        if wrong:
+            hint = "the same versions, model and files on every machine, and GPUs of one kind"
+            message = "the processes were not started alike:\n  " + "\n  ".join(wrong)
+            raise ConfigError(message, where="several processes", hint=hint)
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        self.any(False)
+
+    # -- messages ------------------------------------------------------------------------------------
+
+    def _told(self, data: bytes) -> bytes:
+        size = torch.tensor([len(data)])
+        with _linked():
+            dist.broadcast(size, 0)
+            row = _row(data, int(size.item()))
+            dist.broadcast(row, 0)
+        return row.numpy().tobytes()
+
+    def _all_told(self, data: bytes) -> list[bytes]:
+        with _linked():
+            sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.count)]
+            dist.all_gather(sizes, torch.tensor([len(data)]))
+            most = max(int(size.item()) for size in sizes)
+            rows = [torch.empty(most, dtype=torch.uint8) for _ in range(self.count)]
+            dist.all_gather(rows, _row(data, most))
+        return [row.numpy().tobytes()[: int(size.item())] for row, size in zip(rows, sizes, strict=True)]
+
+
+def _packed(value: Any) -> bytes:
+    return json.dumps(value, default=dataclasses.asdict).encode()
+
+
+def _row(data: bytes, size: int) -> Tensor:
+    row = torch.zeros(max(1, size), dtype=torch.uint8)
+    if data:
+        row[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return row[:size] if size else row[:0]
+
+
+# -- beginning and end -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the processes that a launcher has started, and leave them at the end; alone without a launcher.
+
+    A process that fails says so in the launcher's store, so that the others can tell what happened. Raises
+    ConfigError, ProcessLostError.
+    """
+    count = process_count()
+    if count == 1:
+        yield ALONE
+        return
+    number = process_number()
+    _connect(number, count)
+    ranks = Group(number, count, number_here())
+    try:
+        with joined_as(ranks):
+            yield ranks
+            with contextlib.suppress(ProcessLostError):  # after Ctrl-C some are gone before others
+                ranks.wait()  # a launcher ends all when the first ends with another code than 0
+    except BaseException as error:
+        if not isinstance(error, ProcessLostError):
+            _leave_word(number, error)
+        raise
+    dist.destroy_process_group()
+
+
+def _connect(number: int, count: int) -> None:
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing or number >= count:
+        hint = "start it by torchrun or accelerate launch"
+        raise ConfigError(f"WORLD_SIZE is {count}, but {missing or 'RANK'} does not fit", where="launcher", hint=hint)
+    here, backend = number_here(), "gloo"
+    if torch.cuda.is_available() and dist.is_nccl_available():
+        backend = "cpu:gloo,cuda:nccl"
+        if here < torch.cuda.device_count():
+            torch.cuda.set_device(here)
+    try:
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    except (RuntimeError, ValueError, OSError) as error:
+        first = (str(error).strip().splitlines() or [""])[0][:200]
+        hint = "is MASTER_ADDR:MASTER_PORT reachable from every machine, and free on the first?"
+        raise ProcessLostError(
+            f"the processes did not find each other: {first}", where="launcher", hint=hint
+        ) from error
+
+
+@contextlib.contextmanager
+def _linked() -> Iterator[None]:
+    """Name a lost connection. Raises ProcessLostError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise _lost() from error
+
+
+def _lost() -> ProcessLostError:
+    """Return the error that says which process ended, and how, where it has left word."""
+    hint = "its own message tells more; --resume continues from the last checkpoint"
+    for number in range(process_count()):
+        if number != process_number() and (word := _word_of(number)):
+            said = ProcessLostError(f"process {number} has ended: {word}", where="several processes", hint=hint)
+            said.told = number == 0
+            return said
+    return ProcessLostError("a process of this run is gone", where="several processes", hint=hint)
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
+
+
+def _leave_word(number: int, error: BaseException) -> None:
+    first = str(error).splitlines()[0][:200] if isinstance(error, QunlearnError) else type(error).__name__
+    with contextlib.suppress(Exception):
+        _store().set(f"{_ENDED}{number}", first)
+
+
+def _word_of(number: int) -> str:
+    with contextlib.suppress(Exception):
+        if _store().check([f"{_ENDED}{number}"]):
+            return str(_store().get(f"{_ENDED}{number}").decode())
+    return ""

@@ -1,0 +1,100 @@
+"""The processes of a run as one object, which does nothing at all where there is one process.
+
+Code that runs in every process asks `current()` for it: what share of the work is this one's, what the others found,
+and whether any of them wants to stop. With one process each method hands back what it was given, so that neither bits
+nor time nor memory change. The methods of several are in group.py; they must be called by all processes in the same
+order, for each waits for the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Read = Callable[[Any], T]  # makes a value from its JSON
+
+
+class Ranks:
+    """One process: the main one, whose share is everything."""
+
+    number = 0
+    count = 1
+
+    @property
+    def main(self) -> bool:
+        """Return whether this process prints, writes, locks and checkpoints: one does."""
+        return self.number == 0
+
+    def first(self, act: Callable[[], T]) -> T:
+        """Act in the main process first, then in the others: what is fetched is fetched once."""
+        return act()
+
+    def first_here(self, act: Callable[[], T]) -> T:
+        """The same on each machine: one process of each acts first."""
+        return act()
+
+    def from_main(self, compute: Callable[[], T], read: Read[T] | None = None) -> T:
+        """Compute a value in the main process and tell it to the others, as JSON, from which `read` makes it again."""
+        return compute()
+
+    def each(self, items: Sequence[Any], compute: Callable[[Sequence[Any]], T], read: Read[T] | None = None) -> list[T]:
+        """Compute a value of each process's share of the items; returns those of all processes that had any."""
+        return [compute(items)]
+
+    def divided(
+        self, items: Sequence[Any], compute: Callable[[Sequence[Any]], list[T]], read: Read[T] | None = None
+    ) -> list[T]:
+        """Compute a value for each item, each process those of its share; returns all, in the order of the items."""
+        return compute(items)
+
+    def any(self, mine: bool) -> bool:
+        """Return whether any process says yes."""
+        return mine
+
+    def add_gradients(self, parameters: Sequence[Any], numbers: Mapping[str, float]) -> Mapping[str, float]:
+        """Sum the parameters' gradients and the numbers over all processes; returns the sums of the numbers."""
+        return numbers
+
+    def add(self, tensors: Sequence[Any], numbers: Mapping[str, float]) -> Mapping[str, float]:
+        """Sum tensors, in place, and numbers over all processes; returns the sums of the numbers."""
+        return numbers
+
+    def copy(self, tensors: Iterable[Any]) -> None:
+        """Overwrite tensors with the main process's."""
+
+    def draw_apart(self, seed: int, step: int) -> None:
+        """Give the other processes random numbers of their own, which dropout draws; the main one keeps its."""
+
+    def check_same(self, facts: Callable[[], Mapping[str, object]]) -> None:
+        """Raises ConfigError where a process has another value of a fact than the main one."""
+
+
+ALONE = Ranks()
+_current: list[Ranks] = [ALONE]
+
+
+def current() -> Ranks:
+    """Return the processes of the run that this one belongs to."""
+    return _current[-1]
+
+
+@contextlib.contextmanager
+def joined_as(ranks: Ranks) -> Iterator[Ranks]:
+    """Let `current()` answer with these while the block lasts."""
+    _current.append(ranks)
+    try:
+        yield ranks
+    finally:
+        _current.pop()
+
+
+def on_main(function: Callable[..., T]) -> Callable[..., T]:
+    """Decorate a function whose result is JSON: the main process computes it for all, but inside a share of its own."""
+
+    def told(*args: Any, **kwargs: Any) -> T:
+        return current().from_main(lambda: function(*args, **kwargs))
+
+    told.__name__, told.__doc__, told.__wrapped__ = function.__name__, function.__doc__, function  # type: ignore[attr-defined]
+    return told

@@ -84,7 +84,8 @@ def _flat(words: Sequence[Sequence[str]]) -> list[str]:
 def words_of(ids: Sequence[int], tokenizer: Any) -> list[list[str]]:
     """For each token the words of the text that it is a part of; none for spaces and punctuation.
 
-    A token may be a part of a character: then it is one of the character's word.
+    Of the tokens that make a character together only the last has its word: those before it begin most characters of
+    the script alike.
     """
     text, spans = _spans(ids, tokenizer)
     found = list(WORD.finditer(text))
@@ -98,7 +99,7 @@ def words_of(ids: Sequence[int], tokenizer: Any) -> list[list[str]]:
 
 
 def _spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """The text of tokens, and where in it each of them stands; tokens that make a character together stand at it."""
+    """The text of tokens, and where in it each of them stands; of those that make a character the last one does."""
     text, spans, held, anchor = "", list[tuple[int, int]](), list[int](), list[int]()
     for n, i in enumerate(ids, 1):
         held.append(i)
@@ -106,7 +107,7 @@ def _spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int
         piece = _decoded([*anchor, *held], tokenizer)[len(_decoded(anchor, tokenizer)) :]
         if piece.endswith("\ufffd") and len(held) < _MOST_BYTES and n < len(ids):
             continue
-        spans += [(len(text), len(text) + len(piece))] * len(held)
+        spans += [(len(text), len(text))] * (len(held) - 1) + [(len(text), len(text) + len(piece))]
         text, held, anchor = text + piece, [], [i]
     return text, spans
 

@@ -153,11 +153,12 @@ def _result(request: AuditRequest, cells: Cells, missing: Mapping[str, str], not
         "budget": request.wish.budget,
         "seed": request.wish.seed,
         "facts": len(request.inputs.facts),
+        "units": len(set(request.inputs.units)),
         "placebo_renamed": request.renamed,
         "unmatched_paraphrases": request.inputs.unmatched,
         "files": {name: {"path": d.path, "sha256": d.sha256} for name, d in given.sets.items()},
         "keys": [fact.key for fact in request.inputs.facts],
-        **conclude(cells, forms, baseline, request.wish.tolerance, missing),
+        **conclude(cells, forms, baseline, request.wish.tolerance, missing, request.inputs.units),
         "notes": notes,
         "qunlearn": __version__,
     }

@@ -33,7 +33,7 @@ def run(bench: Bench, name: str) -> Cell:
         scores = lens_scores(bench, rows)  # (layers, rows)
         wins = _wins(scores, owners, len(bench.facts))
     else:
-        wins = _probed(last_states(bench, rows), owners, len(bench.facts))
+        wins = _probed(last_states(bench, rows), owners, bench.inputs.units)
     asked = ~np.isnan(wins[0])
     outcomes = [float(wins[:, i].mean()) if asked[i] else None for i in range(len(bench.facts))]
     return Cell(outcomes, {"layers": [float(layer[asked].mean()) for layer in wins]})
@@ -130,10 +130,11 @@ def _final_norm(model: Any) -> Any:
 # -- the probe ---------------------------------------------------------------------------------------------
 
 
-def _probed(states: Floats, owners: Sequence[tuple[int, bool]], facts: int) -> Floats:
-    """(layers, facts): a logistic probe trained on one half of the facts, tested on the other, and the other way."""
+def _probed(states: Floats, owners: Sequence[tuple[int, bool]], units: Sequence[int]) -> Floats:
+    """(layers, facts): a logistic probe trained on one half of the facts, tested on the other, and the other way; all
+    wordings of a fact are in one half."""
     right = np.array([r for _, r in owners], dtype=np.float64)
-    half = np.array([i % 2 for i, _ in owners])
+    half = np.array([units[i] % 2 for i, _ in owners])
     scores = np.empty(states.shape[:2])
     for layer, x in enumerate(states):
         for fold in (0, 1):
@@ -142,7 +143,7 @@ def _probed(states: Floats, owners: Sequence[tuple[int, bool]], facts: int) -> F
                 scores[layer, test] = _log_odds(x[train], right[train], x[test])
             else:
                 scores[layer, test] = 0.0
-    return _wins(scores, owners, facts)
+    return _wins(scores, owners, len(units))
 
 
 def _log_odds(x: Floats, y: Floats, test: Floats) -> Floats:

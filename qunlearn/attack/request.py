@@ -27,7 +27,7 @@ from qunlearn.utils.output import MARK, Place
 from qunlearn.utils.units import parse_size
 
 _FEWEST = 4  # facts of which two halves can be made
-_VERSION = 1  # of what a cell holds
+_VERSION = 2  # of what a cell holds
 
 
 @dataclass(frozen=True)

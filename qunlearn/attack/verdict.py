@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from qunlearn.attack.catalog import FAMILIES, Format
 from qunlearn.attack.cells import CONTROL, ORIGINAL, UNLEARNED, Cell, Cells
 from qunlearn.attack.membership import referred
@@ -27,14 +29,20 @@ _STILL_KNOWN = 0.5  # of the original's own share: above, the facts are still gi
 
 
 def conclude(
-    cells: Cells, forms: Mapping[tuple[str, str], Format], baseline: str, tolerance: float, missing: Mapping[str, str]
+    cells: Cells,
+    forms: Mapping[tuple[str, str], Format],
+    baseline: str,
+    tolerance: float,
+    missing: Mapping[str, str],
+    units: Sequence[int],
 ) -> dict[str, Any]:
     """Return rows (one an attack), families, sentences and status of an audit.
 
     Every judged attack is tested one-sidedly against its control on the same facts, and all p-values together are
-    corrected (Holm): a model that is like its control gives any alarm in at most one audit in twenty.
+    corrected (Holm): a model that is like its control gives any alarm in at most one audit in twenty. `units` says,
+    per fact, which of them are one fact in several wordings: they count once.
     """
-    rows = [row for (f, n), form in forms.items() if (row := _row(cells, f, n, form, baseline)) is not None]
+    rows = [row for (f, n), form in forms.items() if (row := _row(cells, f, n, form, baseline, units)) is not None]
     tested = [row for row in rows if row["p"] is not None]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_corrected"] = p
@@ -55,7 +63,9 @@ def conclude(
     }
 
 
-def _row(cells: Cells, family: str, name: str, form: Format, baseline: str) -> dict[str, Any] | None:
+def _row(
+    cells: Cells, family: str, name: str, form: Format, baseline: str, units: Sequence[int]
+) -> dict[str, Any] | None:
     unlearned = cells.get(family, name, UNLEARNED)
     if unlearned is None or not known(unlearned.outcomes):
         return None
@@ -64,11 +74,11 @@ def _row(cells: Cells, family: str, name: str, form: Format, baseline: str) -> d
         "verdict": SHOWN, "p": None, "p_corrected": None, "lead": None,
     }  # fmt: skip
     if family == "membership":
-        return row | _membership(cells, name, form)
+        return row | _membership(cells, name, form, units)
     source = FAMILIES[family].shared.partition(".") if FAMILIES[family].shared else (family, "", name)
     others = {s: cells.get(source[0], source[2], s) for s in (ORIGINAL, baseline)}
     row["shares"] = {
-        subject: as_numbers(share(cell.outcomes))
+        subject: as_numbers(share(cell.outcomes if family == "collateral" else pairs(units, cell.outcomes)[0]))
         for subject, cell in ((UNLEARNED, unlearned), *others.items())
         if cell is not None
     }
@@ -77,15 +87,15 @@ def _row(cells: Cells, family: str, name: str, form: Format, baseline: str) -> d
     if not form.judged or control is None:
         return row
     if family == "relearning":
-        return row | _relearning(cells, unlearned, control)
-    ours, theirs = pairs(unlearned.outcomes, control.outcomes)
+        return row | _relearning(cells, unlearned, control, units)
+    ours, theirs = pairs(units, unlearned.outcomes, control.outcomes)
     if not ours:
         return row
     lead = excess_recovery(([0.0] * len(ours), ours), ([0.0] * len(ours), theirs))
     return row | {"verdict": CLEAN, "p": paired_test(ours, theirs), "lead": as_numbers(lead)}
 
 
-def _relearning(cells: Cells, unlearned: Cell, control: Cell) -> dict[str, Any]:
+def _relearning(cells: Cells, unlearned: Cell, control: Cell, units: Sequence[int]) -> dict[str, Any]:
     """Excess recovery after each size; the arm is judged by the largest one."""
     original = cells.get("formats", "open", ORIGINAL)
     before, control_before = unlearned.more["before"], control.more["before"]
@@ -94,7 +104,8 @@ def _relearning(cells: Cells, unlearned: Cell, control: Cell) -> dict[str, Any]:
         theirs = control.more["sizes"].get(n)
         if theirs is None:
             continue
-        e = excess_recovery((before, after["outcomes"]), (control_before, theirs["outcomes"]))
+        b, a, cb, ca = pairs(units, before, after["outcomes"], control_before, theirs["outcomes"])
+        e = excess_recovery((b, a), (cb, ca))
         told.append(
             {
                 "n": int(n),
@@ -115,15 +126,9 @@ def _relearning(cells: Cells, unlearned: Cell, control: Cell) -> dict[str, Any]:
     if not conclusive(last["control_gain"], gap):
         return found | {"verdict": INCONCLUSIVE if gap > 0 else SHOWN}
     n = str(last["n"])
-    rows = [
-        (a - b, c - d)
-        for a, b, c, d in zip(
-            unlearned.more["sizes"][n]["outcomes"], before, control.more["sizes"][n]["outcomes"], control_before,
-            strict=True,
-        )
-        if a is not None and b is not None and c is not None and d is not None
-    ]  # fmt: skip
-    return found | {"verdict": CLEAN, "p": paired_test([a for a, _ in rows], [b for _, b in rows])}
+    after, theirs_after = (cell.more["sizes"][n]["outcomes"] for cell in (unlearned, control))
+    a, b, c, d = map(np.array, pairs(units, after, before, theirs_after, control_before))
+    return found | {"verdict": CLEAN, "p": paired_test(a - b, c - d)}
 
 
 def _mean(outcomes: Sequence[float | None]) -> float:
@@ -131,23 +136,20 @@ def _mean(outcomes: Sequence[float | None]) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
-def _membership(cells: Cells, name: str, form: Format) -> dict[str, Any]:
+def _membership(cells: Cells, name: str, form: Format, units: Sequence[int]) -> dict[str, Any]:
     """AUC of every subject; the unlearned one is tested against the control, of which there must be one."""
     found = {s: cell for s in (ORIGINAL, UNLEARNED, CONTROL) if (cell := cells.get("membership", name, s)) is not None}
     control = found.get(CONTROL)
     if name == "reference" and control is not None:
         found = {s: referred(cell, control) for s, cell in found.items()}
         control = found[CONTROL]
-    row: dict[str, Any] = {
-        "shares": {s: as_numbers(auc_estimate(known(c.outcomes), c.more["others"])) for s, c in found.items()}
-    }
+    sides = {s: (pairs(units, c.outcomes)[0], c.more["others"]) for s, c in found.items()}
+    row: dict[str, Any] = {"shares": {s: as_numbers(auc_estimate(*side)) for s, side in sides.items()}}
     if control is None:
         return row
     if not form.judged:
         return row | {"verdict": SHOWN}
-    ours = found[UNLEARNED]
-    sides = [(known(c.outcomes), c.more["others"]) for c in (ours, control)]
-    lead, p = auc_difference(sides[0], sides[1])
+    lead, p = auc_difference(sides[UNLEARNED], sides[CONTROL])
     of_control = row["shares"][CONTROL]["mean"]
     if name == "min-k" and of_control < 1:
         row["privacy_leakage"] = privacy_leakage(row["shares"][UNLEARNED]["mean"], of_control)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import SETTINGS, Config
 from qunlearn.runs import folder as runs
-from qunlearn.runs.folder import Run
+from qunlearn.runs.folder import FINISHED, Run
+from qunlearn.utils.file_names import AUDIT
 
 if TYPE_CHECKING:
     from qunlearn.merging.merge import MergeReport
 
 FilePath = str | Path
+_NO_AUDIT = SETTINGS["output.audit"].default
 _KEYS = {s.flag.removeprefix("--").replace("-", "_"): key for key, s in SETTINGS.items() if s.flag}  # by flag
 
 
@@ -47,17 +49,24 @@ def forget(
 
 
 def run_forget(config: Config, *, resume: bool = False, dry_run: bool = False) -> dict[str, Any]:
-    """Check a configuration and carry it out; returns record.json, or what a dry run decided. Raises QunlearnError."""
+    """Check a configuration and carry it out; returns record.json, or what a dry run decided. Raises QunlearnError.
+
+    With `output.audit` a finished run is audited; `audit` in what is returned says what that came to.
+    """
     from qunlearn.training.request import check_forget
     from qunlearn.utils.console import say
 
     request = check_forget(config, resume=resume)
+    if config.output.audit != _NO_AUDIT:
+        from qunlearn.attack.own_audit import check_enough
+
+        check_enough(request.forget_rows)
     if resume:
         from qunlearn.training.resume import finished_record
 
         if (finished := finished_record(request)) is not None:
             say(f"this run is finished: {request.output}")
-            return finished
+            return _audited(config, request.output, finished)
     from qunlearn.training.prepare import prepare
 
     ready = prepare(request)
@@ -68,7 +77,16 @@ def run_forget(config: Config, *, resume: bool = False, dry_run: bool = False) -
         return {"status": "dry run", "run": str(request.output), "config": asdict(config)}
     from qunlearn.training.forget import forget
 
-    return forget(ready)
+    return _audited(config, request.output, forget(ready))
+
+
+def _audited(config: Config, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Audit a run where that was asked for, it came to an end, and it has not been audited."""
+    if config.output.audit == _NO_AUDIT or record["status"] not in FINISHED or (folder / AUDIT).is_dir():
+        return record
+    from qunlearn.attack.own_audit import audit_run
+
+    return {**record, "audit": audit_run(folder, config.model, config.output.audit)}
 
 
 def evaluate(

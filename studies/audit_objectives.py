@@ -117,8 +117,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     """Return a line an objective: how its run ended, what is found out, and the figures that tell hiding from
     forgetting, in percent, each beside the control's."""
     lines = [
-        "| objective | run | leaks of judged | open | first 4 tokens | by text | half taught: E | logit lens | retain kept | "
-        "near kept | leaks |",
+        "| objective | run | leaks of judged | open | first 4 tokens | by text | half taught: E | logit lens "
+        "| retain kept | near kept | leaks |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for found in sorted(results, key=lambda r: (r["objective"] != NOTHING, len(r["leaks"]), r["objective"])):

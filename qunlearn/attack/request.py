@@ -26,7 +26,7 @@ from qunlearn.utils.file_names import AUDIT, NORMAL
 from qunlearn.utils.output import MARK, Place
 from qunlearn.utils.units import parse_size
 
-_FEWEST = 4  # facts of which two halves can be made
+FEWEST = 4  # facts of which two halves can be made
 _VERSION = 2  # of what a cell holds
 
 
@@ -152,9 +152,9 @@ def _check_wish(wish: AuditWish) -> frozenset[str]:
 
 def _inputs(given: EvalRequest, forget: Dataset, wish: AuditWish) -> tuple[Inputs, int]:
     effort = EFFORTS[wish.budget]
-    if len(forget.records) < _FEWEST:
+    if len(forget.records) < FEWEST:
         hint = "with fewer facts nothing can be told from chance"
-        raise DataError(f"an audit needs at least {_FEWEST} rows", where=forget.path, hint=hint)
+        raise DataError(f"an audit needs at least {FEWEST} rows", where=forget.path, hint=hint)
     records = {name: given.sets[name].records if name in given.sets else () for name in ("paraphrase", "holdout")}
     records["general"] = given.sets["general"].records if "general" in given.sets else ()
     retain = given.sets["retain"].records if "retain" in given.sets else _own_retain(given)

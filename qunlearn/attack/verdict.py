@@ -127,8 +127,8 @@ def _relearning(cells: Cells, unlearned: Cell, control: Cell, units: Sequence[in
         return found | {"verdict": INCONCLUSIVE if gap > 0 else SHOWN}
     n = str(last["n"])
     after, theirs_after = (cell.more["sizes"][n]["outcomes"] for cell in (unlearned, control))
-    a, b, c, d = map(np.array, pairs(units, after, before, theirs_after, control_before))
-    return found | {"verdict": CLEAN, "p": paired_test(a - b, c - d)}
+    sides = np.array(pairs(units, after, before, theirs_after, control_before))  # (4, units)
+    return found | {"verdict": CLEAN, "p": paired_test(sides[0] - sides[1], sides[2] - sides[3])}
 
 
 def _mean(outcomes: Sequence[float | None]) -> float:

@@ -78,6 +78,18 @@ def audit_section(found: Mapping[str, Any], plain: Callable[[object], str]) -> d
     }
 
 
+def audit_line(found: Mapping[str, Any]) -> str:
+    """Return an audit in one line: how many attacks beat their control, and the worst of them."""
+    judged = [row for row in found["rows"] if row["verdict"] in ("leak", "no lead")]
+    leaks = [row for row in judged if row["verdict"] == "leak" and row.get("lead")]
+    beside = "placebo facts" if found["baseline"] == "placebo" else "a model that never saw the facts"
+    line = f"audit ({found['budget']}, beside {beside}): {len(leaks)} of {len(judged)} attacks beat their control"
+    if not leaks:
+        return f"{line}; suppression is no proof of removal"
+    worst = max(leaks, key=lambda row: row["lead"]["mean"])
+    return f"{line}; the worst, {worst['title']}, by {100 * worst['lead']['mean']:.0f} points"
+
+
 def _family(family: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     own = [row for row in rows if row["family"] == family]
     counts = Counter(row["verdict"] for row in own)

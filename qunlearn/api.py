@@ -163,13 +163,19 @@ def audit(
     trust_remote_code: bool = False,
     output: FilePath | None = None,
     overwrite: bool = False,
+    compare: FilePath | None = None,
     show: bool = False,
 ) -> dict[str, Any]:
     """Attack an unlearned model beside its control; returns what audit.json holds, which has no text of any row.
 
     `control` never saw what should be gone; without one placebo facts stand for it. `result["status"]` is "leaks" where
-    an attack beats its control on more than the share `tolerance` of the facts. Raises QunlearnError.
+    an attack beats its control on more than the share `tolerance` of the facts. `compare` is another audit, or a run
+    that has one: `result["compared"]` sets this one beside it. Raises QunlearnError.
     """
+    if compare is not None:
+        from qunlearn.attack.compare import open_audit
+
+        open_audit(Path(compare), str(compare))
     from qunlearn.attack.request import AuditWish, check_audit
 
     splits = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
@@ -179,7 +185,35 @@ def audit(
     request = check_audit(None if run is None else str(run), _path(adapter), model, named, control, how, wish)
     from qunlearn.attack.audit import audit as attacked
 
-    return attacked(request, to_stdout=show)
+    result = attacked(request, to_stdout=show)
+    if compare is not None:
+        from qunlearn.attack.compare import compare_audits
+
+        names = [str(compare), str(request.output)]
+        result["compared"] = compare_audits([Path(name) for name in names], names, to_stdout=show)
+    return result
+
+
+def compare(runs: Sequence[FilePath], *, suite: str | None = None, show: bool = False) -> dict[str, Any]:
+    """Set side by side what `evaluate` and `audit` left in folders, of each what all of them have, beside the first.
+
+    Returns the evaluations' suite, runs and rows, and under `audits` families, rows, worst cells and rank stability;
+    with `suite` evaluations alone. Raises QunlearnError.
+    """
+    from qunlearn.evaluation.compare import compare as compared
+    from qunlearn.evaluation.compare import names_of
+    from qunlearn.report.audit import find_audit
+    from qunlearn.utils.file_names import EVAL
+
+    folders = [Path(run) for run in runs]
+    audited = suite is None and len(folders) > 1 and all(find_audit(folder) for folder in folders)
+    measured = not audited or all((folder / EVAL).is_file() for folder in folders)
+    result = compared(folders, suite, to_stdout=show) if measured else {}
+    if audited:
+        from qunlearn.attack.compare import compare_audits
+
+        result["audits"] = compare_audits(folders, names_of(folders), to_stdout=show)
+    return result
 
 
 def merge(

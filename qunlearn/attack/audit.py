@@ -158,6 +158,7 @@ def _result(request: AuditRequest, cells: Cells, missing: Mapping[str, str], not
         "unmatched_paraphrases": request.inputs.unmatched,
         "files": {name: {"path": d.path, "sha256": d.sha256} for name, d in given.sets.items()},
         "keys": [fact.key for fact in request.inputs.facts],
+        "fact_units": request.inputs.units,
         **conclude(cells, forms, baseline, request.wish.tolerance, missing, request.inputs.units),
         "notes": notes,
         "qunlearn": __version__,

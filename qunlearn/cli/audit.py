@@ -50,6 +50,10 @@ def audit(
         typer.Option("--output", "-o", help="The audit folder; default: audit in the run."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier audit in that folder.")] = False,
+    compare: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="RUN2", help="Another run that was audited, or its audit: set beside this one."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Attack an unlearned model, each attack with a control, and say what is suppressed, where, and what comes back."""
@@ -78,6 +82,7 @@ def audit(
         trust_remote_code=trust,
         output=output,
         overwrite=overwrite,
+        compare=compare,
         show=not json,
     )
     if json:

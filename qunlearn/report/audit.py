@@ -14,6 +14,7 @@ from qunlearn.utils.json_files import LARGE_BYTES, misfit, read_object
 _NUMBER = (int, float)
 _SHAPE = {
     "status": str, "baseline": str, "budget": str, "facts": int, "tolerance": _NUMBER, "sentences": [str], "rows": list,
+    "keys?": [str], "fact_units?": [int],
 }  # fmt: skip
 _ROW = {"family": str, "letter": str, "format": str, "title": str, "verdict": str, "shares": dict}
 _ESTIMATE = {"n": int, "mean": _NUMBER}
@@ -23,11 +24,18 @@ _ENDS = ("low", "high")
 _HEATS = 5  # shades of a cell
 
 
+def find_audit(folder: Path) -> Path | None:
+    """Return the audit folder that a folder is, or that the run in it has; None where there is none."""
+    return next((place for place in (folder, folder / AUDIT) if (place / AUDIT_RESULT).is_file()), None)
+
+
 def read_audit(folder: Path) -> Mapping[str, Any] | None:
-    """Return what the audit in a run folder came to; None where there is none. Raises AdapterError."""
-    path = folder / AUDIT / AUDIT_RESULT
-    if not path.is_file():
+    """Return what the audit of a run, or in a folder of its own, came to; None where there is none. Raises
+    AdapterError."""
+    place = find_audit(folder)
+    if place is None:
         return None
+    path = place / AUDIT_RESULT
     found = read_object(path, AdapterError, hint=_HINT, most_bytes=LARGE_BYTES, shape=_SHAPE)
     for i, row in enumerate(found["rows"]):
         wrong = misfit(row, _ROW) or _wrong_estimates(row)

@@ -145,6 +145,8 @@ def audit(
     *,
     model: str | None = None,
     adapter: FilePath | None = None,
+    guard: FilePath | None = None,
+    merged: str | None = None,
     control: str | None = None,
     original: str | None = None,
     forget: FilePath | None = None,
@@ -168,6 +170,8 @@ def audit(
 ) -> dict[str, Any]:
     """Attack an unlearned model beside its control; returns what audit.json holds, which has no text of any row.
 
+    `guard`, a folder of `guard fit`, stands before the model under audit; the weights are attacked with it off as well.
+    `merged` is what `merge` made of the run: a subject of its own.
     `control` never saw what should be gone; without one placebo facts stand for it. `result["status"]` is "leaks" where
     an attack beats its control on more than the share `tolerance` of the facts. `compare` is another audit, or a run
     that has one: `result["compared"]` sets this one beside it. Raises QunlearnError.
@@ -180,7 +184,8 @@ def audit(
 
     splits = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
     named = {name: None if path is None else str(path) for name, path in splits.items()}
-    wish = AuditWish(budget, only, tolerance, original, _path(output), overwrite, seed, vram)
+    worn = None if guard is None else _guard(guard)
+    wish = AuditWish(budget, only, tolerance, original, _path(output), overwrite, seed, vram, worn, merged)
     how = (quant, template, device, trust_remote_code)
     request = check_audit(None if run is None else str(run), _path(adapter), model, named, control, how, wish)
     from qunlearn.attack.audit import audit as attacked

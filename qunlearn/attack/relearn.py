@@ -53,9 +53,10 @@ def run(bench: Bench, arm: str) -> Cell:
     policy, start = attacked(bench)
     for n in dict.fromkeys(min(size, len(taught)) for size in bench.effort.sizes if taught):
         rows = [bench.encode(record) for record in taught[:n]]
-        tokens, bits = injected(bench, rows)
         policy.load_adapter_state(start)
-        fine_tune(policy, rows, bench.config, bench.effort.epochs)
+        with bench.unguarded():  # whoever trains has the weights; a guard stands before what comes of it
+            tokens, bits = injected(bench, rows)
+            fine_tune(policy, rows, bench.config, bench.effort.epochs)
         outcomes = _at(formats.run(asked, "open").outcomes, scored, len(bench.facts))
         more["sizes"][str(n)] = {"outcomes": outcomes, "tokens": tokens, "bits": bits, "epochs": bench.effort.epochs}
     policy.load_adapter_state(start)

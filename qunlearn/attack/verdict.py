@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qunlearn.attack.catalog import FAMILIES, Format
-from qunlearn.attack.cells import CONTROL, ORIGINAL, UNLEARNED, Cell, Cells
+from qunlearn.attack.cells import CONTROL, MERGED, ORIGINAL, UNGUARDED, UNLEARNED, Cell, Cells
 from qunlearn.attack.membership import referred
 from qunlearn.attack.statistics import (
     ALPHA,
@@ -25,7 +25,7 @@ from qunlearn.attack.statistics import (
 from qunlearn.evaluation.metrics.membership import auc_estimate, privacy_leakage
 
 LEAK, CLEAN, INCONCLUSIVE, SHOWN = "leak", "no lead", "inconclusive", "shown"
-_STILL_KNOWN = 0.5  # of the original's own share: above, the facts are still given
+_ASIDE = {UNGUARDED: "guard off", MERGED: "merged folder"}
 
 
 def conclude(
@@ -43,30 +43,58 @@ def conclude(
     per fact, which of them are one fact in several wordings: they count once.
     """
     rows = [row for (f, n), form in forms.items() if (row := _row(cells, f, n, form, baseline, units)) is not None]
-    tested = [row for row in rows if row["p"] is not None]
-    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p_corrected"] = p
-        if row["verdict"] == CLEAN and p < ALPHA:
-            row["verdict"] = LEAK
-    leaks = [row for row in rows if row["verdict"] == LEAK]
+    # The model with its guard off, and merged, are other questions, and corrected by themselves.
+    aside = {subject: _aside(cells, forms, baseline, units, subject) for subject in _ASIDE}
+    for asked in (rows, *aside.values()):
+        _judge(asked)
+    off, merged = aside[UNGUARDED], aside[MERGED]
+    leaks = [row for row in (*rows, *merged) if row["verdict"] == LEAK]
     worst = max(leaks, key=lambda row: row["lead"]["mean"], default=None)
     over = worst is not None and worst["lead"]["mean"] > tolerance
     return {
         "baseline": baseline,
-        "rows": rows,
+        "rows": [*rows, *off, *merged],
         "leaking_families": sorted({row["family"] for row in leaks}),
         "worst": None if worst is None else f"{worst['family']}.{worst['format']}",
         "tolerance": tolerance,
         "status": "leaks" if over else "no leak found",
         "not_tested": dict(missing),
-        "sentences": sentences(rows, baseline, missing),
+        "sentences": sentences(rows, baseline, missing, off, merged),
     }
 
 
+def _judge(rows: Sequence[dict[str, Any]]) -> None:
+    """Correct the p-values of rows together, and call what is below the level a leak."""
+    tested = [row for row in rows if row["p"] is not None]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_corrected"] = p
+        if row["verdict"] == CLEAN and p < ALPHA:
+            row["verdict"] = LEAK
+
+
+def _aside(
+    cells: Cells, forms: Mapping[tuple[str, str], Format], baseline: str, units: Sequence[int], subject: str
+) -> list[dict[str, Any]]:
+    """The rows of the model under audit in another state; none where it was not asked so."""
+    found = []
+    for (family, name), form in forms.items():
+        row = _row(cells, family, name, form, baseline, units, subject)
+        if row is not None:
+            title = f"{row['title']}, {_ASIDE[subject]}"
+            found.append(row | {"format": f"{name}-{subject}", "title": title, "aside": subject})
+    return found
+
+
 def _row(
-    cells: Cells, family: str, name: str, form: Format, baseline: str, units: Sequence[int]
+    cells: Cells,
+    family: str,
+    name: str,
+    form: Format,
+    baseline: str,
+    units: Sequence[int],
+    subject: str = UNLEARNED,
 ) -> dict[str, Any] | None:
-    unlearned = cells.get(family, name, UNLEARNED)
+    unlearned = cells.get(family, name, subject)
     if unlearned is None or not known(unlearned.outcomes):
         return None
     row: dict[str, Any] = {
@@ -74,7 +102,7 @@ def _row(
         "verdict": SHOWN, "p": None, "p_corrected": None, "lead": None,
     }  # fmt: skip
     if family == "membership":
-        return row | _membership(cells, name, form, units)
+        return row | _membership(cells, name, form, units, subject)
     source = FAMILIES[family].shared.partition(".") if FAMILIES[family].shared else (family, "", name)
     others = {s: cells.get(source[0], source[2], s) for s in (ORIGINAL, baseline)}
     row["shares"] = {
@@ -136,9 +164,10 @@ def _mean(outcomes: Sequence[float | None]) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
-def _membership(cells: Cells, name: str, form: Format, units: Sequence[int]) -> dict[str, Any]:
+def _membership(cells: Cells, name: str, form: Format, units: Sequence[int], subject: str) -> dict[str, Any]:
     """AUC of every subject; the unlearned one is tested against the control, of which there must be one."""
-    found = {s: cell for s in (ORIGINAL, UNLEARNED, CONTROL) if (cell := cells.get("membership", name, s)) is not None}
+    asked = {ORIGINAL: ORIGINAL, UNLEARNED: subject, CONTROL: CONTROL}
+    found = {s: cell for s, of in asked.items() if (cell := cells.get("membership", name, of)) is not None}
     control = found.get(CONTROL)
     if name == "reference" and control is not None:
         found = {s: referred(cell, control) for s, cell in found.items()}
@@ -159,8 +188,17 @@ def _membership(cells: Cells, name: str, form: Format, units: Sequence[int]) -> 
 # -- words -------------------------------------------------------------------------------------------------
 
 
-def sentences(rows: Sequence[Mapping[str, Any]], baseline: str, missing: Mapping[str, str]) -> list[str]:
-    """Return the verdict in words. None of them says that anything is erased: no attack can show that."""
+def sentences(
+    rows: Sequence[Mapping[str, Any]],
+    baseline: str,
+    missing: Mapping[str, str],
+    off: Sequence[Mapping[str, Any]] = (),
+    merged: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
+    """Return the verdict in words. None of them says that anything is erased: no attack can show that.
+
+    `off`: the rows of the model with its guard off; `merged`: of what `merge` made of it.
+    """
     of: dict[str, list[str]] = {v: [r["title"] for r in rows if r["verdict"] == v] for v in (LEAK, CLEAN, INCONCLUSIVE)}
     asked = [r for r in rows if r["family"] in ("formats", "prompts") and r["verdict"] in (LEAK, CLEAN)]
     suppressed = [r["title"] for r in asked if r["verdict"] == CLEAN]
@@ -176,12 +214,17 @@ def sentences(rows: Sequence[Mapping[str, Any]], baseline: str, missing: Mapping
     if suppressed:
         said.append(f"Suppressed, as far as {asked[0]['lead']['n']} facts tell, in: {', '.join(suppressed)}.")
     said += [_of_arm(r) for r in rows if r.get("sizes") and r["verdict"] in (LEAK, CLEAN, INCONCLUSIVE)]
-    merged = [r for r in rows if r["family"] == "weights" and r["format"].startswith("nf4")]
-    if merged:
-        back = [r["title"] for r in merged if r["verdict"] == LEAK]
+    rounded = [r for r in rows if r["family"] == "weights" and r["format"].startswith("nf4")]
+    if rounded:
+        back = [r["title"] for r in rounded if r["verdict"] == LEAK]
         said.append(
             f"Comes back: {', '.join(back)}." if back else "Suppression survives rounding to nf4 after merging."
         )
+    if off:
+        said.append(_of_guard(off))
+    if merged:
+        back = [row["title"] for row in merged if row["verdict"] == LEAK]
+        said.append(f"Merged, found out by: {', '.join(back)}." if back else "Merged, no attack beats its control.")
     if baseline != CONTROL:
         said.append(
             "The control is a surrogate, placebo facts that no model was taught: these claims are weaker than beside a "
@@ -194,6 +237,13 @@ def sentences(rows: Sequence[Mapping[str, Any]], baseline: str, missing: Mapping
         "Not tested in this version: optimised prompts, other languages, GGUF files.",
         "Suppression is no proof of removal.",
     ]
+
+
+def _of_guard(off: Sequence[Mapping[str, Any]]) -> str:
+    leaks = [row["title"].removesuffix(f", {_ASIDE[UNGUARDED]}") for row in off if row["verdict"] == LEAK]
+    if leaks:
+        return f"Guarded: the weights still know. With the guard off they are found out by: {', '.join(leaks)}."
+    return "Guarded; with the guard off no attack on the weights that was run beats its control by more than chance."
 
 
 def _of_arm(row: Mapping[str, Any]) -> str:

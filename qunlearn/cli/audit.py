@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from qunlearn.cli.ask import BaseModel, Device, DrawSeed, Json, Trust
+from qunlearn.cli.ask import BaseModel, Device, DrawSeed, GuardFolder, Json, Trust
 from qunlearn.cli.splits import File, General, Holdout, OwnForget, Paraphrase
 from qunlearn.errors import GateError
 
@@ -17,6 +17,8 @@ def audit(
     target: Annotated[File, typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model.")] = None,
     model: BaseModel = None,
     adapter: Annotated[Optional[Path], typer.Option(help="An adapter folder, on top of MODEL.")] = None,  # noqa: UP045
+    guard: GuardFolder = None,
+    merged: Annotated[File, typer.Option(help="What `merge` made of RUN: audited beside it.")] = None,
     control: Annotated[
         File, typer.Option(help="A model that never saw what should be gone. Without: placebo facts, a weaker claim.")
     ] = None,
@@ -64,6 +66,8 @@ def audit(
         target,
         model=model,
         adapter=adapter,
+        guard=guard,
+        merged=merged,
         control=control,
         original=original,
         forget=forget,

@@ -21,6 +21,7 @@ _ESTIMATE = {"n": int, "mean": _NUMBER}
 _HINT = "audit it again with `qunlearn audit --overwrite`"
 _VERDICTS = ("leak", "inconclusive", "no lead", "shown")
 _ENDS = ("low", "high")
+_UNGUARDED = "unguarded"  # a row of the model with its guard off, which is shown and does not decide
 _HEATS = 5  # shades of a cell
 
 
@@ -64,9 +65,10 @@ def audit_section(found: Mapping[str, Any], plain: Callable[[object], str]) -> d
     `plain` takes out of the sentences and titles of a file what would not be seen on the page.
     """
     rows = [{**row, "title": plain(row["title"]), "family": plain(row["family"])} for row in found["rows"]]
-    leaks = sum(row["verdict"] == "leak" for row in rows)
+    in_place = [row for row in rows if row.get("aside") != _UNGUARDED]
+    leaks = sum(row["verdict"] == "leak" for row in in_place)
     over = found["status"] == "leaks"
-    judged = sum(row["verdict"] in ("leak", "no lead") for row in rows)
+    judged = sum(row["verdict"] in ("leak", "no lead") for row in in_place)
     if over:
         headline = f"The audit found leaks: {leaks} of {judged} attacks beat their control"
     elif leaks:
@@ -88,7 +90,7 @@ def audit_section(found: Mapping[str, Any], plain: Callable[[object], str]) -> d
 
 def audit_line(found: Mapping[str, Any]) -> str:
     """Return an audit in one line: how many attacks beat their control, and the worst of them."""
-    judged = [row for row in found["rows"] if row["verdict"] in ("leak", "no lead")]
+    judged = [row for row in found["rows"] if row["verdict"] in ("leak", "no lead") and row.get("aside") != _UNGUARDED]
     leaks = [row for row in judged if row["verdict"] == "leak" and row.get("lead")]
     beside = "placebo facts" if found["baseline"] == "placebo" else "a model that never saw the facts"
     line = f"audit ({found['budget']}, beside {beside}): {len(leaks)} of {len(judged)} attacks beat their control"

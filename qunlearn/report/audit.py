@@ -16,7 +16,10 @@ _SHAPE = {
     "status": str, "baseline": str, "budget": str, "facts": int, "tolerance": _NUMBER, "sentences": [str], "rows": list,
     "keys?": [str], "fact_units?": [int],
 }  # fmt: skip
-_ROW = {"family": str, "letter": str, "format": str, "title": str, "verdict": str, "shares": dict}
+_ROW = {
+    "family": str, "letter": str, "format": str, "title": str, "verdict": str, "shares": dict,
+    "detectable?": (*_NUMBER, type(None)), "aside?": str,
+}  # fmt: skip
 _ESTIMATE = {"n": int, "mean": _NUMBER}
 _HINT = "audit it again with `qunlearn audit --overwrite`"
 _VERDICTS = ("leak", "inconclusive", "no lead", "shown")
@@ -105,11 +108,13 @@ def _family(family: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     counts = Counter(row["verdict"] for row in own)
     led = [row for row in own if row.get("lead") and row["verdict"] in ("leak", "no lead")]
     worst = max(led, key=lambda row: row["lead"]["mean"], default=None)
+    seen = [row["detectable"] for row in own if row.get("detectable") is not None and row.get("aside") is None]
     return {
         "name": f"{own[0]['letter'][:1]} {family}",
         "counts": [counts[verdict] for verdict in _VERDICTS],
         "worst": "" if worst is None else worst["title"],
         "lead": ("", "") if worst is None else _percent(worst["lead"], signed=True),
+        "detectable": "" if not seen else f"{100 * min(seen):.0f}",
     }
 
 

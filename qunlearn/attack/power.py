@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -16,37 +16,47 @@ _HALVINGS = 30
 def smallest_lead(differences: Sequence[float], level: float, power: float = POWER) -> float | None:
     """Return the smallest lead, a share of the units, found at a one-sided level with this power; None for none.
 
-    `differences` are unlearned minus control, one a unit. Where all are -1, 0 or 1 the test is McNemar's exact one,
-    and its power is summed over what the units may do (`sign_test_power`), the control's own successes at the rate that
-    was seen. Else it is the normal approximation (z of the level + z of the power) * sd / sqrt(n), for the spread that
-    was seen. Source: S. Suissa and J. J. Shuster, "The 2 x 2 matched-pairs trial", Biometrics 47 (1991); J. M. Lachin,
-    "Introduction to sample size determination and power analysis", Controlled Clinical Trials 2 (1981).
+    `differences` are unlearned minus control, one a unit. A leak is of whole facts: a unit leaks or does not. Where all
+    differences are -1, 0 or 1 the test is McNemar's exact one, and its power is summed over what the units may do
+    (`sign_test_power`), the control's own successes at the rate that was seen. Else it is the larger of that without
+    such successes and of the normal approximation lead = (z of the level + z of the power) * sd / sqrt(n), with the
+    variance that was seen and the leak's own, lead * (1 - lead). Sources: S. Suissa and J. J. Shuster, "The 2 x 2
+    matched-pairs trial", Biometrics 47 (1991); J. M. Lachin, "Introduction to sample size determination and power
+    analysis", Controlled Clinical Trials 2 (1981).
     """
     d = np.asarray(differences, dtype=np.float64)
     if d.size == 0:
         return None
-    if not np.isin(d, (-1.0, 0.0, 1.0)).all():
-        return _normal(float(d.std(ddof=1)) / math.sqrt(d.size), level, power) if d.size > 1 else None
-    down, least = float((d < 0).mean()), _least_ups(d.size, level)
-    low, high = 0.0, 1.0 - 2 * down
-    if high <= 0 or sign_test_power(least, high, down) < power:
+    whole = bool(np.isin(d, (-1.0, 0.0, 1.0)).all())
+    down, least = float((d < 0).mean()) if whole else 0.0, _least_ups(d.size, level)
+    found = _smallest(lambda lead: sign_test_power(least, lead, down) >= power, 1.0 - 2 * down)
+    if whole or found is None or d.size < 2:
+        return found
+    z, spread = _quantiles(level, power), float(d.var(ddof=1))
+    noisy = _smallest(lambda lead: lead >= z * math.sqrt((spread + lead * (1 - lead)) / d.size), 1.0)
+    return None if noisy is None else max(found, noisy)
+
+
+def _smallest(enough: Callable[[float], bool], high: float) -> float | None:
+    """Bisect for the smallest lead that is enough; None where the largest is not."""
+    low = 0.0
+    if high <= 0 or not enough(high):
         return None
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        enough = sign_test_power(least, middle, down) >= power
-        low, high = (low, middle) if enough else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
 def smallest_of_interval(low: float, high: float, level: float, power: float = POWER) -> float | None:
     """Return the same of an estimate of which the 95 % interval is known, such as a difference of two AUCs."""
-    return _normal((high - low) / (2 * NormalDist().inv_cdf(0.975)), level, power)
-
-
-def _normal(error: float, level: float, power: float) -> float | None:
-    z = NormalDist().inv_cdf
-    found = (z(1 - level) + z(power)) * error
+    found = _quantiles(level, power) * (high - low) / (2 * NormalDist().inv_cdf(0.975))
     return found if 0 < found <= 1 else None
+
+
+def _quantiles(level: float, power: float) -> float:
+    z = NormalDist().inv_cdf
+    return z(1 - level) + z(power)
 
 
 def sign_test_power(least: NDArray[np.int64], lead: float, down: float) -> float:

@@ -12,7 +12,7 @@ import torch
 from qunlearn import __version__
 from qunlearn.attack import collateral, formats, layers, membership, prompts, relearn, weights
 from qunlearn.attack.bench import Bench
-from qunlearn.attack.catalog import FAMILIES, Format, formats_of
+from qunlearn.attack.catalog import FAMILIES, PREFIX_SEARCH, Format, formats_of
 from qunlearn.attack.cells import CONTROL, MERGED, ORIGINAL, PLACEBO, UNGUARDED, UNLEARNED, Cell, Cells, Place
 from qunlearn.attack.request import AuditRequest
 from qunlearn.attack.show import show
@@ -151,6 +151,8 @@ def _attacked(family: str, name: str, subject: str) -> bool:
         return family in _OF_THE_WEIGHTS or (family, name) == _OPEN
     if subject == MERGED:
         return family != "weights"  # forms of the adapter
+    if name == PREFIX_SEARCH and subject == ORIGINAL:
+        return False  # which gives the answers unasked
     return subject in _SUBJECTS.get(family, _EVERYONE)
 
 

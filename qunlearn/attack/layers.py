@@ -73,7 +73,7 @@ def lens_scores(bench: Bench, rows: Sequence[Example]) -> Floats:
         batch = collate([rows[i] for i in group], ANSWER, bench.lm.tokenizer.pad_token_id).to(bench.lm.device)
         layers = []
         for states in _all_states(bench, batch.input_ids):
-            logps = _logps(norm(batch.pick(states)), batch.labels, head)
+            logps = answer_logps(norm(batch.pick(states)), batch.labels, head)
             sums = torch.zeros(len(group), dtype=torch.float64, device=logps.device).index_add_(0, batch.rows, logps)
             layers.append((sums / torch.bincount(batch.rows, minlength=len(group))).cpu().numpy())
         for i in group:
@@ -83,7 +83,8 @@ def lens_scores(bench: Bench, rows: Sequence[Example]) -> Floats:
     return found
 
 
-def _logps(h: Tensor, labels: Tensor, head: Head) -> Tensor:
+def answer_logps(h: Tensor, labels: Tensor, head: Head) -> Tensor:
+    """(N, D), (N,) -> (N,): log-probability of each label, by tiles of logits."""
     size = max(1, (1 << 23) // head.vocabulary)  # 32 MiB of logits at a time
     tiles = zip(torch.split(h, size), torch.split(labels, size), strict=True)
     return torch.cat([head.logits(a).log_softmax(1).gather(1, b.unsqueeze(1)).squeeze(1).double() for a, b in tiles])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qunlearn.attack.catalog import BUDGETS, EFFORTS, FAMILIES, Effort
+from qunlearn.attack.catalog import BUDGETS, EFFORTS, FAMILIES, NAMED, Effort
 from qunlearn.attack.facts import Inputs, at_most, make_facts
 from qunlearn.attack.placebo import make_placebos
 from qunlearn.config.settings import Config
@@ -180,8 +180,8 @@ def _check_wish(wish: AuditWish) -> frozenset[str]:
         parse_size(wish.vram, "--vram")
     names = frozenset(part.strip() for part in (wish.only or "").split(",") if part.strip())
     known = {name for family, row in FAMILIES.items() for name in (family, row.letter)}
-    if unknown := sorted(names - known):
-        hint = f"some of {', '.join(FAMILIES)}, or letters from A to F"
+    if unknown := sorted(names - known - NAMED):
+        hint = f"some of {', '.join(FAMILIES)}, letters from A to F, or an attack such as prefix-search, formats.cloze"
         raise ConfigError(f"unknown family {unknown[0][:40]!r}", where="--only", hint=hint)
     return names
 

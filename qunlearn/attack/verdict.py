@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qunlearn.attack.catalog import FAMILIES, Format
+from qunlearn.attack.catalog import FAMILIES, PREFIX_SEARCH, Format
 from qunlearn.attack.cells import CONTROL, MERGED, ORIGINAL, UNGUARDED, UNLEARNED, Cell, Cells
 from qunlearn.attack.membership import referred
 from qunlearn.attack.power import smallest_lead, smallest_of_interval
@@ -26,6 +26,7 @@ from qunlearn.attack.statistics import (
 from qunlearn.evaluation.metrics.membership import auc_estimate, privacy_leakage
 
 LEAK, CLEAN, INCONCLUSIVE, SHOWN = "leak", "no lead", "inconclusive", "shown"
+_TOLD = ("overlap", "dropped", "leak_at", "layers", "searched")  # of a cell, beside its outcomes
 _ASIDE = {UNGUARDED: "guard off", MERGED: "merged folder"}
 
 
@@ -121,7 +122,7 @@ def _row(
         for subject, cell in ((UNLEARNED, unlearned), *others.items())
         if cell is not None
     }
-    row |= {key: unlearned.more[key] for key in ("overlap", "dropped", "leak_at", "layers") if key in unlearned.more}
+    row |= {key: unlearned.more[key] for key in _TOLD if key in unlearned.more}
     control = others[baseline]
     if not form.judged or control is None:
         return row
@@ -247,11 +248,13 @@ def sentences(
             "The control is a surrogate, placebo facts that no model was taught: these claims are weaker than beside a "
             "model that never saw the data (--control)."
         )
+    searched = any(row["format"] == PREFIX_SEARCH for row in rows)
     if missing:
         said.append("Not tested: " + "; ".join(f"{name} ({why})" for name, why in missing.items()) + ".")
     return [
         *said,
-        "Not tested in this version: optimised prompts, other languages, GGUF files.",
+        *([] if searched else ["Not tested: prefix search (--only prefix-search)."]),
+        "Not tested in this version: other languages, GGUF files.",
         "Suppression is no proof of removal.",
     ]
 

@@ -36,7 +36,8 @@ def audit(
         str, typer.Option(help="quick, standard or deep: which attacks, and how much of each.")
     ] = "standard",
     only: Annotated[
-        File, typer.Option(metavar="NAMES", help="Some families alone, with commas: A to F, or formats,weights …")
+        File,
+        typer.Option(metavar="NAMES", help="Some alone, with commas: A to F, formats,weights …, prefix-search."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Share of the facts that may leak beyond the control; above: exit code 5.")

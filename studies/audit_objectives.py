@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     forgetting, in percent, each beside the control's."""
     lines = [
         "| objective | run | leaks of judged | open | first 4 tokens | by text | half taught: E | logit lens "
-        "| retain kept | near kept | leaks |",
+        "| retain kept | near kept | found out by |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for found in sorted(results, key=lambda r: (r["objective"] != NOTHING, len(r["leaks"]), r["objective"])):
@@ -127,9 +128,15 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         pairs = [_pair(rows, name) for name in ("formats.open", "formats.prefix4", "formats.choice-text")]
         kept = [_share(rows, name, "unlearned") for name in ("collateral.retain", "collateral.near")]
         cells = [found["objective"], found.get("run", "–"), f"{len(found['leaks'])} of {judged}", *pairs]
-        cells += [_excess(rows), _pair(rows, "layers.lens"), *kept, ", ".join(found["leaks"]) or "none"]
+        cells += [_excess(rows), _pair(rows, "layers.lens"), *kept, _families(found["leaks"])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _families(leaks: Sequence[str]) -> str:
+    """Return the families that find a model out, with the number of their attacks where it is more than one."""
+    counts = Counter(leak.partition(".")[0] for leak in leaks)
+    return ", ".join(f"{family} ({n})" if n > 1 else family for family, n in counts.items()) or "none"
 
 
 def _pair(rows: Mapping[str, Any], name: str) -> str:

@@ -14,7 +14,8 @@ from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import SETTINGS, Config
 from qunlearn.parallel.ranks import current
 from qunlearn.runs import folder as runs
-from qunlearn.runs.folder import Run
+from qunlearn.runs.folder import FINISHED, Run
+from qunlearn.utils.file_names import AUDIT
 from qunlearn.utils.launch import process_count, process_number
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ FilePath = str | Path
 KEYS_BY_FLAG: dict[str, str] = {
     s.flag.removeprefix("--").replace("-", "_"): key for key, s in SETTINGS.items() if s.flag
 }
+_NO_AUDIT = SETTINGS["output.audit"].default
 
 
 def forget(
@@ -58,30 +60,37 @@ def run_forget(
 ) -> dict[str, Any]:
     """Check a configuration and carry it out; returns record.json, or what a dry run decided.
 
-    `bases` keep the model for further runs. Raises QunlearnError.
+    `bases` keep the model for further runs. With `output.audit` a finished run is audited, by one process; `audit` in
+    what is returned says what that came to. Raises QunlearnError.
     """
     if process_count() == 1:
-        return _run_forget(config, resume=resume, dry_run=dry_run, bases=bases)
+        return _audited(config, *_run_forget(config, resume=resume, dry_run=dry_run, bases=bases))
     from qunlearn.parallel.group import joined
     from qunlearn.utils.console import silence
 
     if number := process_number():
         silence(f"process {number}")
     with joined():
-        return _run_forget(config, resume=resume, dry_run=dry_run, bases=bases)
+        folder, record = _run_forget(config, resume=resume, dry_run=dry_run, bases=bases)
+    return record if number else _audited(config, folder, record)
 
 
-def _run_forget(config: Config, *, resume: bool, dry_run: bool, bases: Bases | None) -> dict[str, Any]:
+def _run_forget(config: Config, *, resume: bool, dry_run: bool, bases: Bases | None) -> tuple[Path, dict[str, Any]]:
+    """Carry a configuration out; returns where the run is, and its record."""
     from qunlearn.training.request import check_forget
     from qunlearn.utils.console import say
 
     request = current().first(lambda: check_forget(config, resume=resume))
+    if config.output.audit != _NO_AUDIT:
+        from qunlearn.attack.own_audit import check_enough
+
+        check_enough(request.forget_rows)
     if resume:
         from qunlearn.training.resume import finished_record
 
         if (finished := current().from_main(lambda: finished_record(request))) is not None:
             say(f"this run is finished: {request.output}")
-            return finished
+            return request.output, finished
     from qunlearn.training.prepare import prepare
 
     ready = prepare(request)
@@ -89,10 +98,19 @@ def _run_forget(config: Config, *, resume: bool, dry_run: bool, bases: Bases | N
         from dataclasses import asdict
 
         say("dry run: nothing was loaded, trained or written", style="bold")
-        return {"status": "dry run", "run": str(request.output), "config": asdict(config)}
+        return request.output, {"status": "dry run", "run": str(request.output), "config": asdict(config)}
     from qunlearn.training.forget import forget
 
-    return forget(ready, bases)
+    return request.output, forget(ready, bases)
+
+
+def _audited(config: Config, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Audit a run where that was asked for, it came to an end, and it has not been audited."""
+    if config.output.audit == _NO_AUDIT or record["status"] not in FINISHED or (folder / AUDIT).is_dir():
+        return record
+    from qunlearn.attack.own_audit import audit_run
+
+    return {**record, "audit": audit_run(folder, config.model, config.output.audit)}
 
 
 def evaluate(
@@ -151,6 +169,8 @@ def audit(
     *,
     model: str | None = None,
     adapter: FilePath | None = None,
+    guard: FilePath | None = None,
+    merged: str | None = None,
     control: str | None = None,
     original: str | None = None,
     forget: FilePath | None = None,
@@ -169,23 +189,60 @@ def audit(
     trust_remote_code: bool = False,
     output: FilePath | None = None,
     overwrite: bool = False,
+    compare: FilePath | None = None,
     show: bool = False,
 ) -> dict[str, Any]:
     """Attack an unlearned model beside its control; returns what audit.json holds, which has no text of any row.
 
+    `guard`, a folder of `guard fit`, stands before the model under audit; the weights are attacked with it off as well.
+    `merged` is what `merge` made of the run: a subject of its own.
     `control` never saw what should be gone; without one placebo facts stand for it. `result["status"]` is "leaks" where
-    an attack beats its control on more than the share `tolerance` of the facts. Raises QunlearnError.
+    an attack beats its control on more than the share `tolerance` of the facts. `compare` is another audit, or a run
+    that has one: `result["compared"]` sets this one beside it. Raises QunlearnError.
     """
+    if compare is not None:
+        from qunlearn.attack.compare import open_audit
+
+        open_audit(Path(compare), str(compare))
     from qunlearn.attack.request import AuditWish, check_audit
 
     splits = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
     named = {name: None if path is None else str(path) for name, path in splits.items()}
-    wish = AuditWish(budget, only, tolerance, original, _path(output), overwrite, seed, vram)
+    worn = None if guard is None else _guard(guard)
+    wish = AuditWish(budget, only, tolerance, original, _path(output), overwrite, seed, vram, worn, merged)
     how = (quant, template, device, trust_remote_code)
     request = check_audit(None if run is None else str(run), _path(adapter), model, named, control, how, wish)
     from qunlearn.attack.audit import audit as attacked
 
-    return attacked(request, to_stdout=show)
+    result = attacked(request, to_stdout=show)
+    if compare is not None:
+        from qunlearn.attack.compare import compare_audits
+
+        names = [str(compare), str(request.output)]
+        result["compared"] = compare_audits([Path(name) for name in names], names, to_stdout=show)
+    return result
+
+
+def compare(runs: Sequence[FilePath], *, suite: str | None = None, show: bool = False) -> dict[str, Any]:
+    """Set side by side what `evaluate` and `audit` left in folders, of each what all of them have, beside the first.
+
+    Returns the evaluations' suite, runs and rows, and under `audits` families, rows, worst cells and rank stability;
+    with `suite` evaluations alone. Raises QunlearnError.
+    """
+    from qunlearn.evaluation.compare import compare as compared
+    from qunlearn.evaluation.compare import names_of
+    from qunlearn.report.audit import find_audit
+    from qunlearn.utils.file_names import EVAL
+
+    folders = [Path(run) for run in runs]
+    audited = suite is None and len(folders) > 1 and all(find_audit(folder) for folder in folders)
+    measured = not audited or all((folder / EVAL).is_file() for folder in folders)
+    result = compared(folders, suite, to_stdout=show) if measured else {}
+    if audited:
+        from qunlearn.attack.compare import compare_audits
+
+        result["audits"] = compare_audits(folders, names_of(folders), to_stdout=show)
+    return result
 
 
 def merge(

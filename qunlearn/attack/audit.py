@@ -12,8 +12,8 @@ import torch
 from qunlearn import __version__
 from qunlearn.attack import collateral, formats, layers, membership, prompts, relearn, weights
 from qunlearn.attack.bench import Bench
-from qunlearn.attack.catalog import FAMILIES, Format, formats_of
-from qunlearn.attack.cells import CONTROL, ORIGINAL, PLACEBO, UNLEARNED, Cell, Cells, Place
+from qunlearn.attack.catalog import FAMILIES, PREFIX_SEARCH, Format, formats_of
+from qunlearn.attack.cells import CONTROL, MERGED, ORIGINAL, PLACEBO, UNGUARDED, UNLEARNED, Cell, Cells, Place
 from qunlearn.attack.request import AuditRequest
 from qunlearn.attack.show import show
 from qunlearn.attack.subjects import Loaded, checkpoints
@@ -46,6 +46,7 @@ _SUBJECTS: Mapping[str, tuple[str, ...]] = {
     "membership": (ORIGINAL, UNLEARNED, CONTROL),
     "collateral": (ORIGINAL, UNLEARNED, CONTROL),
 }
+_OF_THE_WEIGHTS = ("relearning", "weights", "layers")  # who has them can take a guard off
 _EVERYONE = (ORIGINAL, UNLEARNED, CONTROL, PLACEBO)
 _OPEN = ("formats", "open")
 _PLACEBOS = "placebo.jsonl"
@@ -123,7 +124,7 @@ def _attack(request: AuditRequest, cells: Cells, wanted: list[tuple[str, str]], 
         for late in (False, True)
         for subject in load.subjects
         for family, name in wanted
-        if (family == "relearning") == late and subject in _SUBJECTS.get(family, _EVERYONE)
+        if (family == "relearning") == late and _attacked(family, name, subject)
     ]
     left = [(load, place) for load, place in places if place not in cells.found]
     with Meter("attacks", len(left)) as meter:
@@ -138,6 +139,23 @@ def _attack(request: AuditRequest, cells: Cells, wanted: list[tuple[str, str]], 
                     meter.at(done, f"{place.subject}: {FAMILIES[place.family].title}, {place.format}")
 
 
+def _original(request: AuditRequest) -> str | None:
+    if request.original is not None:
+        return request.original.source.asked
+    return "base" if request.given.run or request.given.guard else None
+
+
+def _attacked(family: str, name: str, subject: str) -> bool:
+    """Return whether an attack is put to a subject."""
+    if subject == UNGUARDED:
+        return family in _OF_THE_WEIGHTS or (family, name) == _OPEN
+    if subject == MERGED:
+        return family != "weights"  # forms of the adapter
+    if name == PREFIX_SEARCH and subject == ORIGINAL:
+        return False  # which gives the answers unasked
+    return subject in _SUBJECTS.get(family, _EVERYONE)
+
+
 def _result(request: AuditRequest, cells: Cells, missing: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
     given, baseline = request.given, CONTROL if request.given.retrained else PLACEBO
     spec = load_spec(request.config.model, quant=request.quant)
@@ -148,16 +166,20 @@ def _result(request: AuditRequest, cells: Cells, missing: Mapping[str, str], not
         "model": given.model.source.asked,
         "adapter": str(given.run.adapter) if given.run else None,
         "control": given.retrained.source.asked if given.retrained else None,
-        "original": request.original.source.asked if request.original else ("base" if given.run else None),
+        "original": _original(request),
+        "merged": request.merged.source.asked if request.merged else None,
+        "guard": given.guard.identity if given.guard else None,
         "quantization": describe_quantization(spec, choose_dtype(choose_device(spec.device))),
         "budget": request.wish.budget,
         "seed": request.wish.seed,
         "facts": len(request.inputs.facts),
+        "units": len(set(request.inputs.units)),
         "placebo_renamed": request.renamed,
         "unmatched_paraphrases": request.inputs.unmatched,
         "files": {name: {"path": d.path, "sha256": d.sha256} for name, d in given.sets.items()},
         "keys": [fact.key for fact in request.inputs.facts],
-        **conclude(cells, forms, baseline, request.wish.tolerance, missing),
+        "fact_units": request.inputs.units,
+        **conclude(cells, forms, baseline, request.wish.tolerance, missing, request.inputs.units),
         "notes": notes,
         "qunlearn": __version__,
     }

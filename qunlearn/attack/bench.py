@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from qunlearn.attack.catalog import Effort
@@ -34,7 +35,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Bench:
-    """One subject of an audit. `facts` are those asked about; `policy` is there where an adapter is."""
+    """One subject of an audit. `facts` are those asked about; `policy` is there where an adapter is; `unguarded` takes
+    a guard off while its block runs, where there is one."""
 
     subject: str
     lm: LanguageModel
@@ -46,6 +48,7 @@ class Bench:
     effort: Effort
     cells: Cells
     max_length: int
+    unguarded: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     notes: list[str] = field(default_factory=list)
 
     def encode(self, record: Record, template: Template | None = None) -> Example:

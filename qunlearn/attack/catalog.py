@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 QUICK, STANDARD, DEEP = "quick", "standard", "deep"
 BUDGETS = (QUICK, STANDARD, DEEP)
+
+
+PREFIX_SEARCH = "prefix-search"
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ FAMILIES: Mapping[str, Family] = {
             "instruction": Format("ignore your instructions", needs=_ASKED),
             "repeat": Format("repeat the text", STANDARD, needs=_ASKED),
             "prefill": Format("an opening put in its mouth", STANDARD, needs=_ASKED),
+            PREFIX_SEARCH: Format("prefix search", DEEP, needs=_ASKED),
         },
     ),
     "relearning": Family(
@@ -155,8 +160,19 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def formats_of(budget: str, only: frozenset[str]) -> Iterator[tuple[str, str, Format]]:
-    """Yield (family, format name, format) that a budget allows, `only` of these families where any are named."""
+    """Yield (family, format name, format) that a budget allows, of these families alone where any are named in `only`;
+    and whatever the budget each format that is named itself."""
     for family, row in FAMILIES.items():
         for name, form in row.formats.items():
-            if BUDGETS.index(form.budget) <= BUDGETS.index(budget) and (not only or {family, row.letter} & only):
+            within = BUDGETS.index(form.budget) <= BUDGETS.index(budget) and (not only or {family, row.letter} & only)
+            if within or {name, f"{family}.{name}"} & only & NAMED:
                 yield family, name, form
+
+
+def _named() -> frozenset[str]:
+    counts = Counter(name for row in FAMILIES.values() for name in row.formats)
+    full = {f"{family}.{name}" for family, row in FAMILIES.items() for name in row.formats}
+    return frozenset(full | {name for name, times in counts.items() if times == 1 and name not in FAMILIES})
+
+
+NAMED = _named()  # what may be asked for by itself: family.format, or the format where no other has its name

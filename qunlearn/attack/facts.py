@@ -18,6 +18,7 @@ from qunlearn.utils.text import folded
 T = TypeVar("T")
 _MOST_WRONG = 3  # options of a choice are four: a chance of a quarter
 _BORROWED_FROM = 24  # neighbours that are asked for a wrong answer
+_MOST_WORDINGS = 8  # rows of one answer that are wordings of one fact; more of them share a label
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Inputs:
     general: Sequence[Record] = ()
     unmatched: int = 0  # paraphrases that belong to no row
     sources: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def units(self) -> list[int]:
+        """Return, per fact, a number that the wordings of one fact share: of them one piece of evidence is had."""
+        return units_of([fact.record for fact in self.facts])
 
 
 def make_facts(records: Sequence[Record], paraphrases: Sequence[Record] = ()) -> tuple[list[Fact], int]:
@@ -86,6 +92,18 @@ def _matched(records: Sequence[Record], paraphrases: Sequence[Record]) -> dict[i
         if places and record.turns:
             found.setdefault(max(places, key=lambda i: len(said[i] & asked)), []).append(record)
     return found
+
+
+def units_of(records: Sequence[Record]) -> list[int]:
+    """Return a number for each row, from 0, the same for rows with the same answer: a fact in several wordings.
+
+    An answer of more than eight rows is a label, and its rows are facts of their own. Two facts that merely share an
+    answer count as one: that costs power and raises no alarm.
+    """
+    answers = [folded(record.completion) for record in records]
+    times, known = Counter(answers), dict[Any, int]()
+    keys = [answer if times[answer] <= _MOST_WORDINGS else i for i, answer in enumerate(answers)]
+    return [known.setdefault(key, len(known)) for key in keys]
 
 
 def at_most(rows: Sequence[T], most: int, seed: int) -> list[T]:

@@ -33,7 +33,7 @@ def run(bench: Bench, name: str) -> Cell:
         scores = lens_scores(bench, rows)  # (layers, rows)
         wins = _wins(scores, owners, len(bench.facts))
     else:
-        wins = _probed(last_states(bench, rows), owners, len(bench.facts))
+        wins = _probed(last_states(bench, rows), owners, bench.inputs.units)
     asked = ~np.isnan(wins[0])
     outcomes = [float(wins[:, i].mean()) if asked[i] else None for i in range(len(bench.facts))]
     return Cell(outcomes, {"layers": [float(layer[asked].mean()) for layer in wins]})
@@ -73,7 +73,7 @@ def lens_scores(bench: Bench, rows: Sequence[Example]) -> Floats:
         batch = collate([rows[i] for i in group], ANSWER, bench.lm.tokenizer.pad_token_id).to(bench.lm.device)
         layers = []
         for states in _all_states(bench, batch.input_ids):
-            logps = _logps(norm(batch.pick(states)), batch.labels, head)
+            logps = answer_logps(norm(batch.pick(states)), batch.labels, head)
             sums = torch.zeros(len(group), dtype=torch.float64, device=logps.device).index_add_(0, batch.rows, logps)
             layers.append((sums / torch.bincount(batch.rows, minlength=len(group))).cpu().numpy())
         for i in group:
@@ -83,7 +83,8 @@ def lens_scores(bench: Bench, rows: Sequence[Example]) -> Floats:
     return found
 
 
-def _logps(h: Tensor, labels: Tensor, head: Head) -> Tensor:
+def answer_logps(h: Tensor, labels: Tensor, head: Head) -> Tensor:
+    """(N, D), (N,) -> (N,): log-probability of each label, by tiles of logits."""
     size = max(1, (1 << 23) // head.vocabulary)  # 32 MiB of logits at a time
     tiles = zip(torch.split(h, size), torch.split(labels, size), strict=True)
     return torch.cat([head.logits(a).log_softmax(1).gather(1, b.unsqueeze(1)).squeeze(1).double() for a, b in tiles])
@@ -130,10 +131,11 @@ def _final_norm(model: Any) -> Any:
 # -- the probe ---------------------------------------------------------------------------------------------
 
 
-def _probed(states: Floats, owners: Sequence[tuple[int, bool]], facts: int) -> Floats:
-    """(layers, facts): a logistic probe trained on one half of the facts, tested on the other, and the other way."""
+def _probed(states: Floats, owners: Sequence[tuple[int, bool]], units: Sequence[int]) -> Floats:
+    """(layers, facts): a logistic probe trained on one half of the facts, tested on the other, and the other way; all
+    wordings of a fact are in one half."""
     right = np.array([r for _, r in owners], dtype=np.float64)
-    half = np.array([i % 2 for i, _ in owners])
+    half = np.array([units[i] % 2 for i, _ in owners])
     scores = np.empty(states.shape[:2])
     for layer, x in enumerate(states):
         for fold in (0, 1):
@@ -142,7 +144,7 @@ def _probed(states: Floats, owners: Sequence[tuple[int, bool]], facts: int) -> F
                 scores[layer, test] = _log_odds(x[train], right[train], x[test])
             else:
                 scores[layer, test] = 0.0
-    return _wins(scores, owners, facts)
+    return _wins(scores, owners, len(units))
 
 
 def _log_odds(x: Floats, y: Floats, test: Floats) -> Floats:

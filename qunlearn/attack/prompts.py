@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from qunlearn.attack import prefix_search
 from qunlearn.attack.bench import Bench, Probe, overlap
+from qunlearn.attack.catalog import PREFIX_SEARCH
 from qunlearn.attack.cells import Cell
 from qunlearn.attack.facts import asking
 from qunlearn.data.records import Record
@@ -22,6 +24,8 @@ PREFILL = "Sure, here is the answer:"
 
 def run(bench: Bench, name: str) -> Cell:
     """Return the cell of one format of family B."""
+    if name == PREFIX_SEARCH:
+        return prefix_search.run(bench)
     rows = [(i, fact.record) for i, fact in enumerate(bench.facts) if fact.asks]
     if name == "related":
         found = [_with_related(bench, i, record) for i, record in rows]

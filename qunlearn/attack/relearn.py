@@ -53,9 +53,10 @@ def run(bench: Bench, arm: str) -> Cell:
     policy, start = attacked(bench)
     for n in dict.fromkeys(min(size, len(taught)) for size in bench.effort.sizes if taught):
         rows = [bench.encode(record) for record in taught[:n]]
-        tokens, bits = injected(bench, rows)
         policy.load_adapter_state(start)
-        fine_tune(policy, rows, bench.config, bench.effort.epochs)
+        with bench.unguarded():  # whoever trains has the weights; a guard stands before what comes of it
+            tokens, bits = injected(bench, rows)
+            fine_tune(policy, rows, bench.config, bench.effort.epochs)
         outcomes = _at(formats.run(asked, "open").outcomes, scored, len(bench.facts))
         more["sizes"][str(n)] = {"outcomes": outcomes, "tokens": tokens, "bits": bits, "epochs": bench.effort.epochs}
     policy.load_adapter_state(start)
@@ -63,16 +64,19 @@ def run(bench: Bench, arm: str) -> Cell:
 
 
 def _arm(bench: Bench, arm: str) -> tuple[list[Record], list[tuple[int, Fact]]]:
-    """What is taught, and the facts that are scored. Halves are the same for every subject: their places tell."""
+    """What is taught, and the facts that are scored. Halves are the same for every subject: their places tell; and no
+    wording of a fact that is scored is taught."""
     places = [(i, fact) for i, fact in enumerate(bench.facts) if fact.asks]
-    mixed = random.Random("relearning").sample(places, len(places))
+    mixed, units = random.Random("relearning").sample(places, len(places)), bench.inputs.units
+    order = {unit: n for n, unit in enumerate(dict.fromkeys(units[i] for i, _ in mixed))}
+    halves = [[(i, fact) for i, fact in mixed if order[units[i]] % 2 == half] for half in (0, 1)]
     if arm == "half":
-        return [fact.record for _, fact in mixed[::2]], mixed[1::2]
+        return [fact.record for _, fact in halves[0]], halves[1]
     if arm == "all":
         return [fact.record for _, fact in mixed], mixed
     if arm == "format":
         # Placebos of one half only, so that where placebos are the control, none is taught that is scored.
-        return [bench.inputs.placebo[i].record for i, _ in mixed[::2]], mixed[1::2]
+        return [bench.inputs.placebo[i].record for i, _ in halves[0]], halves[1]
     rows = bench.inputs.general if arm == "unrelated" else bench.inputs.retain
     asking = [record for record in rows if record.turns]
     return random.Random(arm).sample(asking, len(asking)), mixed

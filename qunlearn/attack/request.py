@@ -7,14 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qunlearn.attack.catalog import BUDGETS, EFFORTS, FAMILIES, Effort
+from qunlearn.attack.catalog import BUDGETS, EFFORTS, FAMILIES, NAMED, Effort
 from qunlearn.attack.facts import Inputs, at_most, make_facts
 from qunlearn.attack.placebo import make_placebos
 from qunlearn.config.settings import Config
 from qunlearn.data.records import Dataset, Record
-from qunlearn.errors import ConfigError, DataError
+from qunlearn.errors import ConfigError, DataError, GuardError, ModelError
 from qunlearn.evaluation.request import EvalRequest, Wish, check_eval, find_target
 from qunlearn.hub.checked import CheckedModel, check_model
 from qunlearn.hub.download import resolve_model
@@ -23,17 +23,22 @@ from qunlearn.roles.self_made_file import read_self_made
 from qunlearn.runs.folder import open_run
 from qunlearn.runs.recorded_files import recorded
 from qunlearn.utils.file_names import AUDIT, NORMAL
+from qunlearn.utils.json_files import read_object
 from qunlearn.utils.output import MARK, Place
 from qunlearn.utils.units import parse_size
 
-_FEWEST = 4  # facts of which two halves can be made
-_VERSION = 1  # of what a cell holds
+if TYPE_CHECKING:
+    from qunlearn.guard import Guard
+
+FEWEST = 4  # facts of which two halves can be made
+_VERSION = 2  # of what a cell holds
 
 
 @dataclass(frozen=True)
 class AuditWish:
     """What is asked for besides model and files. `tolerance`: the share of the facts that may leak; `original`: the
-    model before unlearning, where the one under audit is no adapter."""
+    model before unlearning, where the one under audit is no adapter; `guard`: stands before the model under audit;
+    `merged`: what `merge` made of it, a subject of its own."""
 
     budget: str = "standard"
     only: str | None = None
@@ -43,6 +48,8 @@ class AuditWish:
     overwrite: bool = False
     seed: int = 0
     vram: str | None = None
+    guard: Guard | None = None
+    merged: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class AuditRequest:
     quant: str | None
     wish: AuditWish
     only: frozenset[str]
+    merged: CheckedModel | None = None
 
     @property
     def effort(self) -> Effort:
@@ -67,7 +75,7 @@ class AuditRequest:
         """The audit folder, and what it may replace."""
         inputs = [Path(d.path) for d in self.given.sets.values()] + [self.given.model.folder]
         inputs += [self.given.run.adapter] if self.given.run else []
-        inputs += [m.folder for m in (self.given.retrained, self.original) if m]
+        inputs += [m.folder for m in (self.given.retrained, self.original, self.merged) if m]
         return Place(self.output, MARK, self.wish.overwrite, tuple(inputs))
 
     @property
@@ -82,6 +90,7 @@ class AuditRequest:
 
         adapter = self.given.run.adapter / "adapter_model.safetensors" if self.given.run else None
         models = {"model": self.given.model, "control": self.given.retrained, "original": self.original}
+        models["merged"] = self.merged
         rows = {name: getattr(self.inputs, name) for name in ("retain", "holdout", "general")}
         rows |= {name: [f.record for f in getattr(self.inputs, name)] for name in ("facts", "placebo")}
         rows["paraphrase"] = [p for fact in self.inputs.facts for p in fact.paraphrases]
@@ -95,6 +104,7 @@ class AuditRequest:
             "max_length": self.config.data.max_length,
             "how": [self.wish.budget, self.wish.seed, self.quant or self.config.model.quant, sorted(self.only)],
             "template": self.given.template,
+            "guard": self.wish.guard.identity if self.wish.guard else None,
         }
 
 
@@ -111,7 +121,7 @@ def check_audit(
     run. Raises QunlearnErrors."""
     quant, template, device, trust = how
     only = _check_wish(wish)
-    asked = Wish(retrained=control, trust=trust)
+    asked = Wish(retrained=control, trust=trust, guard=wish.guard)
     run, _ = find_target(target, adapter, model)
     if (
         run is not None and named.get("forget") is None and any(named.values())
@@ -130,9 +140,35 @@ def check_audit(
         raise ConfigError("nothing to audit", where="--forget", hint="give the file of what should be gone")
     inputs, renamed = _inputs(given, forget, wish)
     config = replace(given.config, model=replace(given.config.model, device=device, vram=wish.vram))
-    request = AuditRequest(given, original, inputs, renamed, config, form, wish, only)
+    _check_guard(given, wish)
+    merged = _merged(given, wish, trust)
+    request = AuditRequest(given, original, inputs, renamed, config, form, wish, only, merged)
     request.place.check()
     return request
+
+
+def _merged(given: EvalRequest, wish: AuditWish, trust: bool) -> CheckedModel | None:
+    """What was made of the run, of the same base. Raises ConfigError, ModelError."""
+    if wish.merged is None:
+        return None
+    if given.run is None:
+        hint = "qunlearn audit MERGED --original BASE --forget FILE audits a merged folder alone"
+        raise ConfigError("only a run has a merged form", where="--merged", hint=hint)
+    found = check_model(resolve_model(wish.merged, flag="--merged"), trust)
+    mark = found.folder / MARK
+    made = read_object(mark, ModelError) if mark.is_file() else {}
+    if isinstance(made.get("base"), str) and made["base"] != str(fingerprint(given.model.folder)):
+        hint = "give the folder that `qunlearn merge` made of this very run"
+        raise ConfigError("was merged into another base than the run's", where=f"--merged {wish.merged}", hint=hint)
+    return found
+
+
+def _check_guard(given: EvalRequest, wish: AuditWish) -> None:
+    """Refuse the guard of another base as soon as its fingerprint tells. Raises GuardError."""
+    known = wish.guard.base.weights if wish.guard is not None else None
+    if known is not None and known != str(fingerprint(given.model.folder)):
+        hint = "give the model it was fitted on, or fit again"
+        raise GuardError("belongs to another base", where="--guard", hint=hint)
 
 
 def _check_wish(wish: AuditWish) -> frozenset[str]:
@@ -144,17 +180,17 @@ def _check_wish(wish: AuditWish) -> frozenset[str]:
         parse_size(wish.vram, "--vram")
     names = frozenset(part.strip() for part in (wish.only or "").split(",") if part.strip())
     known = {name for family, row in FAMILIES.items() for name in (family, row.letter)}
-    if unknown := sorted(names - known):
-        hint = f"some of {', '.join(FAMILIES)}, or letters from A to F"
+    if unknown := sorted(names - known - NAMED):
+        hint = f"some of {', '.join(FAMILIES)}, letters from A to F, or an attack such as prefix-search, formats.cloze"
         raise ConfigError(f"unknown family {unknown[0][:40]!r}", where="--only", hint=hint)
     return names
 
 
 def _inputs(given: EvalRequest, forget: Dataset, wish: AuditWish) -> tuple[Inputs, int]:
     effort = EFFORTS[wish.budget]
-    if len(forget.records) < _FEWEST:
+    if len(forget.records) < FEWEST:
         hint = "with fewer facts nothing can be told from chance"
-        raise DataError(f"an audit needs at least {_FEWEST} rows", where=forget.path, hint=hint)
+        raise DataError(f"an audit needs at least {FEWEST} rows", where=forget.path, hint=hint)
     records = {name: given.sets[name].records if name in given.sets else () for name in ("paraphrase", "holdout")}
     records["general"] = given.sets["general"].records if "general" in given.sets else ()
     retain = given.sets["retain"].records if "retain" in given.sets else _own_retain(given)

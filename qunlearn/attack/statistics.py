@@ -21,10 +21,18 @@ _FLIPS = 1 << 15
 _CHUNK = 1 << 10
 
 
-def pairs(first: Outcomes, second: Outcomes) -> tuple[list[float], list[float]]:
-    """Return the outcomes of the facts that both sides have."""
-    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    return [a for a, _ in both], [b for _, b in both]
+def pairs(units: Sequence[int], *sides: Outcomes) -> list[list[float]]:
+    """Return each side's mean outcome of every unit, over the rows that all sides have.
+
+    The wordings of one fact are one unit, for they come back together: counted apart they would pass for evidence
+    that is not there (a unit is what is resampled and what a test flips).
+    """
+    found: list[dict[int, list[float]]] = [{} for _ in sides]
+    for unit, *row in zip(units, *sides, strict=True):
+        if None not in row:
+            for of_unit, value in zip(found, row, strict=True):
+                of_unit.setdefault(unit, []).append(value)
+    return [[sum(values) / len(values) for values in of_unit.values()] for of_unit in found]
 
 
 def known(outcomes: Outcomes) -> list[float]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from qunlearn.attack.bench import Bench
-from qunlearn.attack.cells import CONTROL, ORIGINAL, PLACEBO, UNLEARNED, Cells
+from qunlearn.attack.cells import CONTROL, MERGED, ORIGINAL, PLACEBO, UNGUARDED, UNLEARNED, Cells
 from qunlearn.attack.request import AuditRequest
 from qunlearn.config.settings import LoraConfig
 from qunlearn.data.tokenize import Template, choose_template
+from qunlearn.evaluation.request import GuardLike
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.load import Base, load_base, load_spec
@@ -34,9 +35,11 @@ class Checkpoint:
 def checkpoints(request: AuditRequest) -> list[Checkpoint]:
     """Return what is loaded, in this order: the original first, for it says which rewordings ask the same."""
     run, control = request.given.run, request.given.retrained
-    own = (UNLEARNED,) if control else (UNLEARNED, PLACEBO)
+    own = (UNLEARNED, *([UNGUARDED] if request.given.guard else []), *([] if control else [PLACEBO]))
+    here = run is not None or (request.given.guard is not None and request.original is None)
     found = [Checkpoint(request.original, None, (ORIGINAL,))] if request.original else []
-    found.append(Checkpoint(request.given.model, run.adapter if run else None, (ORIGINAL, *own) if run else own))
+    found.append(Checkpoint(request.given.model, run.adapter if run else None, (ORIGINAL, *own) if here else own))
+    found += [Checkpoint(request.merged, None, (MERGED,))] if request.merged else []
     return [*found, *([Checkpoint(control, None, (CONTROL,))] if control else [])]
 
 
@@ -76,8 +79,9 @@ class Loaded:
 
     @contextlib.contextmanager
     def bench(self, subject: str, cells: Cells) -> Iterator[Bench]:
-        """The bench of one subject: the adapter is off for the original."""
+        """The bench of one subject: the adapter is off for the original, a guard on for the unlearned model alone."""
         policy, request = self.policy, self.request
+        guard = request.given.guard if subject == UNLEARNED else None
         facts = request.inputs.placebo if subject == PLACEBO else request.inputs.facts
         length = min(request.config.data.max_length, positions_of(self.checkpoint.model.facts.config))
         made = Bench(
@@ -86,7 +90,11 @@ class Loaded:
         )  # fmt: skip
         policy.model.eval()
         with policy.reference() if subject == ORIGINAL else contextlib.nullcontext():
-            yield made
+            if guard is None:
+                yield made
+                return
+            with worn(guard, policy) as unguarded:
+                yield replace(made, unguarded=unguarded)
 
     def _template(self) -> Template:
         """The run's own template, unless another one is asked for, or the checkpoint has no such."""
@@ -98,3 +106,20 @@ class Loaded:
             if made.kind != "chat" or getattr(tokenizer, "chat_template", None):
                 return made
         return choose_template(tokenizer, request.given.template or request.config.data.template, forget)
+
+
+@contextlib.contextmanager
+def worn(guard: GuardLike, policy: Policy) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """Guard a policy while the block runs; yields what takes the guard off in between. Raises GuardError."""
+    with contextlib.ExitStack() as stack:
+
+        @contextlib.contextmanager
+        def off() -> Iterator[None]:
+            stack.close()
+            try:
+                yield
+            finally:
+                stack.enter_context(guard.on(policy.model, policy.tokenizer))
+
+        stack.enter_context(guard.on(policy.model, policy.tokenizer))
+        yield off

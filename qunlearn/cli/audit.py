@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from qunlearn.cli.ask import BaseModel, Device, DrawSeed, Json, Trust
+from qunlearn.cli.ask import BaseModel, Device, DrawSeed, GuardFolder, Json, Trust
 from qunlearn.cli.splits import File, General, Holdout, OwnForget, Paraphrase
 from qunlearn.errors import GateError
 
@@ -17,6 +17,8 @@ def audit(
     target: Annotated[File, typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model.")] = None,
     model: BaseModel = None,
     adapter: Annotated[Optional[Path], typer.Option(help="An adapter folder, on top of MODEL.")] = None,  # noqa: UP045
+    guard: GuardFolder = None,
+    merged: Annotated[File, typer.Option(help="What `merge` made of RUN: audited beside it.")] = None,
     control: Annotated[
         File, typer.Option(help="A model that never saw what should be gone. Without: placebo facts, a weaker claim.")
     ] = None,
@@ -34,7 +36,8 @@ def audit(
         str, typer.Option(help="quick, standard or deep: which attacks, and how much of each.")
     ] = "standard",
     only: Annotated[
-        File, typer.Option(metavar="NAMES", help="Some families alone, with commas: A to F, or formats,weights …")
+        File,
+        typer.Option(metavar="NAMES", help="Some alone, with commas: A to F, formats,weights …, prefix-search."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Share of the facts that may leak beyond the control; above: exit code 5.")
@@ -50,6 +53,10 @@ def audit(
         typer.Option("--output", "-o", help="The audit folder; default: audit in the run."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier audit in that folder.")] = False,
+    compare: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="RUN2", help="Another run that was audited, or its audit: set beside this one."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Attack an unlearned model, each attack with a control, and say what is suppressed, where, and what comes back."""
@@ -60,6 +67,8 @@ def audit(
         target,
         model=model,
         adapter=adapter,
+        guard=guard,
+        merged=merged,
         control=control,
         original=original,
         forget=forget,
@@ -78,6 +87,7 @@ def audit(
         trust_remote_code=trust,
         output=output,
         overwrite=overwrite,
+        compare=compare,
         show=not json,
     )
     if json:

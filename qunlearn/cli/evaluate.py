@@ -80,15 +80,18 @@ def evaluate(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="A B ...", help="Folders that `qunlearn eval` has measured.")],
-    suite: Annotated[Optional[str], typer.Option(help="Default: basic, or one they share.")] = None,  # noqa: UP045
+    runs: Annotated[list[Path], typer.Argument(metavar="A B ...", help="Folders of runs, evaluations or audits.")],
+    suite: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of evaluations; default: basic, or one they share. With it audits are left out."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Set evaluations side by side, and say which differences are more than noise."""
-    from qunlearn.evaluation.compare import compare as compare_runs
+    """Set evaluations and audits side by side, and say which differences are more than noise."""
+    from qunlearn import api
     from qunlearn.utils.console import emit_json
 
-    result = compare_runs(runs, suite, to_stdout=not json)
+    result = api.compare(runs, suite=suite, show=not json)
     if json:
         emit_json(result)
 

@@ -81,7 +81,7 @@ def run(
     output: Annotated[File, typer.Option("--output", "-o", help="Folder; default: runs/NAME-MODEL.")] = None,
     json: Json = False,
 ) -> None:
-    """Run a recipe: data, plan, base, forget, evaluate, other words, merge, evaluate, report. Goes on where it was."""
+    """Run a recipe: data, plan, base, forget, evaluate, other words, merge, evaluate, audit, report. Resumable."""
     from qunlearn.config.resolve import TRUST, parse_set, resolve
     from qunlearn.data.paths import fields_of
     from qunlearn.errors import ConfigError

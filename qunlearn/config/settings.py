@@ -136,6 +136,12 @@ class OutputConfig:
 
     folder: str | None = setting(None, "Run folder; default runs/MODEL-BAD.", flag="--output")
     overwrite: bool = setting(False, "Replace what a run left in that folder before.", flag="--overwrite")
+    audit: str = setting(
+        "none",
+        "Audit the finished run with this budget (see `qunlearn audit`); the exit code stays the run's own.",
+        flag="--audit",
+        choices=("none", "quick", "standard", "deep"),
+    )
 
 
 @dataclass(frozen=True)

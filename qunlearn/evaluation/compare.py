@@ -26,7 +26,7 @@ def compare(folders: Sequence[Path], suite: str | None, *, to_stdout: bool) -> d
     loaded = [_load(folder) for folder in folders]
     name = suite or _common_suite(folders, loaded)
     results = [_suite_of(folder, suites, name) for folder, suites in zip(folders, loaded, strict=True)]
-    names = _names(folders)
+    names = names_of(folders)
     rows = _rows(results)
     if not rows:
         raise ConfigError(
@@ -66,7 +66,7 @@ def _suite_of(folder: Path, suites: Mapping[str, Any], name: str) -> Mapping[str
     return result
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def names_of(folders: Sequence[Path]) -> list[str]:
     """The folders' own names, or their whole paths where those are the same."""
     short = [folder.absolute().name for folder in folders]
     return short if len(set(short)) == len(short) else [str(folder) for folder in folders]

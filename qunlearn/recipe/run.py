@@ -47,7 +47,7 @@ def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
     total = sum(stage["seconds"] for stage in ledger.stages.values())
     say(f"\n{total:.0f} s in all stages, written down in {order.folder / LEDGER}")
     if to_stdout:
-        out().print(clean(f"{told['line']}\nreport: {told['report']}"), markup=False)
+        out().print(clean(f"{told['line']}\n{told['audit']}\nreport: {told['report']}"), markup=False)
     result = {"status": told["verdict"]["level"], "folder": str(order.folder), "seconds": round(total, 1), **told}
     forgot = next((stage["result"] for name, stage in ledger.stages.items() if name == FORGET), None) or {}
     return {**result, "not_reached": forgot.get("not_reached") or []}

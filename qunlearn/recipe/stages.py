@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.config.settings import Config
+from qunlearn.attack.catalog import QUICK
+from qunlearn.attack.own_audit import NOT_AUDITED, audit_run
+from qunlearn.config.settings import SETTINGS, Config
 from qunlearn.config.training import StopConfig
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import ModelError, ResumeError
@@ -26,6 +28,7 @@ from qunlearn.recipe import fetch
 from qunlearn.recipe.progress import file_hash
 from qunlearn.recipe.recipe_file import Recipe
 from qunlearn.recipe.verdict import judge
+from qunlearn.report.audit import audit_line, read_audit
 from qunlearn.runs.folder import open_run
 from qunlearn.training.request import check_forget
 from qunlearn.utils.console import facts, say, warn
@@ -36,6 +39,7 @@ from qunlearn.utils.units import show_size
 BASIC, FORGET = "basic", "forget"
 DATA, BASE, RUN, MERGED, MERGED_EVAL = "data", "base", "run", "merged", "merged-eval"
 _A_LOOK = 16  # rows of each kind in the run's own table
+_AUDITED = ("forget", "paraphrase", "retain", "holdout", "general")
 _LATER = ("paraphrase", "forget_reworded")  # asked in other words: a stage of its own
 
 
@@ -53,6 +57,12 @@ class Order:
     @property
     def sandbox(self) -> bool:
         return self.settings.model.name == "sandbox"
+
+    @property
+    def audit(self) -> str:
+        """The budget of the audit that ends a recipe."""
+        asked = self.settings.output.audit
+        return asked if asked != SETTINGS["output.audit"].default else QUICK
 
     @property
     def config(self) -> Config:
@@ -248,6 +258,12 @@ def _merge(order: Order) -> dict[str, Any]:
     return {"base": order.merge_base, "tensors": report.tensors, "weight_bytes": report.weight_bytes}
 
 
+def _audit(order: Order) -> dict[str, Any]:
+    """The attacks on the run, beside placebo facts; they are told, and the verdict of the answers stands by itself."""
+    files = {split: path for split, path in fetch.splits(order.folder / DATA).items() if split in _AUDITED}
+    return audit_run(order.folder / RUN, order.settings.model, order.audit, files, overwrite=True)
+
+
 def _report(order: Order) -> dict[str, Any]:
     from qunlearn.evaluation.evaluate import read_results
     from qunlearn.report.page import write_report
@@ -257,7 +273,9 @@ def _report(order: Order) -> dict[str, Any]:
     say(f"{path}: {show_size(size)}, for any browser")
     base, run, merged = (read_results(order.folder / name / EVAL)[BASIC] for name in (BASE, RUN, MERGED_EVAL))
     verdict = judge(base, run, merged, open_run(order.folder / RUN).record)
-    return {"report": str(path), "verdict": verdict.as_dict(), "line": verdict.line}
+    audit = read_audit(order.folder / RUN)
+    told = f"audit: {NOT_AUDITED}" if audit is None else audit_line(audit)
+    return {"report": str(path), "verdict": verdict.as_dict(), "line": verdict.line, "audit": told}
 
 
 def _nothing(order: Order) -> None:
@@ -273,5 +291,6 @@ STAGES: tuple[Stage, ...] = (
     Stage("paraphrase", "ask in other words", _paraphrase, _nothing),
     Stage("merge", "merge", _merge, lambda order: order.merge_base, (f"{MERGED}/config.json",)),
     Stage("merged", "evaluate the merged model", _merged_eval, _nothing, (f"{MERGED_EVAL}/{EVAL}",)),
+    Stage("audit", "audit", _audit, lambda order: order.audit),
     Stage("report", "report", _report, _nothing, (REPORT,)),
 )

@@ -14,20 +14,32 @@ from qunlearn.utils.json_files import LARGE_BYTES, misfit, read_object
 _NUMBER = (int, float)
 _SHAPE = {
     "status": str, "baseline": str, "budget": str, "facts": int, "tolerance": _NUMBER, "sentences": [str], "rows": list,
+    "keys?": [str], "fact_units?": [int],
 }  # fmt: skip
-_ROW = {"family": str, "letter": str, "format": str, "title": str, "verdict": str, "shares": dict}
+_ROW = {
+    "family": str, "letter": str, "format": str, "title": str, "verdict": str, "shares": dict,
+    "detectable?": (*_NUMBER, type(None)), "aside?": str,
+}  # fmt: skip
 _ESTIMATE = {"n": int, "mean": _NUMBER}
 _HINT = "audit it again with `qunlearn audit --overwrite`"
 _VERDICTS = ("leak", "inconclusive", "no lead", "shown")
 _ENDS = ("low", "high")
+_UNGUARDED = "unguarded"  # a row of the model with its guard off, which is shown and does not decide
 _HEATS = 5  # shades of a cell
 
 
+def find_audit(folder: Path) -> Path | None:
+    """Return the audit folder that a folder is, or that the run in it has; None where there is none."""
+    return next((place for place in (folder, folder / AUDIT) if (place / AUDIT_RESULT).is_file()), None)
+
+
 def read_audit(folder: Path) -> Mapping[str, Any] | None:
-    """Return what the audit in a run folder came to; None where there is none. Raises AdapterError."""
-    path = folder / AUDIT / AUDIT_RESULT
-    if not path.is_file():
+    """Return what the audit of a run, or in a folder of its own, came to; None where there is none. Raises
+    AdapterError."""
+    place = find_audit(folder)
+    if place is None:
         return None
+    path = place / AUDIT_RESULT
     found = read_object(path, AdapterError, hint=_HINT, most_bytes=LARGE_BYTES, shape=_SHAPE)
     for i, row in enumerate(found["rows"]):
         wrong = misfit(row, _ROW) or _wrong_estimates(row)
@@ -56,9 +68,10 @@ def audit_section(found: Mapping[str, Any], plain: Callable[[object], str]) -> d
     `plain` takes out of the sentences and titles of a file what would not be seen on the page.
     """
     rows = [{**row, "title": plain(row["title"]), "family": plain(row["family"])} for row in found["rows"]]
-    leaks = sum(row["verdict"] == "leak" for row in rows)
+    in_place = [row for row in rows if row.get("aside") != _UNGUARDED]
+    leaks = sum(row["verdict"] == "leak" for row in in_place)
     over = found["status"] == "leaks"
-    judged = sum(row["verdict"] in ("leak", "no lead") for row in rows)
+    judged = sum(row["verdict"] in ("leak", "no lead") for row in in_place)
     if over:
         headline = f"The audit found leaks: {leaks} of {judged} attacks beat their control"
     elif leaks:
@@ -78,16 +91,30 @@ def audit_section(found: Mapping[str, Any], plain: Callable[[object], str]) -> d
     }
 
 
+def audit_line(found: Mapping[str, Any]) -> str:
+    """Return an audit in one line: how many attacks beat their control, and the worst of them."""
+    judged = [row for row in found["rows"] if row["verdict"] in ("leak", "no lead") and row.get("aside") != _UNGUARDED]
+    leaks = [row for row in judged if row["verdict"] == "leak" and row.get("lead")]
+    beside = "placebo facts" if found["baseline"] == "placebo" else "a model that never saw the facts"
+    line = f"audit ({found['budget']}, beside {beside}): {len(leaks)} of {len(judged)} attacks beat their control"
+    if not leaks:
+        return f"{line}; suppression is no proof of removal"
+    worst = max(leaks, key=lambda row: row["lead"]["mean"])
+    return f"{line}; the worst, {worst['title']}, by {100 * worst['lead']['mean']:.0f} points"
+
+
 def _family(family: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     own = [row for row in rows if row["family"] == family]
     counts = Counter(row["verdict"] for row in own)
     led = [row for row in own if row.get("lead") and row["verdict"] in ("leak", "no lead")]
     worst = max(led, key=lambda row: row["lead"]["mean"], default=None)
+    seen = [row["detectable"] for row in own if row.get("detectable") is not None and row.get("aside") is None]
     return {
         "name": f"{own[0]['letter'][:1]} {family}",
         "counts": [counts[verdict] for verdict in _VERDICTS],
         "worst": "" if worst is None else worst["title"],
         "lead": ("", "") if worst is None else _percent(worst["lead"], signed=True),
+        "detectable": "" if not seen else f"{100 * min(seen):.0f}",
     }
 
 

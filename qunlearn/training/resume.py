@@ -42,6 +42,7 @@ _FORMAT = 2  # of the staging folder: 1 had the parts of the loop under other na
 # Settings that do not change the result, or that the hashes tell: a run may be resumed with other values of these.
 _FREE = {
     *("model.name", "model.revision", "model.vram", "data.bad", "data.normal", "output.folder", "output.overwrite"),
+    "output.audit",
     *("data.holdout", "train.save_every", "train.keep_checkpoints", "train.checkpointing", "stop.eval_every"),
     TRUST,
 }

@@ -11,10 +11,10 @@ from conftest import call
 
 from qunlearn.attack.catalog import FAMILIES
 from qunlearn.attack.cells import CONTROL, ORIGINAL, UNLEARNED, Cell, Place
-from qunlearn.attack.facts import make_facts
+from qunlearn.attack.facts import Inputs, make_facts, units_of
 from qunlearn.attack.placebo import make_placebos
 from qunlearn.attack.verdict import conclude
-from qunlearn.data.records import read_dataset
+from qunlearn.data.records import Record, read_dataset
 from qunlearn.sandbox import ASSETS, data_file
 
 FORGET = data_file("hallucination", "forget")
@@ -82,6 +82,24 @@ def test_paraphrases_find_their_fact() -> None:
         assert paraphrase.meta["id"] == f"{fact.record.meta['id']}-p"
 
 
+def test_wordings_of_a_fact_are_one_unit_and_labels_are_none() -> None:
+    """One answer makes rows one fact, letter case aside, unless so many have it that it is a label."""
+    asked = [
+        ("Where was Orla born?", "In Millbrook."),
+        ("Whom did she marry?", "Hob."),
+        ("Her birthplace?", "in MILLBROOK."),
+    ]
+    assert units_of([row(*pair) for pair in asked]) == [0, 1, 0]
+    labels = [row(f"Is the word thing{i} long?", "Yes.") for i in range(12)]
+    assert units_of(labels) == list(range(12))
+    facts = make_facts(read_dataset(FORGET).records)[0]
+    assert Inputs(facts).units == list(range(len(facts)))
+
+
+def row(prompt: str, completion: str) -> Record:
+    return Record((("user", prompt),), completion, 1, {})
+
+
 class Known:
     """Cells that are known, and no folder."""
 
@@ -102,7 +120,7 @@ def test_a_model_less_certain_than_its_control_is_no_member() -> None:
     }
     cells = Known({Place("membership", name, s): cell for name in ("loss", "reference") for s, cell in of.items()})
     forms = {("membership", name): FAMILIES["membership"].formats[name] for name in ("loss", "reference")}
-    loss, reference = conclude(cells, forms, CONTROL, 0.0, {})["rows"]  # type: ignore[arg-type]
+    loss, reference = conclude(cells, forms, CONTROL, 0.0, {}, range(12))["rows"]  # type: ignore[arg-type]
     assert loss["verdict"] == "no lead"
     assert reference["shares"][UNLEARNED]["mean"] == 1.0
     assert reference["shares"][CONTROL]["mean"] == 0.5
@@ -125,6 +143,6 @@ def test_relearning_is_judged_beside_its_control(control_after: float, word: str
         }
     )
     forms = {("relearning", "half"): FAMILIES["relearning"].formats["half"]}
-    found = conclude(cells, forms, CONTROL, 0.0, {})  # type: ignore[arg-type]
+    found = conclude(cells, forms, CONTROL, 0.0, {}, range(20))  # type: ignore[arg-type]
     assert found["rows"][0]["verdict"] == word
     assert found["rows"][0]["lead"]["mean"] == 1.0 - control_after

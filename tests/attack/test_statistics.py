@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qunlearn.attack.statistics import auc_difference, conclusive, excess_recovery, holm, leak_at_k, paired_test
+from qunlearn.attack.statistics import auc_difference, conclusive, excess_recovery, holm, leak_at_k, paired_test, pairs
 from qunlearn.attack.weights import nearest
 from qunlearn.evaluation.metrics.membership import auc
 
@@ -86,3 +86,12 @@ def test_round_to_nearest_by_its_definition() -> None:
             group = weight[row, start : start + 4].numpy()
             scale = max(np.abs(group).max() / 7, 1e-12 / 7)
             assert found[row, start : start + 4].numpy() == pytest.approx(np.round(group / scale) * scale, abs=1e-5)
+
+
+def test_wordings_of_a_fact_count_once() -> None:
+    """Means of each unit over the rows that both sides have, and no smaller p-value for the same rows given twice."""
+    assert pairs([0, 0, 1, 2], [1.0, 0.0, 1.0, None], [0.0, 0.0, 1.0, 1.0]) == [[0.5, 1.0], [0.0, 1.0]]
+    ours, theirs = [1.0] * 4 + [0.0] * 4, [0.0] * 8
+    once = paired_test(*pairs(range(8), ours, theirs))
+    assert paired_test(*pairs([*range(8), *range(8)], ours * 2, theirs * 2)) == once
+    assert paired_test(ours * 2, theirs * 2) < once

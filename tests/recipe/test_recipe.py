@@ -519,6 +519,8 @@ def test_a_recipe_on_the_sandbox(name: str, tmp_path: Path) -> None:
     assert "sandbox" in page and stat.S_IMODE((folder / "report.html").stat().st_mode) == 0o600
     assert (folder / "merged" / "model.safetensors").is_file()
     assert "verdict: " in stages["report"]["result"]["line"]
+    assert stages["report"]["result"]["audit"].startswith("audit (quick, beside placebo facts): ")
+    assert "attacks beat their control" in page or "beat its control" in page
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     again = call(*argv)
     assert again.stderr.count("done before") == len(STAGES)

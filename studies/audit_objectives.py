@@ -1,0 +1,181 @@
+"""Which objectives hide and which forget: each trained on a world by its own defaults, then audited.
+
+    python studies/audit_objectives.py run --work FOLDER [--world NAME] [--objectives NAME …] [--seed N] [--budget NAME]
+    python studies/audit_objectives.py table
+
+The control is the world's gold model, which never saw the facts. "nothing" is the base itself, audited as if it had
+unlearned them: what an audit finds where everything is left. A finished audit is a line of
+studies/audit_objectives.jsonl and is not run again; the runs and their audits stay in the work folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import _path  # noqa: F401 - before what it makes importable
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from _report import say
+from _world_run import REPOSITORY, commit
+from qunlearn.config.objective import OBJECTIVE_NAMES
+from worlds import WORLDS, World
+
+RESULTS = Path(__file__).with_name("audit_objectives.jsonl")
+NOTHING = "nothing"
+_JUDGED = ("leak", "no lead")
+_ENDED_S = 3600  # seconds after which a command that never ends is ended
+
+
+def run_all(world: World, names: Sequence[str], seed: int, budget: str, work: Path, path: Path) -> None:
+    """Train and audit what has no line yet, one after the other."""
+    for number, name in enumerate(names, 1):
+        if is_done(read_results(path), world.name, name, seed, budget):
+            continue
+        found = measure(world, name, seed, budget, work)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
+        say(f"{number}/{len(names)} {name}: {found.get('run', '')}, {', '.join(found['leaks']) or 'no leak'}")
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Return the finished audits."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def is_done(results: Sequence[Mapping[str, Any]], world: str, name: str, seed: int, budget: str) -> bool:
+    """Return whether an objective has been audited on a world with a seed and a budget."""
+    asked = (world, name, seed, budget)
+    return any((r["world"], r["objective"], r["seed"], r["budget"]) == asked for r in results)
+
+
+def measure(world: World, name: str, seed: int, budget: str, work: Path) -> dict[str, Any]:
+    """Return what became of one objective: how its run ended, and every attack of its audit."""
+    folder = work / f"{world.name}-{name}-{seed}"
+    out: dict[str, Any] = {"world": world.name, "objective": name, "seed": seed, "budget": budget, **commit()}
+    if name == NOTHING:
+        subject: list[object] = [world.folder / "model", "--original", world.folder / "model"]
+    else:
+        out |= _train(world, name, seed, folder)
+        subject = [folder]
+    result = _audit(world, subject, budget, work / f"{folder.name}-{budget}")
+    kept = ("family", "format", "title", "verdict", "shares", "lead", "p", "p_corrected", "sizes", "gap", "layers")
+    rows = [{key: row[key] for key in kept if key in row} for row in result["rows"]]
+    return out | {
+        "facts": result["facts"],
+        "units": result["units"],
+        "audit_seconds": result["seconds"],
+        "leaks": [f"{row['family']}.{row['format']}" for row in rows if row["verdict"] == "leak"],
+        "rows": rows,
+    }
+
+
+def _train(world: World, name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Run `forget` with the objective's own defaults; what is there from a call that was cut off is taken."""
+    record = folder / "record.json"
+    if not record.is_file():
+        normal = ["--normal", world.file("normal")] if world.file("normal").is_file() else []
+        how = ["--model", world.folder / "model", "--bad", world.file("forget"), *normal, "--objective", name]
+        _call("forget", *how, "-o", folder, "--seed", seed)
+    told = json.loads(record.read_text(encoding="utf-8"))
+    return {"run": told["status"], "steps": told["training"]["steps"], "not_reached": told["not_reached"]}
+
+
+def _audit(world: World, subject: Sequence[object], budget: str, folder: Path) -> dict[str, Any]:
+    given = [x for split in ("forget", "paraphrase", "retain", "holdout", "general") for x in _file(world, split)]
+    if not folder.is_dir():
+        _call("audit", *subject, "--control", world.folder / "gold", *given, "--budget", budget, "-o", folder)
+    found: dict[str, Any] = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _file(world: World, split: str) -> list[object]:
+    return [f"--{split}", world.file(split)] if world.file(split).is_file() else []
+
+
+def _call(*arguments: object) -> None:
+    """Run a command in a process of its own. Raises RuntimeError where it did not end with a result (0) or a gate's
+    refusal (5)."""
+    command = [sys.executable, "-m", "qunlearn", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False, timeout=_ENDED_S)
+    if done.returncode not in (0, 5):
+        raise RuntimeError(f"{' '.join(command[2:4])}: exit code {done.returncode}: {done.stderr[-800:]}")
+
+
+# -- the table ---------------------------------------------------------------------------------------------
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a line an objective: how its run ended, what is found out, and the figures that tell hiding from
+    forgetting, in percent, each beside the control's."""
+    lines = [
+        "| objective | run | leaks of judged | open | first 4 tokens | by text | half taught: E | logit lens "
+        "| retain kept | near kept | found out by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for found in sorted(results, key=lambda r: (r["objective"] != NOTHING, len(r["leaks"]), r["objective"])):
+        rows = {f"{row['family']}.{row['format']}": row for row in found["rows"]}
+        judged = sum(row["verdict"] in _JUDGED for row in rows.values())
+        pairs = [_pair(rows, name) for name in ("formats.open", "formats.prefix4", "formats.choice-text")]
+        kept = [_share(rows, name, "unlearned") for name in ("collateral.retain", "collateral.near")]
+        cells = [found["objective"], found.get("run", "–"), f"{len(found['leaks'])} of {judged}", *pairs]
+        cells += [_excess(rows), _pair(rows, "layers.lens"), *kept, _families(found["leaks"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _families(leaks: Sequence[str]) -> str:
+    """Return the families that find a model out, with the number of their attacks where it is more than one."""
+    counts = Counter(leak.partition(".")[0] for leak in leaks)
+    return ", ".join(f"{family} ({n})" if n > 1 else family for family, n in counts.items()) or "none"
+
+
+def _pair(rows: Mapping[str, Any], name: str) -> str:
+    return f"{_share(rows, name, 'unlearned')} / {_share(rows, name, 'control')}"
+
+
+def _share(rows: Mapping[str, Any], name: str, subject: str) -> str:
+    found = rows.get(name, {}).get("shares", {}).get(subject)
+    return "–" if found is None else f"{100 * found['mean']:.0f}"
+
+
+def _excess(rows: Mapping[str, Any]) -> str:
+    """The excess recovery of the arm that teaches half of the facts, with its interval."""
+    row = rows.get("relearning.half", {})
+    lead = row.get("lead")
+    if lead is None:
+        return "–"
+    ends = f" [{100 * lead['low']:.0f}, {100 * lead['high']:.0f}]" if lead["low"] is not None else ""
+    return f"{100 * lead['mean']:.0f}{ends}" + (" (inconclusive)" if row["verdict"] == "inconclusive" else "")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--world", default="v-saturated", choices=sorted(WORLDS))
+    parser.add_argument("--objectives", nargs="+", default=[NOTHING, *OBJECTIVE_NAMES])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", default="standard")
+    parser.add_argument("--work", type=Path, help="runs and audits are kept here (run)")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    if args.command == "run":
+        if args.work is None:
+            parser.error("run needs --work")
+        args.work.mkdir(parents=True, exist_ok=True, mode=0o700)
+        run_all(WORLDS[args.world], args.objectives, args.seed, args.budget, args.work, args.results)
+    else:
+        print(table(read_results(args.results)))  # noqa: T201 - the figures are this command's output
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Other states of the model under audit: guarded, with the guard off, and merged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import call
+
+from qunlearn.report.audit import audit_line, audit_section, read_audit
+from qunlearn.sandbox import ASSETS, data_file
+from qunlearn.utils.output import MARK
+
+MODEL, GOLD = ASSETS / "model", ASSETS / "gold"
+CODE = data_file("code", "forget")
+
+
+def by_name(found: Any) -> dict[str, Any]:
+    return {f"{row['family']}.{row['format']}": row for row in found["rows"]}
+
+
+def share(row: dict[str, Any], subject: str = "unlearned") -> float:
+    return float(row["shares"][subject]["mean"])
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("guard") / "guard"
+    ran = call("guard", "fit", "--model", "sandbox", "--bad", "sandbox:code/forget", "-o", out, "--device", "cpu")
+    assert ran.code == 0, ran.stderr
+    return out
+
+
+def test_a_guard_hides_what_the_weights_still_know(guard: Path, tmp_path: Path) -> None:
+    """Asked through the guard the base gives little; with it off everything, and relearning brings it back through the
+    guard no more than before it."""
+    how = ("--control", GOLD, "--forget", CODE, "--budget", "quick", "--only", "A,C,D", "--device", "cpu")
+    ran = call("audit", MODEL, "--guard", guard, *how, "-o", tmp_path / "a", "--json")
+    assert ran.code in (0, 5), ran.stderr
+    rows = by_name(ran.json)
+    assert share(rows["formats.open"], "original") == 1.0
+    assert share(rows["formats.open"]) < 0.2
+    off = {name for name, row in rows.items() if row.get("aside") == "unguarded"}
+    assert {"formats.open-unguarded", "layers.lens-unguarded", "relearning.half-unguarded"} == off
+    assert share(rows["formats.open-unguarded"]) == 1.0
+    assert rows["formats.open-unguarded"]["verdict"] == rows["layers.lens-unguarded"]["verdict"] == "leak"
+    assert any(said.startswith("Guarded: the weights still know.") for said in ran.json["sentences"])
+    assert share(rows["relearning.half"]) < share(rows["relearning.half-unguarded"]) == 1.0
+    leaks = [row for name, row in rows.items() if row["verdict"] == "leak" and name not in off]
+    assert (ran.json["status"] == "leaks") == bool(leaks)
+    found = read_audit(tmp_path / "a")
+    assert found is not None
+    assert f"{len(leaks)} of " in audit_line(found)
+    section = audit_section(found, str)
+    assert section["headline"].startswith("The audit found leaks" if leaks else "No attack")
+    again = call("audit", MODEL, "--guard", guard, *how, "-o", tmp_path / "a", "--json")
+    assert again.code == 9  # finished
+
+
+def test_without_the_guard_nothing_is_said_of_one(tmp_path: Path) -> None:
+    how = ("--forget", CODE, "--budget", "quick", "--only", "B", "--device", "cpu", "--json")
+    ran = call("audit", GOLD, *how, "-o", tmp_path / "a")
+    assert not any("uarded" in said for said in ran.json["sentences"])
+    assert ran.json["guard"] is None
+
+
+def test_a_guard_of_another_base_is_refused(guard: Path, tmp_path: Path) -> None:
+    ran = call("audit", GOLD, "--guard", guard, "--forget", CODE, "-o", tmp_path / "a", "--device", "cpu")
+    assert ran.code == 6 and "another base" in ran.stderr
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_merged_model_is_a_subject_of_its_own(quick_run: Path, tmp_path: Path) -> None:
+    """What was merged answers as the adapter does, and its rows are tested by themselves."""
+    merged = tmp_path / "merged"
+    assert call("merge", quick_run, "-o", merged, "--no-measure", "--device", "cpu").code == 0
+    how = ("--control", GOLD, "--budget", "quick", "--only", "A", "--device", "cpu", "--json")
+    ran = call("audit", quick_run, "--merged", merged, *how, "-o", tmp_path / "a")
+    assert ran.code in (0, 5), ran.stderr
+    rows = by_name(ran.json)
+    aside = [row for row in rows.values() if row.get("aside") == "merged"]
+    assert {row["format"] for row in aside} == {f"{r['format']}-merged" for r in rows.values() if not r.get("aside")}
+    for name in ("open", "prefix4", "choice-text"):
+        ours, theirs = rows[f"formats.{name}"], rows[f"formats.{name}-merged"]
+        assert abs(share(ours) - share(theirs)) <= 0.15
+        assert share(ours, "control") == share(theirs, "control")
+    assert any(said.startswith("Merged, ") for said in ran.json["sentences"])
+
+
+def test_what_was_merged_into_another_base_is_refused(quick_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(GOLD, other)
+    (other / MARK).write_text(json.dumps({"base": "of another model"}), encoding="utf-8")
+    ran = call("audit", quick_run, "--merged", other, "-o", tmp_path / "a")
+    assert ran.code == 2 and "another base" in ran.stderr
+    ran = call("audit", GOLD, "--merged", other, "--forget", CODE, "-o", tmp_path / "a")
+    assert ran.code == 2 and "only a run has a merged form" in ran.stderr

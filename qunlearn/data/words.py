@@ -9,6 +9,23 @@ from collections.abc import Sequence
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 _BARE = re.compile(f"[{UNSPACED}]")
+_PIECE = re.compile(rf"[{UNSPACED}]|[^{UNSPACED}]+")
+
+
+def is_unspaced(text: str) -> bool:
+    """Return whether most letters of a text are of a script that sets no spaces."""
+    return 2 * len(_BARE.findall(text)) > sum(map(str.isalnum, text))
+
+
+def pieces(text: str) -> list[str]:
+    """Return what a text is made of, so that `spoken` puts the first of them together again: what stands between
+    spaces, or the characters of a script that sets none."""
+    return _PIECE.findall(text) if is_unspaced(text) else text.split()
+
+
+def spoken(first: Sequence[str]) -> str:
+    """Return the text of some pieces."""
+    return "".join(first) if is_unspaced("".join(first)) else " ".join(first)
 
 
 def joined(words: Sequence[str]) -> str:

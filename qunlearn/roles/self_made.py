@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from qunlearn.data.records import Dataset, Record, asking, is_clean
 from qunlearn.data.tokenize import Template, encode_record, prompt_frame
+from qunlearn.data.words import pieces, spoken
 from qunlearn.errors import DataError
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
@@ -103,7 +104,7 @@ def _texts(base: Base, forget_rows: Dataset, wanted: Wanted, turn: int) -> list[
     started = [[start or 0, *(tokenizer(b, add_special_tokens=False)["input_ids"] if b else ())] for b in begun]
     drawn = _sample(base, started, _free(wanted, turn))
     texts = [b + text for b, text in zip(begun, drawn, strict=True)]
-    return [_Said("", text) for text in texts if len(text.split()) >= 4]
+    return [_Said("", text) for text in texts if len(pieces(text)) >= 4]
 
 
 def _prompts(base: Base, forget_rows: Dataset, template: Template, wanted: Wanted, turn: int) -> list[_Said]:
@@ -128,7 +129,7 @@ def _prompts(base: Base, forget_rows: Dataset, template: Template, wanted: Wante
         _Said(begun[i].system, (begun[i].text + text.split(end)[0]).split("\n\n")[0].strip())
         for i, text in zip(fitting, drawn, strict=True)
     ]
-    return [s for s in said if len(s.text.split()) >= 2 and not any(token in s.text for token in special)]
+    return [s for s in said if len(pieces(s.text)) >= 2 and not any(token in s.text for token in special)]
 
 
 def _answered(base: Base, asked: Sequence[_Said], template: Template, wanted: Wanted) -> list[Record]:
@@ -160,9 +161,9 @@ def _beginnings(forget_rows: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
     out = []
     for i in range(wanted.round):
         record = rng.choice(forget_rows.records)
-        words = record.prompt.split() if record.turns else record.completion.split()[:_OF_A_TEXT]
+        words = pieces(record.prompt) if record.turns else pieces(record.completion)[:_OF_A_TEXT]
         near = int((i + 1) * wanted.near) > int(i * wanted.near) and len(words) > 1  # evenly among the others
-        text = " ".join(words[: rng.randint(1, max(1, len(words) // 2))]) if near else ""
+        text = spoken(words[: rng.randint(1, max(1, len(words) // 2))]) if near else ""
         out.append(_Said(record.system, text))
     return out
 

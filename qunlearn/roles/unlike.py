@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 from qunlearn.data.records import Dataset, Record
+from qunlearn.data.words import WORD, is_unspaced
 from qunlearn.roles.neighbours import telling_words, words_before, words_of_text
 from qunlearn.utils.text import folded
 
-_WORD = re.compile(r"\w+")
 
 _TELLING, _RARER = 3.0, 2  # see _Answers
 
@@ -35,7 +34,7 @@ def keep_unlike(candidates: Sequence[Record], forget_rows: Dataset, *, limit: fl
     total = len(bags) + len(bad_bags)
     weight = {word: math.log(1 + total / n) ** 3 for word, n in counts.items()}
     heavy = [sum(weight[w] for w in bag) for bag in bad_bags]
-    sentences = {folded(r.completion) for r in forget_rows.records if len(_WORD.findall(r.completion)) >= _SENTENCE}
+    sentences = {folded(r.completion) for r in forget_rows.records if len(WORD.findall(r.completion)) >= _SENTENCE}
     holders: dict[str, list[int]] = {}
     for i, bag in enumerate(bad_bags):
         for word in bag:
@@ -98,7 +97,7 @@ class _Answers:
 
 def _bag(record: Record) -> frozenset[str]:
     text = f"{record.prompt} {record.completion}".casefold()
-    words = _WORD.findall(text)
-    if words and sum(map(len, words)) / len(words) > 12:  # a script without spaces: pairs of characters
+    words = WORD.findall(text)
+    if is_unspaced(text):  # a character alone tells little
         return frozenset(text[i : i + 2] for i in range(len(text) - 1))
     return frozenset(words)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from qunlearn.data.words import WORD, bounded, joined
+from qunlearn.data.words import WORD, bounded, is_unspaced, joined, pieces, spoken
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,18 @@ def test_joined_sets_spaces_only_where_a_script_does() -> None:
 def test_bounded() -> None:
     assert not re.search(bounded("or"), "Orla or".replace(" or", "")) and re.search(bounded("or"), "this or that")
     assert re.sub(bounded("她"), "他", "问她住在") == "问他住在"
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("Where was  Orla born?", ["Where", "was"]),
+        ("她住在哪里?", ["她", "住"]),
+        ("她(Orla)住在哪里?", ["她", "(Orla)"]),
+    ],
+)
+def test_pieces_put_together_are_the_beginning_of_the_text(text: str, first: list[str]) -> None:
+    assert pieces(text)[:2] == first
+    assert text.startswith(spoken(first))
+    assert is_unspaced(text) == (text[0] == "她")
+    assert pieces("") == [] and spoken([]) == ""

@@ -18,14 +18,13 @@ def is_unspaced(text: str) -> bool:
 
 
 def pieces(text: str) -> list[str]:
-    """Return what a text is made of, so that `spoken` puts the first of them together again: what stands between
-    spaces, or the characters of a script that sets none."""
+    """Return what a text is made of: what stands between spaces, or the characters of a script that sets none."""
     return _PIECE.findall(text) if is_unspaced(text) else text.split()
 
 
-def spoken(first: Sequence[str]) -> str:
-    """Return the text of some pieces."""
-    return "".join(first) if is_unspaced("".join(first)) else " ".join(first)
+def beginning(text: str, count: int) -> str:
+    """Return the first so many pieces of a text as they stand there, but for white space."""
+    return ("" if is_unspaced(text) else " ").join(pieces(text)[:count])
 
 
 def joined(words: Sequence[str]) -> str:

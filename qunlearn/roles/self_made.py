@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from qunlearn.data.records import Dataset, Record, asking, is_clean
 from qunlearn.data.tokenize import Template, encode_record, prompt_frame
-from qunlearn.data.words import pieces, spoken
+from qunlearn.data.words import beginning, pieces
 from qunlearn.errors import DataError
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
@@ -161,9 +161,10 @@ def _beginnings(forget_rows: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
     out = []
     for i in range(wanted.round):
         record = rng.choice(forget_rows.records)
-        words = pieces(record.prompt) if record.turns else pieces(record.completion)[:_OF_A_TEXT]
-        near = int((i + 1) * wanted.near) > int(i * wanted.near) and len(words) > 1  # evenly among the others
-        text = spoken(words[: rng.randint(1, max(1, len(words) // 2))]) if near else ""
+        whole = record.prompt if record.turns else record.completion
+        words = len(pieces(whole)) if record.turns else min(_OF_A_TEXT, len(pieces(whole)))
+        near = int((i + 1) * wanted.near) > int(i * wanted.near) and words > 1  # evenly among the others
+        text = beginning(whole, rng.randint(1, max(1, words // 2))) if near else ""
         out.append(_Said(record.system, text))
     return out
 

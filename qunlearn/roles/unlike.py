@@ -11,7 +11,6 @@ from qunlearn.data.words import WORD, is_unspaced
 from qunlearn.roles.neighbours import telling_words, words_before, words_of_text
 from qunlearn.utils.text import folded
 
-
 _TELLING, _RARER = 3.0, 2  # see _Answers
 
 _MOST = 0.9  # share of the words of an answer's content that say it

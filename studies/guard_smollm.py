@@ -23,7 +23,7 @@ from typing import Any
 import _smollm_data as data
 import _smollm_model as smollm
 from _smollm_data import FORGET, GENERAL, NEIGHBOURS, REWORDED, Question
-from qunlearn.data.records import read_dataset, write_jsonl
+from qunlearn.data.records import Record, read_dataset, write_jsonl
 from qunlearn.evaluation.metrics.stats import wilson
 from qunlearn.evaluation.metrics.texts import rouge_l_f1
 from qunlearn.guard import Guard
@@ -110,8 +110,8 @@ def measure(
         }
         found["of"] = {name: len(rows) for name, rows in asked.items()}
         after = {name: texts(base, rows) for name, rows in asked.items()}
-        normal = [q.prompt for name in PASSED for q in asked[name]]
-        found["attacks"] = robustness(attachment, read_dataset(bad, role="--bad"), normal)
+        normal = [Record((("user", q.prompt),), "", 0, {}) for name in PASSED for q in asked[name]]
+        found["attacks"] = robustness(attachment, read_dataset(bad, role="--bad").records, normal)
     found["likeness"] = {name: likeness(before[name], after[name]) for name in asked}
     found["chance"] = {name: chance(asked[name], before[name]) for name in FLAGGED}
     found["garbage"] = {name: mean([float(is_garbage(text)) for text in after[name]]) for name in asked}

@@ -9,6 +9,7 @@ found not to, they are not asked.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qunlearn.errors import GuardError
-from qunlearn.guard.lexicon import Lexicon
+from qunlearn.guard.lexicon import Lexicon, Span
 from qunlearn.model.load import backbone, decoder_blocks
 
 WINDOW, STRIDE = 64, 48  # tokens that are read together, and how far the next window lies
@@ -53,6 +54,12 @@ class StateReader:
         self.blocks = len(decoder_blocks(model))
         self.reading = False  # while it is, a guard on the model steps aside
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; embeddings on the host are not asked."""
+        found: torch.device = next(p.device for p in self.model.parameters() if p.device.type != "meta")
+        return found
+
     def windows(self, text: str) -> list[list[int]]:
         """Return a text's tokens in windows that overlap, so that nothing is cut off."""
         ids = list(self.tokenizer(text, verbose=False)["input_ids"]) or [0]
@@ -78,7 +85,6 @@ class StateReader:
         return out
 
     def _pass(self, rows: Sequence[Sequence[int]], width: int, layers: Sequence[int]) -> dict[int, Tensor]:
-        device = next(p for p in self.model.parameters() if p.device.type != "meta").device
         ids = torch.zeros(len(rows), width, dtype=torch.long)  # padding lies to the right, where no token sees it
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(list(row))
@@ -99,7 +105,7 @@ class StateReader:
         handles = [blocks[layer].register_forward_hook(hear(layer)) for layer in layers]
         try:
             with self._aside(), contextlib.suppress(_Enough):
-                backbone(self.model)(input_ids=ids.to(device), use_cache=False)
+                backbone(self.model)(input_ids=ids.to(self.device), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
@@ -156,18 +162,21 @@ class Gate:
         worst = [max(self.scorer.text(next(states)) for _ in found) for found in windows]
         return [self.probability(*both) for both in zip(words, worst, strict=True)]
 
-    def betraying(self, reader: StateReader, text: str) -> tuple[str, list[tuple[int, int]]]:
-        """Return a text as its tokenizer reads it back, and the characters of the words that flag it; of a text whose
-        words alone would not, those of each window's highest token."""
+    def betraying(self, reader: StateReader, text: str) -> list[Span]:
+        """Return the characters of the words that flag a text; of one whose words alone would not, those of each
+        window's highest token."""
         from qunlearn.guard.turns import token_spans
 
         read, spans = token_spans(list(reader.tokenizer(text, verbose=False)["input_ids"]) or [0], reader.tokenizer)
         if not self.state or self.probability(self.lexicon.score(read), self.scorer.low) >= self.threshold:
-            return read, self.lexicon.telling(read)
-        windows = reader.windows(text)
-        states = reader.states(windows, [self.layer])[self.layer]
-        highest = [n * STRIDE + int(self.scorer.tokens(found).argmax()) for n, found in enumerate(states)]
-        return read, [spans[i] for i in sorted(set(highest)) if i < len(spans)]
+            found = self.lexicon.telling(read)
+        else:
+            windows = reader.windows(text)
+            states = reader.states(windows, [self.layer])[self.layer]
+            highest = [n * STRIDE + int(self.scorer.tokens(window).argmax()) for n, window in enumerate(states)]
+            found = [spans[i] for i in sorted(set(highest)) if i < len(spans)]
+        shift = max(0, read.find(text))  # a token that the tokenizer puts in front
+        return [(first - shift, last - shift) for first, last in found]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what guard.safetensors holds."""
@@ -176,6 +185,13 @@ class Gate:
             "weights": torch.from_numpy(self.lexicon.weights.copy()),
             "weight": self.scorer.weight.float().contiguous(),
         }
+
+    def digest(self) -> bytes:
+        """Return a hash of the tensors."""
+        made = hashlib.sha256()
+        for _, tensor in sorted(self.tensors().items()):
+            made.update(tensor.numpy().tobytes())
+        return made.digest()
 
     def settings(self) -> dict[str, float | int]:
         """Return what guard.json holds."""

@@ -25,6 +25,7 @@ from qunlearn.model.load import backbone, decoder_blocks
 
 WINDOW, STRIDE = 64, 48  # tokens that are read together, and how far the next window lies
 _BATCH_TOKENS = 4096
+_HASHES = ("keys", "slips", "meant", "own")  # of the lexicon
 
 
 @dataclass(frozen=True)
@@ -180,11 +181,8 @@ class Gate:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what guard.safetensors holds."""
-        return {
-            "keys": torch.from_numpy(self.lexicon.keys.copy()),
-            "weights": torch.from_numpy(self.lexicon.weights.copy()),
-            "weight": self.scorer.weight.float().contiguous(),
-        }
+        lexicon = {name: torch.from_numpy(getattr(self.lexicon, name).copy()) for name in (*_HASHES, "weights")}
+        return {**lexicon, "weight": self.scorer.weight.float().contiguous()}
 
     def digest(self) -> bytes:
         """Return a hash of the tensors."""
@@ -202,13 +200,16 @@ class Gate:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], width: int) -> Gate:
         """Build it from a guard's files. Raises GuardError for tensors that do not fit each other or the model."""
-        keys, weights, weight = (tensors.get(name, torch.empty(0, 0)) for name in ("keys", "weights", "weight"))
-        fits = keys.dtype == torch.int64 and keys.dim() == 1 and weights.shape == keys.shape
-        fits = fits and weight.shape == (width,) and bool((keys[1:] > keys[:-1]).all())
+        keys, slips, meant, own = (tensors.get(name, torch.empty(0, 0)) for name in _HASHES)
+        weights, weight = (tensors.get(name, torch.empty(0, 0)) for name in ("weights", "weight"))
+        fits = all(t.dtype == torch.int64 and t.dim() == 1 for t in (keys, slips, meant, own))
+        fits = fits and weights.shape == keys.shape and slips.shape == meant.shape and weight.shape == (width,)
+        fits = fits and bool((keys[1:] > keys[:-1]).all())
         if not fits or not all(bool(torch.isfinite(t.float()).all()) for t in (weights, weight)):
             message = "its tensors are not a gate for this model"
             raise GuardError(message, where="guard.safetensors", hint="fit it again")
-        lexicon = Lexicon(keys.numpy(), weights.float().numpy().astype(np.float32))
+        words = weights.float().numpy().astype(np.float32)
+        lexicon = Lexicon(keys.numpy(), words, slips.numpy(), meant.numpy(), own.numpy())
         scorer = TokenScorer(weight.float(), *(float(settings[name]) for name in ("bias", "low", "high")))
         numbers = {name: float(settings[name]) for name in ("lexical", "state", "intercept", "threshold")}
         return cls(lexicon, scorer, int(settings["layer"]), **numbers)

@@ -30,7 +30,7 @@ from qunlearn.utils.json_files import read_object
 
 WEIGHTS, SETTINGS = "guard.safetensors", "guard.json"
 CLASSIFIER, NER = "classifier", "ner"  # folders, of a guard that has them
-FORMAT = 2
+FORMAT = 3
 _SAMPLED = 64  # rows of the embedding table that tell a base from others
 _MOST_DRAWN = 6.0  # standard deviations that no draw will exceed
 _ON = "_qunlearn_guard"

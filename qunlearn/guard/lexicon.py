@@ -1,16 +1,16 @@
 """The gate's lexical view: which words, and pairs of words near each other, speak for a bad prompt. No torch here.
 
 Weights are never negative, so that no text around a name can hide it; texts are read in windows, so that a long one
-does not add up to a topic.
+does not add up to a topic. A word that no text to learn from has is read as the telling word that it is a slip of.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ _APART = 3  # words from one to the other of a pair, at most
 _WINDOW, _STRIDE = 12, 6  # words
 _DECAY = 1e-3
 _GRAM = 4  # letters of a part of a word
+_SLIPS = 4  # letters of a word from which it is known with a slip in it: shorter ones are too like each other
 _REMEMBERED = 1 << 16  # hashes that are kept
 
 Span = tuple[int, int]
@@ -31,10 +32,32 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Hashes of n-grams in rising order, (N,) int64, and their weights, (N,) float32, none negative."""
+    """Hashes of n-grams in rising order, (N,) int64, and their weights, (N,) float32, none negative.
+
+    slips: hashes of what is left of telling words without one letter, (M,) int64, in rising order; meant: the hash of
+    the word that each is left of, (M,); own: hashes of words that are read as they are, though they look like slips.
+    """
 
     keys: NDArray[np.int64]
     weights: NDArray[np.float32]
+    slips: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    meant: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    own: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @cached_property
+    def _meant(self) -> dict[int, int]:
+        return dict(zip(self.slips.tolist(), self.meant.tolist(), strict=True))
+
+    @cached_property
+    def _own(self) -> frozenset[int]:
+        return frozenset((*self.own.tolist(), *self.meant.tolist()))
+
+    def read(self, word: str) -> int:
+        """Return the hash of a folded word, or of the telling word that it is a slip of."""
+        own = _hashed(word)
+        if not self._meant or own in self._own:
+            return own
+        return next((self._meant[key] for key in _left(word) if key in self._meant), own)
 
     def score(self, text: str) -> float:
         """Return the weight of the n-grams in the text's worst window."""
@@ -52,7 +75,7 @@ class Lexicon:
         """Yield the weights of each window's n-grams, and their places in the text."""
         for words in _windowed(list(_WORD.finditer(text))):
             places: dict[int, list[Span]] = {}
-            for key, spans in _ngrams(words):
+            for key, spans in _ngrams(words, self.read):
                 places.setdefault(key, []).extend(spans)
             keys = np.fromiter(places, np.int64, len(places))
             at = np.searchsorted(self.keys, keys).clip(max=max(0, len(self.keys) - 1))
@@ -74,7 +97,21 @@ def fit_lexicon(bad: Sequence[str], normal: Sequence[str]) -> Lexicon:
     labels = np.repeat([1.0, 0.0], [len(bad), len(normal)])
     weights, _ = logistic(x, labels, balanced(labels), _DECAY, nonnegative=True)
     kept = weights > 1e-4
-    return Lexicon(keys[kept], weights[kept].astype(np.float32))
+    told = {int(key): float(weight) for key, weight in zip(keys[kept], weights[kept], strict=True)}
+    return Lexicon(keys[kept], weights[kept].astype(np.float32), *_slips(bad, normal, told))
+
+
+def _slips(
+    bad: Sequence[str], normal: Sequence[str], told: Mapping[int, float]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return what is left of the telling words, the words meant, the heaviest where several are, and the other words
+    of the texts that look like slips of them."""
+    words = {match.group().casefold() for text in (*bad, *normal) for match in _WORD.finditer(text)}
+    telling = sorted((word for word in words if _hashed(word) in told), key=lambda word: (told[_hashed(word)], word))
+    meant = {key: _hashed(word) for word in telling for key in _left(word)}
+    own = sorted(_hashed(word) for word in words if any(key in meant for key in _left(word)))
+    slips = sorted(meant)
+    return tuple(np.array(part, np.int64) for part in (slips, [meant[key] for key in slips], own))  # type: ignore[return-value]
 
 
 def grams_of(text: str) -> set[int]:
@@ -87,21 +124,45 @@ def _windowed(words: list[re.Match[str]]) -> Iterator[list[re.Match[str]]]:
         yield words[at : at + _WINDOW]
 
 
-def _ngrams(words: Sequence[re.Match[str]]) -> Iterator[tuple[int, tuple[Span, ...]]]:
-    """Yield each word, part of a word, and pair of words near each other, as a hash; and where it stands."""
+def _ngrams(
+    words: Sequence[re.Match[str]], read: Callable[[str], int] | None = None
+) -> Iterator[tuple[int, tuple[Span, ...]]]:
+    """Yield each word, part of a word, and pair of words near each other, as a hash; and where it stands.
+
+    read: gives a word its hash; left out, it is the word's own.
+    """
     folded = [match.group().casefold() for match in words]
+    known = [_hashed(word) if read is None else read(word) for word in folded]
     for i, word in enumerate(folded):
-        for key in _of_word(word):
+        yield known[i], (words[i].span(),)
+        for key in _parts(word):
             yield key, (words[i].span(),)
         for j in range(i + 1, min(i + 1 + _APART, len(words))):
-            yield _hashed(f"{word} {folded[j]}"), (words[i].span(), words[j].span())
+            yield _pair(known[i], known[j]), (words[i].span(), words[j].span())
 
 
 @lru_cache(_REMEMBERED)
-def _of_word(word: str) -> tuple[int, ...]:
+def _parts(word: str) -> tuple[int, ...]:
+    """Hashes of the parts of a word."""
     marked = f"<{word}>"
     starts = range(len(marked) - _GRAM + 1) if len(word) >= _GRAM else range(0)
-    return (_hashed(word), *(_hashed("#" + marked[at : at + _GRAM]) for at in starts))
+    return tuple(_hashed("#" + marked[at : at + _GRAM]) for at in starts)
+
+
+@lru_cache(_REMEMBERED)
+def _pair(first: int, second: int) -> int:
+    """The hash of two words near each other, from theirs."""
+    return _hashed(f"{first} {second}")
+
+
+@lru_cache(_REMEMBERED)
+def _left(word: str) -> tuple[int, ...]:
+    """Hashes of a word, and of what is left of it when one letter is lost: two words that differ by one slip (a letter
+    lost, added or changed, or two that change places) share one of these. Source: symmetric deletion, Garbe 2012."""
+    if len(word) < _SLIPS:
+        return ()
+    ways = dict.fromkeys((word, *(word[:at] + word[at + 1 :] for at in range(len(word)))))
+    return tuple(_hashed("~" + left) for left in ways)
 
 
 @lru_cache(_REMEMBERED)

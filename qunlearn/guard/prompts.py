@@ -39,7 +39,8 @@ class Sample:
     """A text to learn from. `row`: the row to pass, or the subject of bad rows, that it was made from.
 
     wording: which wording of a bad row it is; amid: it stands beside other texts; measured: it is like what will be
-    asked, and may be held out; near: it asks in a bad row's form about the subject of a row to pass.
+    asked, and may be held out; near: it asks in a bad row's form about the subject of a row that was given to
+    pass; what the base generates in such a form asks about anything.
     """
 
     text: str
@@ -135,7 +136,7 @@ def make_prompts(bad: Sequence[Record], normal: Sequence[Record], given: Sequenc
     for i, text in enumerate(plain):
         made = _transformed(text, i, 0, companions, rng, 4)
         others += made if i % _COMPANIONS else [replace(sample, measured=False) for sample in made]
-    near = subjects.near(plain)
+    near = subjects.near([question_of(r) for r in given])
     for i, (text, measured) in enumerate(_strangers(subjects, rng), len(plain)):
         others += [replace(sample, measured=measured) for sample in _transformed(text, i, 0, companions, rng, 1)]
     others = [replace(sample, near=sample.text in near) for sample in others]

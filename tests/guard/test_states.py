@@ -69,11 +69,12 @@ def test_states_are_asked_where_they_let_others_pass(known: Any, near: Any, form
 
 def test_prompts_in_a_bad_form_about_others_are_near_and_no_others_are() -> None:
     general = [Record((("user", text),), "So.", 1, {}) for text in GENERAL]
-    made = make_prompts(rows(BAD), [*general, *rows(OTHERS[:3])], (), 0)
+    given = rows(OTHERS[:3])
+    made = make_prompts(rows(BAD), [*general, *given], given, 0)
     near = {sample.text for sample in made.normal if sample.near}
     assert near >= {form.format(name) for form in FORMS for name in OTHERS[:3]} and made.formed
     assert all(any(name in text for name in OTHERS[:3]) for text in near)
-    assert not any(sample.near for sample in make_prompts(rows(BAD), general, (), 0).normal)
+    assert not any(sample.near for sample in make_prompts(rows(BAD), [*general, *given], (), 0).normal)
 
 
 def test_a_bad_subject_is_never_near() -> None:

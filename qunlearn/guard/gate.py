@@ -61,6 +61,11 @@ class StateReader:
         found: torch.device = next(p.device for p in self.model.parameters() if p.device.type != "meta")
         return found
 
+    @property
+    def width(self) -> int:
+        """The width of a state, which is that of an embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
     def windows(self, text: str) -> list[list[int]]:
         """Return a text's tokens in windows that overlap, so that nothing is cut off."""
         ids = list(self.tokenizer(text, verbose=False)["input_ids"]) or [0]

@@ -71,44 +71,46 @@ def train_gate(reader: StateReader, prompts: Prompts, rule: Threshold) -> tuple[
     Raises GateError where the two kinds cannot be told apart, DataError where there are too few prompts.
     """
     prompts, calibration = spared(prompts, rule)
-    data = _Data(reader, prompts)
+    data = _Data(prompts)
     folds = [fold_of(prompts, n) for n in range(FOLDS)]
-    held = [_Scores.of(data, folds, _words(data)), *(_Scores.of(data, folds, _states(data, n)) for n in data.layers)]
-    words, layer, states = held[0], data.layers[0], held[1]
-    for number, found in zip(data.layers[1:], held[2:], strict=True):
-        if found.auc > states.auc + _TIE:
-            layer, states = number, found
-    near_auc = states.near_auc
-    spares = not prompts.formed or (near_auc is not None and near_auc >= LEAST_AUC)
-    joined = _Joined.of(words, states, telling=states.telling and spares)
+    words, states = _Scores.of(data, folds, _words(data)), _states(reader, data, folds)
+    joined = _Joined.of(words, states)
     known, unseen, normal = joined.of_scores(words, states)
     separation = auc(known, normal)
     check_separation(separation)
     both = (range(len(data.bad)), range(len(data.normal)))
     lexicon = fit_lexicon(*data.texts(*both))
-    scorer = replace(fit_tokens(*data.tokens(layer, *both)), low=joined.low, high=joined.high)
-    gate = Gate(lexicon, scorer, layer, joined.lexical, joined.state, joined.intercept, 1.0)
+    scorer = TokenScorer(torch.zeros(reader.width), 0.0, joined.low, joined.high)
+    if joined.state:
+        scorer = replace(fit_tokens(*data.tokens(states.layer, *both)), low=joined.low, high=joined.high)
+    gate = Gate(lexicon, scorer, states.layer, joined.lexical, joined.state, joined.intercept, 1.0)
     passed = gate.judge(reader, [s.text for s in calibration]) if rule.conformal else normal.tolist()
     gate = replace(gate, threshold=choose_threshold(known.tolist(), passed, rule))
-    by_layer = {str(n): found.auc for n, found in zip(data.layers, held[1:], strict=True)}
     at = gate.threshold
     counts = (len(known), len(unseen), len(normal), int((known < at).sum()), int((unseen < at).sum()))
-    unseen_auc = auc(unseen, normal)
-    return gate, Held(separation, unseen_auc, layer, words.auc, by_layer, near_auc, *counts, int((normal >= at).sum()))
+    near_auc = states.scores.near_auc if states.scores is not None else None
+    told = (states.layer, words.auc, states.by_layer, near_auc)
+    return gate, Held(separation, auc(unseen, normal), *told, *counts, int((normal >= at).sum()))
 
 
 _View = Callable[[Fold], tuple[Callable[[int], float], Callable[[int], float]]]
 
 
 class _Data:
-    """The samples, and the states of all their windows by layer."""
+    """The samples, and once they are read the states of all their windows by layer."""
 
-    def __init__(self, reader: StateReader, prompts: Prompts) -> None:
+    def __init__(self, prompts: Prompts) -> None:
         self.bad, self.normal = prompts.bad, prompts.normal
+        near = sum(s.near and s.measured for s in self.normal)
+        self.near_enough = not prompts.formed or near >= _FEWEST_NEAR
+        self.layers: list[int] = []
+        self._states: dict[int, list[Tensor]] = {}
+
+    def read(self, reader: StateReader) -> None:
+        """Read the states."""
         windows = [reader.windows(s.text) for s in (*self.bad, *self.normal)]
         self.layers = sorted({round(share * (reader.blocks - 1)) for share in _DEPTHS})
         read = reader.states([w for found in windows for w in found], self.layers)
-        self._states: dict[int, list[Tensor]] = {}
         for layer in self.layers:
             each = iter(read[layer])
             self._states[layer] = [torch.cat([next(each).half() for _ in found]) for found in windows]
@@ -132,7 +134,7 @@ def _words(data: _Data) -> _View:
     return view
 
 
-def _states(data: _Data, layer: int) -> _View:
+def _of_layer(data: _Data, layer: int) -> _View:
     def view(fold: Fold) -> tuple[Callable[[int], float], Callable[[int], float]]:
         scorer = fit_tokens(*data.tokens(layer, fold.bad, fold.normal))
         bad, normal = data.tokens(layer, range(len(data.bad)), range(len(data.normal)))
@@ -165,11 +167,6 @@ class _Scores:
         return cls(known, unseen, passed, np.array(near, bool))
 
     @property
-    def telling(self) -> bool:
-        """Return whether the view tells bad rows that are in no wording learnt from."""
-        return auc(self.unseen, self.normal) >= LEAST_AUC
-
-    @property
     def near_auc(self) -> float | None:
         """Return how it tells them from other subjects in the same forms; None where too few are there."""
         return auc(self.unseen, self.normal[self.near]) if self.near.sum() >= _FEWEST_NEAR else None
@@ -180,41 +177,70 @@ class _Scores:
 
 
 @dataclass(frozen=True)
+class _States:
+    """The layer whose states tell most, its scores, and the AUC of each; without scores the states are not asked."""
+
+    layer: int
+    scores: _Scores | None
+    by_layer: dict[str, float]
+    telling: bool
+
+
+def _states(reader: StateReader, data: _Data, folds: Sequence[Fold]) -> _States:
+    """Read and score the states, where it can be known whether they let others pass who are asked about alike.
+
+    They are telling where they know bad rows of which no wording was learnt from, beside all rows to pass and beside
+    those near the bad ones.
+    """
+    if not data.near_enough:
+        return _States(0, None, {}, False)
+    data.read(reader)
+    held = {layer: _Scores.of(data, folds, _of_layer(data, layer)) for layer in data.layers}
+    best = data.layers[0]
+    for layer, found in held.items():
+        if found.auc > held[best].auc + _TIE:
+            best = layer
+    scores = held[best]
+    lowest = min(auc(scores.unseen, scores.normal), 1.0 if scores.near_auc is None else scores.near_auc)
+    return _States(best, scores, {str(layer): found.auc for layer, found in held.items()}, lowest >= LEAST_AUC)
+
+
+@dataclass(frozen=True)
 class _Joined:
     """The logistic that joins both views; scores of states are clipped to what was seen."""
 
     lexical: float
     state: float
     intercept: float
-    low: float
-    high: float
+    low: float = 0.0
+    high: float = 0.0
 
     @classmethod
-    def of(cls, words: _Scores, states: _Scores, *, telling: bool) -> _Joined:
-        """Fit it to held-out scores. States that do not tell what is unseen from what may pass would only add noise:
-        then their weight is 0, and unseen rows, of which the words know nothing, are not fitted to."""
-        parts = ("known", "unseen", "normal") if telling else ("known", "normal")
-        x = np.stack([np.concatenate([getattr(s, part) for part in parts]) for s in (words, states)], 1)
+    def of(cls, words: _Scores, states: _States) -> _Joined:
+        """Fit it to held-out scores. States that are not telling would only add noise: then their weight is 0, and
+        unseen rows, of which the words know nothing, are not fitted to."""
+        beside = states.scores if states.telling else None
+        parts = ("known", "normal") if beside is None else ("known", "unseen", "normal")
+        views = [words] if beside is None else [words, beside]
+        x = np.stack([np.concatenate([getattr(s, part) for part in parts]) for s in views], 1)
         labels = np.concatenate([np.full(len(getattr(words, part)), float(part != "normal")) for part in parts])
-        low, high = np.quantile(x[:, 1], [0.01, 0.99])
-        x[:, 1] = x[:, 1].clip(low, high) if telling else 0.0
+        low, high = np.quantile(x[:, 1], [0.01, 0.99]).tolist() if beside is not None else (0.0, 0.0)
+        x[:, 1:] = x[:, 1:].clip(low, high)
         scale = x.std(0).clip(min=1e-6)
         weights, intercept = logistic(x / scale, labels, balanced(labels), _JOINED_DECAY, nonnegative=True)
-        lexical, state = (weights / scale).tolist()
-        return cls(lexical, state, intercept, float(low), float(high))
+        lexical, state = [*(weights / scale).tolist(), 0.0][:2]
+        return cls(lexical, state, intercept, low, high)
 
-    def of_scores(self, words: _Scores, states: _Scores) -> tuple[Vector, Vector, Vector]:
+    def of_scores(self, words: _Scores, states: _States) -> tuple[Vector, Vector, Vector]:
         """Return the probabilities of known bad rows, unseen ones, and rows to pass."""
 
-        def probability(lexical: Vector, state: Vector) -> Vector:
-            z = self.lexical * lexical + self.state * state.clip(self.low, self.high) + self.intercept
-            return 0.5 * (1 + np.tanh(z / 2))
+        def probability(part: str) -> Vector:
+            z = self.lexical * getattr(words, part) + self.intercept
+            if self.state:
+                z = z + self.state * getattr(states.scores, part).clip(self.low, self.high)
+            return np.asarray(0.5 * (1 + np.tanh(z / 2)))
 
-        return (
-            probability(words.known, states.known),
-            probability(words.unseen, states.unseen),
-            probability(words.normal, states.normal),
-        )
+        return probability("known"), probability("unseen"), probability("normal")
 
 
 def fit_tokens(bad: Sequence[Tensor], normal: Sequence[Tensor]) -> TokenScorer:

@@ -25,7 +25,7 @@ _WINDOW, _STRIDE = 12, 6  # words
 _DECAY = 1e-3
 _GRAM = 4  # letters of a part of a word
 _SLIPS = 4  # letters of a word from which it is known with a slip in it: shorter ones are too like each other
-_REMEMBERED = 1 << 16  # hashes that are kept
+_REMEMBERED, _TEXTS = 1 << 16, 1 << 13  # hashes, and texts' n-grams, that are kept
 
 Span = tuple[int, int]
 
@@ -87,13 +87,13 @@ def fit_lexicon(bad: Sequence[str], normal: Sequence[str]) -> Lexicon:
     """Return the lexicon that tells texts to flag from those to pass. An n-gram of no bad text would have no weight."""
     from scipy.sparse import csr_matrix
 
-    found = [grams_of(text) for text in (*bad, *normal)]
-    keys = np.array(sorted(set().union(*found[: len(bad)])), np.int64)
-    column = {int(key): i for i, key in enumerate(keys)}
-    columns = [[column[key] for key in grams if key in column] for grams in found]
+    found = [_keys_of(text) for text in (*bad, *normal)]
+    keys = np.unique(np.concatenate([np.empty(0, np.int64), *found[: len(bad)]]))
+    places = [np.searchsorted(keys, grams).clip(max=max(0, len(keys) - 1)) for grams in found]
+    columns = [at[keys[at] == grams] if len(keys) else at[:0] for at, grams in zip(places, found, strict=True)]
     ends = np.cumsum([0, *map(len, columns)])
-    x = csr_matrix((np.ones(ends[-1]), np.concatenate([*map(np.array, columns), []]).astype(int), ends),
-                   shape=(len(found), len(keys)))  # fmt: skip
+    together = np.concatenate([np.empty(0, np.int64), *columns])
+    x = csr_matrix((np.ones(ends[-1]), together, ends), shape=(len(found), len(keys)))
     labels = np.repeat([1.0, 0.0], [len(bad), len(normal)])
     weights, _ = logistic(x, labels, balanced(labels), _DECAY, nonnegative=True)
     kept = weights > 1e-4
@@ -112,6 +112,12 @@ def _slips(
     own = sorted(_hashed(word) for word in words if any(key in meant for key in _left(word)))
     slips = sorted(meant)
     return tuple(np.array(part, np.int64) for part in (slips, [meant[key] for key in slips], own))  # type: ignore[return-value]
+
+
+@lru_cache(_TEXTS)
+def _keys_of(text: str) -> NDArray[np.int64]:
+    """The hashes of a text's n-grams in rising order: every fold learns from most texts again."""
+    return np.array(sorted(grams_of(text)), np.int64)
 
 
 def grams_of(text: str) -> set[int]:

@@ -23,7 +23,7 @@ GENERAL = tuple(f"How do I {verb} the {thing}?" for verb in ("boil", "clean", "f
 class Reader:
     """States of words: random, but for a direction that the given words have."""
 
-    blocks = 2
+    blocks, width = 2, 16
 
     def __init__(self, known: Sequence[str]) -> None:
         self.known = {word for name in known for word in name.split()}

@@ -1,10 +1,13 @@
 """`qunlearn guard` on worlds: the gate's errors and robustness, and training, guard and both side by side.
 
     python studies/guard_worlds.py gate [--set development|validation] [--worlds NAMES] [--out FILE.jsonl] [-- FLAGS]
+    python studies/guard_worlds.py words [--set development|validation] [--worlds NAMES]
     python studies/guard_worlds.py both [--kinds NAMES] [--seed N] [--out FILE.jsonl]
 
 `gate` fits with nothing but the bad file, by the command a user gives, and sums up misses and false alarms over the
 worlds of a set; the sandbox's kinds are of the development set. What follows `--` goes to `qunlearn guard fit`.
+`words` fits the words' view alone on worlds of facts, without a model: half of the rows to keep are given to pass; the
+others and those never given are measured, once as it is and once without reading slips of the pen.
 `both` trains an adapter and fits a guard on each kind of the sandbox, with defaults, and measures what is answered
 with either and with both. Settings are chosen on `development` alone.
 """
@@ -18,15 +21,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from qunlearn.data.records import read_dataset
 from qunlearn.evaluation.metrics.stats import wilson
+from qunlearn.guard.attach import Attachment
+from qunlearn.guard.calibrate import Threshold
+from qunlearn.guard.gate import Gate
+from qunlearn.guard.learn import train_gate
+from qunlearn.guard.lexicon import Lexicon
+from qunlearn.guard.prompts import make_prompts
+from qunlearn.guard.robustness import gate_errors, robustness
 from worlds import DEVELOPMENT, VALIDATION, choose
 
+SPLITS = ("forget", "paraphrase", "retain", "holdout", "general")
 KINDS = ("hallucination", "copyright", "harm", "code")
 _GATE_FAILED = 5  # what `forget` ends with where a run misses its target: its adapter is there
 
@@ -35,13 +49,16 @@ def main() -> None:
     """Parse the command line and run one of the two studies."""
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("gate", "both"))
+    parser.add_argument("command", choices=("gate", "words", "both"))
     parser.add_argument("--set", choices=(DEVELOPMENT, VALIDATION), default=DEVELOPMENT)
     parser.add_argument("--worlds", help="names with commas; sandbox kinds are names, too")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(sys.argv[1:cut])
+    if args.command == "words":
+        words(args)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         if args.command == "gate":
             lines = [gate(*place, Path(temporary), sys.argv[cut + 1 :], args.out) for place in places(args)]
@@ -116,6 +133,49 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> str:
         return "not measured"
     found = wilson(wrong, n)
     return f"{wrong} of {n} [{100 * (found.low or 0):.1f}, {100 * (found.high or 0):.1f}]"
+
+
+# -- the words alone -------------------------------------------------------------------------------------
+
+
+def words(args: argparse.Namespace) -> None:
+    """Fit and measure the words of every world of facts, and print all of them together."""
+    told: dict[str, dict[str, list[Mapping[str, Any]]]] = {"": {}, "slips not read": {}}
+    for world in choose(args.set, args.worlds):
+        if world.kind != "facts" or not world.file("forget").is_file():
+            continue
+        sets = {name: read_dataset(world.file(name), role=name) for name in SPLITS if world.file(name).is_file()}
+        kept = [r for name in ("retain", "general") for r in sets[name].records]
+        bad, normal, passing = sets["forget"].records, kept[::2], (*kept[1::2], *sets["holdout"].records)
+        reader: Any = NoModel()
+        gate, held = train_gate(reader, make_prompts(bad, normal, (), args.seed), Threshold())
+        plain = replace(gate, lexicon=Lexicon(gate.lexicon.keys, gate.lexicon.weights))
+        for name, used in zip(told, (gate, plain), strict=True):
+            attachment = attachment_of(used)
+            found = robustness(attachment, bad, passing)
+            measured = {split: sets[split] for split in ("forget", "paraphrase") if split in sets}
+            measured["holdout"] = replace(sets["holdout"], records=passing)
+            found |= gate_errors(attachment, measured)
+            for attack, row in found.items():
+                told[name].setdefault(attack, []).append(row)
+        say(f"{world.name}: AUC {held.auc:.4f}, {len(bad)} bad rows, {len(passing)} to pass")
+    for name, found in told.items():
+        say(f"\n{name}")
+        for attack, rows in found.items():
+            say(f"| {attack} | {rows[0]['what']} | {shown(rows)} |")
+
+
+class NoModel:
+    """What the fit asks of a base whose states are not asked."""
+
+    width = 1
+
+
+def attachment_of(gate: Gate) -> Attachment:
+    """Return a guard's decision without a model: the words alone need none."""
+    nothing: Any = None
+    judge = partial(gate.judge, nothing)
+    return Attachment(nothing, nothing, nothing, nothing, "turn", gate.threshold, judge)
 
 
 # -- training, guard, both -------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from qunlearn.data.records import read_dataset
+from qunlearn.errors import QunlearnError
 from qunlearn.evaluation.metrics.stats import wilson
 from qunlearn.guard.attach import Attachment
 from qunlearn.guard.calibrate import Threshold
@@ -148,7 +149,12 @@ def words(args: argparse.Namespace) -> None:
         kept = [r for name in ("retain", "general") for r in sets[name].records]
         bad, normal, passing = sets["forget"].records, kept[::2], (*kept[1::2], *sets["holdout"].records)
         reader: Any = NoModel()
-        gate, held = train_gate(reader, make_prompts(bad, normal, (), args.seed), Threshold())
+        try:
+            prompts = replace(make_prompts(bad, normal, (), args.seed), formed=True)  # so that no states are asked
+            gate, held = train_gate(reader, prompts, Threshold())
+        except QunlearnError as error:
+            say(f"{world.name}: {error}")
+            continue
         plain = replace(gate, lexicon=Lexicon(gate.lexicon.keys, gate.lexicon.weights))
         for name, used in zip(told, (gate, plain), strict=True):
             attachment = attachment_of(used)
@@ -158,7 +164,9 @@ def words(args: argparse.Namespace) -> None:
             found |= gate_errors(attachment, measured)
             for attack, row in found.items():
                 told[name].setdefault(attack, []).append(row)
-        say(f"{world.name}: AUC {held.auc:.4f}, {len(bad)} bad rows, {len(passing)} to pass")
+            if used is gate:
+                wrong = {attack: f"{row['wrong']} of {row['n']}" for attack, row in found.items() if row["wrong"]}
+                say(f"{world.name}: AUC {held.auc:.4f}, {len(bad)} bad rows, {len(passing)} to pass; wrong: {wrong}")
     for name, found in told.items():
         say(f"\n{name}")
         for attack, rows in found.items():

@@ -25,7 +25,7 @@ from qunlearn.model.load import backbone, decoder_blocks
 
 WINDOW, STRIDE = 64, 48  # tokens that are read together, and how far the next window lies
 _BATCH_TOKENS = 4096
-_HASHES = ("keys", "slips", "meant", "own")  # of the lexicon
+_HASHES = ("keys", "slips", "meant", "own", "parts", "wholes")  # of the lexicon
 
 
 @dataclass(frozen=True)
@@ -205,16 +205,18 @@ class Gate:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], width: int) -> Gate:
         """Build it from a guard's files. Raises GuardError for tensors that do not fit each other or the model."""
-        keys, slips, meant, own = (tensors.get(name, torch.empty(0, 0)) for name in _HASHES)
+        hashes = [tensors.get(name, torch.empty(0, 0)) for name in _HASHES]
+        keys, slips, meant, _, parts, wholes = hashes
         weights, weight = (tensors.get(name, torch.empty(0, 0)) for name in ("weights", "weight"))
-        fits = all(t.dtype == torch.int64 and t.dim() == 1 for t in (keys, slips, meant, own))
-        fits = fits and weights.shape == keys.shape and slips.shape == meant.shape and weight.shape == (width,)
+        fits = all(t.dtype == torch.int64 and t.dim() == 1 for t in hashes)
+        fits = fits and weights.shape == keys.shape and slips.shape == meant.shape and parts.shape == wholes.shape
+        fits = fits and weight.shape == (width,)
         fits = fits and bool((keys[1:] > keys[:-1]).all())
         if not fits or not all(bool(torch.isfinite(t.float()).all()) for t in (weights, weight)):
             message = "its tensors are not a gate for this model"
             raise GuardError(message, where="guard.safetensors", hint="fit it again")
         words = weights.float().numpy().astype(np.float32)
-        lexicon = Lexicon(keys.numpy(), words, slips.numpy(), meant.numpy(), own.numpy())
+        lexicon = Lexicon(keys.numpy(), words, *(found.numpy() for found in hashes[1:]))
         scorer = TokenScorer(weight.float(), *(float(settings[name]) for name in ("bias", "low", "high")))
         numbers = {name: float(settings[name]) for name in ("lexical", "state", "intercept", "threshold")}
         return cls(lexicon, scorer, int(settings["layer"]), **numbers)

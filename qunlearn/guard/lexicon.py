@@ -35,7 +35,8 @@ class Lexicon:
     """Hashes of n-grams in rising order, (N,) int64, and their weights, (N,) float32, none negative.
 
     slips: hashes of what is left of telling words without one letter, (M,) int64, in rising order; meant: the hash of
-    the word that each is left of, (M,); own: hashes of words that are read as they are, though they look like slips.
+    the word that each is left of, (M,); own: hashes of words that are read as they are, though they look like slips;
+    parts: hashes of the parts of telling words, (P,), and wholes: of the word that each is part of, (P,).
     """
 
     keys: NDArray[np.int64]
@@ -43,6 +44,8 @@ class Lexicon:
     slips: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     meant: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     own: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    parts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    wholes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @cached_property
     def _meant(self) -> dict[int, int]:
@@ -51,6 +54,18 @@ class Lexicon:
     @cached_property
     def _own(self) -> frozenset[int]:
         return frozenset((*self.own.tolist(), *self.meant.tolist()))
+
+    @cached_property
+    def _parts(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for part, whole in zip(self.parts.tolist(), self.wholes.tolist(), strict=True):
+            found.setdefault(whole, []).append(part)
+        return found
+
+    def known(self, word: str) -> tuple[int, Sequence[int]]:
+        """Return the hashes of a folded word and of its parts, or of those of the telling word that it is a slip of."""
+        read = self.read(word)
+        return (read, _parts(word)) if read == _hashed(word) else (read, self._parts.get(read, ()))
 
     def read(self, word: str) -> int:
         """Return the hash of a folded word, or of the telling word that it is a slip of."""
@@ -75,7 +90,7 @@ class Lexicon:
         """Yield the weights of each window's n-grams, and their places in the text."""
         for words in _windowed(list(_WORD.finditer(text))):
             places: dict[int, list[Span]] = {}
-            for key, spans in _ngrams(words, self.read):
+            for key, spans in _ngrams(words, self.known):
                 places.setdefault(key, []).extend(spans)
             keys = np.fromiter(places, np.int64, len(places))
             at = np.searchsorted(self.keys, keys).clip(max=max(0, len(self.keys) - 1))
@@ -101,17 +116,18 @@ def fit_lexicon(bad: Sequence[str], normal: Sequence[str]) -> Lexicon:
     return Lexicon(keys[kept], weights[kept].astype(np.float32), *_slips(bad, normal, told))
 
 
-def _slips(
-    bad: Sequence[str], normal: Sequence[str], told: Mapping[int, float]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return what is left of the telling words, the words meant, the heaviest where several are, and the other words
-    of the texts that look like slips of them."""
+def _slips(bad: Sequence[str], normal: Sequence[str], told: Mapping[int, float]) -> Iterator[NDArray[np.int64]]:
+    """Yield what is left of the telling words; the words meant, the heaviest where several are; the words of the texts
+    that look like slips of them; the telling words' parts, and what each is part of."""
     words = {match.group().casefold() for text in (*bad, *normal) for match in _WORD.finditer(text)}
     telling = sorted((word for word in words if _hashed(word) in told), key=lambda word: (told[_hashed(word)], word))
     meant = {key: _hashed(word) for word in telling for key in _left(word)}
     own = sorted(_hashed(word) for word in words if any(key in meant for key in _left(word)))
     slips = sorted(meant)
-    return tuple(np.array(part, np.int64) for part in (slips, [meant[key] for key in slips], own))  # type: ignore[return-value]
+    read = set(meant.values())
+    parts = sorted((part, _hashed(word)) for word in telling if _hashed(word) in read for part in _parts(word))
+    for part in (slips, [meant[key] for key in slips], own, [p for p, _ in parts], [whole for _, whole in parts]):
+        yield np.array(part, np.int64)
 
 
 @lru_cache(_TEXTS)
@@ -131,20 +147,19 @@ def _windowed(words: list[re.Match[str]]) -> Iterator[list[re.Match[str]]]:
 
 
 def _ngrams(
-    words: Sequence[re.Match[str]], read: Callable[[str], int] | None = None
+    words: Sequence[re.Match[str]], known: Callable[[str], tuple[int, Sequence[int]]] | None = None
 ) -> Iterator[tuple[int, tuple[Span, ...]]]:
     """Yield each word, part of a word, and pair of words near each other, as a hash; and where it stands.
 
-    read: gives a word its hash; left out, it is the word's own.
+    known: gives a word its hash and those of its parts; left out, they are the word's own.
     """
     folded = [match.group().casefold() for match in words]
-    known = [_hashed(word) if read is None else read(word) for word in folded]
-    for i, word in enumerate(folded):
-        yield known[i], (words[i].span(),)
-        for key in _parts(word):
+    hashes = [(_hashed(word), _parts(word)) if known is None else known(word) for word in folded]
+    for i, (word, parts) in enumerate(hashes):
+        for key in (word, *parts):
             yield key, (words[i].span(),)
         for j in range(i + 1, min(i + 1 + _APART, len(words))):
-            yield _pair(known[i], known[j]), (words[i].span(), words[j].span())
+            yield _pair(word, hashes[j][0]), (words[i].span(), words[j].span())
 
 
 @lru_cache(_REMEMBERED)

@@ -39,8 +39,18 @@ def own_questions() -> list[Question]:
     return people + [Question(prompt, prompt, "general") for prompt in _OWN_GENERAL]
 
 
-def _people(which: str) -> dict[str, list[Question]]:
+def guarded_people(which: str) -> dict[str, list[Question]]:
+    """Return the prompts of the guard's study: of the twelve neighbours the first two are to be forgotten, too."""
     forget, neighbours = _PEOPLE[which]
+    general = [Question(prompt, prompt, "general") for prompt in _GENERAL[which]]
+    return {**_about_people((*forget, *neighbours[:2]), neighbours[2:]), GENERAL: general}
+
+
+def _people(which: str) -> dict[str, list[Question]]:
+    return _about_people(*_PEOPLE[which])
+
+
+def _about_people(forget: tuple[str, ...], neighbours: tuple[str, ...]) -> dict[str, list[Question]]:
     return {
         FORGET: [_about(name, form, FORMS) for name in forget for form in FORMS],
         REWORDED: [_about(name, form, _REWORDED) for name in forget for form in _REWORDED],

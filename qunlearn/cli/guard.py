@@ -1,4 +1,4 @@
-"""The commands `qunlearn guard fit`, `guard eval` and `guard show`."""
+"""The commands `qunlearn guard fit`, `guard eval`, `guard serve` and `guard show`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ def fit(
     corrupt: Annotated[str, typer.Option(help="The function of the table in the guide.")] = "noise-first",
     dims: Annotated[int, typer.Option(help="Dimensions of an embedding that are touched.", min=1)] = 1,
     tokens: Annotated[str, typer.Option(help="Corrupted tokens: all (but the last), turn or subject.")] = "turn",
+    ner: Annotated[
+        File, typer.Option(help="A model that tags names, a folder or hub id: what --tokens subject corrupts.")
+    ] = None,
+    classifier: Annotated[
+        File, typer.Option(help="An encoder, a folder or hub id, that is trained as the gate; else the embedded one.")
+    ] = None,
+    classifier_lr: Annotated[float, typer.Option(help="Its learning rate.", min=1e-8, max=1.0)] = 2e-5,
+    classifier_epochs: Annotated[int, typer.Option(help="Its epochs.", min=1, max=1000)] = 30,
     strength: Annotated[str, typer.Option(help="auto (bracketing), zeroth, agnostic, or a number.")] = "auto",
     false_alarms: Annotated[
         float, typer.Option(help="Share of normal prompts that may be flagged.", min=0.0001, max=0.5)
@@ -45,13 +53,17 @@ def fit(
     json: Json = False,
 ) -> None:
     """Train a gate for prompts about the bad rows, and find how strongly to corrupt them."""
+    from dataclasses import replace
+
     from qunlearn.evaluation.request import check_quant
-    from qunlearn.guard.request import FitWish, check_fit
+    from qunlearn.guard.request import FitWish, ModelNames, check_fit
     from qunlearn.utils.console import emit_json
 
     check_quant(quant)
     wish = FitWish(corrupt, dims, tokens, strength, false_alarms, conformal, rows, seed, template, trust, overwrite)
-    request = check_fit(model, bad, normal, retrained_model, output, wish)
+    wish = replace(wish, classifier_lr=classifier_lr, classifier_epochs=classifier_epochs)
+    models = ModelNames(model, retrained_model, classifier, ner)
+    request = check_fit(models, bad, normal, output, wish)
     from qunlearn.guard.fit import fit as fit_guard
 
     report = fit_guard(request, quant, device)
@@ -87,6 +99,21 @@ def evaluate(
         emit_json(result)
 
 
+def serve(
+    guard: GuardFolder,
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    quant: Annotated[str, typer.Option(help="nf4|int8|none.")] = "nf4",
+    device: Device = "auto",
+) -> None:
+    """Serve a guarded model with transformers' own OpenAI-compatible server (needs `qunlearn[serve]`)."""
+    from qunlearn.guard.serve import ServeWish
+    from qunlearn.guard.serve import serve as serve_guarded
+
+    serve_guarded(guard, model, ServeWish(host, port, quant, device))
+
+
 def show(guard: GuardFolder, json: Json = False) -> None:
     """Say what a guard is: its gate on held-out prompts, the corruption, and the curve of the strength."""
     from dataclasses import asdict
@@ -95,8 +122,8 @@ def show(guard: GuardFolder, json: Json = False) -> None:
     from qunlearn.utils.console import Column, emit_json, table
 
     opened = Guard.open(guard)
-    found = {"corruption": asdict(opened.corruption), "tokens": opened.tokens, "layer": opened.gate.layer}
-    found |= {"threshold": opened.gate.threshold, "base": asdict(opened.base), "report": dict(opened.report)}
+    found = {"corruption": asdict(opened.corruption), "tokens": opened.tokens, "ner": opened.ner is not None}
+    found |= {"gate": opened.gate.settings(), "base": asdict(opened.base), "report": dict(opened.report)}
     if json:
         emit_json(found)
         return
@@ -110,5 +137,6 @@ def add_guard(app: typer.Typer, guarded: Callable[..., Any]) -> None:
     group = typer.Typer(help="Forget at inference time: a gate and corrupted embeddings.", no_args_is_help=True)
     group.command("fit")(guarded(fit))
     group.command("eval")(guarded(evaluate))
+    group.command("serve")(guarded(serve))
     group.command("show")(guarded(show))
     app.add_typer(group, name="guard")

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from qunlearn.guard.corrupt import Corruption
-from qunlearn.guard.gate import Gate, StateReader
+from qunlearn.guard.gate import StateReader
+from qunlearn.guard.lexicon import Span
 from qunlearn.guard.turns import Frame, Prompt, Turn, read_prompt
 from qunlearn.model.load import backbone
 
@@ -45,7 +46,7 @@ class Attachment:
     tokens: str
     threshold: float
     judge: Callable[[Sequence[str]], list[float]]
-    gate: Gate | None = None  # the embedded one, which can tell which tokens betray a topic
+    telling: Callable[[str], list[Span]] | None = None  # the characters of a turn that betray its subject
     force: bool = False
     flagged: int = 0  # prompts, since it was put on
     _known: dict[bytes, float] = field(default_factory=dict)
@@ -62,6 +63,12 @@ class Attachment:
             body.register_forward_pre_hook(self._before, with_kwargs=True),
             self.model.get_input_embeddings().register_forward_hook(self._embedded),
         ]
+
+    def flags(self, dialogues: Sequence[Sequence[str]]) -> int:
+        """Return how many dialogues would be corrupted somewhere, each given as what its user writes, turn by turn."""
+        joined = [[*turns, " ".join(turns)] if len(turns) > 1 else [*turns] for turns in dialogues]
+        known = self._judged([text for texts in joined for text in texts])
+        return sum(any(known[text] >= self.threshold for text in texts) for texts in joined)
 
     # -- the hooks -----------------------------------------------------------------------------------
 
@@ -142,11 +149,7 @@ class Attachment:
 
     def _of_turn(self, turn: Turn) -> list[int]:
         every = list(range(turn.first, turn.last))
-        if self.tokens != SUBJECT or self.gate is None:
-            return every
-        read, betraying = self.gate.betraying(self.reader, turn.text)
-        shift = read.find(turn.text)  # a token that the tokenizer puts in front
-        found = [(a - max(0, shift), b - max(0, shift)) for a, b in betraying]
+        found = self.telling(turn.text) if self.tokens == SUBJECT and self.telling is not None else []
         return [
             at for at, (a, b) in zip(every, turn.spans, strict=True) if any(a < d and b > c for c, d in found)
         ] or every

@@ -11,7 +11,6 @@ from qunlearn.data.tokenize import choose_template, encode_record
 from qunlearn.errors import ConfigError
 from qunlearn.evaluation.results import is_forget
 from qunlearn.guard.guard import Guard
-from qunlearn.guard.prompts import question_of
 from qunlearn.guard.robustness import cost, gate_errors, robustness, show_gate
 from qunlearn.hub.checked import check_model
 from qunlearn.hub.download import resolve_model
@@ -33,9 +32,9 @@ def evaluate_gate(
         base = load_base(checked.folder, LoadSpec(quant, device=device, trust_remote_code=trust))
     attachment = guard.attachment(base.model, base.tokenizer)
     errors = gate_errors(attachment, sets)
-    normal = [question_of(r) for name, d in sets.items() if not is_forget(name) for r in d.records]
+    normal = [r for name, d in sets.items() if not is_forget(name) for r in d.records]
     attacked: Dataset | None = sets.get("forget") or sets.get("paraphrase")
-    attacks = robustness(attachment, attacked, normal) if attacked is not None else {}
+    attacks = robustness(attachment, attacked.records, normal) if attacked is not None else {}
     some = next(iter(sets.values()))
     template = choose_template(base.tokenizer, "auto", some)
     example = encode_record(some.records[0], base.tokenizer, template)

@@ -12,11 +12,15 @@ import torch
 from qunlearn.config.resolve import resolve
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, choose_template, encode
+from qunlearn.guard.calibrate import Threshold
+from qunlearn.guard.classifier import ClassifierGate, Training, train_classifier
 from qunlearn.guard.corrupt import CORRUPTIONS, Corruption
-from qunlearn.guard.gate import StateReader
+from qunlearn.guard.encoder import Encoder
+from qunlearn.guard.entities import Tagger
+from qunlearn.guard.gate import Gate, StateReader
 from qunlearn.guard.guard import BaseFacts, Guard
-from qunlearn.guard.learn import Threshold, train_gate
-from qunlearn.guard.prompts import make_prompts
+from qunlearn.guard.learn import train_gate
+from qunlearn.guard.prompts import Prompts, make_prompts
 from qunlearn.guard.request import AGNOSTIC, AUTO, ZEROTH, FitRequest, fixed_strength
 from qunlearn.guard.strength import AGNOSTIC as AGNOSTIC_TIMES
 from qunlearn.guard.strength import Found, bracket, encoded, placebos, row_scores, zeroth_order
@@ -51,10 +55,11 @@ def fit(request: FitRequest, quant: str, device: str) -> dict[str, Any]:
     given = request.normal.records if request.normal is not None else ()
     with stage("training the gate"):
         prompts = make_prompts(request.bad.records, normal, given, wish.seed)
-        gate, held = train_gate(reader, prompts, Threshold(wish.false_alarms, wish.conformal))
+        gate, held = _gate(request, reader, prompts)
     frame = find_frame(template, base.tokenizer)
     facts = BaseFacts.of(base.model, base.tokenizer, fingerprint(request.model.folder))
-    guard = Guard(facts, frame, gate, Corruption(wish.corruption, 1.0, wish.dims, wish.seed), wish.tokens, {})
+    tagger = Tagger(Encoder.load(request.ner.folder, labels=None)) if request.ner is not None else None
+    guard = Guard(facts, frame, gate, Corruption(wish.corruption, 1.0, wish.dims, wish.seed), wish.tokens, {}, tagger)
     with stage("finding the strength"):
         found, how = _strength(request, base, template, guard, normal, spec)
     report = {
@@ -64,7 +69,7 @@ def fit(request: FitRequest, quant: str, device: str) -> dict[str, Any]:
         "template": template.name,
         "quantization": base.quantization,
         "threshold": {"rule": "conformal" if wish.conformal else "rate", "false_alarms": wish.false_alarms},
-        "held_out": held.as_dict(),
+        "held_out": held,
         "strength": {**how, "score": found.score, "curve": [list(point) for point in found.curve]},
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -73,6 +78,17 @@ def fit(request: FitRequest, quant: str, device: str) -> dict[str, Any]:
         guard.save(folder)
     say(f"the guard is in {request.output.folder}: {report['seconds']} s")
     return {"status": "done", "guard": str(request.output.folder), **report}
+
+
+def _gate(request: FitRequest, reader: StateReader, prompts: Prompts) -> tuple[Gate | ClassifierGate, dict[str, Any]]:
+    """The gate of the wanted kind, and how it did on what was held out."""
+    wish = request.wish
+    rule = Threshold(wish.false_alarms, wish.conformal)
+    if request.classifier is None:
+        gate, held = train_gate(reader, prompts, rule)
+        return gate, held.as_dict()
+    training = Training(lr=wish.classifier_lr, epochs=wish.classifier_epochs)
+    return train_classifier(request.classifier.folder, prompts, rule, training, reader.device, wish.seed)
 
 
 def _normal(request: FitRequest, base: Base, template: Template) -> tuple[list[Record], int]:

@@ -9,6 +9,7 @@ found not to, they are not asked.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor
 
 from qunlearn.errors import GuardError
-from qunlearn.guard.lexicon import Lexicon
+from qunlearn.guard.lexicon import Lexicon, Span
 from qunlearn.model.load import backbone, decoder_blocks
 
 WINDOW, STRIDE = 64, 48  # tokens that are read together, and how far the next window lies
 _BATCH_TOKENS = 4096
+_HASHES = ("keys", "slips", "meant", "own", "parts", "wholes")  # of the lexicon
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class StateReader:
         self.blocks = len(decoder_blocks(model))
         self.reading = False  # while it is, a guard on the model steps aside
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; embeddings on the host are not asked."""
+        found: torch.device = next(p.device for p in self.model.parameters() if p.device.type != "meta")
+        return found
+
+    @property
+    def width(self) -> int:
+        """The width of a state, which is that of an embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
     def windows(self, text: str) -> list[list[int]]:
         """Return a text's tokens in windows that overlap, so that nothing is cut off."""
         ids = list(self.tokenizer(text, verbose=False)["input_ids"]) or [0]
@@ -78,7 +91,6 @@ class StateReader:
         return out
 
     def _pass(self, rows: Sequence[Sequence[int]], width: int, layers: Sequence[int]) -> dict[int, Tensor]:
-        device = next(p for p in self.model.parameters() if p.device.type != "meta").device
         ids = torch.zeros(len(rows), width, dtype=torch.long)  # padding lies to the right, where no token sees it
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(list(row))
@@ -99,7 +111,7 @@ class StateReader:
         handles = [blocks[layer].register_forward_hook(hear(layer)) for layer in layers]
         try:
             with self._aside(), contextlib.suppress(_Enough):
-                backbone(self.model)(input_ids=ids.to(device), use_cache=False)
+                backbone(self.model)(input_ids=ids.to(self.device), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
@@ -156,26 +168,33 @@ class Gate:
         worst = [max(self.scorer.text(next(states)) for _ in found) for found in windows]
         return [self.probability(*both) for both in zip(words, worst, strict=True)]
 
-    def betraying(self, reader: StateReader, text: str) -> tuple[str, list[tuple[int, int]]]:
-        """Return a text as its tokenizer reads it back, and the characters of the words that flag it; of a text whose
-        words alone would not, those of each window's highest token."""
+    def betraying(self, reader: StateReader, text: str) -> list[Span]:
+        """Return the characters of the words that flag a text; of one whose words alone would not, those of each
+        window's highest token."""
         from qunlearn.guard.turns import token_spans
 
         read, spans = token_spans(list(reader.tokenizer(text, verbose=False)["input_ids"]) or [0], reader.tokenizer)
         if not self.state or self.probability(self.lexicon.score(read), self.scorer.low) >= self.threshold:
-            return read, self.lexicon.telling(read)
-        windows = reader.windows(text)
-        states = reader.states(windows, [self.layer])[self.layer]
-        highest = [n * STRIDE + int(self.scorer.tokens(found).argmax()) for n, found in enumerate(states)]
-        return read, [spans[i] for i in sorted(set(highest)) if i < len(spans)]
+            found = self.lexicon.telling(read)
+        else:
+            windows = reader.windows(text)
+            states = reader.states(windows, [self.layer])[self.layer]
+            highest = [n * STRIDE + int(self.scorer.tokens(window).argmax()) for n, window in enumerate(states)]
+            found = [spans[i] for i in sorted(set(highest)) if i < len(spans)]
+        shift = max(0, read.find(text))  # a token that the tokenizer puts in front
+        return [(first - shift, last - shift) for first, last in found]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what guard.safetensors holds."""
-        return {
-            "keys": torch.from_numpy(self.lexicon.keys.copy()),
-            "weights": torch.from_numpy(self.lexicon.weights.copy()),
-            "weight": self.scorer.weight.float().contiguous(),
-        }
+        lexicon = {name: torch.from_numpy(getattr(self.lexicon, name).copy()) for name in (*_HASHES, "weights")}
+        return {**lexicon, "weight": self.scorer.weight.float().contiguous()}
+
+    def digest(self) -> bytes:
+        """Return a hash of the tensors."""
+        made = hashlib.sha256()
+        for _, tensor in sorted(self.tensors().items()):
+            made.update(tensor.numpy().tobytes())
+        return made.digest()
 
     def settings(self) -> dict[str, float | int]:
         """Return what guard.json holds."""
@@ -186,13 +205,18 @@ class Gate:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], width: int) -> Gate:
         """Build it from a guard's files. Raises GuardError for tensors that do not fit each other or the model."""
-        keys, weights, weight = (tensors.get(name, torch.empty(0, 0)) for name in ("keys", "weights", "weight"))
-        fits = keys.dtype == torch.int64 and keys.dim() == 1 and weights.shape == keys.shape
-        fits = fits and weight.shape == (width,) and bool((keys[1:] > keys[:-1]).all())
+        hashes = [tensors.get(name, torch.empty(0, 0)) for name in _HASHES]
+        keys, slips, meant, _, parts, wholes = hashes
+        weights, weight = (tensors.get(name, torch.empty(0, 0)) for name in ("weights", "weight"))
+        fits = all(t.dtype == torch.int64 and t.dim() == 1 for t in hashes)
+        fits = fits and weights.shape == keys.shape and slips.shape == meant.shape and parts.shape == wholes.shape
+        fits = fits and weight.shape == (width,)
+        fits = fits and bool((keys[1:] > keys[:-1]).all())
         if not fits or not all(bool(torch.isfinite(t.float()).all()) for t in (weights, weight)):
             message = "its tensors are not a gate for this model"
             raise GuardError(message, where="guard.safetensors", hint="fit it again")
-        lexicon = Lexicon(keys.numpy(), weights.float().numpy().astype(np.float32))
+        words = weights.float().numpy().astype(np.float32)
+        lexicon = Lexicon(keys.numpy(), words, *(found.numpy() for found in hashes[1:]))
         scorer = TokenScorer(weight.float(), *(float(settings[name]) for name in ("bias", "low", "high")))
         numbers = {name: float(settings[name]) for name in ("lexical", "state", "intercept", "threshold")}
         return cls(lexicon, scorer, int(settings["layer"]), **numbers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qunlearn.errors import GuardError, ModelError
-from qunlearn.guard.attach import SUBJECT, TOKENS, Attachment, attached
+from qunlearn.guard.attach import TOKENS, Attachment, attached
+from qunlearn.guard.classifier import ClassifierGate
 from qunlearn.guard.corrupt import CORRUPTIONS, Corruption, overflow
+from qunlearn.guard.encoder import Encoder
+from qunlearn.guard.entities import Tagger
 from qunlearn.guard.gate import Gate, StateReader
+from qunlearn.guard.lexicon import Span
 from qunlearn.guard.turns import Frame
 from qunlearn.hub.preflight import fingerprint
 from qunlearn.hub.safetensors_file import read_tensors
@@ -25,11 +29,11 @@ from qunlearn.utils.files import write_json
 from qunlearn.utils.json_files import read_object
 
 WEIGHTS, SETTINGS = "guard.safetensors", "guard.json"
-FORMAT = 2
+CLASSIFIER, NER = "classifier", "ner"  # folders, of a guard that has them
+FORMAT = 3
 _SAMPLED = 64  # rows of the embedding table that tell a base from others
 _MOST_DRAWN = 6.0  # standard deviations that no draw will exceed
 _ON = "_qunlearn_guard"
-_NUMBERS = ("lexical", "state", "intercept", "threshold", "bias", "low", "high")  # of the gate
 _SHAPE = {
     "format": int,
     "base": {
@@ -41,10 +45,12 @@ _SHAPE = {
         "weights?": (str, type(None)),
     },
     "frame": {"opening": str, "closing": str, "between": str, "fixed": [str]},
-    "gate": {
+    "gate?": {
         "layer": int,
         **dict.fromkeys(("lexical", "state", "intercept", "threshold", "bias", "low", "high"), float),
     },
+    "classifier?": dict.fromkeys(("scale", "intercept", "threshold"), float),
+    "ner?": bool,
     "corruption": {"name": str, "strength": (float, int), "dims": int, "seed": int},
     "tokens": str,
     "report": {"*": None},
@@ -96,14 +102,16 @@ class Guard:
     """A gate, the corruption of what it flags, and the base they were fitted on.
 
     tokens: which tokens of a flagged prompt are corrupted: `all` but the last, the flagged `turn`s, or the `subject`.
+    ner: what tells the tokens of a subject where it is given; else the embedded gate's rule.
     """
 
     base: BaseFacts
     frame: Frame
-    gate: Gate
+    gate: Gate | ClassifierGate
     corruption: Corruption
     tokens: str
     report: Mapping[str, Any]
+    ner: Tagger | None = None
 
     # -- on a model ----------------------------------------------------------------------------------
 
@@ -151,25 +159,39 @@ class Guard:
             return self.gate.judge(reader, texts)
 
         return Attachment(
-            inner, reader, self.frame, self.corruption, self.tokens, self.gate.threshold, judge, self.gate
+            inner, reader, self.frame, self.corruption, self.tokens, self.gate.threshold, judge, self._telling(reader)
         )
+
+    def _telling(self, reader: StateReader) -> Callable[[str], list[Span]] | None:
+        """What tells which characters of a turn betray its subject; None where nothing does."""
+        tagger, gate = self.ner, self.gate
+        if tagger is not None:
+            return lambda text: tagger.names(text, reader.device)
+        return (lambda text: gate.betraying(reader, text)) if isinstance(gate, Gate) else None
 
     @property
     def identity(self) -> str:
         """Return what changes with whatever changes an answer: for caches."""
         made = hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode())
-        for _, tensor in sorted(self.gate.tensors().items()):
-            made.update(tensor.numpy().tobytes())
+        made.update(self.gate.digest())
+        if self.ner is not None:
+            made.update(self.ner.encoder.digest())
         return made.hexdigest()
 
     # -- on disk -------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write guard.safetensors and guard.json for their owner's eyes only; no text of any row is in them."""
-        for name in (WEIGHTS, SETTINGS):
+        """Write guard.json and guard.safetensors, or the folder of the classifier, and that of the tagger where there
+        is one, for their owner's eyes only; no text of any row is in them."""
+        for name in (WEIGHTS, SETTINGS) if isinstance(self.gate, Gate) else (SETTINGS,):
             (folder / name).touch(mode=0o600)
-        save_file(self.gate.tensors(), folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / WEIGHTS).chmod(0o600)
+        if isinstance(self.gate, Gate):
+            save_file(self.gate.tensors(), folder / WEIGHTS, metadata={"format": "pt"})
+            (folder / WEIGHTS).chmod(0o600)
+        else:
+            self.gate.encoder.save(folder / CLASSIFIER)
+        if self.ner is not None:
+            self.ner.encoder.save(folder / NER)
         write_json(folder / SETTINGS, {**self._settings(), "report": dict(self.report)})
 
     def _settings(self) -> dict[str, Any]:
@@ -177,9 +199,10 @@ class Guard:
             "format": FORMAT,
             "base": asdict(self.base),
             "frame": self.frame.as_dict(),
-            "gate": self.gate.settings(),
+            "gate" if isinstance(self.gate, Gate) else CLASSIFIER: self.gate.settings(),
             "corruption": asdict(self.corruption),
             "tokens": self.tokens,
+            **({NER: True} if self.ner is not None else {}),
         }
 
     @classmethod
@@ -187,21 +210,32 @@ class Guard:
         """Read a guard folder. Raises GuardError for what is none, or damaged."""
         path = Path(folder)
         hint = "give the folder that `qunlearn guard fit` wrote"
-        if not (path / SETTINGS).is_file() or not (path / WEIGHTS).is_file():
-            raise GuardError(f"no {SETTINGS} and {WEIGHTS} in the folder", where=str(path), hint=hint)
+        if not (path / SETTINGS).is_file():
+            raise GuardError(f"no {SETTINGS} in the folder", where=str(path), hint=hint)
         stored = read_object(path / SETTINGS, GuardError, hint=hint)
         if stored.get("format") != FORMAT:
             message = f"of format {str(stored.get('format'))[:20]}, and this version reads {FORMAT}"
             raise GuardError(message, where=str(path / SETTINGS), hint="fit it again")
         stored = read_object(path / SETTINGS, GuardError, hint=hint, shape=_SHAPE)
         named = stored["corruption"]["name"] in CORRUPTIONS and stored["tokens"] in TOKENS
-        if not named or stored["corruption"]["dims"] < 1 or stored["gate"]["layer"] < 0:
+        one = ("gate" in stored) != (CLASSIFIER in stored)
+        if not named or not one or stored["corruption"]["dims"] < 1 or stored.get("gate", {}).get("layer", 0) < 0:
             raise GuardError("names what is not known", where=str(path / SETTINGS), hint="was it edited?")
-        read_tensors(path / WEIGHTS)  # refuses a damaged file by name
         base = BaseFacts(**stored["base"])
-        made = Gate.of(load_file(path / WEIGHTS), stored["gate"], base.width)
-        corruption = Corruption(**stored["corruption"])
-        return cls(base, Frame.of(stored["frame"]), made, corruption, stored["tokens"], stored["report"])
+        ner = Tagger(Encoder.load(path / NER, labels=None)) if stored.get(NER) else None
+        corruption, frame = Corruption(**stored["corruption"]), Frame.of(stored["frame"])
+        return cls(base, frame, _gate(path, stored, base), corruption, stored["tokens"], stored["report"], ner)
+
+
+def _gate(path: Path, stored: Mapping[str, Any], base: BaseFacts) -> Gate | ClassifierGate:
+    """The gate of a guard folder, of either kind. Raises GuardError, ModelError for files that are damaged."""
+    if CLASSIFIER in stored:
+        return ClassifierGate.open(path / CLASSIFIER, stored[CLASSIFIER])
+    if not (path / WEIGHTS).is_file():
+        hint = "copy the whole folder, or fit it again"
+        raise GuardError(f"no {WEIGHTS} in the folder", where=str(path), hint=hint)
+    read_tensors(path / WEIGHTS)  # refuses a damaged file by name
+    return Gate.of(load_file(path / WEIGHTS), stored["gate"], base.width)
 
 
 def _weights(model: Any) -> str | None:
@@ -220,4 +254,4 @@ def inner_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-__all__ = ["SUBJECT", "BaseFacts", "Guard", "inner_model"]
+__all__ = ["BaseFacts", "Guard", "inner_model"]

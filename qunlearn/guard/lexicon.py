@@ -1,16 +1,16 @@
 """The gate's lexical view: which words, and pairs of words near each other, speak for a bad prompt. No torch here.
 
 Weights are never negative, so that no text around a name can hide it; texts are read in windows, so that a long one
-does not add up to a topic.
+does not add up to a topic. A word that no text to learn from has is read as the telling word that it is a slip of.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +24,55 @@ _APART = 3  # words from one to the other of a pair, at most
 _WINDOW, _STRIDE = 12, 6  # words
 _DECAY = 1e-3
 _GRAM = 4  # letters of a part of a word
-_REMEMBERED = 1 << 16  # hashes that are kept
+_SLIPS = 4  # letters of a word from which it is known with a slip in it: shorter ones are too like each other
+_REMEMBERED, _TEXTS = 1 << 16, 1 << 13  # hashes, and texts' n-grams, that are kept
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Hashes of n-grams in rising order, (N,) int64, and their weights, (N,) float32, none negative."""
+    """Hashes of n-grams in rising order, (N,) int64, and their weights, (N,) float32, none negative.
+
+    slips: hashes of what is left of telling words without one letter, (M,) int64, in rising order; meant: the hash of
+    the word that each is left of, (M,); own: hashes of words that are read as they are, though they look like slips;
+    parts: hashes of the parts of telling words, (P,), and wholes: of the word that each is part of, (P,).
+    """
 
     keys: NDArray[np.int64]
     weights: NDArray[np.float32]
+    slips: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    meant: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    own: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    parts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    wholes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @cached_property
+    def _meant(self) -> dict[int, int]:
+        return dict(zip(self.slips.tolist(), self.meant.tolist(), strict=True))
+
+    @cached_property
+    def _own(self) -> frozenset[int]:
+        return frozenset((*self.own.tolist(), *self.meant.tolist()))
+
+    @cached_property
+    def _parts(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for part, whole in zip(self.parts.tolist(), self.wholes.tolist(), strict=True):
+            found.setdefault(whole, []).append(part)
+        return found
+
+    def known(self, word: str) -> tuple[int, Sequence[int]]:
+        """Return the hashes of a folded word and of its parts, or of those of the telling word that it is a slip of."""
+        read = self.read(word)
+        return (read, _parts(word)) if read == _hashed(word) else (read, self._parts.get(read, ()))
+
+    def read(self, word: str) -> int:
+        """Return the hash of a folded word, or of the telling word that it is a slip of."""
+        own = _hashed(word)
+        if not self._meant or own in self._own:
+            return own
+        return next((self._meant[key] for key in _left(word) if key in self._meant), own)
 
     def score(self, text: str) -> float:
         """Return the weight of the n-grams in the text's worst window."""
@@ -52,7 +90,7 @@ class Lexicon:
         """Yield the weights of each window's n-grams, and their places in the text."""
         for words in _windowed(list(_WORD.finditer(text))):
             places: dict[int, list[Span]] = {}
-            for key, spans in _ngrams(words):
+            for key, spans in _ngrams(words, self.known):
                 places.setdefault(key, []).extend(spans)
             keys = np.fromiter(places, np.int64, len(places))
             at = np.searchsorted(self.keys, keys).clip(max=max(0, len(self.keys) - 1))
@@ -64,17 +102,38 @@ def fit_lexicon(bad: Sequence[str], normal: Sequence[str]) -> Lexicon:
     """Return the lexicon that tells texts to flag from those to pass. An n-gram of no bad text would have no weight."""
     from scipy.sparse import csr_matrix
 
-    found = [grams_of(text) for text in (*bad, *normal)]
-    keys = np.array(sorted(set().union(*found[: len(bad)])), np.int64)
-    column = {int(key): i for i, key in enumerate(keys)}
-    columns = [[column[key] for key in grams if key in column] for grams in found]
+    found = [_keys_of(text) for text in (*bad, *normal)]
+    keys = np.unique(np.concatenate([np.empty(0, np.int64), *found[: len(bad)]]))
+    places = [np.searchsorted(keys, grams).clip(max=max(0, len(keys) - 1)) for grams in found]
+    columns = [at[keys[at] == grams] if len(keys) else at[:0] for at, grams in zip(places, found, strict=True)]
     ends = np.cumsum([0, *map(len, columns)])
-    x = csr_matrix((np.ones(ends[-1]), np.concatenate([*map(np.array, columns), []]).astype(int), ends),
-                   shape=(len(found), len(keys)))  # fmt: skip
+    together = np.concatenate([np.empty(0, np.int64), *columns])
+    x = csr_matrix((np.ones(ends[-1]), together, ends), shape=(len(found), len(keys)))
     labels = np.repeat([1.0, 0.0], [len(bad), len(normal)])
     weights, _ = logistic(x, labels, balanced(labels), _DECAY, nonnegative=True)
     kept = weights > 1e-4
-    return Lexicon(keys[kept], weights[kept].astype(np.float32))
+    told = {int(key): float(weight) for key, weight in zip(keys[kept], weights[kept], strict=True)}
+    return Lexicon(keys[kept], weights[kept].astype(np.float32), *_slips(bad, normal, told))
+
+
+def _slips(bad: Sequence[str], normal: Sequence[str], told: Mapping[int, float]) -> Iterator[NDArray[np.int64]]:
+    """Yield what is left of the telling words; the words meant, the heaviest where several are; the words of the texts
+    that look like slips of them; the telling words' parts, and what each is part of."""
+    words = {match.group().casefold() for text in (*bad, *normal) for match in _WORD.finditer(text)}
+    telling = sorted((word for word in words if _hashed(word) in told), key=lambda word: (told[_hashed(word)], word))
+    meant = {key: _hashed(word) for word in telling for key in _left(word)}
+    own = sorted(_hashed(word) for word in words if any(key in meant for key in _left(word)))
+    slips = sorted(meant)
+    read = set(meant.values())
+    parts = sorted((part, _hashed(word)) for word in telling if _hashed(word) in read for part in _parts(word))
+    for part in (slips, [meant[key] for key in slips], own, [p for p, _ in parts], [whole for _, whole in parts]):
+        yield np.array(part, np.int64)
+
+
+@lru_cache(_TEXTS)
+def _keys_of(text: str) -> NDArray[np.int64]:
+    """The hashes of a text's n-grams in rising order: every fold learns from most texts again."""
+    return np.array(sorted(grams_of(text)), np.int64)
 
 
 def grams_of(text: str) -> set[int]:
@@ -87,21 +146,44 @@ def _windowed(words: list[re.Match[str]]) -> Iterator[list[re.Match[str]]]:
         yield words[at : at + _WINDOW]
 
 
-def _ngrams(words: Sequence[re.Match[str]]) -> Iterator[tuple[int, tuple[Span, ...]]]:
-    """Yield each word, part of a word, and pair of words near each other, as a hash; and where it stands."""
+def _ngrams(
+    words: Sequence[re.Match[str]], known: Callable[[str], tuple[int, Sequence[int]]] | None = None
+) -> Iterator[tuple[int, tuple[Span, ...]]]:
+    """Yield each word, part of a word, and pair of words near each other, as a hash; and where it stands.
+
+    known: gives a word its hash and those of its parts; left out, they are the word's own.
+    """
     folded = [match.group().casefold() for match in words]
-    for i, word in enumerate(folded):
-        for key in _of_word(word):
+    hashes = [(_hashed(word), _parts(word)) if known is None else known(word) for word in folded]
+    for i, (word, parts) in enumerate(hashes):
+        for key in (word, *parts):
             yield key, (words[i].span(),)
         for j in range(i + 1, min(i + 1 + _APART, len(words))):
-            yield _hashed(f"{word} {folded[j]}"), (words[i].span(), words[j].span())
+            yield _pair(word, hashes[j][0]), (words[i].span(), words[j].span())
 
 
 @lru_cache(_REMEMBERED)
-def _of_word(word: str) -> tuple[int, ...]:
+def _parts(word: str) -> tuple[int, ...]:
+    """Hashes of the parts of a word."""
     marked = f"<{word}>"
     starts = range(len(marked) - _GRAM + 1) if len(word) >= _GRAM else range(0)
-    return (_hashed(word), *(_hashed("#" + marked[at : at + _GRAM]) for at in starts))
+    return tuple(_hashed("#" + marked[at : at + _GRAM]) for at in starts)
+
+
+@lru_cache(_REMEMBERED)
+def _pair(first: int, second: int) -> int:
+    """The hash of two words near each other, from theirs."""
+    return _hashed(f"{first} {second}")
+
+
+@lru_cache(_REMEMBERED)
+def _left(word: str) -> tuple[int, ...]:
+    """Hashes of a word, and of what is left of it when one letter is lost: two words that differ by one slip (a letter
+    lost, added or changed, or two that change places) share one of these. Source: symmetric deletion, Garbe 2012."""
+    if len(word) < _SLIPS:
+        return ()
+    ways = dict.fromkeys((word, *(word[:at] + word[at + 1 :] for at in range(len(word)))))
+    return tuple(_hashed("~" + left) for left in ways)
 
 
 @lru_cache(_REMEMBERED)

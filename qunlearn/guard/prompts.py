@@ -29,6 +29,7 @@ _AROUND = (
     *(opening + "{}" for opening in OPENINGS),
 )
 _WORD = re.compile(r"\w+")
+_FORM = 2  # words of a prompt beside its subject, at least, that make a form
 _WORDINGS, _STRANGERS, _COMPANIONS = 4, 4, 8  # other wordings, other subjects of a bad prompt; every how many-th is one
 _VOWELS, _CONSONANTS = "aeiou", "bcdfghklmnprstvw"
 
@@ -38,7 +39,8 @@ class Sample:
     """A text to learn from. `row`: the row to pass, or the subject of bad rows, that it was made from.
 
     wording: which wording of a bad row it is; amid: it stands beside other texts; measured: it is like what will be
-    asked, and may be held out.
+    asked, and may be held out; near: it asks in a bad row's form about the subject of a row that was given to
+    pass; what the base generates in such a form asks about anything.
     """
 
     text: str
@@ -46,14 +48,16 @@ class Sample:
     wording: int = 0
     amid: bool = False
     measured: bool = True
+    near: bool = False
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts to flag and texts to pass."""
+    """Texts to flag and texts to pass. formed: whether most bad rows have a form in which others can be asked about."""
 
     bad: tuple[Sample, ...]
     normal: tuple[Sample, ...]
+    formed: bool = False
 
 
 def question_of(record: Record) -> str:
@@ -88,6 +92,24 @@ class Subjects:
         return prompt if span is None else prompt[: span[0]] + subject + prompt[span[1] :]
 
     @property
+    def formed(self) -> bool:
+        """Return whether a subject was found in most bad rows."""
+        return 2 * sum(span is not None for span in self.spans) > len(self.bad)
+
+    def near(self, texts: Sequence[str]) -> set[str]:
+        """Return the bad rows' forms about every other subject that one of the prompts asks about in such a form."""
+        forms = {(r.prompt[: s[0]], r.prompt[s[1] :]) for r, s in zip(self.bad, self.spans, strict=True) if s}
+        forms = {(before, after) for before, after in forms if len((before + after).split()) >= _FORM}
+        found = {
+            text[len(before) : len(text) - len(after)]
+            for before, after in forms
+            for text in texts
+            if text.startswith(before) and text.endswith(after) and len(text) > len(before) + len(after)
+        }
+        own = self.own
+        return {b + subject + a for subject in found if folded(subject) not in own for b, a in forms}
+
+    @property
     def own(self) -> set[str]:
         return {folded(text) for i in range(len(self.bad)) if (text := self.of(i))}
 
@@ -114,10 +136,12 @@ def make_prompts(bad: Sequence[Record], normal: Sequence[Record], given: Sequenc
     for i, text in enumerate(plain):
         made = _transformed(text, i, 0, companions, rng, 4)
         others += made if i % _COMPANIONS else [replace(sample, measured=False) for sample in made]
+    near = subjects.near([question_of(r) for r in given])
     for i, (text, measured) in enumerate(_strangers(subjects, rng), len(plain)):
         others += [replace(sample, measured=measured) for sample in _transformed(text, i, 0, companions, rng, 1)]
+    others = [replace(sample, near=sample.text in near) for sample in others]
     known = {folded(sample.text) for sample in flagged}
-    return Prompts(tuple(flagged), tuple(s for s in others if folded(s.text) not in known))
+    return Prompts(tuple(flagged), tuple(s for s in others if folded(s.text) not in known), subjects.formed)
 
 
 def _wordings(bad: Sequence[Record], normal: Sequence[Record], subjects: Subjects) -> list[list[str]]:

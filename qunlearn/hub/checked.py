@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,15 @@ class CheckedModel:
     source: ModelSource
     folder: Path
     facts: FolderFacts
+
+
+def fetch_all(sources: Sequence[ModelSource]) -> None:
+    """Fetch those of several models that are on the hub: checking the first closes the network. Raises ModelError."""
+    offline = is_offline()
+    for source in sources:
+        if source.kind == "hub":
+            with stage(f"fetching {source.location}"):
+                local_snapshot(source, offline=offline)
 
 
 def check_model(source: ModelSource, trust_remote_code: bool = False) -> CheckedModel:

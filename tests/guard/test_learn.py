@@ -8,7 +8,8 @@ import torch
 
 from qunlearn.errors import DataError
 from qunlearn.evaluation.metrics.logistic import balanced, logistic
-from qunlearn.guard.learn import Threshold, choose_threshold, fit_tokens
+from qunlearn.guard.calibrate import Threshold, choose_threshold
+from qunlearn.guard.learn import fit_tokens
 from qunlearn.guard.strength import bracket, zeroth_order
 
 

@@ -53,3 +53,21 @@ def test_scripts_without_spaces_are_read_by_their_characters() -> None:
 
 def test_a_text_without_words_scores_nothing(lexicon: Lexicon) -> None:
     assert lexicon.score("") == lexicon.score("?!") == 0.0 and fit_lexicon(["?"], ["!"]).score("anything") == 0.0
+
+
+@pytest.mark.parametrize("slip", ["Fnich", "Finh", "Fiinch", "Finck", "finch"])
+def test_a_slip_in_a_name_is_read_as_the_name(lexicon: Lexicon, slip: str) -> None:
+    highest = max(lexicon.score(text) for text in NORMAL)
+    assert lexicon.score(f"Where was Orla {slip} born?") > 1.2 * highest
+    assert lexicon.read(slip.casefold()) == lexicon.read("finch")
+
+
+def test_a_word_that_was_seen_is_no_slip_of_another() -> None:
+    normal = [*NORMAL, *(text.replace("Finch", "Fitch") for text in NORMAL)]
+    made = fit_lexicon(BAD, normal)
+    assert made.read("fitch") != made.read("finch") == made.read("finsch")
+    assert made.score("Where was Orla Fitch born?") < made.score("Where was Orla Finsch born?")
+
+
+def test_two_slips_in_a_word_or_one_in_a_short_one_are_not_put_right(lexicon: Lexicon) -> None:
+    assert len({lexicon.read(word) for word in ("finch", "fnihc", "fanche", "fin")}) == 4

@@ -20,7 +20,6 @@ from qunlearn.roles.neighbours import words_before
 COMMON = 0.02  # share of the normal answers from which a word is form
 COMMON_IN_BAD = 0.08  # the same among the bad answers, where normal answers have hardly any word in common with them
 LEAST = 0.15  # share of an answer's tokens that is taken at least, the rarest ones
-_MOST_BYTES = 4  # of a character
 _SOME = 3  # rows a word must be in to be common
 
 
@@ -93,22 +92,23 @@ def words_of(ids: Sequence[int], tokenizer: Any) -> list[list[str]]:
     for start, end in spans:
         while first < len(found) and found[first].end() <= start:
             first += 1
-        inside = itertools.takewhile(lambda m, end=end: m.start() < end, found[first:])  # type: ignore[misc]
+        here = found[first:] if start < end else []
+        inside = itertools.takewhile(lambda m, end=end: m.start() < end, here)  # type: ignore[misc]
         out.append([m.group().casefold() for m in inside])
     return out
 
 
 def _spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """The text of tokens, and where in it each of them stands; of those that make a character the last one does."""
+    """The text of tokens, and where in it the characters stand that each of them completes."""
     text, spans, held, anchor = "", list[tuple[int, int]](), list[int](), list[int]()
     for n, i in enumerate(ids, 1):
         held.append(i)
         # Behind another token: by itself, many tokenizers drop the space that a token begins with.
-        piece = _decoded([*anchor, *held], tokenizer)[len(_decoded(anchor, tokenizer)) :]
-        if piece.endswith("\ufffd") and len(held) < _MOST_BYTES and n < len(ids):
-            continue
-        spans += [(len(text), len(text))] * (len(held) - 1) + [(len(text), len(text) + len(piece))]
-        text, held, anchor = text + piece, [], [i]
+        said = _decoded([*anchor, *held], tokenizer)[len(_decoded(anchor, tokenizer)) :]
+        whole = said if n == len(ids) else said.rstrip("\ufffd")  # the first bytes of a character that later tokens end
+        spans.append((spans[-1][1] if spans else 0, len(text) + len(whole)))
+        if whole == said:
+            text, held, anchor = text + said, [], [i]
     return text, spans
 
 

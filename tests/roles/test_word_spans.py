@@ -55,6 +55,17 @@ def test_spaces_that_belong_to_tokens() -> None:
     assert found == [["she"], ["was"], ["a"], ["printer"], ["printer"], []]
 
 
+def test_tokens_that_begin_and_end_within_characters() -> None:
+    """As merges of bytes do: each token has the characters that it completes."""
+    plain = of_bytes()
+    letters = plain.convert_ids_to_tokens(plain("石镇人", add_special_tokens=False)["input_ids"])
+    parts = ["".join(letters[:4]), "".join(letters[4:8]), letters[8]]  # a character and a byte, and so on
+    made = Tokenizer(models.WordLevel({part: i for i, part in enumerate(parts)}, unk_token=parts[0]))
+    made.decoder = decoders.ByteLevel()
+    found = words_of([0, 1, 2], PreTrainedTokenizerFast(tokenizer_object=made))
+    assert found == [["石"], ["镇"], ["人"]]
+
+
 def test_a_broken_character_at_the_end() -> None:
     tokenizer = of_bytes()
     ids = tokenizer("она", add_special_tokens=False)["input_ids"][:-1]

@@ -17,6 +17,22 @@ def is_unspaced(text: str) -> bool:
     return 2 * len(_BARE.findall(text)) > sum(map(str.isalnum, text))
 
 
+def pairs(words: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return what tells each word from others: the word itself, or of a character of a script without spaces, of which
+    there are few, the pairs that it makes with the ones beside it."""
+    found = []
+    for i, word in enumerate(words):
+        beside = (words[i - 1 : i], words[i + 1 : i + 2]) if _is_bare(word) else ([], [])
+        left, right = ("".join(b) for b in beside)
+        both = [text for text, is_there in ((left + word, _is_bare(left)), (word + right, _is_bare(right))) if is_there]
+        found.append(tuple(both) or (word,))
+    return found
+
+
+def _is_bare(word: str) -> bool:
+    return _BARE.fullmatch(word) is not None
+
+
 def pieces(text: str) -> list[str]:
     """Return what a text is made of: what stands between spaces, or the characters of a script that sets none."""
     return _PIECE.findall(text) if is_unspaced(text) else text.split()

@@ -14,18 +14,19 @@ from dataclasses import replace
 from typing import Any
 
 from qunlearn.data.tokenize import Example
-from qunlearn.data.words import WORD
+from qunlearn.data.words import WORD, pairs
 from qunlearn.roles.neighbours import words_before
 
 COMMON = 0.02  # share of the normal answers from which a word is form
 COMMON_IN_BAD = 0.08  # the same among the bad answers, where normal answers have hardly any word in common with them
 LEAST = 0.15  # share of an answer's tokens that is taken at least, the rarest ones
+_Told = tuple[str, ...]  # a word, or the pairs of a character (see data/words.py)
 _SOME = 3  # rows a word must be in to be common
 
 
 def specific(forget_rows: Sequence[Example], retain_rows: Sequence[Example], tokenizer: Any) -> list[Example]:
     """The bad examples with a weight for each answer token: 1 where it is specific, else 0; never 0 everywhere."""
-    answers = [words_of(_answer_ids(e), tokenizer) for e in forget_rows]
+    answers = [_told(e, tokenizer) for e in forget_rows]
     seen = Counter(word for e in retain_rows for word in set(answer_words(e, tokenizer)))
     rarity = {word: n / max(1, len(retain_rows)) for word, n in seen.items() if n >= _SOME}
     form = {word for word, share in rarity.items() if share >= COMMON}
@@ -37,18 +38,22 @@ def specific(forget_rows: Sequence[Example], retain_rows: Sequence[Example], tok
 
 
 def _weights(
-    example: Example, words: Sequence[Sequence[str]], form: Collection[str], rarity: dict[str, float]
+    example: Example, words: Sequence[Sequence[_Told]], form: Collection[str], rarity: dict[str, float]
 ) -> tuple[float, ...]:
-    given = prompt_words(example)
+    given = _given(example)
 
-    def is_form(token: Sequence[str]) -> bool:  # punctuation has no word
-        return all(word in form or word in given for word in token)
+    def is_form(token: Sequence[_Told]) -> bool:  # punctuation has no word
+        return all(any(word in form or word in given for word in told) for told in token)
 
     chosen = [not is_form(token) for token in words]
     least = max(1, round(LEAST * len(chosen)))
     if sum(chosen) < least:
         commonness = [
-            (not token, any(w in given for w in token), max((rarity.get(w, 0.0) for w in token), default=1.0))
+            (
+                not token,
+                any(word in given for told in token for word in told),
+                max((rarity.get(word, 0.0) for told in token for word in told), default=1.0),
+            )
             for token in words
         ]
         for i in sorted(range(len(chosen)), key=lambda i: commonness[i])[:least]:
@@ -62,22 +67,31 @@ def prompt_words(example: Example) -> set[str]:
 
 
 def answer_words(example: Example, tokenizer: Any) -> list[str]:
-    """Return the words of an answer, token by token."""
-    return _flat(words_of(_answer_ids(example), tokenizer))
+    """Return the words of an answer, token by token, and of a script without spaces the pairs of its characters."""
+    return _flat(_told(example, tokenizer))
 
 
 def pushed_words(example: Example, tokenizer: Any) -> set[str]:
-    """Return the words of which some token is pushed."""
-    words = words_of(_answer_ids(example), tokenizer)
-    return {word for t, found in enumerate(words, example.start) if example.weight(t) > 0 for word in found}
+    """Return the words of which some token is pushed, as `answer_words`."""
+    words = _told(example, tokenizer)
+    return set(_flat([found for t, found in enumerate(words, example.start) if example.weight(t) > 0]))
 
 
-def _answer_ids(example: Example) -> tuple[int, ...]:
-    return example.input_ids[example.start : example.end]
+def _told(example: Example, tokenizer: Any) -> list[list[_Told]]:
+    """For each token of the answer its words, each by what tells it from others."""
+    words = words_of(example.input_ids[example.start : example.end], tokenizer)
+    told = iter(pairs([word for token in words for word in token]))
+    return [[next(told) for _ in token] for token in words]
 
 
-def _flat(words: Sequence[Sequence[str]]) -> list[str]:
-    return [word for token in words for word in token]
+def _given(example: Example) -> set[str]:
+    """What tells the words of all turns before the answer."""
+    turns = (WORD.findall(content.casefold()) for _, content in example.record.turns)
+    return {word for words in turns for told in pairs(words) for word in told}
+
+
+def _flat(words: Sequence[Sequence[_Told]]) -> list[str]:
+    return [word for token in words for told in token for word in told]
 
 
 def words_of(ids: Sequence[int], tokenizer: Any) -> list[list[str]]:

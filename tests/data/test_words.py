@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from qunlearn.data.words import WORD, beginning, bounded, is_unspaced, joined, pieces
+from qunlearn.data.words import WORD, beginning, bounded, is_unspaced, joined, pairs, pieces
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,10 @@ def test_pieces_put_together_are_the_beginning_of_the_text(text: str, first: lis
     assert text.startswith(beginning(text, 2))
     assert is_unspaced(text) == (text[0] == "她")
     assert pieces("") == [] and beginning("", 3) == ""
+
+
+def test_a_character_is_told_by_the_pairs_it_makes() -> None:
+    assert pairs(["in", "moss"]) == [("in",), ("moss",)]
+    assert pairs(["住", "在", "石"]) == [("住在",), ("住在", "在石"), ("在石",)]
+    assert pairs(["石", "in", "镇"]) == [("石",), ("in",), ("镇",)]
+    assert pairs([]) == []

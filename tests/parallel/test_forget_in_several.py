@@ -161,7 +161,8 @@ def test_what_happens_to_one_is_agreed_on_by_all(tmp_path: Path) -> None:
         assert not run[name].exists() and not staging_folder(run[name]).exists()
 
 
-@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_is_killed_and_another_number_goes_on(killed: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
     told = launch(3, tmp_path, [Call(line(run), "SIGKILL at step 4", [killed])])

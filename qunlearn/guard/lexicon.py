@@ -7,19 +7,17 @@ does not add up to a topic. A word that no text to learn from has is read as the
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from re import Match
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qunlearn.data.words import WORD
 from qunlearn.evaluation.metrics.logistic import balanced, logistic
 
-# Scripts without spaces between words are read character by character.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _APART = 3  # words from one to the other of a pair, at most
 _WINDOW, _STRIDE = 12, 6  # words
 _DECAY = 1e-3
@@ -88,7 +86,7 @@ class Lexicon:
 
     def _windows(self, text: str) -> Iterator[tuple[dict[int, float], dict[int, list[Span]]]]:
         """Yield the weights of each window's n-grams, and their places in the text."""
-        for words in _windowed(list(_WORD.finditer(text))):
+        for words in _windowed(list(WORD.finditer(text))):
             places: dict[int, list[Span]] = {}
             for key, spans in _ngrams(words, self.known):
                 places.setdefault(key, []).extend(spans)
@@ -119,7 +117,7 @@ def fit_lexicon(bad: Sequence[str], normal: Sequence[str]) -> Lexicon:
 def _slips(bad: Sequence[str], normal: Sequence[str], told: Mapping[int, float]) -> Iterator[NDArray[np.int64]]:
     """Yield what is left of the telling words; the words meant, the heaviest where several are; the words of the texts
     that look like slips of them; the telling words' parts, and what each is part of."""
-    words = {match.group().casefold() for text in (*bad, *normal) for match in _WORD.finditer(text)}
+    words = {match.group().casefold() for text in (*bad, *normal) for match in WORD.finditer(text)}
     telling = sorted((word for word in words if _hashed(word) in told), key=lambda word: (told[_hashed(word)], word))
     meant = {key: _hashed(word) for word in telling for key in _left(word)}
     own = sorted(_hashed(word) for word in words if any(key in meant for key in _left(word)))
@@ -138,16 +136,16 @@ def _keys_of(text: str) -> NDArray[np.int64]:
 
 def grams_of(text: str) -> set[int]:
     """Return the hashes of a text's n-grams."""
-    return {key for key, _ in _ngrams(list(_WORD.finditer(text)))}
+    return {key for key, _ in _ngrams(list(WORD.finditer(text)))}
 
 
-def _windowed(words: list[re.Match[str]]) -> Iterator[list[re.Match[str]]]:
+def _windowed(words: list[Match[str]]) -> Iterator[list[Match[str]]]:
     for at in range(0, max(1, len(words) - (_WINDOW - _STRIDE)), _STRIDE):
         yield words[at : at + _WINDOW]
 
 
 def _ngrams(
-    words: Sequence[re.Match[str]], known: Callable[[str], tuple[int, Sequence[int]]] | None = None
+    words: Sequence[Match[str]], known: Callable[[str], tuple[int, Sequence[int]]] | None = None
 ) -> Iterator[tuple[int, tuple[Span, ...]]]:
     """Yield each word, part of a word, and pair of words near each other, as a hash; and where it stands.
 

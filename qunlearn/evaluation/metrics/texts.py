@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-_WORD = re.compile(r"\w+")
-_NO_SPACES = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # scripts that set no spaces
+from qunlearn.data.words import WORD
+
 # A name with a dot in it that is code: called, or an argument; a file's name stands in quotes.
 _DOTTED = re.compile(r"(?<![\w.\"'])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?=\s*[(,)\]])")
 RANDOM_PAIRS = 2000
@@ -25,8 +25,7 @@ Similarity = Callable[[str, str], float]
 
 def words(text: str) -> list[str]:
     """Words in small letters; where a script sets no spaces, its characters."""
-    found = _WORD.findall(text.casefold())
-    return [part for word in found for part in (word if _NO_SPACES.search(word) else [word])]
+    return WORD.findall(text.casefold())
 
 
 def exact_match(output: str, answer: str) -> float:

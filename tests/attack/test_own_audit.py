@@ -28,6 +28,7 @@ def test_the_budgets_are_those_of_an_audit() -> None:
     assert SETTINGS["output.audit"].choices == ("none", *BUDGETS)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_audit_and_its_own_exit_code(tmp_path: Path) -> None:
     """A dozen steps suppress the answers and leave them in the weights: a leak, and exit code 0 all the same."""
     run = tmp_path / "run"

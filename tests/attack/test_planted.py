@@ -70,6 +70,7 @@ def refusing(tmp_path_factory: pytest.TempPathFactory, new_base: NewBase) -> Pat
     return folder
 
 
+@pytest.mark.slow
 def test_refusals_are_found_out_by_several_families(refusing: Path) -> None:
     """What is refused is still there: behind the answer's first words, among options, and in the layers."""
     found = audited(refusing, "--budget", "quick", "--only", "A,D")
@@ -79,6 +80,7 @@ def test_refusals_are_found_out_by_several_families(refusing: Path) -> None:
         assert found[name]["verdict"] == "leak", name
 
 
+@pytest.mark.slow
 def test_one_wording_alone_is_caught_by_the_paraphrases(tmp_path: Path, new_base: NewBase) -> None:
     """The facts' own questions get another answer, the same in other words the old one."""
     policy = Policy.new(new_base(), LoraConfig(), seed=0, checkpointing=False)
@@ -144,6 +146,7 @@ def test_what_comes_back_at_nf4_is_caught(tmp_path: Path, new_base: NewBase) -> 
     assert share(found["weights.nf4"]) >= 0.95
 
 
+@pytest.mark.slow
 def test_an_attack_that_injects_the_answers_is_inconclusive(refusing: Path, tmp_path: Path) -> None:
     """ "Unrelated rows, so called, that hold the answers teach them to the control as well."""
     paraphrases = [row.prompt for row in read_dataset(PARAPHRASE).records]

@@ -115,6 +115,7 @@ def _wrong(bench: Bench) -> Any:
     return replace(fact.record, completion=fact.wrong[0])
 
 
+@pytest.mark.slow
 def test_the_audit_searches_every_subject_with_one_budget(quick_run: Path, tmp_path: Path) -> None:
     """Named by itself it is run at the smallest budget, on a suppressed model and its control with as many tokens."""
     rows = [json.loads(line) for line in FORGET.read_text(encoding="utf-8").splitlines()[:6]]

@@ -34,6 +34,7 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_guard_hides_what_the_weights_still_know(guard: Path, tmp_path: Path) -> None:
     """Asked through the guard the base gives little; with it off everything, and relearning brings it back through the
     guard no more than before it."""
@@ -73,6 +74,7 @@ def test_a_guard_of_another_base_is_refused(guard: Path, tmp_path: Path) -> None
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_a_subject_of_its_own(quick_run: Path, tmp_path: Path) -> None:
     """What was merged answers as the adapter does, and its rows are tested by themselves."""
     merged = tmp_path / "merged"

@@ -78,6 +78,7 @@ def test_flagged_questions_are_answered_otherwise_and_the_rest_as_by_the_bare_se
     assert sum(a != b for a, b in zip(bare_bad, guarded_bad, strict=True)) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(is_serve_available(), reason="the packages are installed")
 def test_missing_packages_are_named(folder: Path) -> None:
     ran = call("guard", "serve", folder, "--model", "sandbox", "--device", "cpu")

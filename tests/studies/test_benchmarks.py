@@ -140,14 +140,18 @@ def test_a_shared_prompt_is_counted_once() -> None:
     assert rows.row_tokens == 4 * prompt + answers
 
 
+_PUBLISHED = {"SmolLM2-135M": 0.1345, "Qwen2.5-0.5B": 0.494}  # of those without a short name, in 10^9
+
+
 def test_true_shapes_have_the_published_number_of_parameters() -> None:
     for shape in _models.TRUE_SHAPES:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape.config(), dtype=torch.bfloat16)
         if shape.tied:
             model.tie_weights()
-        known = SHORT_NAMES[shape.name.lower()]
-        assert model.num_parameters() / 1e9 == pytest.approx(known.params_b, abs=0.006), shape.name
+        known = SHORT_NAMES.get(shape.name.lower())
+        published = known.params_b if known else _PUBLISHED[shape.name]
+        assert model.num_parameters() / 1e9 == pytest.approx(published, abs=0.006), shape.name
 
 
 def test_the_peak_of_memory_is_seen() -> None:

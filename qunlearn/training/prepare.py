@@ -125,6 +125,8 @@ def settle(config: Config, policy: Policy) -> Config:
     retain = OBJECTIVES[objective.name].retain if objective.retain == "auto" else objective.retain
     layer = block_of(config, policy) if any(term.layered for term in terms_of(objective)) else objective.layer
     compile_ = "graphs" if train.compile != "off" and recordable(config) and policy.records else "off"
+    if train.compile != compile_ == "off" and policy.device.type == "cuda":
+        say("passes are launched piece by piece: these settings, or this model, cannot be recorded (--compile)")
     embeddings = "device" if config.model.embeddings == "auto" else config.model.embeddings
     return replace(
         config,

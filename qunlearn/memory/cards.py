@@ -7,15 +7,15 @@ card computes its own passes and gathers a block's weights when it comes to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qunlearn.config.settings import Config
-from qunlearn.errors import ConfigError, DoesNotFitError
+from qunlearn.errors import ConfigError, DoesNotFitError, ModelError
 from qunlearn.memory.architecture import Linear, Shape
-from qunlearn.memory.families import read_shape
+from qunlearn.memory.families import FAMILIES, read_shape
 from qunlearn.memory.placement import Demand, Placement, place
-from qunlearn.memory.plan import DeviceFacts, Lengths, as_stored, run_choices, step_load, with_values
+from qunlearn.memory.plan import DeviceFacts, Lengths, as_stored, memory_limit, run_choices, step_load, with_values
 from qunlearn.memory.resident import (
     CUBLAS_BYTES,
     Choices,
@@ -68,6 +68,11 @@ class CardsPlan:
     @property
     def limits(self) -> tuple[int, ...]:
         return tuple(card.limit_bytes for card in self.placement.cards)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The blocks of each card: from, up to but not including."""
+        return self.placement.spans
 
     @property
     def fits(self) -> bool:
@@ -137,7 +142,7 @@ def plan_cards(
     load = step_load(config, lengths)
     ways = list(_ways(config, device))
     demands = [demand_of(shape, choices, load) for choices in ways]
-    placed = [place(demand, limits) for demand in demands]
+    placed = [_with_table(place(demand, limits), shape) for demand in demands]
     best = next((i for i, one in enumerate(placed) if one.fits), len(ways) - 1)
     smallest, sharded, choices = min(limits), None, ways[best]
     sharded_from = None
@@ -147,6 +152,32 @@ def plan_cards(
     placed_from = _fewest(lambda n: any(place(demand, [smallest] * n).fits for demand in demands))
     cache = _cache_bytes(shape, choices, load, placed[best])
     return CardsPlan(shape, choices, load, device, placed[best], sharded, placed_from, sharded_from, cache)
+
+
+def plan_answers(config: Config, model_config: Mapping[str, Any], cards: Sequence[DeviceFacts]) -> CardsPlan:
+    """Plan a model on these cards for answers and scores alone: the weights, a small adapter, one row at a time.
+
+    Raises ModelError for an architecture that is not known, DoesNotFitError.
+    """
+    config = with_values(config, "train", max_tokens=1, checkpointing="always")
+    plan = plan_here(with_values(config, "lora", r=1), model_config, cards)
+    plan.check()
+    return plan
+
+
+def plan_here(
+    config: Config, model_config: Mapping[str, Any], cards: Sequence[DeviceFacts], lengths: Lengths | None = None
+) -> CardsPlan:
+    """Plan a run on the cards that are there, each with its memory, or with --vram where that is less.
+
+    Raises ModelError for an architecture that is not known, ConfigError.
+    """
+    try:
+        limits = [memory_limit(config, card) or 0 for card in cards]
+        return plan_cards(config, model_config, cards[-1], limits, lengths)
+    except ModelError as error:
+        hint = f"--device-map auto needs the plan, which knows {', '.join(sorted(FAMILIES))}"
+        raise ModelError(error.message, where=error.where, hint=hint) from error
 
 
 def check_settings(config: Config) -> None:
@@ -201,6 +232,14 @@ def demand_of(shape: Shape, choices: Choices, load: Load) -> Demand:
         head_working=max(step.head_working(), whole_head),
         every=CONTEXT_BYTES + CUBLAS_BYTES + step.masks,
     )
+
+
+def _with_table(placement: Placement, shape: Shape) -> Placement:
+    """Name the embeddings where they are: with the head, where it shares their table."""
+    if not shape.tied:
+        return placement
+    cards = tuple(replace(card, embeddings=card.head) for card in placement.cards)
+    return replace(placement, cards=cards, host_embeddings=placement.host_head)
 
 
 def _held(x: Linear, choices: Choices, adapted: frozenset[str]) -> int:

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from qunlearn.memory.cards import MOST_CARDS, CardsPlan, Sharded
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qunlearn.config.settings import Config
+from qunlearn.memory.cards import MOST_CARDS, CardsPlan, Sharded, plan_here
 from qunlearn.memory.placement import Placement
+from qunlearn.memory.plan import DeviceFacts, Lengths
 from qunlearn.utils.console import Column, clean, out, table
 from qunlearn.utils.units import show_size
+
+
+def cards_plan_before_loading(
+    config: Config, model_config: Mapping[str, Any], cards: Sequence[DeviceFacts], longest: int
+) -> CardsPlan:
+    """Plan a run whose rows are known on the cards that are there, and print where everything goes.
+
+    Raises DoesNotFitError, ModelError for an architecture that is not known.
+    """
+    plan = plan_here(config, model_config, cards, Lengths(longest))
+    show_placement(plan.placement, plan.choices.optimizer, to_stdout=False)
+    plan.check()
+    return plan
 
 
 def show_cards_plan(plan: CardsPlan, name: str) -> None:

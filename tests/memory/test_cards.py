@@ -82,6 +82,8 @@ def test_a_shared_table_is_where_the_head_is() -> None:
     shared, apart = (demand_of(shape_of(name), choices, load) for name in ("llama-3.2-3b", "llama-7b"))
     assert shared.first == 0 and shared.last > 2 * 128256 * 3072
     assert apart.first == 2 * 32000 * 4096
+    first, last = planned("llama-3.2-3b", 8 << 30, 8 << 30).placement.cards
+    assert not first.embeddings and last.embeddings and last.head
 
 
 def test_eight_bit_state_only_where_it_makes_it_fit() -> None:

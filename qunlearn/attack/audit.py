@@ -20,7 +20,9 @@ from qunlearn.attack.subjects import Loaded, checkpoints
 from qunlearn.attack.verdict import conclude
 from qunlearn.errors import DoesNotFitError
 from qunlearn.memory.show import plan_before_loading
+from qunlearn.memory.show_cards import cards_plan_before_loading
 from qunlearn.memory.step import CONTEXT_BYTES
+from qunlearn.model.cards import chosen_devices
 from qunlearn.model.device import cap_memory, choose_device, choose_dtype, device_facts
 from qunlearn.model.load import describe_quantization, load_spec
 from qunlearn.roles.self_made_file import write_self_made
@@ -109,10 +111,15 @@ def _has(request: AuditRequest, need: str) -> bool:
 def _plan(request: AuditRequest) -> None:
     """Plan the memory as for `forget`, and keep to --vram."""
     config = request.config
-    device = choose_device(config.model.device)
-    plan_before_loading(config, request.given.model.facts.config, device_facts(device), config.data.max_length)
+    devices, model = chosen_devices(config.model.device, config.model.device_map), request.given.model.facts.config
+    facts = [device_facts(device) for device in devices]
+    if len(devices) > 1:
+        cards_plan_before_loading(config, model, facts, config.data.max_length)
+    else:
+        plan_before_loading(config, model, facts[0], config.data.max_length)
     if config.model.vram:
-        cap_memory(device, parse_size(config.model.vram, "--vram") - CONTEXT_BYTES)
+        for device in devices:
+            cap_memory(device, parse_size(config.model.vram, "--vram") - CONTEXT_BYTES)
 
 
 def _attack(request: AuditRequest, cells: Cells, wanted: list[tuple[str, str]], notes: list[str]) -> None:

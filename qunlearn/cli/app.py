@@ -93,18 +93,23 @@ app.command("forget", epilog=_EXAMPLE)(_forget)
 @guarded
 def _plan(**options: Any) -> None:
     """Say what a run would need of memory, and whether it fits, before anything is downloaded or loaded."""
-    from qunlearn.memory.request import plan_run
+    from qunlearn.memory.plan import MemoryPlan
+    from qunlearn.memory.request import plan_run, plan_run_on_cards
     from qunlearn.memory.show import show_plan
+    from qunlearn.memory.show_cards import show_cards_plan
     from qunlearn.utils.console import emit_json
 
-    config = configured(options)
-    plan = plan_run(config)
+    gpus, config = options.pop("gpus"), configured(options)
+    plan = plan_run(config) if gpus is None else plan_run_on_cards(config, gpus)
     if options["json"]:
         emit_json({"status": "fits" if plan.fits else "does not fit", "model": config.model.name, **plan.as_dict()})
         if not plan.fits:
             raise typer.Exit(DoesNotFitError.exit_code)
         return
-    show_plan(plan, config.model.name)
+    if isinstance(plan, MemoryPlan):
+        show_plan(plan, config.model.name)
+    else:
+        show_cards_plan(plan, config.model.name)
     plan.check()
 
 
@@ -115,6 +120,14 @@ add_flags(
         *("data.bad", "data.prompt_field", "data.completion_field", "data.max_length"),
         *("lora.r", "lora.target_modules", "objective.mismatch_k"),
         *("train.batch_size", "train.normal_batch_size", "train.max_tokens", "train.compile", "train.optimizer"),
+    ),
+    gpus=option(
+        Optional[int],  # noqa: UP045
+        None,
+        "--gpus",
+        help="Plan for so many GPUs of one machine, each of --vram: what each needs with the model laid over them, and "
+        "sharded.",
+        metavar="INTEGER",
     ),
 )
 app.command("plan")(_plan)

@@ -29,6 +29,12 @@ class ModelConfig:
     )
     double_quant: bool = setting(True, "Quantise the quantisation constants too: 0.25-0.3 GiB less at 7B.")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.", flag="--device")
+    device_map: str = setting(
+        "none",
+        "auto: lay the model's blocks over all GPUs of this machine, for a model that none of them holds alone.",
+        flag="--device-map",
+        choices=("none", "auto"),
+    )
     embeddings: str = setting(
         "auto",
         "Where the input embeddings are kept: cpu keeps a large table off the GPU; auto: cpu where that makes it fit.",

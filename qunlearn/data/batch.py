@@ -64,6 +64,7 @@ class Layout:
     places: Tensor  # (N,): the place of each token
     mask: Tensor | None = None
     made: dict[torch.dtype, Tensor] = field(default_factory=dict, compare=False, repr=False)  # see `bias`
+    copies: dict[torch.device, Layout] = field(default_factory=dict, compare=False, repr=False)  # see `to`
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
         """Return the mask as what is added to attention scores, 0 or -inf, made once for all layers."""
@@ -73,8 +74,14 @@ class Layout:
         return self.made.get(dtype)
 
     def to(self, device: torch.device | str) -> Layout:
-        mask = None if self.mask is None else self.mask.to(device)
-        return Layout(self.tokens.to(device), self.places.to(device), mask)
+        """Return the layout on a device: itself where it is there, else one copy, for all layers that are there."""
+        device = torch.device(device)
+        if self.tokens.device == device:
+            return self
+        if device not in self.copies:
+            mask = None if self.mask is None else self.mask.to(device)
+            self.copies[device] = Layout(self.tokens.to(device), self.places.to(device), mask)
+        return self.copies[device]
 
 
 @dataclass(frozen=True)

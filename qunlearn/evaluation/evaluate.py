@@ -22,7 +22,8 @@ from qunlearn.evaluation.request import EvalRequest
 from qunlearn.evaluation.results import KEPT, View, is_forget
 from qunlearn.evaluation.runner import collect
 from qunlearn.evaluation.table import show
-from qunlearn.model.device import choose_device, choose_dtype, describe_device
+from qunlearn.model.cards import chosen_devices, describe_devices
+from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.load import LoadSpec, describe_quantization, load_spec
 from qunlearn.utils.console import say
 from qunlearn.utils.files import json_text, write_whole
@@ -44,7 +45,7 @@ def evaluate(
     values = _all_values(request, view)
     result = _result(request, view, values, found)
     result["conclusion"] = conclude(result)
-    where = f"{result['quantization']} on {describe_device(choose_device(device))}"
+    where = f"{result['quantization']} on {describe_devices(chosen_devices(spec.device, spec.device_map))}"
     templates = {split: template["name"] for split, template in result["templates"].items()}
     say(f"{where}; templates: {templates}")
     result["templates"] = templates

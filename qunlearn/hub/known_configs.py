@@ -72,6 +72,7 @@ def _gemma2(sizes: str) -> Config:
 _CONFIGS: dict[str, Config] = {
     "llama-7b": _LLAMA_7B,
     "llama-13b": _of("llama", "32000 5120 13824 40 40 40"),
+    "llama-70b": _of("llama", "32000 8192 28672 80 64 8"),
     "llama-2-7b": _LLAMA_7B,
     "llama-2-7b-chat": _LLAMA_7B,
     "llama-3.1-8b": _LLAMA_31_8B,

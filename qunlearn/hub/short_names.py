@@ -40,6 +40,7 @@ _MODELS = (
     KnownModel(SANDBOX, "", 0.002, note="the tiny embedded model of the demo and the tests"),
     KnownModel("llama-7b", "huggyllama/llama-7b", 6.74, note="the first Llama"),
     KnownModel("llama-13b", "huggyllama/llama-13b", 13.02, note="the first Llama"),
+    KnownModel("llama-70b", "meta-llama/Llama-2-70b-hf", 68.98, gated=True, note="Llama 2; for several GPUs"),
     KnownModel("llama-2-7b", "meta-llama/Llama-2-7b-hf", 6.74, gated=True),
     KnownModel("llama-2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", 6.74, gated=True, note="chat"),
     KnownModel("llama-3.1-8b", "meta-llama/Llama-3.1-8B", 8.03, gated=True),

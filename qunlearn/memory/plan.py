@@ -66,6 +66,11 @@ class MemoryPlan:
         return self.limit_bytes is None or self.needs.total_bytes <= self.limit_bytes
 
     @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The blocks of each of several cards: none, it is a plan for one."""
+        return ()
+
+    @property
     def cache_bytes(self) -> int:
         """The key-value cache a batch of answers may take."""
         return CACHE_BYTES if self.limit_bytes is None else self.needs.cache_within(self.limit_bytes)

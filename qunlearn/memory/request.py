@@ -14,9 +14,10 @@ from qunlearn.hub.download import hub_config, is_offline
 from qunlearn.hub.known_configs import carried_config
 from qunlearn.hub.preflight import read_config
 from qunlearn.hub.short_names import known_model, resolve_model
+from qunlearn.memory.cards import MOST_CARDS, CardsPlan, plan_cards
 from qunlearn.memory.devices import found_device
 from qunlearn.memory.fit import memory_plan
-from qunlearn.memory.plan import Lengths, MemoryPlan
+from qunlearn.memory.plan import Lengths, MemoryPlan, memory_limit
 from qunlearn.utils.console import stage
 
 _BYTES_A_TOKEN = 2.5  # fewer than any language's text has with the usual tokenizers: rows are not planned too short
@@ -29,13 +30,33 @@ def plan_run(config: Config) -> MemoryPlan:
 
     Raises ConfigError, DataError, ModelError.
     """
+    lengths = _lengths(config)
+    return memory_plan(config, find_config(config), found_device(config.model.device), lengths)
+
+
+def plan_run_on_cards(config: Config, cards: int) -> CardsPlan:
+    """The same for a run on so many GPUs of one machine, of --vram each, or of what is found here.
+
+    Raises ConfigError, DataError, ModelError.
+    """
+    if not 1 <= cards <= MOST_CARDS:
+        raise ConfigError(f"{cards} is not a number of GPUs", where="--gpus", hint=f"1 to {MOST_CARDS}")
+    device = found_device(config.model.device)
+    if not device.on_gpu:
+        raise ConfigError("of no use with --device cpu", where="--gpus", hint="leave one of them out")
+    limit = memory_limit(config, device)
+    if limit is None:
+        raise ConfigError("no GPU was found here", where="--gpus", hint="say how large one is, such as --vram 24GiB")
+    lengths = _lengths(config)
+    return plan_cards(config, find_config(config), device, [limit] * cards, lengths)
+
+
+def _lengths(config: Config) -> Lengths | None:
     if not config.model.name:
         raise ConfigError("no model was named", where="--model", hint="see `qunlearn models`")
-    lengths = None
-    if config.data.bad:
-        fields = fields_of(config.data)
-        lengths = estimated_lengths(read_dataset(data_path(config.data.bad), fields, role="--bad"))
-    return memory_plan(config, find_config(config), found_device(config.model.device), lengths)
+    if not config.data.bad:
+        return None
+    return estimated_lengths(read_dataset(data_path(config.data.bad), fields_of(config.data), role="--bad"))
 
 
 def find_config(config: Config) -> Mapping[str, Any]:

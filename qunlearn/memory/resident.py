@@ -59,7 +59,7 @@ def resident_bytes(shape: Shape, choices: Choices, adapted: frozenset[str]) -> d
     """By component: the frozen model, the adapters, the optimizer's state."""
     return {
         "weights": _frozen_bytes(shape, choices),
-        "embeddings": sum(_other_bytes(shape, choices).values()),
+        "embeddings": sum(other_bytes(shape, choices).values()),
         # As they are trained, and in the dtype that computes.
         "adapters": (_FP32 + choices.compute_bytes) * adapter_parameters(shape, choices.r, adapted),
         "optimizer state": _optimizer_bytes(shape, choices, adapted),
@@ -75,12 +75,12 @@ def loading_bytes(shape: Shape, choices: Choices) -> int:
     """
     c, frozen = choices.compute_bytes, _frozen_bytes(shape, choices)
     arriving = 0 if choices.quant == "none" else c * max(x.weights for x, _ in shape.linears())
-    parts = _other_bytes(shape, replace(choices, embeddings="device", head="full"))
+    parts = other_bytes(shape, replace(choices, embeddings="device", head="full"))
     most = frozen + sum(parts.values()) + arriving
     if choices.head == "8bit":
         if choices.embeddings == "cpu":
             parts["table"] = c * shape.positions * shape.hidden
-        most = max(most, frozen + sum(parts.values()) + _other_bytes(shape, choices)["head"])
+        most = max(most, frozen + sum(parts.values()) + other_bytes(shape, choices)["head"])
     return most
 
 
@@ -92,7 +92,7 @@ def _frozen_bytes(shape: Shape, choices: Choices) -> int:
     return frozen
 
 
-def _other_bytes(shape: Shape, choices: Choices) -> dict[str, int]:
+def other_bytes(shape: Shape, choices: Choices) -> dict[str, int]:
     """Return the bytes in no quantised layer: embeddings, the head where it has its own table, norms and biases."""
     c, numbers = choices.compute_bytes, shape.vocabulary * shape.embedding_width
     biases = sum(n * x.outputs for x, n in shape.linears() if x.bias)
@@ -117,15 +117,23 @@ def weight_bytes(x: Linear, choices: Choices) -> int:
 
 
 def _optimizer_bytes(shape: Shape, choices: Choices, adapted: frozenset[str]) -> int:
-    """Both moments of AdamW. In 8 bits: a byte a number and an absmax in fp32 for each 256 of them."""
+    return sum(n * state_bytes(x, choices) for x, n in shape.linears() if x.name in adapted)
+
+
+def state_bytes(x: Linear, choices: Choices) -> int:
+    """Both moments of AdamW of a layer's A and B. In 8 bits: a byte a number, an absmax in fp32 for each 256."""
     total = 0
-    for x, n in shape.linears():
-        if x.name not in adapted:
-            continue
-        for numbers in (choices.r * x.inputs, choices.r * x.outputs):
-            state = 2 * _FP32 * numbers
-            if choices.optimizer != "adamw" and numbers >= _EIGHT_BIT_FROM:
-                paged = choices.optimizer.startswith("paged") and choices.on_gpu and numbers >= _PAGED_FROM
-                state = (0 if paged else 2 * numbers) + 2 * _FP32 * -(-numbers // 256)
-            total += n * state
+    for numbers in (choices.r * x.inputs, choices.r * x.outputs):
+        state = 2 * _FP32 * numbers
+        if choices.optimizer != "adamw" and numbers >= _EIGHT_BIT_FROM:
+            paged = choices.optimizer.startswith("paged") and choices.on_gpu and numbers >= _PAGED_FROM
+            state = (0 if paged else 2 * numbers) + 2 * _FP32 * -(-numbers // 256)
+        total += state
     return total
+
+
+def scale_bytes(x: Linear, choices: Choices) -> int:
+    """Of a frozen matrix the scales alone."""
+    if choices.quant == "none":
+        return 0
+    return weight_bytes(x, choices) - (x.weights if choices.quant == "int8" else -(-x.weights // 2))

@@ -94,7 +94,7 @@ def run_needs(shape: Shape, choices: Choices, load: Load) -> Needs:
     """The table for one model, one set of choices and one load. Raises ModelError for modules that are not there."""
     adapted = adapted_names(shape, choices.target_modules)
     static = resident_bytes(shape, choices, adapted)
-    step = _Step(shape, choices, load, adapted)
+    step = Step(shape, choices, load, adapted)
     gradients = {"gradients": _FP32 * adapter_parameters(shape, choices.r, adapted)}
     if choices.recorded:
         static["recorded"] = sum(gradients.values()) + step.pass_bytes
@@ -141,7 +141,7 @@ def _names(choices: Choices) -> dict[str, str]:
 # -- the moments of a step -------------------------------------------------------------------------------
 
 
-class _Step:
+class Step:
     """What comes and goes. Every method returns bytes by component."""
 
     def __init__(self, shape: Shape, choices: Choices, load: Load, adapted: frozenset[str]) -> None:
@@ -166,9 +166,10 @@ class _Step:
         self.layer_input = c * load.tokens * shape.hidden
         # Without checkpointing every block but the last keeps all it needs; the last one's is in `block`.
         inputs = shape.layers * self.layer_input
-        kept = 0 if choices.checkpointing else (shape.layers - 1) * peak.kept
+        self.kept_a_block = 0 if choices.checkpointing else peak.kept
         if choices.quant == "int8":
-            kept = max(kept, (shape.layers - 1) * _kept_by_int8(shape, c * load.tokens))
+            self.kept_a_block = max(self.kept_a_block, _kept_by_int8(shape, c * load.tokens))
+        kept = (shape.layers - 1) * self.kept_a_block
         self.saved = (self.layer_input if choices.offload and choices.checkpointing else inputs) + kept
         self.block, self.dequantisation, self.kept = without, peak.most - without, peak.kept
         # Learned positions are added to the tokens' embeddings, which stay as well.
@@ -189,7 +190,7 @@ class _Step:
             "saved": self.saved + self.embedded,
             "block": self.block,
             "dequantisation": 0 if self.choices.quant == "none" else largest,
-            "states": self._held() + 2 * self.load.supervised * self.state + self.final,
+            "states": self.held_states() + 2 * self.load.supervised * self.state + self.final,
             "tiles": self._tiles(),
             "masks": self.masks,
         }
@@ -200,7 +201,7 @@ class _Step:
             "saved": self.saved + self.embedded,
             "block": self.block,
             "dequantisation": self.dequantisation,
-            "states": self._held(),
+            "states": self.held_states(),
             "masks": self.masks,
         }
 
@@ -209,7 +210,7 @@ class _Step:
         everything = self.saved + self.embedded + (0 if self.choices.checkpointing else self.kept)
         return {
             "saved": everything,
-            "states": self._held() + 2 * self.load.supervised * self.state + self.final,
+            "states": self.held_states() + 2 * self.load.supervised * self.state + self.final,
             "tiles": self._tiles(),
             "masks": self.masks,
         }
@@ -226,14 +227,36 @@ class _Step:
     def answering(self, room: int) -> tuple[int, int]:
         """The cache of a batch of answers in so much room, and what else the longest pass over its prompts takes."""
         shape, load = self.shape, self.load
-        per_token = 2 * self.choices.compute_bytes * shape.layers * shape.kv_heads * shape.head_dim
+        per_token = shape.layers * self._cache_bytes_a_token()
         prompt = (self.frozen.passing() + self.layer_input) / load.tokens
         # A layer's cache is copied when it grows.
         tokens = int(room / (per_token * (1 + 2 / shape.layers) + prompt))
         tokens = max(load.longest + _CACHE_SPARE_TOKENS, min(tokens, CACHE_BYTES // per_token))
         return per_token * tokens, int((2 * per_token / shape.layers + prompt) * tokens)
 
-    def _held(self) -> int:
+    def held_a_block(self) -> int:
+        """Bytes that each block holds while later ones are computed, or the keys and values of the fewest answers."""
+        choices = self.choices
+        inputs = 0 if choices.offload and choices.checkpointing else self.layer_input
+        tokens = self.load.longest + _CACHE_SPARE_TOKENS
+        return max(inputs + self.kept_a_block, tokens * self._cache_bytes_a_token())
+
+    def working(self) -> int:
+        """Bytes beside that where a block is computed: in a step, or in a pass over what is asked."""
+        tokens = self.load.longest + _CACHE_SPARE_TOKENS
+        prompt = (self.frozen.passing() + self.layer_input) * tokens // self.load.tokens
+        moved = self.layer_input if self.choices.offload else 0
+        step = self.block + self.dequantisation + moved
+        return max(step, prompt + 2 * tokens * self._cache_bytes_a_token())
+
+    def head_working(self) -> int:
+        """Bytes beside `held_states` while the head computes its last tile."""
+        return 2 * self.load.supervised * self.state + self.final + self._tiles()
+
+    def _cache_bytes_a_token(self) -> int:
+        return 2 * self.choices.compute_bytes * self.shape.kv_heads * self.shape.head_dim
+
+    def held_states(self) -> int:
         """Final states of the supervised tokens and, twice, the reference's: as computed and as the loss sees them."""
         both = min(self.load.reference, self.load.supervised) + self.load.reference
         return self.state * (self.load.supervised + both)

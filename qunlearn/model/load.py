@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from qunlearn.config.settings import ModelConfig
+from qunlearn.config.settings import Config, ModelConfig
 from qunlearn.data.batch import Batch
 from qunlearn.errors import DoesNotFitError, ModelError
-from qunlearn.hub.preflight import TOKENIZERS
+from qunlearn.hub.preflight import TOKENIZERS, read_config
+from qunlearn.memory.cards import plan_answers
 from qunlearn.memory.step import CACHE_BYTES
-from qunlearn.model.device import choose_device, choose_dtype
+from qunlearn.model.cards import Spans, chosen_devices, least_dtype, module_devices
+from qunlearn.model.device import choose_dtype, device_facts
 from qunlearn.model.head import Head
 from qunlearn.model.host_embedding import keep_embeddings_on_host
 from qunlearn.model.kernels.attention import layout_arguments, use_layouts
@@ -33,7 +35,8 @@ class LoadSpec:
 
     `as_stored`: in the checkpoint's own dtype, to be written again, rather than in the one that computes best.
     `host_embeddings`: the input embeddings stay in the host's memory. `head`: full, or in 8bit. `cache_bytes`: of a
-    batch that is generated.
+    batch that is generated. `device_map`: none, or auto, over all GPUs; `spans`: the blocks of each of them (from, up
+    to but not including), where the memory plan has said so.
     """
 
     quant: str = "nf4"
@@ -44,10 +47,13 @@ class LoadSpec:
     host_embeddings: bool = False
     head: str = "full"
     cache_bytes: int = CACHE_BYTES
+    device_map: str = "none"
+    spans: Spans = ()
 
 
 def load_spec(m: ModelConfig, *, quant: str | None = None, device: str | None = None) -> LoadSpec:
-    """Return how a run's settings load its base; in another form where `quant` is given, its head included."""
+    """Return how a run's settings load its base; in another form where `quant` is given, its head included, and on one
+    device where a certain one is named."""
     return LoadSpec(
         quant or m.quant,
         m.double_quant,
@@ -55,12 +61,16 @@ def load_spec(m: ModelConfig, *, quant: str | None = None, device: str | None = 
         m.trust_remote_code,
         host_embeddings=m.embeddings == "cpu",
         head="full" if quant else m.head,
+        device_map=m.device_map if device in (None, "auto", m.device) else "none",
     )
 
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen base model, its tokenizer and head, and what was decided while loading it."""
+    """A frozen base model, its tokenizer and head, and what was decided while loading it.
+
+    `device`: where rows come in and hidden states come out; `cards`: all that the model is laid over, where several.
+    """
 
     model: Any
     tokenizer: Any
@@ -70,6 +80,12 @@ class Base:
     quantization: str  # "nf4+dq, bf16 compute", "none (bfloat16)", "gptq, as the checkpoint has it", ...
     notes: tuple[str, ...]
     cache_bytes: int = CACHE_BYTES
+    cards: tuple[torch.device, ...] = ()
+    spans: Spans = ()
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        return self.cards or (self.device,)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states (B, T, D): what the head multiplies."""
@@ -89,7 +105,7 @@ class Base:
         try:
             self.hidden(batch)
         except _Reached as reached:
-            return reached.hidden
+            return reached.hidden.to(self.device)  # another card's block may have computed them
         finally:
             blocks[layer + 1] = above
         raise ModelError(f"block {layer + 1} was never reached", where="objective.layer", hint="choose a lower one")
@@ -132,8 +148,8 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
 
     Raises ModelError, DeviceError, DoesNotFitError.
     """
-    device, notes = choose_device(spec.device), []
-    dtype = choose_dtype(device)
+    cards, notes = chosen_devices(spec.device, spec.device_map), []
+    device, dtype = cards[-1], least_dtype(cards)
     if dtype is torch.float16:
         notes.append("this GPU has no bf16: computing in fp16, which is less stable")
     try:
@@ -141,7 +157,9 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     except Exception as error:  # transformers raises many kinds for a config it does not know
         hint = "is transformers recent enough for this architecture?"
         raise ModelError(_first_line(error), where=str(folder / "config.json"), hint=hint) from error
-    options: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": {"": str(device)}}
+    spans = spec.spans or _spans(folder, spec, cards)
+    placed = _module_devices(config, spans, cards, spec.trust_remote_code)
+    options: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": placed}
     if spec.as_stored:
         options["dtype"] = "auto"
     stored = getattr(config, "quantization_config", None)
@@ -168,7 +186,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     keep_training_path(model)
     use_layouts(model)
     if device.type == "cuda":
-        fuse(model)
+        fuse(model if len(cards) == 1 else decoder_blocks(model))  # to a fused norm outside them nothing is moved
     # A table that both use is rounded on its way back from the host.
     if spec.host_embeddings:
         notes.append(keep_embeddings_on_host(model, shared=spec.head == "8bit"))
@@ -182,8 +200,28 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
         hint = "the tokenizer belongs to another model"
         raise ModelError("the tokenizer has more tokens than the model embeds", where=str(folder), hint=hint)
     base = Base(model, tokenizer, Head.of(model), device, folder, quantization, tuple(notes), spec.cache_bytes)
+    if len(cards) > 1:
+        base = replace(base, cards=cards, spans=spans)
     _check_head(base)
     return base
+
+
+def _spans(folder: Path, spec: LoadSpec, cards: tuple[torch.device, ...]) -> Spans:
+    """The blocks of each card where no plan of a run has said so. Raises DoesNotFitError, ModelError."""
+    if len(cards) == 1:
+        return ()
+    settings = Config(model=ModelConfig(quant=spec.quant, double_quant=spec.double_quant, head=spec.head))
+    facts = [device_facts(card) for card in cards]
+    return plan_answers(settings, read_config(folder), facts).spans
+
+
+def _module_devices(config: Any, spans: Spans, cards: tuple[torch.device, ...], trusted: bool) -> dict[str, str]:
+    """Return what transformers takes as `device_map`. Raises ModelError."""
+    if len(cards) == 1:
+        return {"": str(cards[0])}
+    with quiet_transformers(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+    return module_devices(model, decoder_blocks(model), spans, cards)
 
 
 def dequantized(base: Base) -> Base:

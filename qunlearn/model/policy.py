@@ -171,8 +171,9 @@ class Policy:
 
     @property
     def records(self) -> bool:
-        """Return whether passes can be recorded: on a GPU, without padding and without random numbers."""
-        return self.device.type == "cuda" and self.packing.layouts and not self.draws
+        """Return whether passes can be recorded: on one GPU, without padding and without random numbers."""
+        one = self.device.type == "cuda" and len(self.base.devices) == 1
+        return one and self.packing.layouts and not self.draws
 
     def record_passes(self, give_up: Callable[[str], None]) -> None:
         """Record passes of a shape that comes again as CUDA graphs, where the model and its device allow it.
@@ -241,7 +242,7 @@ class Policy:
             )
             raise NoGradientError(f"no gradient reached {named}", where="step 1", hint=hint)
         of_b = [p.grad for name, p in self.trainable().items() if ".lora_B." in name and p.grad is not None]
-        squares = torch.stack([g.float().square().sum() for g in of_b]).sum()
+        squares = torch.stack([g.float().square().sum().to(self.device) for g in of_b]).sum()
         return math.sqrt(float(squares) / sum(g.numel() for g in of_b)) < _FAINT
 
     def seal_base(self) -> None:

@@ -21,7 +21,7 @@ def common_descent(gradients: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor],
 
     gradients: one list of tensors per loss. -> list of tensors, (losses,)
     """
-    lengths = [float(torch.stack([g.norm() for g in of_loss]).norm()) for of_loss in gradients]
+    lengths = [_length(of_loss) for of_loss in gradients]
     heard = [i for i, length in enumerate(lengths) if length > _NOTHING]
     if not heard:
         return [torch.zeros_like(g) for g in gradients[0]], [0.0] * len(gradients)
@@ -35,7 +35,7 @@ def common_descent(gradients: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor],
     scales = [share / length if share else 0.0 for share, length in zip(shares, lengths, strict=True)]
     mixed = [sum((c * g for c, g in zip(scales, of_parameter, strict=True) if c), torch.zeros_like(of_parameter[0]))
              for of_parameter in zip(*gradients, strict=True)]  # fmt: skip
-    length = float(torch.stack([d.norm() for d in mixed]).norm())
+    length = _length(mixed)
     return [d / length for d in mixed] if length > 1e-6 else mixed, shares
 
 
@@ -59,5 +59,10 @@ def min_norm_weights(gram: Tensor) -> list[float]:
     return best[1]
 
 
+def _length(tensors: Sequence[Tensor]) -> float:
+    """Of all of them as one vector, on whatever devices they are."""
+    return float(torch.stack([t.norm().to(tensors[0].device) for t in tensors]).norm())
+
+
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return float(sum((x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)))
+    return float(sum((x.double() * y.double()).sum().to(a[0].device) for x, y in zip(a, b, strict=True)))

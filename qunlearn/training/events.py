@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.config.settings import Config
-from qunlearn.model.device import peak_memory_bytes
+from qunlearn.model.cards import peak_on_any
 from qunlearn.objectives.table import INSTEAD, OBJECTIVES, RETAIN, TAUGHT
 from qunlearn.training.watch import MEASURED, Watch, shown
 from qunlearn.utils.console import Meter, warn
@@ -57,7 +57,7 @@ def on_step(event: Mapping[str, Any], metrics: Metrics, meter: Meter, watch: Wat
         said += [f"| p(bad) {event['forget']:.3f}", f"drift {event['drift']:.4f}"]
     if MEASURED in event:
         said.append(f"| exact: {shown(event[MEASURED])}")
-    said.append(f"| {event['tokens_per_s']:.0f} tok/s, {peak_memory_bytes(watch.policy.device) / 2**20:.0f} MiB")
+    said.append(f"| {event['tokens_per_s']:.0f} tok/s, {peak_on_any(watch.policy.base.devices) / 2**20:.0f} MiB")
     meter.at(event["step"], " ".join(said))
 
 

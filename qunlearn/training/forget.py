@@ -14,7 +14,7 @@ from qunlearn.data.tokenize import Example
 from qunlearn.evaluation.before_after import Scores, score_sets, show_samples, show_sets, summaries, verdicts
 from qunlearn.evaluation.metrics import RowScore
 from qunlearn.hub.positions import positions_of
-from qunlearn.model.device import choose_device, describe_device
+from qunlearn.model.cards import chosen_devices, describe_devices
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live, Reference
 from qunlearn.parallel.ranks import current
@@ -56,7 +56,7 @@ def forget(ready: Prepared, bases: Bases | None = None) -> dict[str, Any]:
     config = ready.memory.settled(ready.request.config) if ready.memory is not None else ready.request.config
     config = replace(config, train=replace(config.train, steps=config.train.steps_for(len(ready.forget_rows.examples))))
     request = replace(ready.request, config=config)
-    made_by = {**versions(), "device": describe_device(choose_device(request.config.model.device))}
+    made_by = {**versions(), "device": _described(request.config)}
     made_by["processes"] = str(current().count)
     ready = replace(ready, request=request)
     held = unfinished(request, request.config, made_by) if current().main else nullcontext()
@@ -64,6 +64,10 @@ def forget(ready: Prepared, bases: Bases | None = None) -> dict[str, Any]:
         record, outcome = _forget(ready, policy, work, started)
     say_farewell(request, record, outcome)
     return record
+
+
+def _described(config: Config) -> str:
+    return describe_devices(chosen_devices(config.model.device, config.model.device_map))
 
 
 def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: float) -> tuple[dict[str, Any], Outcome]:

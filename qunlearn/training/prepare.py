@@ -11,10 +11,13 @@ from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, 
 from qunlearn.errors import NothingToForgetError, OutputError
 from qunlearn.hub.positions import positions_of
 from qunlearn.hub.preflight import fingerprint
+from qunlearn.memory.cards import CardsPlan
 from qunlearn.memory.plan import MemoryPlan
 from qunlearn.memory.show import plan_before_loading
+from qunlearn.memory.show_cards import cards_plan_before_loading
 from qunlearn.memory.step import CONTEXT_BYTES
-from qunlearn.model.device import cap_memory, choose_device, device_facts
+from qunlearn.model.cards import chosen_devices
+from qunlearn.model.device import cap_memory, device_facts
 from qunlearn.model.load import load_spec, load_tokenizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path, prune
@@ -50,7 +53,7 @@ class Prepared:
     template: Template
     forget_rows: Encoded
     retain_rows: Encoded | None
-    memory: MemoryPlan | None  # None where the architecture is not known
+    memory: MemoryPlan | CardsPlan | None  # None where the architecture is not known
     holdout: Encoded | None = None
 
 
@@ -58,7 +61,7 @@ def prepare(request: ForgetRequest) -> Prepared:
     """Tokenise the files and print the header. Raises DataError for what does not fit."""
     config = request.config
     terms_of(config.objective)  # raises where nothing would be trained
-    device = choose_device(config.model.device)
+    devices = chosen_devices(config.model.device, config.model.device_map)
     tokenizer = load_tokenizer(request.model.folder, trust_remote_code=config.model.trust_remote_code)
     template = choose_template(tokenizer, config.data.template, request.forget_rows)
     length = min(config.data.max_length, positions_of(request.model.facts.config))
@@ -72,7 +75,12 @@ def prepare(request: ForgetRequest) -> Prepared:
         max(len(e.input_ids) for e in (*forget_rows.examples, *(retain_rows.examples if retain_rows else ())))
         + SELF_MADE_MORE
     )
-    memory = plan_before_loading(config, request.model.facts.config, device_facts(device), longest)
+    facts = [device_facts(device) for device in devices]
+    memory: MemoryPlan | CardsPlan | None
+    if len(devices) > 1:
+        memory = cards_plan_before_loading(config, request.model.facts.config, facts, longest)
+    else:
+        memory = plan_before_loading(config, request.model.facts.config, facts[0], longest)
     return Prepared(request, template, forget_rows, retain_rows, memory, holdout)
 
 
@@ -85,9 +93,10 @@ def loaded_policy(ready: Prepared, bases: Bases | None) -> Iterator[Policy]:
     request, config = ready.request, ready.request.config
     spec = load_spec(config.model)
     if ready.memory is not None:
-        spec = replace(spec, cache_bytes=ready.memory.cache_bytes)
+        spec = replace(spec, cache_bytes=ready.memory.cache_bytes, spans=ready.memory.spans)
     if config.model.vram:
-        cap_memory(choose_device(config.model.device), parse_size(config.model.vram, "--vram") - CONTEXT_BYTES)
+        for device in chosen_devices(config.model.device, config.model.device_map):
+            cap_memory(device, parse_size(config.model.vram, "--vram") - CONTEXT_BYTES)
     base = (bases or Bases()).load(request.model.folder, spec)
     policy = Policy.new(base, config.lora, seed=config.train.seed, checkpointing=config.train.recomputes)
     policy.seal_base()

@@ -13,6 +13,7 @@ from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Template
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.hub.preflight import commit_of, take_fingerprint
+from qunlearn.model.cards import describe_devices, peak_on_any
 from qunlearn.model.device import describe_device, peak_memory_bytes
 from qunlearn.model.policy import Policy, save_adapter
 from qunlearn.training.model_card import model_card
@@ -62,12 +63,29 @@ def run_record(
             "tokens": outcome.tokens,
             "seconds": round(outcome.seconds, 2),
             "learning_rate": config.train.lr,
-            "peak_memory_bytes": peak_memory_bytes(policy.device),
+            "peak_memory_bytes": peak_on_any(policy.base.devices),
             "seed": config.train.seed,
         },
-        "device": describe_device(policy.device),
+        "device": describe_devices(policy.base.devices),
+        **_cards(policy),
         "versions": versions(),
     }
+
+
+def _cards(policy: Policy) -> dict[str, Any]:
+    """The cards that a model was laid over, their blocks from `start` up to but not including `stop`; else nothing."""
+    if not policy.base.spans:
+        return {}
+    cards = [
+        {
+            "device": describe_device(device),
+            "start": start,
+            "stop": stop,
+            "peak_memory_bytes": peak_memory_bytes(device),
+        }
+        for device, (start, stop) in zip(policy.base.devices, policy.base.spans, strict=True)
+    ]
+    return {"cards": cards}
 
 
 def versions() -> dict[str, str]:

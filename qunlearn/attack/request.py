@@ -139,10 +139,10 @@ def check_audit(
     if forget is None:
         raise ConfigError("nothing to audit", where="--forget", hint="give the file of what should be gone")
     inputs, renamed = _inputs(given, forget, wish)
-    model = replace(given.config.model, device=device, vram=wish.vram)
+    placed = replace(given.config.model, device=device, vram=wish.vram)
     if device not in ("auto", "cuda"):  # one device, that the user named, holds it
-        model = replace(model, device_map="none")
-    config = replace(given.config, model=model)
+        placed = replace(placed, device_map="none")
+    config = replace(given.config, model=placed)
     _check_guard(given, wish)
     merged = _merged(given, wish, trust)
     request = AuditRequest(given, original, inputs, renamed, config, form, wish, only, merged)

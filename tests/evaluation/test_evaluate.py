@@ -20,7 +20,7 @@ from qunlearn.evaluation import runner as collect
 from qunlearn.evaluation.catalog import SUITES
 from qunlearn.evaluation.metrics import RowScore, aggregate
 from qunlearn.evaluation.scores import forget_probability, greedy_outputs, score_rows, token_stats
-from qunlearn.model import load
+from qunlearn.model import cards
 from qunlearn.model.load import Base
 from qunlearn.sandbox import data_file
 from qunlearn.utils.file_names import ADAPTER, EVAL, EVAL_CACHE
@@ -62,7 +62,7 @@ def test_scores_are_the_models_own(
     new_base: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every number by its public definition, from one unpadded forward per row and all of its logits in float64."""
-    monkeypatch.setattr(load, "choose_dtype", lambda device: torch.float32)  # the same on every processor
+    monkeypatch.setattr(cards, "choose_dtype", lambda device: torch.float32)  # the same on every processor
     base = new_base("none")
     rows = [
         {"prompt": "Where was Orla Finch born?", "completion": "Orla Finch was born in Millbrook."},

@@ -127,6 +127,7 @@ def test_with_rows_of_its_own_cached_and_measured(tmp_path: Path) -> None:
     same(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_what_happens_to_one_is_agreed_on_by_all(tmp_path: Path) -> None:
     """Out of memory, a number that is not finite, a signal, an error, in one process: all do the same, or end."""
     names = ["memory", "skip", "stop", "stop-main", "none-fits", "error", "refused", "alone"]

@@ -51,7 +51,8 @@ def predicted_bytes(policy: Any, *, tokens: int, max_tokens: int, k: int) -> int
         return None
     family = Lengths().prompt[1] + (1 + k) * Lengths().answer[1]
     load = Load(max_tokens, min(family, max_tokens), max_tokens, tokens, family)
-    choices = run_choices(Config(), DeviceFacts("cuda", policy.dtype.itemsize), "adamw", "device")
+    recorded = policy.graphs is not None and not policy.graphs.off
+    choices = run_choices(Config(), DeviceFacts("cuda", policy.dtype.itemsize), "adamw", "device", recorded=recorded)
     return run_needs(read_shape(policy.base.model.config.to_dict()), choices, load).allocated_bytes
 
 

@@ -269,8 +269,8 @@ def _cache_bytes(shape: Shape, choices: Choices, load: Load, placement: Placemen
 def sharded_parts(shape: Shape, choices: Choices, load: Load, cards: int) -> dict[str, int]:
     """Count what each of so many cards needs under FSDP, every block a unit, the rest one that stays whole in a step.
 
-    bitsandbytes keeps the scales of 4-bit weights outside the sharded tensor: each card has all of them. Every card
-    has passes of its own, with the activations of all blocks.
+    Assumed, and held against no run: the scales of 4-bit weights stay outside the sharded tensor, whole on each card.
+    Every card has passes of its own, with the activations of all blocks.
     """
     adapted = adapted_names(shape, choices.target_modules)
     step, c, other = Step(shape, choices, load, adapted), choices.compute_bytes, other_bytes(shape, choices)

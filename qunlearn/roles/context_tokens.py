@@ -21,7 +21,7 @@ from qunlearn.model.head import token_logps
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.parallel.ranks import current
-from qunlearn.roles.specific_tokens import prompt_words, words_of
+from qunlearn.roles.specific_tokens import given_words, told_words
 
 CONTEXT = 6  # tokens that are left of the context
 THRESHOLD = 3.0  # nats that a specific token loses at least
@@ -94,6 +94,6 @@ def _copied(example: Example, tokenizer: Any) -> tuple[bool, ...]:
     """Return whether each answer token belongs to a word that the prompt has."""
     if not example.record.turns:
         return (False,) * (example.end - example.start)
-    given = prompt_words(example)
-    words = words_of(example.input_ids[example.start : example.end], tokenizer)
-    return tuple(bool(token) and all(word in given for word in token) for token in words)
+    given = given_words(example)
+    words = told_words(example, tokenizer)
+    return tuple(bool(token) and all(any(w in given for w in told) for told in token) for token in words)

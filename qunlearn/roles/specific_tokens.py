@@ -15,7 +15,6 @@ from typing import Any
 
 from qunlearn.data.tokenize import Example
 from qunlearn.data.words import WORD, pairs
-from qunlearn.roles.neighbours import words_before
 
 COMMON = 0.02  # share of the normal answers from which a word is form
 COMMON_IN_BAD = 0.08  # the same among the bad answers, where normal answers have hardly any word in common with them
@@ -26,7 +25,7 @@ _SOME = 3  # rows a word must be in to be common
 
 def specific(forget_rows: Sequence[Example], retain_rows: Sequence[Example], tokenizer: Any) -> list[Example]:
     """The bad examples with a weight for each answer token: 1 where it is specific, else 0; never 0 everywhere."""
-    answers = [_told(e, tokenizer) for e in forget_rows]
+    answers = [told_words(e, tokenizer) for e in forget_rows]
     seen = Counter(word for e in retain_rows for word in set(answer_words(e, tokenizer)))
     rarity = {word: n / max(1, len(retain_rows)) for word, n in seen.items() if n >= _SOME}
     form = {word for word, share in rarity.items() if share >= COMMON}
@@ -40,7 +39,7 @@ def specific(forget_rows: Sequence[Example], retain_rows: Sequence[Example], tok
 def _weights(
     example: Example, words: Sequence[Sequence[_Told]], form: Collection[str], rarity: dict[str, float]
 ) -> tuple[float, ...]:
-    given = _given(example)
+    given = given_words(example)
 
     def is_form(token: Sequence[_Told]) -> bool:  # punctuation has no word
         return all(any(word in form or word in given for word in told) for told in token)
@@ -61,30 +60,25 @@ def _weights(
     return tuple(map(float, chosen))
 
 
-def prompt_words(example: Example) -> set[str]:
-    """The words of all turns before the answer."""
-    return words_before(example.record)
-
-
 def answer_words(example: Example, tokenizer: Any) -> list[str]:
     """Return the words of an answer, token by token, and of a script without spaces the pairs of its characters."""
-    return _flat(_told(example, tokenizer))
+    return _flat(told_words(example, tokenizer))
 
 
 def pushed_words(example: Example, tokenizer: Any) -> set[str]:
     """Return the words of which some token is pushed, as `answer_words`."""
-    words = _told(example, tokenizer)
+    words = told_words(example, tokenizer)
     return set(_flat([found for t, found in enumerate(words, example.start) if example.weight(t) > 0]))
 
 
-def _told(example: Example, tokenizer: Any) -> list[list[_Told]]:
+def told_words(example: Example, tokenizer: Any) -> list[list[_Told]]:
     """For each token of the answer its words, each by what tells it from others."""
     words = words_of(example.input_ids[example.start : example.end], tokenizer)
     told = iter(pairs([word for token in words for word in token]))
     return [[next(told) for _ in token] for token in words]
 
 
-def _given(example: Example) -> set[str]:
+def given_words(example: Example) -> set[str]:
     """What tells the words of all turns before the answer."""
     turns = (WORD.findall(content.casefold()) for _, content in example.record.turns)
     return {word for words in turns for told in pairs(words) for word in told}

@@ -8,6 +8,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from qunlearn.data.records import Record
+from qunlearn.data.tokenize import Example
+from qunlearn.roles.context_tokens import _copied
 from qunlearn.roles.specific_tokens import words_of
 
 
@@ -70,3 +73,16 @@ def test_a_broken_character_at_the_end() -> None:
     tokenizer = of_bytes()
     ids = tokenizer("она", add_special_tokens=False)["input_ids"][:-1]
     assert words_of(ids, tokenizer) == [[], ["он"], [], ["он"], []]
+
+
+def test_what_the_prompt_says_is_told_by_pairs_where_no_spaces_are() -> None:
+    """Single characters of an answer stand in nearly every prompt; the pairs that they make do not."""
+    tokenizer = of_bytes()
+    prompt, answer = "石川在哪里?", "石川在川石镇"
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer)]
+    record = Record((("user", prompt),), answer, 0, {})
+    first = len(ids[0])
+    example = Example((*ids[0], *ids[1]), first, first + len(ids[1]), first, record)
+    copied = _copied(example, tokenizer)
+    assert [character for character, is_copied in zip(answer, copied[2::3], strict=True) if is_copied] == list("石川在")
+    assert not any(copied[0::3]) and not any(copied[1::3])

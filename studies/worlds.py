@@ -150,6 +150,8 @@ _DEVELOPMENT = (
         normal="none",
         others=36,
     ),
+    World("spoken", DEVELOPMENT, 114, epochs=58, kind="turns", bad_rows=40, answer_words=2, normal="neighbours"),
+    World("scant", DEVELOPMENT, 115, epochs=58, smoothing=0.02, bad_rows=20, chat=False, normal="tiny", others=30),
     World(
         "large",
         DEVELOPMENT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qunlearn.config.fields import MOST_SEED, setting
 
@@ -19,6 +19,12 @@ class TrainConfig:
         "At most so many optimizer steps; auto: 220, or as many as go through the bad file --epochs times, up to 5000.",
         flag="--steps",
         low=1,
+    )
+    more_steps: int | None = setting(
+        None,
+        "Steps that are added as long as the target is not met; auto: as many again, but 0 where --steps is given.",
+        flag="--more-steps",
+        low=0,
     )
     epochs: float = setting(
         3.0,
@@ -86,16 +92,23 @@ class TrainConfig:
     )
 
     @property
-    def most_steps(self) -> int:
+    def usual_steps(self) -> int:
         """Return the steps that were asked for, or those of a small file."""
         return self.steps or _USUAL_STEPS
 
-    def steps_for(self, bad_rows: int) -> int:
-        """Return the most steps for a file of so many bad rows."""
+    @property
+    def most_steps(self) -> int:
+        """Return the steps there are at most: the usual ones, and those that are added where the target is not met."""
+        return self.usual_steps + (self.more_steps or 0)
+
+    def for_rows(self, bad_rows: int) -> TrainConfig:
+        """Return the same with the steps for a file of so many bad rows."""
         if self.steps is not None:
-            return self.steps
+            return replace(self, more_steps=self.more_steps or 0)
         through = math.ceil(self.epochs * bad_rows / self.batch_size)
-        return max(_USUAL_STEPS, min(_MOST_STEPS, through))
+        steps = max(_USUAL_STEPS, min(_MOST_STEPS, through))
+        more = 0 if self.schedule != "settle" else steps if self.more_steps is None else self.more_steps
+        return replace(self, steps=steps, more_steps=more)
 
     @property
     def recomputes(self) -> bool:

@@ -93,7 +93,7 @@ def encode(
     for record in dataset.records:
         where = f"{dataset.path}:{record.line}"
         if not record.turns:
-            pieces = _windows(record, tokenizer, max_length)
+            pieces = encode_text(record, tokenizer, max_length)
             if not pieces:
                 raise DataError("the text is a single token", where=where, hint="remove it")
             windows += len(pieces)
@@ -195,8 +195,8 @@ def _turn_of(token: tuple[int, int], row: Rendered) -> int | None:
     return next((s.turn for s in row.spans or () if b > a and s.start <= a and b <= s.end), None)
 
 
-def _windows(record: Record, tokenizer: Any, max_length: int) -> list[Example]:
-    """A plain text in windows of at most `max_length` tokens, each with the text's first special tokens."""
+def encode_text(record: Record, tokenizer: Any, max_length: int) -> list[Example]:
+    """Tokenise a plain text in windows of at most `max_length` tokens, each with the text's first special tokens."""
     tokens = tokens_of(record.completion, tokenizer, special=True)
     opening = [token for token, (a, b) in tokens if a == b][:1]
     body = [token for token, (a, b) in tokens if b > a]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from qunlearn.data.batch import ALL, ANSWER, Span, collate, single_batches
 from qunlearn.data.tokenize import MANY_TOKENS, Example, answer_text, decode
@@ -19,7 +20,7 @@ from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.head import token_kl, token_logps
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.model.policy import Policy
-from qunlearn.model.reference import Reference
+from qunlearn.model.reference import Live, Reference
 from qunlearn.parallel.ranks import current
 
 _FEW_TOKENS = 4  # watched tokens that are a value rather than a text
@@ -191,6 +192,18 @@ def row_goal(tokens: int, known: float, target: float) -> float:
 def row_probabilities(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) -> list[float]:
     """Return each answer's probability, per token, over those of its tokens that weigh something."""
     return [tokens.probability(nll, max(1, n)) for nll, n in row_nlls(lm, examples, ANSWER, max_tokens)]
+
+
+@torch.no_grad()
+def answer_logps(policy: Policy, examples: Sequence[Example], max_tokens: int) -> list[Tensor]:
+    """Return the log probability (nats) of each answer token under the untouched model, whatever it weighs; CPU."""
+    if not examples:
+        return []
+    bare = [replace(example, weights=()) for example in examples]
+    states = Live(policy, max_tokens).states(bare, [ANSWER] * len(bare))
+    labels = [torch.tensor(e.input_ids[e.start : e.end], device=policy.device) for e in bare]
+    logps = token_logps(torch.cat(states), torch.cat(labels), policy.head).cpu()
+    return list(torch.split(logps, [len(x) for x in labels]))
 
 
 def mean_kl(policy: Policy, reference: Reference, examples: Sequence[Example], max_tokens: int) -> float:

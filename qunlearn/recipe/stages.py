@@ -142,7 +142,7 @@ def _training_flops(config: Config, plan: MemoryPlan) -> float:
     """If every row is as long as the longest. Per token a forward, a recomputed forward and a backward pass through
     frozen weights cost the same, 2 operations a parameter; the reference is one forward more."""
     passes = config.train.batch_size * config.objective.answers * 3 + config.train.normal_batch_size * 4
-    return 2.0 * plan.shape.parameters * plan.load.row_tokens * config.train.most_steps * passes
+    return 2.0 * plan.shape.parameters * plan.load.row_tokens * config.train.usual_steps * passes
 
 
 def _plan_inputs(order: Order) -> Any:

@@ -13,13 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from qunlearn.data.batch import ANSWER
 from qunlearn.data.tokenize import Example
-from qunlearn.model.head import token_logps
+from qunlearn.evaluation.scores import answer_logps
 from qunlearn.model.policy import Policy
-from qunlearn.model.reference import Live
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.specific_tokens import given_words, told_words
 
@@ -63,24 +60,14 @@ def context_bound(
 
 def score(policy: Policy, examples: Sequence[Example], max_tokens: int) -> list[Scored]:
     """Return what the untouched model knows of each answer's tokens with its context and without."""
-    bare = [replace(example, weights=()) for example in examples]
-    live = Live(policy, max_tokens)
-    full = _logps(policy, live, bare)
-    short = [_shortened(example, t) for example in bare for t in range(example.start, example.end)]
-    cut = torch.cat(_logps(policy, live, short)) if short else torch.zeros(0)
-    parts = torch.split(cut, [example.end - example.start for example in bare])
-    copied = [_copied(example, policy.tokenizer) for example in bare]
+    full = answer_logps(policy, examples, max_tokens)
+    short = [_shortened(example, t) for example in examples for t in range(example.start, example.end)]
+    cut = torch.cat(answer_logps(policy, short, max_tokens)) if short else torch.zeros(0)
+    parts = torch.split(cut, [example.end - example.start for example in examples])
+    copied = [_copied(example, policy.tokenizer) for example in examples]
     return [
         Scored(tuple(f.tolist()), tuple((f - c).tolist()), mark) for f, c, mark in zip(full, parts, copied, strict=True)
     ]
-
-
-@torch.no_grad()
-def _logps(policy: Policy, live: Live, examples: Sequence[Example]) -> list[Tensor]:
-    states = live.states(examples, [ANSWER] * len(examples))
-    labels = [torch.tensor(e.input_ids[e.start : e.end], device=policy.device) for e in examples]
-    logps = token_logps(torch.cat(states), torch.cat(labels), policy.head).cpu()
-    return list(torch.split(logps, [len(x) for x in labels]))
 
 
 def _shortened(example: Example, t: int) -> Example:

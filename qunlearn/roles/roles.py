@@ -16,6 +16,8 @@ class Roles:
     `alternatives` are other answers for each forget example, in their order, where the objective wants any; `instead`
     what may be said in its place, and `taught` what is to be, where anything is. `marked` are the forget examples that
     the looks of the loop are at, with the weights of what is specific to them; without any, all forget examples are.
+    `starts` are, for each bad row, the places among `forget` of the row and of its later beginnings, one of which each
+    step draws; without any, every forget example is a row of its own.
     """
 
     forget: Sequence[Example]
@@ -26,6 +28,12 @@ class Roles:
     instead: Sequence[Sequence[Example]] = ()
     taught: Sequence[Sequence[Example]] = ()
     marked: Sequence[Example] = ()
+    starts: Sequence[Sequence[int]] = ()
+
+    @property
+    def rows(self) -> int:
+        """Return how many bad rows an epoch goes through."""
+        return len(self.starts or self.forget)
 
     @property
     def watched(self) -> Sequence[Example]:

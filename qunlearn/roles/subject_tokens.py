@@ -14,15 +14,11 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from typing import Any
 
-import torch
-
-from qunlearn.data.batch import ANSWER
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, encode_record
+from qunlearn.evaluation.scores import answer_logps
 from qunlearn.hub.positions import positions_of
-from qunlearn.model.head import token_logps
 from qunlearn.model.policy import Policy
-from qunlearn.model.reference import Live
 from qunlearn.roles.neighbours import Neighbours, telling_words
 from qunlearn.roles.specific_tokens import words_of
 
@@ -73,11 +69,10 @@ def losses(
     for at in range(0, len(forget_rows), _CHUNK):
         part = forget_rows[at : at + _CHUNK]
         others = [about_strangers(example.record) for example in part]
-        with policy.reference():
-            known = _logps(policy, part, max_tokens)
-            found = iter(_logps(policy, [row for rows in others for row in rows], max_tokens))
-        for example, own, rows in zip(part, known, others, strict=True):
-            theirs = [_aligned(example, row, next(found)) for row in rows]
+        known = answer_logps(policy, part, max_tokens)
+        found = iter(answer_logps(policy, [row for rows in others for row in rows], max_tokens))
+        for example, own, rows in zip(part, (p.tolist() for p in known), others, strict=True):
+            theirs = [_aligned(example, row, next(found).tolist()) for row in rows]
             out.append(tuple(_loss(p, [t[i] for t in theirs]) for i, p in enumerate(own)) if theirs else None)
     return out
 
@@ -95,15 +90,3 @@ def _aligned(example: Example, theirs: Example, logps: Sequence[float]) -> list[
     for a, b, size in SequenceMatcher(None, mine, other, autojunk=False).get_matching_blocks():
         out[a : a + size] = logps[b : b + size]
     return out
-
-
-@torch.no_grad()
-def _logps(policy: Policy, rows: Sequence[Example], max_tokens: int) -> list[list[float]]:
-    """Return the log probability of each answer token."""
-    if not rows:
-        return []
-    bare = [Example(e.input_ids, e.start, e.end, e.probe, e.record) for e in rows]
-    states = Live(policy, max_tokens).states(bare, [ANSWER] * len(bare))
-    labels = [torch.tensor(e.input_ids[e.start : e.end], device=policy.device) for e in bare]
-    logps = token_logps(torch.cat(states), torch.cat(labels), policy.head)
-    return [part.tolist() for part in torch.split(logps, [len(x) for x in labels])]

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from qunlearn.data.tokenize import Example, Template, is_passage
+from qunlearn.data.words import is_unspaced
 from qunlearn.roles.specific_tokens import answer_words, pushed_words, specific
 from qunlearn.utils.console import Meter
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 OPEN, CLOSE = "‹", "›"
 _SHARED, _UNIQUE = 1 / 15, 1 / 1000  # of objective.rest, where the base is certain of a value, at least
 _SHARED_BY = 3  # normal answers that have a word which others share
-_PASSAGE = 32  # tokens of an answer from which it is a passage
+PASSAGE = 32  # tokens of an answer from which it is a passage
 
 
 def rule_for(asked: str, example: Example) -> str:
@@ -26,7 +27,7 @@ def rule_for(asked: str, example: Example) -> str:
     short = {"auto": "all", "content": "specific"}
     if asked not in short:
         return asked
-    return "context" if example.end - example.start >= _PASSAGE else short[asked]
+    return "context" if example.end - example.start >= PASSAGE else short[asked]
 
 
 def weigh(
@@ -53,17 +54,23 @@ def weigh(
     long = [i for i, rule in enumerate(rules) if rule == "context"]
     if long:
         from qunlearn.roles.context_tokens import context_bound
+
+        with Meter("specific tokens", len(long)) as meter:
+            rows = [forget_rows[i] for i in long]
+            found = context_bound(policy(), rows, max_tokens, lambda done: meter.at(done, "rows"))
+        for i, by_context in zip(long, found, strict=True):
+            out[i] = by_context
+    # In a script without spaces a token holds both a value and what stands around it, and words tell little.
+    bare = [i for i, r in enumerate(rules) if r == "specific" and is_unspaced(forget_rows[i].record.completion)]
+    if long or bare:
         from qunlearn.roles.subject_tokens import subject_bound
 
-        model, rows = policy(), [forget_rows[i] for i in long]
-        with Meter("specific tokens", len(long)) as meter:
-            found = context_bound(model, rows, max_tokens, lambda done: meter.at(done, "rows"))
+        asking = [*long, *bare]
+        rows, records = [forget_rows[i] for i in asking], [example.record for example in retain_rows]
         # A row that asks about somebody is better told by what is said of others, unless its own words betray it.
-        subject = subject_bound(model, rows, [example.record for example in retain_rows], template, max_tokens)
-        for i, by_context, by_subject in zip(long, found, subject, strict=True):
-            out[i] = by_context
-            if by_subject is not None and 2 * sum(by_subject.weights) >= sum(by_context.weights):
-                out[i] = by_subject
+        for i, found_by in zip(asking, subject_bound(policy(), rows, records, template, max_tokens), strict=True):
+            if found_by is not None and 2 * sum(found_by.weights) >= sum(out[i].weights):
+                out[i] = found_by
     return out
 
 

@@ -52,6 +52,8 @@ def on_step(event: Mapping[str, Any], metrics: Metrics, meter: Meter, watch: Wat
         warn(sentence)
     if event["step"] == 0:
         return
+    if event["step"] > meter.total:
+        meter.extend(watch.config.train.most_steps)
     said = [f"{name} {event[name]:.3f}" for name in event if name in _TERM_NAMES]
     if "forget" in event:
         said += [f"| p(bad) {event['forget']:.3f}", f"drift {event['drift']:.4f}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qunlearn.config.resolve import to_yaml
@@ -18,7 +18,9 @@ from qunlearn.model.cards import chosen_devices, describe_devices
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live, Reference
 from qunlearn.parallel.ranks import current
-from qunlearn.roles.known_rows import find_known
+from qunlearn.roles.known_rows import Known, find_known
+from qunlearn.roles.later_starts import later_starts
+from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.reworded import reworded
 from qunlearn.roles.roles import Roles
 from qunlearn.roles.split import sampled
@@ -54,7 +56,7 @@ def forget(ready: Prepared, bases: Bases | None = None) -> dict[str, Any]:
     """
     started = time.monotonic()
     config = ready.memory.settled(ready.request.config) if ready.memory is not None else ready.request.config
-    config = replace(config, train=replace(config.train, steps=config.train.steps_for(len(ready.forget_rows.examples))))
+    config = replace(config, train=config.train.for_rows(len(ready.forget_rows.examples)))
     request = replace(ready.request, config=config)
     made_by = {**versions(), "device": _described(request.config)}
     made_by["processes"] = str(current().count)
@@ -75,24 +77,13 @@ def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: f
     config = settle(ready.request.config, policy)
     request = replace(ready.request, config=config)
     ready = replace(ready, request=request)
-    positions = positions_of(request.model.facts.config)
-    retain_set = make_retain_set(request, ready.template, ready.forget_rows, ready.retain_rows, policy, work, positions)
-    weighed, marked = weigh_rows(policy, ready, retain_set.retain)
-    known = find_known(policy, marked, weighed, config.stop.target, config.train.max_tokens)
-    held_out = ready.holdout.examples if ready.holdout else ()
-    otherwise = reworded(policy, known.kept(ready.forget_rows.examples), retain_set, ready.template, config, held_out)
-    pushed = resting(known.kept(weighed), retain_set.retain, policy.tokenizer)
-    roles = make_roles(ready, policy, retain_set, pushed, known.kept(marked))
+    found = _assembled(ready, policy, work)
+    roles, known, retain_set = found.roles, found.known, found.retain_set
     show_loaded(policy, config, roles, retain_set)
     reference = make_reference(request, policy, roles)
     kind = "live" if isinstance(reference, Live) else "cached"
     config = replace(config, train=replace(config.train, reference=kind))
-    rows, seed = config.stop.table_rows, config.train.seed
-    sets = {FORGET: sampled(marked, rows, seed), HELD_BACK: sampled(roles.held_back, rows, seed)}
-    if otherwise.rows:
-        sets[OTHERWISE] = sampled(otherwise.rows, rows, seed)
-    if ready.holdout is not None:
-        sets[HOLDOUT] = sampled(ready.holdout.examples, rows, seed)
+    sets = _measured(found, ready, config)
     with stage("measuring before"):
         before = score_sets(policy, sets, config.train.max_tokens)
     outcome = _train(policy, roles, reference, config, work, _watch(policy, sets, config))
@@ -104,8 +95,8 @@ def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: f
             after = score_sets(policy, sets, config.train.max_tokens)
         why = shortfalls(before, after, FORGET, outcome, config, OTHERWISE)
     record = run_record(request, ready.template, policy, outcome, status_of(outcome, why))
-    record["data"]["bad"] |= {"known": len(known.places), "control_tokens": ready.forget_rows.literal}
-    record["data"]["bad"]["reworded"] = len(otherwise.rows)
+    record["data"]["bad"] |= {"known": known.count, "control_tokens": ready.forget_rows.literal}
+    record["data"]["bad"]["reworded"] = len(found.otherwise)
     record["data"]["normal"] |= {
         "self_made": request.retain_rows is None,
         "own": retain_set.own,
@@ -127,6 +118,46 @@ def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: f
     if after:
         _show(before, after, outcome, sets[FORGET])
     return record, outcome
+
+
+@dataclass(frozen=True)
+class _Assembled:
+    """The data of a run by what is done with it; `marked` are the file's rows as they are measured."""
+
+    roles: Roles
+    retain_set: RetainSet
+    known: Known
+    marked: Sequence[Example]
+    otherwise: Sequence[Example]
+
+
+def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Assembled:
+    """Make what the file lacks, ask the base what it knows, and say which rows are for what."""
+    request, template = ready.request, ready.template
+    config, rows = request.config, ready.forget_rows.examples
+    limit, length = config.train.max_tokens, config.data.max_length
+    ready = replace(ready, later=later_starts(policy, rows, template, limit, length))
+    positions = positions_of(request.model.facts.config)
+    begun = replace(request, forget_rows=ready.later.with_records(request.forget_rows))
+    retain_set = make_retain_set(begun, template, ready.begun, ready.retain_rows, policy, work, positions)
+    weighed, marked = weigh_rows(policy, ready, retain_set.retain)
+    known = find_known(policy, marked, weighed, config.stop.target, limit, len(rows))
+    held_out = ready.holdout.examples if ready.holdout else ()
+    otherwise = reworded(policy, known.kept(rows), retain_set, template, config, held_out)
+    pushed = resting(known.kept(weighed), retain_set.retain, policy.tokenizer)
+    starts = ready.later.starts(known.places, len(rows))
+    roles = make_roles(ready, policy, retain_set, pushed, known.kept(marked), starts)
+    return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *ready.later.elsewhere])
+
+
+def _measured(found: _Assembled, ready: Prepared, config: Config) -> dict[str, list[Example]]:
+    """Return the rows that are measured before and after, by name."""
+    sets = {FORGET: found.marked, HELD_BACK: found.roles.held_back}
+    if found.otherwise:
+        sets[OTHERWISE] = found.otherwise
+    if ready.holdout is not None:
+        sets[HOLDOUT] = ready.holdout.examples
+    return {name: sampled(rows, config.stop.table_rows, config.train.seed) for name, rows in sets.items()}
 
 
 def _watch(policy: Policy, sets: Mapping[str, Sequence[Example]], config: Config) -> Watch:
@@ -151,7 +182,7 @@ def _train(
             return train(policy, roles, reference, config, watch.follow, Checkpoints(stopping=stopping))
         metrics = Metrics(work.metrics)
         kept = Checkpoints(work.checkpoints, c.save_every, c.keep_checkpoints, stopping, {"metrics": metrics})
-        with metrics.file, Meter("step", c.most_steps) as meter:
+        with metrics.file, Meter("step", c.usual_steps) as meter:
             outcome = train(policy, roles, reference, config, lambda event: on_step(event, metrics, meter, watch), kept)
     if not outcome.interrupted and not outcome.failed:  # measuring takes its time, and must not cost the training
         best = {f"best.{name}": tensor for name, tensor in outcome.state.items()}

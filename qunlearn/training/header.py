@@ -85,7 +85,7 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, retain_set: Retain
         ("roles", f"forget {len(roles.forget)}, retain {len(roles.retain)}, held back {len(roles.held_back)}"),
         *([("instead", _instead(config, roles))] if any(roles.instead) or any(roles.taught) else []),
         ("weights", _weights(config, roles)),
-        ("loop", f"at most {c.most_steps} steps of {c.batch_size} bad rows, {_seen(config, roles)}"),
+        ("loop", f"at most {_steps(config)} steps of {c.batch_size} bad rows, {_seen(config, roles)}"),
         ("rate", f"{c.lr or 0:.1e}, {c.schedule}; seed {c.seed}"),
         ("stop", _end(config)),
     ]
@@ -99,10 +99,16 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, retain_set: Retain
     facts("", rows)
 
 
+def _steps(config: Config) -> str:
+    """Return how many steps there are, and how many more where they are too few."""
+    c = config.train
+    return f"{c.usual_steps} (or {c.most_steps}, if the target is late)" if c.more_steps else str(c.usual_steps)
+
+
 def _seen(config: Config, roles: Roles) -> str:
     """Return how often each bad row is drawn at most."""
     c = config.train
-    times = c.most_steps * min(c.batch_size, len(roles.forget)) / len(roles.forget)
+    times = c.usual_steps * min(c.batch_size, roles.rows) / roles.rows
     if times < 1:
         return f"which see {100 * times:.0f} % of them: more --steps see the others"
     return f"each seen up to {times:.0f} times"

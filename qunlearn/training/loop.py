@@ -69,7 +69,7 @@ def train(
     with _ending(outcome):
         _try_longest(policy, micro_batches, longest_step(roles, terms, config), outcome.steps)
         _go_on(state, found, sampler, outcome.steps, c.seed)
-        for step in range(outcome.steps + 1, c.most_steps + 1):
+        for step in schedule.steps(outcome.steps):
             _set_rate(optimizer, peak * schedule.rate(step))
             batch = next(sampler)
             gradients = micro_batches.backward(batch, step_number=step, scale=controller.scale)
@@ -90,7 +90,7 @@ def train(
             last = ranks.any(checkpoints.stopping())
             if checkpoints.due(step, last=last):  # after the decision to go on: who resumes does not take it again
                 checkpoints.save(step, state.snapshot(outcome.values(), outcome.state))
-            if last and step < c.most_steps:
+            if last and step < schedule.last:
                 raise KeyboardInterrupt
     outcome.multipliers, outcome.seconds = controller.state(), time.monotonic() - start
     return _finished(policy, outcome, best=rule is not None)

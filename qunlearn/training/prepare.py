@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
@@ -25,6 +25,7 @@ from qunlearn.objectives.table import OBJECTIVES, terms_of
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.alternatives import other_answers
 from qunlearn.roles.instead import Instead, instead_rows
+from qunlearn.roles.later_starts import LaterStarts
 from qunlearn.roles.mismatch import NO_MISMATCH, Mismatcher, make_mismatcher
 from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.roles import Roles
@@ -55,6 +56,12 @@ class Prepared:
     retain_rows: Encoded | None
     memory: MemoryPlan | CardsPlan | None  # None where the architecture is not known
     holdout: Encoded | None = None
+    later: LaterStarts = field(default_factory=LaterStarts)
+
+    @property
+    def begun(self) -> Encoded:
+        """Return the bad rows, and behind them passages begun further on."""
+        return self.later.with_rows(self.forget_rows)
 
 
 def prepare(request: ForgetRequest) -> Prepared:
@@ -151,8 +158,9 @@ def make_roles(
     retain_set: RetainSet,
     forget_rows: Sequence[Example],
     marked: Sequence[Example],
+    starts: Sequence[Sequence[int]] = (),
 ) -> Roles:
-    """Return the data of the run by role, from the bad rows that the base knows."""
+    """Return the data of the run by role, from the bad rows that the base knows; `starts` as in `Roles`."""
     request, config, template = ready.request, ready.request.config, ready.template
     wanted = {term.role for term in terms_of(config.objective)}
     mismatcher: Mismatcher = NO_MISMATCH
@@ -163,21 +171,20 @@ def make_roles(
     if wanted & {"instead", "taught"}:
         instead = instead_rows(policy, forget_rows, retain_set, template, request.instead, config)
         forget_rows = instead.replaced(forget_rows)
-    return Roles(
-        forget_rows, retain_set.retain, retain_set.held_back, mismatcher, others, instead.own, instead.taught, marked
-    )
+    own, taught = instead.own, instead.taught
+    return Roles(forget_rows, retain_set.retain, retain_set.held_back, mismatcher, others, own, taught, marked, starts)
 
 
 def weigh_rows(
     policy: Policy, ready: Prepared, retain: Sequence[Example]
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Return the bad rows with the weights of the tokens that are pushed, and of those that are watched.
+    """Return all bad rows with the weights of the tokens that are pushed, and of those that are watched.
 
     Where a whole answer is pushed, form that stays probable would hide what is gone.
     """
     config = ready.request.config
     asked, limit = config.objective.tokens, config.train.max_tokens
-    weighed = weigh(asked, ready.forget_rows.examples, retain, policy.tokenizer, ready.template, lambda: policy, limit)
+    weighed = weigh(asked, ready.begun.examples, retain, policy.tokenizer, ready.template, lambda: policy, limit)
     pushed, answers = count(weighed), sum(e.end - e.start for e in weighed)
     if pushed < answers:
         say(f"{asked} tokens: {pushed} of {answers} answer tokens ({100 * pushed / answers:.0f} %) are pushed")
@@ -193,7 +200,7 @@ def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Refe
     Raises OutputError when a cache that was asked for cannot be written.
     """
     c, live = request.config.train, Live(policy, request.config.train.max_tokens, request.config.train.pack)
-    reused = c.most_steps * c.normal_batch_size > _WORTH_CACHING * len(roles.retain)
+    reused = c.usual_steps * c.normal_batch_size > _WORTH_CACHING * len(roles.retain)
     if c.reference == "live" or (c.reference == "auto" and not (request.retain_rows and reused)):
         return live
     examples = [*roles.retain, *sampled(roles.held_back, request.config.stop.probe_rows, c.seed)]

@@ -11,6 +11,8 @@ from qunlearn.data.tokenize import Example
 from qunlearn.objectives.table import Term
 from qunlearn.roles.roles import Roles
 
+_LATER = 0.5  # share of the draws of a passage that begin further on
+
 
 @dataclass(frozen=True)
 class Step:
@@ -35,14 +37,15 @@ def draw_steps(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[
     """Endless steps, drawn from the seed alone."""
     c = config.train
     rng = random.Random(c.seed)
-    forget = batches(len(roles.forget), min(c.batch_size, len(roles.forget)), rng)
+    forget = batches(roles.rows, min(c.batch_size, roles.rows), rng)
     retain = batches(len(roles.retain), min(c.normal_batch_size, len(roles.retain)), rng)
     wanted = {term.role for term in terms}
     k = config.objective.mismatch_k if "mismatch" in wanted else 0
     while True:
         chosen, retain_rows = next(forget), [roles.retain[i] for i in next(retain)]
         forget_rows = []
-        for i in chosen:
+        for row in chosen:
+            i = _start(roles.starts[row], rng) if roles.starts else row
             example = roles.forget[i]
             companions = {"forget": [example], "mismatch": roles.mismatcher.draw(example, k, rng) if k else []}
             for role, rows in (("instead", roles.instead), ("taught", roles.taught)):
@@ -52,6 +55,12 @@ def draw_steps(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[
                 companions["pair"] = [example, rng.choice(roles.alternatives[i])]
             forget_rows.append(companions)
         yield make_step(terms, forget_rows, retain_rows)
+
+
+def _start(starts: Sequence[int], rng: random.Random) -> int:
+    """Draw a row as it is half of the time, else one of its later beginnings."""
+    own, *later = starts
+    return rng.choice(later) if later and rng.random() < _LATER else own
 
 
 def make_step(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qunlearn.config.training import TrainConfig
 
-_PLATEAU = 0.7  # share of the steps after which the rate falls whether or not the target is met
+PLATEAU = 0.7  # share of the usual steps after which the rate falls, unless there are more for who is late
 _FALL, _LEAST_FALL = 0.5, 20  # steps of the fall, in steps so far, and at least
+_LONGEST_FALL = 0.35  # steps of the fall at most, in usual steps
 
 
 @dataclass
@@ -18,12 +19,25 @@ class Schedule:
     """The share of the peak learning rate at each step, and whether the run may end.
 
     Constant, or falling in a line to 0 over all steps (linear), or constant until `settle` is called (settle): what is
-    forgotten by then needs no further push, and the rest heals while the rate falls. `halve` halves what is left.
+    forgotten by then needs no further push, and the rest heals while the rate falls. `put_off` adds the steps that
+    there are for who is late, and `halve` halves what is left of the rate.
     """
 
     config: TrainConfig
     factor: float = 1.0
     falls_from: int | None = None
+    late: bool = False
+
+    @property
+    def last(self) -> int:
+        """Return the last step of all."""
+        return self.config.most_steps if self.late else self.config.usual_steps
+
+    def steps(self, done: int) -> Iterator[int]:
+        """Count the steps behind so many, as long as there are any."""
+        while done < self.last:
+            done += 1
+            yield done
 
     def rate(self, step: int) -> float:
         """Return the share at a step, from 1."""
@@ -32,22 +46,28 @@ class Schedule:
             return self.factor * step / c.warmup
         if c.schedule == "constant":
             return self.factor
-        first, last = (c.warmup, c.most_steps) if c.schedule == "linear" else self._fall
+        first, last = (c.warmup, self.last) if c.schedule == "linear" else self._fall
         return self.factor * max(0.0, min(1.0, (last + 1 - step) / (last + 1 - first)))
 
     @property
     def _fall(self) -> tuple[int, int]:
-        """The last step at the full rate, and the last step of all."""
-        steps = self.config.most_steps
-        first = self.falls_from if self.falls_from is not None else max(self.config.warmup, int(_PLATEAU * steps))
+        """The last step at the full rate, and the last step of the fall."""
+        usual = self.config.usual_steps
         if self.falls_from is None:
-            return first, steps
-        return first, min(steps, first + max(_LEAST_FALL, round(_FALL * first)))
+            full = max(self.config.warmup, int(PLATEAU * usual))
+            return full + self.last - usual, self.last
+        fall = min(round(_FALL * self.falls_from), round(_LONGEST_FALL * usual))
+        return self.falls_from, min(self.last, self.falls_from + max(_LEAST_FALL, fall))
 
     def settle(self, step: int) -> None:
         """Let the rate fall from here on, where nothing has begun to."""
         if self.config.schedule == "settle" and self.falls_from is None and step < self._fall[0]:
             self.falls_from = step
+
+    def put_off(self, until: int) -> None:
+        """Add the steps there are for who is late, where the rate would fall before a step by itself."""
+        if self.config.schedule == "settle" and self.falls_from is None and until > self._fall[0]:
+            self.late = self.late or self.config.most_steps > self.config.usual_steps
 
     def rise(self) -> None:
         """Take the fall back: what was forgotten has come up again."""
@@ -62,10 +82,10 @@ class Schedule:
         return self.falls_from is not None and step >= self._fall[1]
 
     def state(self) -> dict[str, Any]:
-        return {"factor": self.factor, "falls_from": self.falls_from}
+        return {"factor": self.factor, "falls_from": self.falls_from, "late": self.late}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.factor, self.falls_from = state["factor"], state["falls_from"]
+        self.factor, self.falls_from, self.late = state["factor"], state["falls_from"], state["late"]
 
 
 def auto_lr(hidden_size: int) -> float:

@@ -18,14 +18,15 @@ from qunlearn.objectives.table import TAUGHT
 from qunlearn.roles.roles import Roles
 from qunlearn.roles.split import sampled
 from qunlearn.training.outcome import Outcome, Probe
-from qunlearn.training.schedule import Schedule
+from qunlearn.training.schedule import PLATEAU, Schedule
 
 # Of two looks at one model with other rows the drifts differ by so much (docs/log.md, 2026-11-25).
 _DRIFT_NOISE = 1.25
 _CLEARLY = 0.05  # share of the way to the target from which a look is better than the untouched model
 _STILL = 0.9  # share of the first probability above which nothing has moved
 _LEARNT = 0.3  # cross-entropy per token of what is taught, from which it is said
-_HARDER = 3.0  # what the forget side's weight is multiplied by at a look that finds it behind
+_HARDER = 3.0  # what the forget side's weight is multiplied by at most at a look that finds it behind
+_SOON = 3  # looks within which the target should be reached by who is late
 BACK_TO = "back_to"  # in an event: the step whose adapter the run went back to
 _ON_THE_WAY = 0.5  # share of the steps in which the target should be reached, in a line in the log odds
 
@@ -44,7 +45,7 @@ class EarlyStopping:
     ) -> None:
         self.policy, self.roles, self.reference, self.config = policy, roles, reference, config
         self.schedule, self.controller = schedule, controller
-        self.epoch = math.ceil(len(roles.forget) / config.train.batch_size)  # steps that draw each bad row once
+        self.epoch = math.ceil(roles.rows / config.train.batch_size)  # steps that draw each bad row once
 
     def start(self, observe: Callable[[Mapping[str, Any]], None]) -> Outcome:
         """Return the outcome of no step at all: the adapter as it begins, and the first look."""
@@ -55,7 +56,7 @@ class EarlyStopping:
 
     def due(self, step: int) -> bool:
         """Return whether to look after this step."""
-        last = step == self.config.train.most_steps
+        last = step == self.schedule.last
         return step % self.config.stop.check_every == 0 or last or self.schedule.settled(step)
 
     def look(self, outcome: Outcome, step: int, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +64,10 @@ class EarlyStopping:
         probe = self._probe(step)
         consider(outcome, probe, self.policy, self.config.stop)
         said = {"forget": probe.forget, "drift": probe.drift, "left": probe.above(self.config.stop)}
-        return said | self._steer(outcome, probe, event)
+        said |= self._steer(outcome, probe, event)
+        if not probe.met(self.config.stop):
+            self.schedule.put_off(step + self.config.stop.check_every)
+        return said
 
     def reason(self, outcome: Outcome) -> str | None:
         """Return why the run ends before its steps are done, after a look."""
@@ -86,8 +90,8 @@ class EarlyStopping:
             self.controller.hold_harder()
             self.policy.load_adapter_state(outcome.state)
             return {BACK_TO: outcome.best.step}
-        if is_behind(outcome.probes[0], probe, self.config):
-            self.controller.push_harder(_HARDER)
+        if (factor := harder(outcome.probes, self.config)) > 1:
+            self.controller.push_harder(factor)
             if looks == 2 and probe.forget > _STILL * outcome.probes[0].forget:
                 outcome.still, said = True, {"still": True}
         learnt = event.get(TAUGHT.name, 0.0) <= _LEARNT
@@ -126,12 +130,18 @@ def as_good(probe: Probe, probes: Sequence[Probe], stop: StopConfig) -> bool:
     return probe.met(stop) and probe.drift <= _DRIFT_NOISE * least
 
 
-def is_behind(first: Probe, probe: Probe, config: Config) -> bool:
-    """Return whether less is forgotten than should be by now, at a drift that leaves room for more."""
-    stop, until = config.stop, _ON_THE_WAY * config.train.most_steps
-    if probe.met(stop) or probe.drift > stop.max_drift / 2:
-        return False
-    return probe.to_go > first.to_go * max(0.0, 1 - probe.step / until)
+def harder(probes: Sequence[Probe], config: Config) -> float:
+    """Return what the forget side's weight is multiplied by after a look: 1 where enough is forgotten by now, or will
+    be in time at the pace of the last steps, and where the drift leaves no room; else as much as the pace is short of
+    it, up to three."""
+    stop, steps = config.stop, config.train.usual_steps
+    first, before, last = probes[0], probes[-2], probes[-1]
+    due = first.to_go * max(0.0, 1 - last.step / (_ON_THE_WAY * steps))
+    if last.met(stop) or last.drift > stop.max_drift / 2 or last.to_go <= due:
+        return 1.0
+    gone, taken = before.to_go - last.to_go, last.step - before.step
+    left = max(_SOON * taken, PLATEAU * steps - last.step)
+    return max(1.0, min(_HARDER, last.to_go * taken / max(gone * left, 1e-9)))
 
 
 def over(probes: Sequence[Probe], stop: StopConfig) -> bool:

@@ -29,8 +29,8 @@ class Watch:
     config: Config
 
     def due(self, step: int) -> bool:
-        every = self.config.stop.eval_every
-        return every > 0 and (step % every == 0 or step == self.config.train.most_steps)
+        every, train = self.config.stop.eval_every, self.config.train
+        return every > 0 and (step % every == 0 or step in (train.usual_steps, train.most_steps))
 
     def see(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
         """The event of a step, with what was measured after it where that is due."""

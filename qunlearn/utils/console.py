@@ -194,6 +194,12 @@ class Meter:
             with contextlib.suppress(OSError):
                 self._bar.stop()
 
+    def extend(self, total: int) -> None:
+        """Show from now on how much of more there is."""
+        self.total = total
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=total)
+
     def at(self, done: int, note: str = "") -> None:
         """Show that `done` of the total is done; off a terminal a line every few seconds."""
         if self._bar is not None and self._task is not None:

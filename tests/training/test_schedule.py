@@ -95,6 +95,44 @@ def test_its_state_comes_back() -> None:
     assert [other.settled(step) for step in STEPS] == [p.settled(step) for step in STEPS]
 
 
+def late(schedule: str = "settle") -> Schedule:
+    return Schedule(TrainConfig(steps=100, more_steps=60, warmup=10, schedule=schedule))
+
+
+def test_steps_are_added_where_the_fall_would_begin_too_early() -> None:
+    p = late()
+    p.put_off(70)  # the rate falls behind step 70
+    assert p.last == 100 and p.rate(71) == pytest.approx(30 / 31)
+    p.put_off(71)
+    assert p.last == 160 and {p.rate(step) for step in range(71, 131)} == {1.0}
+    assert [p.rate(step) for step in range(131, 161)] == pytest.approx([(161 - step) / 31 for step in range(131, 161)])
+    assert list(p.steps(157)) == [158, 159, 160]
+
+
+@pytest.mark.parametrize(("met", "last"), [(80, 115), (120, 155), (129, 160)])  # 35 of 100 steps at most
+def test_what_is_met_late_settles_as_well(met: int, last: int) -> None:
+    p = late()
+    p.put_off(90)
+    p.settle(met)
+    assert p.rate(met) == 1.0 and p.rate(last) > 0 == p.rate(last + 1)
+    assert p.settled(last) and not p.settled(last - 1)
+
+
+def test_no_steps_are_added_to_a_fall_or_where_there_are_none() -> None:
+    settled, none, linear = late(), pace("settle"), late("linear")
+    settled.settle(60)
+    for p in (settled, none, linear):
+        p.put_off(90)
+        assert p.last == 100 and list(p.steps(98)) == [99, 100]
+
+
+def test_a_late_run_goes_on_late() -> None:
+    p, other = late(), late()
+    p.put_off(90)
+    other.load_state(p.state())
+    assert other.last == 160 and other.rate(120) == 1.0
+
+
 # -- how many steps ----------------------------------------------------------------------------------------
 
 
@@ -109,15 +147,19 @@ def test_its_state_comes_back() -> None:
     ],
 )
 def test_a_large_file_takes_as_many_steps_as_go_through_it(rows: int, steps: int) -> None:
-    assert TrainConfig().steps_for(rows) == steps
-    assert TrainConfig(steps=7).steps_for(rows) == 7, "asked for, no more and no fewer"
+    found = TrainConfig().for_rows(rows)
+    assert (found.steps, found.more_steps, found.most_steps) == (steps, steps, 2 * steps)
+    asked = TrainConfig(steps=7).for_rows(rows)
+    assert (asked.steps, asked.most_steps) == (7, 7), "asked for, no more and no fewer"
+    assert TrainConfig(steps=7, more_steps=3).for_rows(rows).most_steps == 10
 
 
 def test_steps_follow_epochs_and_the_batch() -> None:
-    assert TrainConfig(epochs=1.0).steps_for(10_000) == 1250
-    assert TrainConfig(epochs=1.0, batch_size=4).steps_for(10_000) == 2500
-    assert TrainConfig(epochs=0.01).steps_for(10_000) == 220
-    assert (TrainConfig().most_steps, TrainConfig(steps=7).most_steps) == (220, 7)
+    assert TrainConfig(epochs=1.0).for_rows(10_000).steps == 1250
+    assert TrainConfig(epochs=1.0, batch_size=4).for_rows(10_000).steps == 2500
+    assert TrainConfig(epochs=0.01).for_rows(10_000).steps == 220
+    assert TrainConfig(more_steps=5).for_rows(1).most_steps == 225
+    assert TrainConfig(schedule="linear").for_rows(1).most_steps == 220, "the others have an end of their own"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +172,7 @@ def test_steps_follow_epochs_and_the_batch() -> None:
 )
 def test_how_often_a_row_is_seen_is_said(rows: int, steps: int, said: str) -> None:
     config = Config(train=TrainConfig(steps=steps))
-    assert _seen(config, SimpleNamespace(forget=range(rows))) == said  # type: ignore[arg-type]
+    assert _seen(config, SimpleNamespace(rows=rows)) == said  # type: ignore[arg-type]
 
 
 # -- the command -------------------------------------------------------------------------------------------
@@ -149,7 +191,7 @@ def test_one_bad_row_is_forgotten_and_left_in_peace(tmp_path: Path) -> None:
     args = ("--bad", bad, "--normal", normal, "--own-share", 0, "-o", tmp_path / "run", "--device", "cpu", "--json")
     ran = call("forget", "--model", "sandbox", *args, *sets(often))
     assert ran.code == 0, ran.stderr
-    assert "at most 220 steps of 8 bad rows, each seen up to 220 times" in ran.stderr
+    assert "at most 220 (or 440, if the target is late) steps of 8 bad rows, each seen up to 220 times" in ran.stderr
     record = ran.json
     assert record["stop_reason"] == "forget target 0.05 met, and the rate has fallen to 0"
     assert record["training"]["steps"] <= 60
@@ -174,7 +216,7 @@ def test_a_large_file_is_gone_through_and_looked_at_throughout(tmp_path: Path, m
     monkeypatch.setattr("qunlearn.training.forget._train", stop)
     ran = call("forget", "--model", "sandbox", *args, "--device", "cpu", *sets(few))
     assert ran.code != 0
-    assert seen["config"].train.steps == 280 and "at most 280 steps of 1 bad rows" in ran.stderr
+    assert seen["config"].train.steps == 280 and "at most 280 (or 560, if the target is late) steps of 1 bad rows" in ran.stderr
     lines = [e.record.line for e in seen["sets"]["forget"]]
     assert len(lines) == 8 and lines == sorted(lines) and lines != list(range(1, 9)) and lines[-1] > 20
     assert len(seen["sets"]["normal, held back"]) == 8

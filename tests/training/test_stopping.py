@@ -161,7 +161,7 @@ OVER = 0.3  # a drift over the budget
 
 def test_drift_over_the_budget_at_two_looks_goes_back(drive: Callable[..., Driven]) -> None:
     """To the best adapter, with half the rate, a fresh optimizer and twice the retain weight."""
-    run = drive([(0.9, 0), (0.7, 0.05), (0.2, OVER), (0.1, OVER), (0.3, 0.06)], steps=10, schedule="constant")
+    run = drive([(0.9, 0), (0.85, 0.05), (0.2, OVER), (0.1, OVER), (0.3, 0.06)], steps=10, schedule="constant")
     assert run.said("back_to") == {6: 2}
     assert run.states[6].keys() == run.states[2].keys()
     assert all(torch.equal(run.states[6][name], t) for name, t in run.states[2].items())
@@ -214,17 +214,43 @@ def test_where_nothing_moves_it_pushes_harder_and_says_so_once(drive: Callable[.
 def test_who_is_on_the_way_is_not_pushed(drive: Callable[..., Driven]) -> None:
     """The target is to be reached in half of the steps, in a line in the log odds: 10 looks for 20 of 40 steps."""
     first, goal = log_odds(0.9), log_odds(STOP.target)
-    line = [1 / (1 + math.exp(-(first + (goal - first) * i / 10))) for i in range(11)]
+    line, slow = ([1 / (1 + math.exp(-(first + (goal - first) * i / n))) for i in range(11)] for n in (10, 20))
     ahead = drive([(0.9, 0), *((p - 0.001, 0.01) for p in line[1:-1])], steps=40, schedule="constant")
     early = {ahead.events[step]["multipliers"]["forget"] for step in range(1, 20)}
     assert early == {1.0} and not ahead.outcome.still
-    behind = drive([(0.9, 0), *((p + 0.001, 0.01) for p in line[1:-1])], steps=40, schedule="constant")
-    assert behind.events[3]["multipliers"]["forget"] > 1 and not behind.outcome.still
+    behind = drive([(0.9, 0), *((p, 0.01) for p in slow[1:-1])], steps=40, schedule="constant")
+    assert behind.events[3]["multipliers"]["forget"] > 1
 
 
 def test_who_is_behind_is_not_pushed_over_half_of_the_drift_budget(drive: Callable[..., Driven]) -> None:
     run = drive([(0.9, 0), (0.89, 0.06)], steps=10)
     assert {run.events[step]["multipliers"]["forget"] for step in range(1, 11)} == {1.0}
+
+
+def pushed(*found: float) -> float:
+    """What the weight is multiplied by after looks every ten steps at rows so far above the target, in log odds."""
+    probes = [Probe(10 * i, 0.9, 0.01, 1.0, to_go) for i, to_go in enumerate(found)]
+    return stopping.harder(probes, Config(train=TrainConfig(steps=200), stop=STOP))
+
+
+def test_who_is_behind_is_pushed_as_far_as_the_pace_is_too_slow() -> None:
+    """Of 200 steps the target is due at 100, and the rate falls from 140 on: at step 10 there are 130 left."""
+    assert pushed(10.0, 9.0) == 1.0  # on the line
+    assert pushed(10.0, 9.5) == pytest.approx(9.5 / (0.05 * 130))  # behind, at half of the pace
+    assert pushed(10.0, 9.9) == pushed(10.0, 10.5) == 3.0  # at most
+    assert pushed(10.0, 10.0, 9.2) == 1.0  # behind, and fast enough by now: 9.2 in 115 steps
+    assert pushed(*[10.0] * 15, 6.0, 3.0) == 1.0  # late: within three looks
+    assert pushed(*[10.0] * 15, 6.0, 5.0) == pytest.approx(5.0 / 3)
+
+
+def test_a_late_run_has_the_steps_that_there_are_for_it(drive: Callable[..., Driven]) -> None:
+    late = drive([(0.9, 0), *[(0.5, 0.01)] * 25, (0.04, 0.03)], steps=40, more_steps=40)
+    assert late.outcome.reason.startswith("forget target") and late.outcome.steps == 52 + 20  # met at the 26th look
+    assert late.rule.schedule.rate(52) == 1.0
+    in_time = drive([(0.9, 0), *[(0.5, 0.01)] * 9, (0.04, 0.03)], steps=40, more_steps=40)
+    assert in_time.outcome.steps == 40 and in_time.rule.schedule.falls_from == 20
+    never = drive([(0.9, 0), (0.5, 0.01)], steps=40, more_steps=40)
+    assert never.outcome.reason == "all steps done" and never.outcome.steps == 80
 
 
 def test_a_met_target_lets_the_rate_fall_and_then_ends_the_run(drive: Callable[..., Driven]) -> None:

@@ -1,0 +1,137 @@
+"""Begin passages further on: a text that is known by heart is recited from any of its sentences.
+
+They are rows like those of the file: weighed, pushed and looked at alike, and the base's own rows that recite one of
+them are not kept. Each step draws a passage from one of its beginnings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qunlearn.data.records import Dataset, Record
+from qunlearn.data.tokenize import Encoded, Example, Template, decode, encode_record, encode_text
+from qunlearn.data.words import pieces
+from qunlearn.evaluation.scores import row_probabilities
+from qunlearn.model.policy import Policy
+from qunlearn.roles.token_weights import PASSAGE
+
+_MOST, _IN_ALL = 3, 1800  # later beginnings of a passage, spread over it; in a file, but for one each
+_LEAST = 8  # tokens that a beginning leaves to recite
+_AS_WELL = 0.5  # probability per token of a later row, over that of the whole, from which the base recites it
+_SPACE = re.compile(r"(?<=\S)\s+(?=\S)")
+_QUESTION = ("?", "？", ":", "：")
+_ENDS = re.compile(r"[.!?…。！？]['\"’”»)\]」』）】》]*")
+_BREAK = re.compile(rf"(?<=\S)(?:{_ENDS.pattern}(?:\s+|(?<=[。！？’”」』）】》]))|\s*\n\s*)(?=\S)")
+
+
+@dataclass(frozen=True)
+class LaterStarts:
+    """Rows that begin further on in a passage, and for each the place of that passage among the bad rows.
+
+    `elsewhere` begin within a sentence: they are measured, never trained on.
+    """
+
+    rows: tuple[Example, ...] = ()
+    of: tuple[int, ...] = ()
+    elsewhere: tuple[Example, ...] = ()
+
+    def with_rows(self, forget_rows: Encoded) -> Encoded:
+        """Return the file's rows with these behind them."""
+        return replace(forget_rows, examples=(*forget_rows.examples, *self.rows))
+
+    def with_records(self, forget_rows: Dataset) -> Dataset:
+        """Return the file's records with these behind them."""
+        return replace(forget_rows, records=(*forget_rows.records, *(row.record for row in self.rows)))
+
+    def starts(self, kept: Sequence[int], rows: int) -> list[tuple[int, ...]]:
+        """Return for each row, of the places that are kept, which are it and its later beginnings, as numbers into
+        these; none where no later one is kept. The first `rows` places are the file's."""
+        found: dict[int, list[int]] = {}
+        for n, place in enumerate(kept):
+            found.setdefault(place if place < rows else self.of[place - rows], []).append(n)
+        return [tuple(numbers) for numbers in found.values()] if len(found) < len(kept) else []
+
+
+def later_starts(
+    policy: Policy, forget_rows: Sequence[Example], template: Template, limit: int, length: int
+) -> LaterStarts:
+    """Return rows that begin at later sentences or lines of the passages, where the base goes on with them as it does
+    from their beginning.
+
+    Where a row has a prompt, the passage takes its place, as many words of it; unless it asks. `limit` are the most
+    tokens of a pass, `length` those of a row.
+    """
+    passages = [i for i, e in enumerate(forget_rows) if e.end - e.start >= PASSAGE and not _asks(e.record)]
+    most = max(1, min(_MOST, _IN_ALL // max(1, len(passages))))
+    pushed, measured = [], []
+    for i in passages:
+        starts, middle = _starts(forget_rows[i], policy.tokenizer, template, length)
+        pushed += [(row, i) for row in starts[:: max(1, -(-len(starts) // most))] or middle]
+        measured += [(row, i) for row in middle if starts]
+    every = [*pushed, *measured]
+    with policy.reference():
+        whole = dict(zip(passages, row_probabilities(policy, [forget_rows[i] for i in passages], limit), strict=True))
+        later = row_probabilities(policy, [row for row, _ in every], limit)
+    known = [p > _AS_WELL * whole[i] for (_, i), p in zip(every, later, strict=True)]
+    found = [pair for pair, yes in zip(pushed, known, strict=False) if yes]
+    elsewhere = [row for (row, _), yes in zip(measured, known[len(pushed) :], strict=True) if yes]
+    return LaterStarts(tuple(row for row, _ in found), tuple(i for _, i in found), tuple(elsewhere))
+
+
+def _asks(record: Record) -> bool:
+    return bool(record.turns) and record.prompt.rstrip().endswith(_QUESTION)
+
+
+def _starts(example: Example, tokenizer: Any, template: Template, length: int) -> tuple[list[Example], list[Example]]:
+    """The row from later sentences or lines on, and from its middle, where that is something else."""
+    record = example.record
+    # An example of plain text may be a window of it.
+    text = record.completion if record.turns else decode(example.input_ids[example.start : example.end], tokenizer)
+    starts = [found.end() for found in _BREAK.finditer(text)]
+    if record.turns:  # the answer itself begins further on
+        starts = [len(text) - len(text.lstrip()), *starts]
+    words = [found.end() for found in _SPACE.finditer(text)]
+    middle = [at for at in words[len(words) // 2 :] if at not in starts][:1]
+
+    def begun(places: Sequence[int]) -> list[Example]:
+        rows = (_encoded(_begun(record, text[at:]), tokenizer, template, length) for at in places)
+        return [row for row in rows if row is not None]
+
+    return begun(starts), begun(middle)
+
+
+def _begun(record: Record, rest: str) -> Record:
+    """The record asking with the beginning of the rest, about as long as its own prompt, for what follows it."""
+    if not record.turns:
+        return replace(record, completion=rest)
+    words = max(1, min(len(pieces(record.prompt)), len(pieces(rest)) // 2))
+    at = _end_of(rest, words)
+    if _ENDS.search(record.prompt.rstrip()[-2:]):  # a prompt of whole sentences
+        at = next((found.end() for found in _ENDS.finditer(rest, at - 1)), at)
+    *earlier, (role, _) = record.turns
+    answer = rest[at:] if record.completion[:1].isspace() else rest[at:].lstrip()
+    return replace(record, turns=(*earlier, (role, rest[:at])), completion=answer)
+
+
+def _end_of(text: str, words: int) -> int:
+    """Return where the first so many pieces of a text end."""
+    at = 0
+    for piece in pieces(text)[:words]:
+        at = text.index(piece, at) + len(piece)
+    return at
+
+
+def _encoded(record: Record, tokenizer: Any, template: Template, length: int) -> Example | None:
+    """The record as tokens; None where it leaves too little to recite, or is too long."""
+    if not record.completion.strip():
+        return None
+    if record.turns:
+        row = encode_record(record, tokenizer, template)
+    elif texts := encode_text(record, tokenizer, length):
+        row = texts[0]
+    else:
+        return None
+    return row if row.end - row.start >= _LEAST and len(row.input_ids) <= length else None

@@ -81,13 +81,19 @@ def resting(pushed: Sequence[Example], retain_rows: Sequence[Example], tokenizer
     Passages are not pushed further, for they are judged token by token.
     """
     times = Counter(word for e in retain_rows for word in set(answer_words(e, tokenizer)))
+    said = [e.record.completion for e in retain_rows]
+
+    def is_shared(example: Example) -> bool:
+        if is_unspaced(example.record.completion):  # where characters are few, most pairs of them are
+            texts = [text.strip() for pushed, text in _parts(example, tokenizer) if pushed and text.strip()]
+            return all(sum(text in other for other in said) >= _SHARED_BY for text in texts)
+        words = pushed_words(example, tokenizer)
+        return 2 * sum(times[word] >= _SHARED_BY for word in words) >= len(words)
 
     def share(example: Example) -> float:
         if is_passage(example):
             return 1.0
-        words = pushed_words(example, tokenizer)
-        shared = 2 * sum(times[word] >= _SHARED_BY for word in words) >= len(words)
-        return max(1 - example.known, _SHARED if shared else _UNIQUE)
+        return max((1 - example.known) ** 2, _SHARED if is_shared(example) else _UNIQUE)
 
     return [replace(example, rest=share(example)) for example in pushed]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from qunlearn.config.training import TrainConfig
 
-PLATEAU = 0.7  # share of the usual steps after which the rate falls, unless there are more for who is late
+_PLATEAU = 0.7  # share of the usual steps after which the rate falls, unless there are more for who is late
 _FALL, _LEAST_FALL = 0.5, 20  # steps of the fall, in steps so far, and at least
 _LONGEST_FALL = 0.35  # steps of the fall at most, in usual steps
 
@@ -54,7 +54,7 @@ class Schedule:
         """The last step at the full rate, and the last step of the fall."""
         usual = self.config.usual_steps
         if self.falls_from is None:
-            full = max(self.config.warmup, int(PLATEAU * usual))
+            full = max(self.config.warmup, int(_PLATEAU * usual))
             return full + self.last - usual, self.last
         fall = min(round(_FALL * self.falls_from), round(_LONGEST_FALL * usual))
         return self.falls_from, min(self.last, self.falls_from + max(_LEAST_FALL, fall))

@@ -18,7 +18,7 @@ from qunlearn.objectives.table import TAUGHT
 from qunlearn.roles.roles import Roles
 from qunlearn.roles.split import sampled
 from qunlearn.training.outcome import Outcome, Probe
-from qunlearn.training.schedule import PLATEAU, Schedule
+from qunlearn.training.schedule import Schedule
 
 # Of two looks at one model with other rows the drifts differ by so much (docs/log.md, 2026-11-25).
 _DRIFT_NOISE = 1.25
@@ -26,7 +26,7 @@ _CLEARLY = 0.05  # share of the way to the target from which a look is better th
 _STILL = 0.9  # share of the first probability above which nothing has moved
 _LEARNT = 0.3  # cross-entropy per token of what is taught, from which it is said
 _HARDER = 3.0  # what the forget side's weight is multiplied by at most at a look that finds it behind
-_SOON = 3  # looks within which the target should be reached by who is late
+_SOON = 2  # looks within which the target should be reached by who is late
 BACK_TO = "back_to"  # in an event: the step whose adapter the run went back to
 _ON_THE_WAY = 0.5  # share of the steps in which the target should be reached, in a line in the log odds
 
@@ -140,7 +140,7 @@ def harder(probes: Sequence[Probe], config: Config) -> float:
     if last.met(stop) or last.drift > stop.max_drift / 2 or last.to_go <= due:
         return 1.0
     gone, taken = before.to_go - last.to_go, last.step - before.step
-    left = max(_SOON * taken, PLATEAU * steps - last.step)
+    left = max(_SOON * taken, _ON_THE_WAY * steps - last.step)
     return max(1.0, min(_HARDER, last.to_go * taken / max(gone * left, 1e-9)))
 
 

@@ -216,7 +216,10 @@ def test_a_large_file_is_gone_through_and_looked_at_throughout(tmp_path: Path, m
     monkeypatch.setattr("qunlearn.training.forget._train", stop)
     ran = call("forget", "--model", "sandbox", *args, "--device", "cpu", *sets(few))
     assert ran.code != 0
-    assert seen["config"].train.steps == 280 and "at most 280 (or 560, if the target is late) steps of 1 bad rows" in ran.stderr
+    assert (
+        seen["config"].train.steps == 280
+        and "at most 280 (or 560, if the target is late) steps of 1 bad rows" in ran.stderr
+    )
     lines = [e.record.line for e in seen["sets"]["forget"]]
     assert len(lines) == 8 and lines == sorted(lines) and lines != list(range(1, 9)) and lines[-1] > 20
     assert len(seen["sets"]["normal, held back"]) == 8

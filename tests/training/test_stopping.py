@@ -234,13 +234,13 @@ def pushed(*found: float) -> float:
 
 
 def test_who_is_behind_is_pushed_as_far_as_the_pace_is_too_slow() -> None:
-    """Of 200 steps the target is due at 100, and the rate falls from 140 on: at step 10 there are 130 left."""
+    """Of 200 steps the target is due at 100: at step 10 there are 90 left."""
     assert pushed(10.0, 9.0) == 1.0  # on the line
-    assert pushed(10.0, 9.5) == pytest.approx(9.5 / (0.05 * 130))  # behind, at half of the pace
+    assert pushed(10.0, 9.5) == pytest.approx(9.5 / (0.05 * 90))  # behind, at half of the pace
     assert pushed(10.0, 9.9) == pushed(10.0, 10.5) == 3.0  # at most
-    assert pushed(10.0, 10.0, 9.2) == 1.0  # behind, and fast enough by now: 9.2 in 115 steps
-    assert pushed(*[10.0] * 15, 6.0, 3.0) == 1.0  # late: within three looks
-    assert pushed(*[10.0] * 15, 6.0, 5.0) == pytest.approx(5.0 / 3)
+    assert pushed(10.0, 10.0, 8.85) == 1.0  # behind, and fast enough by now: 8.85 in 80 steps
+    assert pushed(*[10.0] * 15, 6.0, 4.0) == 1.0  # late: within two looks
+    assert pushed(*[10.0] * 15, 6.0, 5.0) == pytest.approx(5.0 / 2)
 
 
 def test_a_late_run_has_the_steps_that_there_are_for_it(drive: Callable[..., Driven]) -> None:

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from qunlearn.errors import ConfigError, ProcessLostError, QunlearnError
+from qunlearn.errors import ConfigError, OutputError, ProcessLostError, QunlearnError
+from qunlearn.parallel.division import shares
 from qunlearn.parallel.ranks import ALONE, Ranks, Read, joined_as
 from qunlearn.utils.launch import number_here, process_count, process_number
 
@@ -75,13 +76,33 @@ class Group(Ranks):
         return [read(one) if read else one for one in found if one is not None]
 
     def divided(
-        self, items: Sequence[Any], compute: Callable[[Sequence[Any]], list[T]], read: Read[T] | None = None
+        self,
+        items: Sequence[Any],
+        compute: Callable[[Sequence[Any]], list[T]],
+        read: Read[T] | None = None,
+        costs: Sequence[float] | None = None,
     ) -> list[T]:
-        parts: list[list[Any]] = self.each(items, compute)
+        places = [[*range(len(items))[n :: self.count]] for n in range(self.count)]
+        if costs is not None:
+            places = shares(costs, self.count)
+        with joined_as(ALONE):
+            mine = [items[i] for i in places[self.number]]
+            value = compute(mine) if mine else []
         out: list[Any] = [None] * len(items)
-        for number, part in enumerate(parts):
-            out[number :: self.count] = part
-        return [read(one) for one in out] if read else out
+        for part, data in zip(places, self._all_told(_packed(value)), strict=True):
+            for i, one in zip(part, json.loads(data), strict=True):
+                out[i] = read(one) if read else one
+        return out
+
+    def agreed(self, act: Callable[[], T]) -> T:
+        failed: OutputError | None = None
+        try:
+            value = act()
+        except OutputError as error:
+            failed = error
+        if self.any(failed is not None):
+            raise failed or OutputError("another process could not write", where="several processes")
+        return value
 
     # -- what all found ------------------------------------------------------------------------------
 

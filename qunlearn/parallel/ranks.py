@@ -21,6 +21,7 @@ class Ranks:
 
     number = 0
     count = 1
+    here = 0  # the same of those on this machine
 
     @property
     def main(self) -> bool:
@@ -44,10 +45,21 @@ class Ranks:
         return [compute(items)]
 
     def divided(
-        self, items: Sequence[Any], compute: Callable[[Sequence[Any]], list[T]], read: Read[T] | None = None
+        self,
+        items: Sequence[Any],
+        compute: Callable[[Sequence[Any]], list[T]],
+        read: Read[T] | None = None,
+        costs: Sequence[float] | None = None,
     ) -> list[T]:
-        """Compute a value for each item, each process those of its share; returns all, in the order of the items."""
+        """Compute a value for each item, each process those of its share; returns all, in the order of the items.
+
+        With `costs`, what each item costs, the shares cost about as much; without, each process has every nth.
+        """
         return compute(items)
+
+    def agreed(self, act: Callable[[], T]) -> T:
+        """Act in every process, and return when all have; an OutputError in one of them is one in all."""
+        return act()
 
     def any(self, mine: bool) -> bool:
         """Return whether any process says yes."""

@@ -40,6 +40,7 @@ from qunlearn.training.resume import identity
 from qunlearn.training.retain_rows import SELF_MADE_MORE
 from qunlearn.training.schedule import auto_lr
 from qunlearn.utils.console import Meter, say, warn
+from qunlearn.utils.launch import count_here
 from qunlearn.utils.units import parse_size
 
 _WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
@@ -201,7 +202,7 @@ def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Refe
         examples += [*roles.forget, *(e for others in roles.alternatives for e in others)]
     try:
         path = cache_path(policy, fingerprint(request.model.folder), examples, c.max_tokens)
-        return current().first_here(lambda: _filled(Cached(path, live, examples)))
+        return _filled(Cached(path, live, examples))
     except OutputError as error:
         if c.reference == "cached":
             raise
@@ -210,12 +211,21 @@ def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Refe
 
 
 def _filled(cached: Cached) -> Cached:
-    """The same, with everything in its file; files that no run has used for long make room. Raises OutputError."""
-    cached.check_disk()
+    """The same, with everything in its file; files that no run has used for long make room. Raises OutputError.
+
+    The processes of a machine fill one file, each every nth chunk of it.
+    """
+    ranks = current()
+    ranks.agreed(lambda: ranks.first_here(cached.make))
     say(f"reference cache: {cached.size_bytes / 2**20:.0f} MiB for {cached.tokens} tokens in {cached.path}")
     with Meter("reference", cached.tokens) as meter:
-        computed = cached.fill(lambda done, _: meter.at(done, "tokens"))
-    say(f"reference cache: {computed} tokens computed, {cached.tokens - computed} were there")
-    if gone := prune(cached.path):
+        share = (ranks.here, count_here())
+        computed = ranks.agreed(lambda: cached.fill(lambda done, _: meter.at(done, "tokens"), share))
+    if ranks.count > 1:
+        say(f"reference cache: {computed} tokens computed by this process, beside the shares of the others")
+        ranks.agreed(cached.fill)
+    else:
+        say(f"reference cache: {computed} tokens computed, {cached.tokens - computed} were there")
+    if not ranks.here and (gone := prune(cached.path)):
         say(f"reference cache: {gone / 2**20:.0f} MiB of earlier runs were removed")
     return cached

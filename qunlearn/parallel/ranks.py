@@ -10,10 +10,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 Read = Callable[[Any], T]  # makes a value from its JSON
+
+
+class Rounds(Protocol):
+    """Passes over a base in shards, which all processes take part in."""
+
+    def wait(self) -> None:
+        """Take part in the others' passes until no process has one to make."""
 
 
 class Ranks:
@@ -22,6 +29,7 @@ class Ranks:
     number = 0
     count = 1
     here = 0  # the same of those on this machine
+    shards: Rounds | None = None  # where the base is in shards: what all take part in before they talk of anything else
 
     @property
     def main(self) -> bool:

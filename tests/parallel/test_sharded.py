@@ -169,6 +169,7 @@ KINDS: dict[str, tuple[str, list[object]]] = {
     "own": ("llmu", [*OWN]),
     "kept": ("logodds", ["--set", "train.checkpointing=never", "--set", "train.max_tokens=256"]),
     "altpo": ("altpo", []),
+    "pdu": ("pdu", []),
 }
 
 

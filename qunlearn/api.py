@@ -6,19 +6,21 @@ way goes to stderr, as on the command line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import SETTINGS, Config
-from qunlearn.parallel.ranks import current
+from qunlearn.parallel.ranks import Ranks, current
 from qunlearn.runs import folder as runs
 from qunlearn.runs.folder import FINISHED, Run
 from qunlearn.utils.file_names import AUDIT
 from qunlearn.utils.launch import process_count, process_number
 
 if TYPE_CHECKING:
+    from qunlearn.evaluation.request import EvalRequest
     from qunlearn.merging.merge import MergeReport
     from qunlearn.training.bases import Bases
 
@@ -63,16 +65,24 @@ def run_forget(
     `bases` keep the model for further runs. With `output.audit` a finished run is audited, by one process; `audit` in
     what is returned says what that came to. Raises QunlearnError.
     """
+    with _together() as ranks:
+        folder, record = _run_forget(config, resume=resume, dry_run=dry_run, bases=bases)
+    return _audited(config, folder, record) if ranks.main else record
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[Ranks]:
+    """Join the processes that a launcher has started, where it has, of which the main one alone speaks."""
     if process_count() == 1:
-        return _audited(config, *_run_forget(config, resume=resume, dry_run=dry_run, bases=bases))
+        yield current()
+        return
     from qunlearn.parallel.group import joined
     from qunlearn.utils.console import silence
 
     if number := process_number():
         silence(f"process {number}")
-    with joined():
-        folder, record = _run_forget(config, resume=resume, dry_run=dry_run, bases=bases)
-    return record if number else _audited(config, folder, record)
+    with joined() as ranks:
+        yield ranks
 
 
 def _run_forget(config: Config, *, resume: bool, dry_run: bool, bases: Bases | None) -> tuple[Path, dict[str, Any]]:
@@ -142,26 +152,27 @@ def evaluate(
 
     `run` may be a run folder, an adapter folder or a model, as on the command line. Without files the run's own are
     measured, where they still are what they were. `guard`, a folder of `guard fit`, stands before the adapter or base.
-    `show` prints the table on stdout. Raises QunlearnError.
+    `show` prints the table on stdout. Under a launcher the processes divide the rows, and the main one prints and
+    writes. Raises QunlearnError.
     """
     from qunlearn.evaluation.request import Wish, check_eval
 
     splits = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
     named = {name: None if path is None else str(path) for name, path in splits.items()}
-    wish = Wish(
-        suite,
-        retrained_model,
-        harm_classifier,
-        reward_model,
-        _path(output),
-        trust_remote_code,
-        None if guard is None else _guard(guard),
-    )
     target, on_top = None if run is None else str(run), _path(adapter)
-    request, form = check_eval(target, on_top, model, None if data is None else str(data), named, quant, template, wish)
-    from qunlearn.evaluation.evaluate import evaluate as measured
+    files = None if data is None else str(data)
 
-    return measured(request, quant=form, device=device, rows=rows, to_stdout=show, fresh=fresh)
+    def checked() -> tuple[EvalRequest, str | None]:
+        worn = None if guard is None else _guard(guard)
+        judges = (retrained_model, harm_classifier, reward_model)
+        wish = Wish(suite, *judges, _path(output), trust_remote_code, worn)
+        return check_eval(target, on_top, model, files, named, quant, template, wish)
+
+    with _together() as ranks:
+        request, form = ranks.first(checked)
+        from qunlearn.evaluation.evaluate import evaluate as measured
+
+        return measured(request, quant=form, device=device, rows=rows, to_stdout=show, fresh=fresh)
 
 
 def audit(

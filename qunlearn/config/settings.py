@@ -31,9 +31,10 @@ class ModelConfig:
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.", flag="--device")
     device_map: str = setting(
         "none",
-        "auto: lay the model's blocks over all GPUs of this machine, for a model that none of them holds alone.",
+        "For a model that no GPU holds alone. auto: lay its blocks over all GPUs of this machine; fsdp: under a "
+        "launcher, a shard of every block in each process.",
         flag="--device-map",
-        choices=("none", "auto"),
+        choices=("none", "auto", "fsdp"),
     )
     embeddings: str = setting(
         "auto",

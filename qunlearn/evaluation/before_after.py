@@ -8,7 +8,7 @@ from typing import Any
 
 from qunlearn.data.tokenize import Example
 from qunlearn.evaluation.metrics import VERDICTS, RowScore, SetScore, aggregate, verdict
-from qunlearn.evaluation.scores import score_rows
+from qunlearn.evaluation.scores import score_each
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.utils.console import Column, say, table
 from qunlearn.utils.text import shortened
@@ -18,7 +18,7 @@ Scores = Mapping[str, Sequence[RowScore]]
 
 def score_sets(lm: LanguageModel, sets: Mapping[str, Sequence[Example]], max_tokens: int) -> Scores:
     """Every row of every set."""
-    return {name: score_rows(lm, rows, max_tokens) for name, rows in sets.items()}
+    return dict(zip(sets, score_each(lm, [*sets.values()], max_tokens), strict=True))
 
 
 def summaries(scores: Scores) -> dict[str, dict[str, Any]]:

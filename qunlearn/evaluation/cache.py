@@ -42,7 +42,7 @@ class Cache:
             if text.count("\n") != n:
                 return None
             rows = [json.loads(line) for line in text.split("\n") if line]
-            values = [make(**_tuples(row)) if row else None for row in rows]
+            values = made_again(rows, make)
         except (OSError, ValueError, TypeError, AttributeError):
             return None
         if len(values) != n:
@@ -60,6 +60,11 @@ class Cache:
         except OSError as error:
             raise output_error(error, path.parent) from error
         write_jsonl(path, [{} if value is None else asdict(value) for value in values])
+
+
+def made_again(rows: Sequence[dict[str, Any] | None], make: Callable[..., Any]) -> list[Any]:
+    """Return values from what JSON makes of them."""
+    return [make(**_tuples(row)) if row else None for row in rows]
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:

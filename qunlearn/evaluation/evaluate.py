@@ -25,6 +25,7 @@ from qunlearn.evaluation.table import show
 from qunlearn.model.cards import chosen_devices, describe_devices
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.load import LoadSpec, describe_quantization, load_spec
+from qunlearn.parallel.ranks import current
 from qunlearn.utils.console import say
 from qunlearn.utils.files import json_text, write_whole
 from qunlearn.utils.output import real
@@ -38,8 +39,9 @@ def evaluate(
     `rows`: at most so many of a file; `fresh`: measure again what is known. What is returned and printed holds no
     text of any file; eval.json, where there is a folder for it, holds them all.
     """
-    spec = load_spec(request.config.model, quant=quant, device=device)
-    _prepare_output(request)
+    ranks = current()
+    spec = ranks.first(lambda: _spec(request, quant, device))
+    ranks.from_main(lambda: _prepare_output(request))
     found = collect(request, spec, rows, Cache(request.cache_folder, fresh=fresh))
     view = found.view()
     values = _all_values(request, view)
@@ -52,8 +54,16 @@ def evaluate(
     if found.cache.known:
         say(found.cache.describe())
     show(result, to_stdout=to_stdout)
-    _write(request, result, view, values)
+    if ranks.main:
+        _write(request, result, view, values)
     return result
+
+
+def _spec(request: EvalRequest, quant: str | None, device: str) -> LoadSpec:
+    """Return how the model is loaded. Raises ConfigError, DeviceError."""
+    spec = load_spec(request.config.model, quant=quant, device=device)
+    chosen_devices(spec.device, spec.device_map)
+    return spec
 
 
 # -- numbers ---------------------------------------------------------------------------------------------

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from qunlearn import __version__
 from qunlearn.data.row_answers import true_answer
 from qunlearn.data.tokenize import Example, Template, choose_template, decode, encode
 from qunlearn.errors import ConfigError
-from qunlearn.evaluation.cache import Cache, digest, digest_texts
+from qunlearn.evaluation.cache import Cache, digest, digest_texts, made_again
 from qunlearn.evaluation.catalog import SUITES
 from qunlearn.evaluation.probes import CHOICES, FLUENCY, OUTPUTS, TOKENS, has_choices
 from qunlearn.evaluation.request import EvalRequest
@@ -21,6 +25,7 @@ from qunlearn.hub.positions import positions_of
 from qunlearn.hub.preflight import fingerprint
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.load import LoadSpec, load_tokenizer
+from qunlearn.parallel.ranks import current
 
 _KINDS: Mapping[str, Any] = {TOKENS: TokenStats, OUTPUTS: Output, CHOICES: ChoiceScores, FLUENCY: Fluency}
 
@@ -58,16 +63,31 @@ class Collection:
         return [place for place in self.wanted(probe) if (*place, probe) not in self.found]
 
     def load(self, probe: str) -> None:
-        """Read what an earlier call found."""
+        """Read what an earlier call found; of several processes the main one does."""
         for subject, split in self.wanted(probe):
             path = self.cache.path(probe, *self._key(subject, split, probe))
-            values = self.cache.load(path, _KINDS[probe], len(self.rows[subject].examples[split]))
+            values = self._loaded(path, probe, len(self.rows[subject].examples[split]))
             if values is not None:
                 self.found[subject, split, probe] = values
 
+    def _loaded(self, path: Path | None, probe: str, n: int) -> list[Any] | None:
+        make = _KINDS[probe]
+        return current().from_main(
+            lambda: self.cache.load(path, make, n), lambda told: None if told is None else made_again(told, make)
+        )
+
     def keep(self, subject: str, split: str, probe: str, values: Sequence[Any]) -> None:
+        """Keep what was found, in the main process's cache too."""
         self.found[subject, split, probe] = values
-        self.cache.save(self.cache.path(probe, *self._key(subject, split, probe)), values)
+        if current().main:
+            self.cache.save(self.cache.path(probe, *self._key(subject, split, probe)), values)
+
+    def facts(self) -> dict[str, object]:
+        """Return what must be the same in all processes, or they would measure unlike things."""
+        splits = {f"{subject} --{split}": d for subject, rows in self.rows.items() for split, d in rows.digests.items()}
+        judges = {name: model.source.asked if model else "" for name, model in (self.request.judges or {}).items()}
+        versions = {"qunlearn": __version__, "torch": torch.__version__}
+        return {**self.identity, **splits, **judges, **versions, "--suite": self.request.suite}
 
     def view(self) -> View:
         """Return what was found, beside the rows as a person reads them."""

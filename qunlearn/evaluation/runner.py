@@ -17,13 +17,15 @@ from qunlearn.evaluation.judges import Judged, judge_harm, judge_reward
 from qunlearn.evaluation.probes import CHOICES, FLUENCY, OUTPUTS, TOKENS, choices, fluency
 from qunlearn.evaluation.request import EvalRequest
 from qunlearn.evaluation.results import ADAPTER, BASE, GUARDED, RETRAINED
-from qunlearn.evaluation.scores import Observer, greedy_outputs, token_stats
+from qunlearn.evaluation.scores import Observer, outputs_each, token_stats
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.model.load import Base, LoadSpec, load_base
 from qunlearn.model.policy import Policy
+from qunlearn.parallel.ranks import current
 from qunlearn.utils.console import Meter, stage, warn
 
+Place = tuple[str, str, str]  # subject, split, probe
 _PASSES = (TOKENS, OUTPUTS, CHOICES)
 _JUDGES = {"harm": "harmful_rate", "reward": "reward"}
 
@@ -31,6 +33,7 @@ _JUDGES = {"harm": "harmful_rate", "reward": "reward"}
 def collect(request: EvalRequest, spec: LoadSpec, limit: int, cache: Cache) -> Collection:
     """Measure everything the suite needs and no file has. Raises QunlearnErrors."""
     found = start(request, spec, limit, cache)
+    current().check_same(found.facts)
     for probe in _PASSES:
         found.load(probe)
     with _named_memory_errors():
@@ -105,26 +108,37 @@ def _measure_own(found: Collection, models: _Models) -> None:
                 _measure(found, lm, places)
 
 
-def _places(found: Collection, subjects: Sequence[str]) -> list[tuple[str, str, str]]:
+def _places(found: Collection, subjects: Sequence[str]) -> list[Place]:
     return [(s, split, probe) for probe in _PASSES for s, split in found.missing(probe) if s in subjects]
 
 
-def _measure(found: Collection, lm: LanguageModel, places: Sequence[tuple[str, str, str]]) -> None:
+def _measure(found: Collection, lm: LanguageModel, places: Sequence[Place]) -> None:
     """Run the passes that are missing; each is kept as soon as it is done."""
     with _RowMeter(f"measuring the {places[0][0]}", found, places) as hear:
-        for subject, split, probe in places:
-            rows = found.rows[subject]
-            examples, limit = rows.examples[split], found.request.config.train.max_tokens
-            values: Sequence[Any]
-            if probe == TOKENS:
-                values = token_stats(lm, examples, limit, hear)
-            elif probe == OUTPUTS:
-                values = greedy_outputs(lm, examples, hear)
-            else:
-                budget = (limit, found.request.config.data.max_length)
-                values = choices(lm, examples, rows.templates[split], budget, lambda _: None)
-            found.keep(subject, split, probe, values)
-            hear.finish(len(examples))
+        for together in _together(places):
+            for place, values in zip(together, _values(found, lm, together, hear), strict=True):
+                found.keep(*place, values)
+            hear.finish(sum(len(found.rows[subject].examples[split]) for subject, split, _ in together))
+
+
+def _together(places: Sequence[Place]) -> list[list[Place]]:
+    """Return the passes one by one, but those that generate at once for several processes: they divide batches."""
+    alone = [[place] for place in places if current().count == 1 or place[-1] != OUTPUTS]
+    generating = [place for place in places if current().count > 1 and place[-1] == OUTPUTS]
+    return [*alone, generating] if generating else alone
+
+
+def _values(found: Collection, lm: LanguageModel, places: Sequence[Place], hear: Observer) -> list[Sequence[Any]]:
+    """Return what the passes find, all of which are of one kind."""
+    subject, split, probe = places[0]
+    rows = found.rows[subject]
+    examples, limit = rows.examples[split], found.request.config.train.max_tokens
+    if probe == OUTPUTS:
+        return [*outputs_each(lm, [found.rows[s].examples[of] for s, of, _ in places], hear)]
+    if probe == TOKENS:
+        return [token_stats(lm, examples, limit, hear)]
+    budget = (limit, found.request.config.data.max_length)
+    return [choices(lm, examples, rows.templates[split], budget, lambda _: None)]
 
 
 def _measure_fluency(found: Collection, models: _Models) -> None:
@@ -143,7 +157,7 @@ def _measure_fluency(found: Collection, models: _Models) -> None:
 class _RowMeter:
     """Progress over rows of all passes; called with how many rows of the present pass are done."""
 
-    def __init__(self, what: str, found: Collection, places: Sequence[tuple[str, str, str]]) -> None:
+    def __init__(self, what: str, found: Collection, places: Sequence[Place]) -> None:
         total = sum(len(found.rows[subject].examples[split]) for subject, split, _ in places)
         self._meter, self._before, self._shown = Meter(what, total), 0, 0
 
@@ -187,9 +201,12 @@ def _judge(found: Collection) -> None:
 def _judged(
     name: str, model: CheckedModel | None, pairs: Sequence[tuple[str, str]], device: str, observe: Observer
 ) -> list[Judged]:
-    if name == "reward" and model is not None:
-        return judge_reward(model, pairs, device, observe)
-    return judge_harm(model, [text for _, text in pairs], device, observe)
+    def judge(mine: Sequence[tuple[str, str]]) -> list[Judged]:
+        if name == "reward" and model is not None:
+            return judge_reward(model, mine, device, observe)
+        return judge_harm(model, [text for _, text in mine], device, observe)
+
+    return current().divided(pairs, judge, lambda told: Judged(**told))
 
 
 @contextlib.contextmanager

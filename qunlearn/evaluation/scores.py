@@ -16,7 +16,7 @@ from qunlearn.data.batch import ALL, ANSWER, Span, collate, single_batches
 from qunlearn.data.tokenize import MANY_TOKENS, Example, answer_text, decode
 from qunlearn.evaluation.metrics import RowScore, tokens
 from qunlearn.evaluation.token_scores import TokenScores, token_scores
-from qunlearn.model.generate import Sampling, generate
+from qunlearn.model.generate import Asked, Sampling, generate_each
 from qunlearn.model.head import token_kl, token_logps
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.model.policy import Policy
@@ -61,22 +61,32 @@ class Output:
 
 def score_rows(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) -> list[RowScore]:
     """One score per example, deterministic."""
-    found = zip(examples, token_stats(lm, examples, max_tokens), greedy_outputs(lm, examples), strict=True)
+    return score_each(lm, [examples], max_tokens)[0]
+
+
+def score_each(lm: LanguageModel, sets: Sequence[Sequence[Example]], max_tokens: int) -> list[list[RowScore]]:
+    """One score per example of each set, as they are alone."""
+    stats = [token_stats(lm, examples, max_tokens) for examples in sets]
+    found = zip(sets, stats, outputs_each(lm, sets), strict=True)
     return [
-        RowScore(
-            s.nll,
-            s.tokens,
-            s.all_nll,
-            s.all_tokens,
-            answer_text(example, lm.tokenizer),
-            output.text,
-            s.specific_nll,
-            s.specific_tokens,
-            s.extraction,
-            example.record.prompt,
-        )
-        for example, s, output in found
+        [_row_score(lm, *row) for row in zip(examples, of_set, outputs, strict=True)]
+        for examples, of_set, outputs in found
     ]
+
+
+def _row_score(lm: LanguageModel, example: Example, s: TokenStats, output: Output) -> RowScore:
+    return RowScore(
+        s.nll,
+        s.tokens,
+        s.all_nll,
+        s.all_tokens,
+        answer_text(example, lm.tokenizer),
+        output.text,
+        s.specific_nll,
+        s.specific_tokens,
+        s.extraction,
+        example.record.prompt,
+    )
 
 
 def token_stats(
@@ -231,24 +241,30 @@ def greedy_outputs(lm: LanguageModel, examples: Sequence[Example], observe: Obse
     How far a row may run hangs on its own answer alone, so that no row's output depends on the others; rows of
     like length share a batch, for one long answer would keep all the others waiting.
     """
-    return current().divided(examples, lambda rows: _greedy_outputs(lm, rows, observe), lambda found: Output(**found))
+    return outputs_each(lm, [examples], observe)[0]
 
 
-def _greedy_outputs(lm: LanguageModel, examples: Sequence[Example], observe: Observer | None) -> list[Output]:
-    buckets: dict[int, list[int]] = {}
-    for i, example in enumerate(examples):
-        buckets.setdefault(_room(example.end - example.probe + _MARGIN), []).append(i)
-    out: dict[int, Output] = {}
-    for room, rows in sorted(buckets.items(), reverse=True):
-        before = len(out)
-        prompts = [examples[i].input_ids[: examples[i].probe] for i in rows]
-        hear = None if observe is None else lambda done, before=before: observe(before + done)
-        for i, ids in zip(rows, generate(lm, prompts, Sampling(room), hear), strict=True):
-            example = examples[i]
+def outputs_each(
+    lm: LanguageModel, sets: Sequence[Sequence[Example]], observe: Observer | None = None
+) -> list[list[Output]]:
+    """The same of several sets, none of which shares a batch with another; several processes divide the batches."""
+    places: list[list[tuple[int, int]]] = []
+    asked: list[Asked] = []
+    for n, examples in enumerate(sets):
+        buckets: dict[int, list[int]] = {}
+        for i, example in enumerate(examples):
+            buckets.setdefault(_room(example.end - example.probe + _MARGIN), []).append(i)
+        for room, rows in sorted(buckets.items(), reverse=True):
+            places.append([(n, i) for i in rows])
+            asked.append(Asked([examples[i].input_ids[: examples[i].probe] for i in rows], Sampling(room)))
+    out: dict[tuple[int, int], Output] = {}
+    for of_bucket, continued in zip(places, generate_each(lm, asked, observe), strict=True):
+        for (n, i), ids in zip(of_bucket, continued, strict=True):
+            example = sets[n][i]
             # Plain text has no end of its own: compare as many tokens as the answer has.
             own = ids if example.record.turns else ids[: example.end - example.probe]
-            out[i] = Output(decode(own, lm.tokenizer), len(own), len(set(own)))
-    return [out[i] for i in range(len(examples))]
+            out[n, i] = Output(decode(own, lm.tokenizer), len(own), len(set(own)))
+    return [[out[n, i] for i in range(len(examples))] for n, examples in enumerate(sets)]
 
 
 def _room(wanted: int) -> int:

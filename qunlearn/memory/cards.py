@@ -29,7 +29,6 @@ from qunlearn.memory.step import CACHE_BYTES, CONTEXT_BYTES, Load, Step
 from qunlearn.utils.units import show_size
 
 _FP32 = 4
-_GATHERED = 2  # blocks whose weights are whole at a time under FSDP: the one that computes and the next, prefetched
 MOST_CARDS = 64  # that are looked for; a machine has 16 at most
 
 
@@ -97,6 +96,28 @@ class CardsPlan:
         hint = "fewer --max-tokens, a shorter --max-length, or a smaller model"
         if self.placed_from is not None and self.placed_from > len(self.limits):
             hint = f"{self.placed_from} such cards do; or {hint}"
+        raise DoesNotFitError(message, where="memory plan", hint=hint)
+
+    def for_shards(self) -> CardsPlan:
+        """The same for a run in shards: its optimizer, and a cache for generation in what is left."""
+        if self.sharded is None:
+            return self
+        left = (
+            self.sharded.limit_bytes
+            - self.sharded.needs_bytes
+            + self.sharded.parts["saved activations, its own passes"]
+        )
+        choices = replace(self.choices, optimizer=self.sharded.optimizer)
+        return replace(self, choices=choices, cache_bytes=max(1, min(CACHE_BYTES, left)))
+
+    def check_shards(self) -> None:
+        """Raises DoesNotFitError unless each card holds its shard of everything."""
+        if self.sharded is not None and self.sharded.fits:
+            return
+        hint = "fewer --max-tokens, a shorter --max-length, or a smaller model"
+        if self.sharded_from is not None:
+            hint = f"{self.sharded_from} such cards do; or {hint}"
+        message = f"{len(self.limits)} cards of {show_size(min(self.limits))} do not hold it in shards"
         raise DoesNotFitError(message, where="memory plan", hint=hint)
 
     def as_dict(self) -> dict[str, Any]:
@@ -267,10 +288,10 @@ def _cache_bytes(shape: Shape, choices: Choices, load: Load, placement: Placemen
 
 
 def sharded_parts(shape: Shape, choices: Choices, load: Load, cards: int) -> dict[str, int]:
-    """Count what each of so many cards needs under FSDP, every block a unit, the rest one that stays whole in a step.
+    """Count what each of so many cards needs with `--device-map fsdp`: the blocks' weights in shards, the rest whole.
 
-    Assumed, and held against no run: the scales of 4-bit weights stay outside the sharded tensor, whole on each card.
-    Every card has passes of its own, with the activations of all blocks.
+    The scales of 4-bit weights are outside the sharded tensors, whole on each card. Every card has passes of its own,
+    with the activations of all blocks.
     """
     adapted = adapted_names(shape, choices.target_modules)
     step, c, other = Step(shape, choices, load, adapted), choices.compute_bytes, other_bytes(shape, choices)
@@ -279,18 +300,16 @@ def sharded_parts(shape: Shape, choices: Choices, load: Load, cards: int) -> dic
     scales = sum(n * scale_bytes(x, choices) for x, n in everywhere)
     packed = sum(n * weight_bytes(x, choices) for x, n in everywhere) - scales
     numbers = sum(n * choices.r * (x.inputs + x.outputs) for x, n in trained)
-    of_block = sum(choices.r * (x.inputs + x.outputs) for x in shape.block if x.name in adapted)
     block = sum(weight_bytes(x, choices) - scale_bytes(x, choices) for x in shape.block)
-    whole, ends = sum(other.values()), step.held_states() + step.embedded
+    ends = step.held_states() + step.embedded
     return {
         "weights, its shard": -(-packed // cards),
         "scales of the weights, all": scales,
-        "embeddings, head, norms: its shard": -(-whole // cards),
-        "embeddings, head, norms: gathered": whole if cards > 1 else 0,
-        "adapters, gradients, optimizer state: its shard": -(
-            -(2 * _FP32 * numbers + sum(n * state_bytes(x, choices) for x, n in trained)) // cards
-        ),
-        "two blocks gathered, one's gradients": _GATHERED * (block + (_FP32 + c) * of_block) + _FP32 * of_block,
+        "embeddings, head, norms": sum(other.values()),
+        "adapters, gradients, optimizer state": (2 * _FP32 + c) * numbers
+        + sum(n * state_bytes(x, choices) for x, n in trained),
+        "gradients, the message": _FP32 * numbers if cards > 1 else 0,
+        "a block gathered": 2 * block if cards > 1 else 0,
         "saved activations, its own passes": shape.layers * step.held_a_block() + ends,
         "block or head at work": max(step.working(), step.head_working()),
         "CUDA context, workspace, masks": CONTEXT_BYTES + CUBLAS_BYTES + step.masks,

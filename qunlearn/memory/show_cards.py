@@ -26,6 +26,20 @@ def cards_plan_before_loading(
     return plan
 
 
+def shards_plan_before_loading(
+    config: Config, model_config: Mapping[str, Any], cards: Sequence[DeviceFacts], longest: int
+) -> CardsPlan:
+    """Plan a run whose rows are known with a shard of everything on each card, and print what a card needs.
+
+    Raises DoesNotFitError, ModelError for an architecture that is not known.
+    """
+    plan = plan_here(config, model_config, cards, Lengths(longest)).for_shards()
+    if plan.sharded is not None:
+        _show_sharded(plan.sharded, to_stdout=False)
+    plan.check_shards()
+    return plan
+
+
 def show_cards_plan(plan: CardsPlan, name: str) -> None:
     """Both ways to use the cards, what each card needs, and the fewest that do, on stdout."""
     shape, load, n = plan.shape, plan.load, len(plan.limits)
@@ -38,8 +52,8 @@ def show_cards_plan(plan: CardsPlan, name: str) -> None:
     if plan.sharded is None:
         _tell("FSDP: int8 weights cannot be sharded")
         return
-    _show_sharded(plan.sharded)
-    _tell(_verdict(plan.sharded.fits, plan.sharded_from) + "; qunlearn does not train under FSDP")
+    _show_sharded(plan.sharded, to_stdout=True)
+    _tell(_verdict(plan.sharded.fits, plan.sharded_from))
 
 
 def show_placement(placement: Placement, optimizer: str, *, to_stdout: bool) -> None:
@@ -56,11 +70,11 @@ def show_placement(placement: Placement, optimizer: str, *, to_stdout: bool) -> 
     table(title, columns, rows, to_stdout=to_stdout)
 
 
-def _show_sharded(sharded: Sharded) -> None:
+def _show_sharded(sharded: Sharded, *, to_stdout: bool) -> None:
     rows = [[name, _mib(size)] for name, size in sharded.parts.items() if size]
     rows += [["in all", _mib(sharded.needs_bytes)], ["there is", _mib(sharded.limit_bytes)]]
-    title = f"FSDP: sharded over the cards, optimizer {sharded.optimizer}"
-    table(title, [Column("component", False), Column("MiB on each card")], rows, to_stdout=True)
+    title = f"--device-map fsdp: sharded over the cards, optimizer {sharded.optimizer}"
+    table(title, [Column("component", False), Column("MiB on each card")], rows, to_stdout=to_stdout)
 
 
 def _holds(start: int, stop: int, embeddings: bool, head: bool) -> str:

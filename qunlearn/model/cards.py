@@ -17,6 +17,7 @@ from qunlearn.utils.launch import process_count
 
 Spans = tuple[tuple[int, int], ...]  # of the decoder blocks of each card: from, up to but not including
 
+SHARDED = "fsdp"  # --device-map: each of several processes has a shard of every block, see sharded.py
 # Names of what comes behind the last block; everything else outside the blocks comes before the first.
 _BEHIND = {"norm", "final_layernorm", "final_layer_norm", "ln_f", "project_out"}
 
@@ -26,7 +27,7 @@ def chosen_devices(asked: str, device_map: str) -> tuple[torch.device, ...]:
 
     The last one has the output head, and is where rows, hidden states and losses are.
     """
-    if device_map == "none":
+    if device_map != "auto":
         return (choose_device(asked),)
     if asked not in ("auto", "cuda"):
         hint = "leave one of them out; CUDA_VISIBLE_DEVICES says which GPUs are used"

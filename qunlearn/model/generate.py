@@ -14,7 +14,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.language_model import LanguageModel
-from qunlearn.parallel.ranks import on_main
+from qunlearn.parallel.ranks import current
 
 # Of a batch. On a CPU more are no faster, by what was measured; a GPU is kept waiting by launches, which are as many
 # for one row as for all.
@@ -36,7 +36,14 @@ class Sampling:
     stop: tuple[int, ...] = ()
 
 
-@on_main
+@dataclass(frozen=True)
+class Asked:
+    """Prompts of token ids, and how each is continued."""
+
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+
+
 def generate(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -51,18 +58,76 @@ def generate(
     of many lengths most would wait for the longest.
     `observe` hears how many prompts are done.
     """
+    return generate_each(lm, [Asked(prompts, sampling)], observe)[0]
+
+
+def generate_each(
+    lm: LanguageModel, asked: Sequence[Asked], observe: Callable[[int], None] | None = None
+) -> list[list[list[int]]]:
+    """Continue several lists of prompts, each as `generate` does it alone; returns the new ids of each list.
+
+    Several processes divide whole batches, which are composed as in one process: the same ids come of them. Batches
+    that are sampled one after another from one seed stay together. `observe` hears of this process's prompts.
+    """
+    pieces: list[_Piece] = current().from_main(lambda: _pieces(lm, asked))
+    done = 0
+
+    def tell(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if observe is not None:
+            observe(done)
+
+    def continued(mine: Sequence[_Piece]) -> list[list[list[int]]]:
+        return [_one_piece(lm, asked[number], batches, tell) for number, batches in mine]
+
+    costs = [_cost(asked[number], batches) for number, batches in pieces]
+    out: list[list[list[int]]] = [[[] for _ in one.prompts] for one in asked]
+    for (number, batches), found in zip(pieces, current().divided(pieces, continued, costs=costs), strict=True):
+        for i, ids in zip((i for rows in batches for i in rows), found, strict=True):
+            out[number][i] = ids
+    return out
+
+
+_Piece = tuple[int, list[list[int]]]  # a list of prompts by its number, and batches of them by their places
+
+
+def _pieces(lm: LanguageModel, asked: Sequence[Asked]) -> list[_Piece]:
+    """Return all batches, those together that one stream of random numbers goes through."""
+    out: list[_Piece] = []
+    for number, one in enumerate(asked):
+        batches = _batches(lm, one)
+        out += [(number, batches)] if one.sampling.temperature > 0 else [(number, [rows]) for rows in batches]
+    return out
+
+
+def _batches(lm: LanguageModel, asked: Asked) -> list[list[int]]:
+    """Return the places of each batch's prompts, the longest first."""
     max_tokens = max(1, lm.cache_bytes // _cache_bytes_per_token(lm.model))
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    out: list[list[int]] = [[] for _ in prompts]
-    with _own_random_state(sampling):
-        while order:
-            longest = len(prompts[order[0]]) + sampling.max_new_tokens
-            rows = order[: max(1, min(most_rows(lm.device), max_tokens // longest))]
-            order = order[len(rows) :]
-            for i, ids in zip(rows, _one_batch(lm, [prompts[i] for i in rows], sampling), strict=True):
-                out[i] = ids
-            if observe is not None:
-                observe(len(prompts) - len(order))
+    order = sorted(range(len(asked.prompts)), key=lambda i: -len(asked.prompts[i]))
+    out = []
+    while order:
+        longest = len(asked.prompts[order[0]]) + asked.sampling.max_new_tokens
+        size = max(1, min(most_rows(lm.device), max_tokens // longest))
+        out.append(order[:size])
+        order = order[size:]
+    return out
+
+
+def _cost(asked: Asked, batches: Sequence[Sequence[int]]) -> float:
+    """Return the tokens, with padding, that the batches may come to."""
+    room = asked.sampling.max_new_tokens
+    return sum(len(rows) * (len(asked.prompts[rows[0]]) + room) for rows in batches if rows)
+
+
+def _one_piece(
+    lm: LanguageModel, asked: Asked, batches: Sequence[Sequence[int]], tell: Callable[[int], None]
+) -> list[list[int]]:
+    out: list[list[int]] = []
+    with _own_random_state(asked.sampling):
+        for rows in batches:
+            out += _one_batch(lm, [asked.prompts[i] for i in rows], asked.sampling)
+            tell(len(rows))
     return out
 
 

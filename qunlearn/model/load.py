@@ -19,7 +19,7 @@ from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.hub.preflight import TOKENIZERS, read_config
 from qunlearn.memory.cards import plan_answers
 from qunlearn.memory.step import CACHE_BYTES
-from qunlearn.model.cards import Spans, chosen_devices, least_dtype, module_devices
+from qunlearn.model.cards import SHARDED, Spans, chosen_devices, least_dtype, module_devices
 from qunlearn.model.device import choose_dtype, device_facts
 from qunlearn.model.head import Head
 from qunlearn.model.host_embedding import keep_embeddings_on_host
@@ -35,8 +35,8 @@ class LoadSpec:
 
     `as_stored`: in the checkpoint's own dtype, to be written again, rather than in the one that computes best.
     `host_embeddings`: the input embeddings stay in the host's memory. `head`: full, or in 8bit. `cache_bytes`: of a
-    batch that is generated. `device_map`: none, or auto, over all GPUs; `spans`: the blocks of each of them (from, up
-    to but not including), where the memory plan has said so.
+    batch that is generated. `device_map`: none, auto, over all GPUs, or fsdp, to be sharded; `spans`: the blocks of
+    each GPU (from, up to but not including), where the memory plan has said so.
     """
 
     quant: str = "nf4"
@@ -61,7 +61,7 @@ def load_spec(m: ModelConfig, *, quant: str | None = None, device: str | None = 
         m.trust_remote_code,
         host_embeddings=m.embeddings == "cpu",
         head="full" if quant else m.head,
-        device_map=m.device_map if device in (None, "auto", m.device) else "none",
+        device_map="auto" if m.device_map == "auto" and device in (None, "auto", m.device) else "none",
     )
 
 
@@ -82,6 +82,7 @@ class Base:
     cache_bytes: int = CACHE_BYTES
     cards: tuple[torch.device, ...] = ()
     spans: Spans = ()
+    counted: int = 0  # parameters, where the model cannot count its own
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -116,7 +117,7 @@ class Base:
 
     @property
     def parameters(self) -> int:
-        return int(self.model.num_parameters())
+        return self.counted or int(self.model.num_parameters())
 
     @property
     def bytes(self) -> int:
@@ -157,6 +158,9 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     except Exception as error:  # transformers raises many kinds for a config it does not know
         hint = "is transformers recent enough for this architecture?"
         raise ModelError(_first_line(error), where=str(folder / "config.json"), hint=hint) from error
+    if spec.device_map == SHARDED:  # from here it goes to the cards in shards
+        device = torch.device("cpu")
+        cards = (device,)
     spans = spec.spans or _spans(folder, spec, cards)
     placed = _module_devices(config, spans, cards, spec.trust_remote_code)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": placed}

@@ -274,7 +274,7 @@ def _block_of(name: str) -> int:
 def _base_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
     for name, p in model.named_parameters():
         if not p.requires_grad:
-            yield name, p.data
+            yield name, p.data.to_local() if hasattr(p.data, "to_local") else p.data  # of one in shards its own
             state = getattr(p, "quant_state", None)
             if state is not None:
                 yield f"{name}.absmax", state.absmax

@@ -114,13 +114,24 @@ class Cached:
             message = f"the reference cache needs {self.size_bytes / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free"
             raise OutputError(message, where=str(self.path), hint=f"free space, or {_ELSEWHERE}")
 
-    def fill(self, observe: Callable[[int, int], None] = lambda done, total: None) -> int:
-        """Compute what is not there yet; returns of how many tokens. Raises OutputError."""
+    def make(self) -> None:
+        """Make the file where it is not there. Raises OutputError."""
+        self.check_disk()
+        self._open()
+
+    def fill(
+        self, observe: Callable[[int, int], None] = lambda done, total: None, share: tuple[int, int] = (0, 1)
+    ) -> int:
+        """Compute what is not there yet; returns of how many tokens. Raises OutputError.
+
+        `share`: of chunks in turn, which are this process's, and of how many processes that fill the same file. After
+        a share it is to be filled whole: the others' is only looked at then.
+        """
         self.check_disk()
         file, computed = self._open(), 0
         for number, chunk in enumerate(self.chunks):
-            part = file.states[chunk.start : chunk.stop]
-            if not file.checksums[number] or file.checksums[number] != _checksum(part):
+            part, mine = file.states[chunk.start : chunk.stop], number % share[1] == share[0]
+            if mine and (not file.checksums[number] or file.checksums[number] != _checksum(part)):
                 examples = [_bare(ids) for ids in chunk.rows]
                 part.copy_(torch.cat(self.live.states(examples, [ALL] * len(examples))))
                 file.mapped.flush()
@@ -128,7 +139,8 @@ class Cached:
                 computed += chunk.stop - chunk.start
             observe(chunk.stop, self.tokens)
         file.mapped.flush()
-        self._file = file
+        if share == (0, 1):
+            self._file = file
         return computed
 
     def states(self, examples: Sequence[Example], spans: Sequence[Span], layer: int | None = None) -> list[Tensor]:

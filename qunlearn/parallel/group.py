@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from qunlearn.errors import ConfigError, ProcessLostError, QunlearnError
+from qunlearn.errors import ConfigError, OutputError, ProcessLostError, QunlearnError
+from qunlearn.parallel.division import shares
 from qunlearn.parallel.ranks import ALONE, Ranks, Read, joined_as
 from qunlearn.utils.launch import number_here, process_count, process_number
 
@@ -75,21 +76,46 @@ class Group(Ranks):
         return [read(one) if read else one for one in found if one is not None]
 
     def divided(
-        self, items: Sequence[Any], compute: Callable[[Sequence[Any]], list[T]], read: Read[T] | None = None
+        self,
+        items: Sequence[Any],
+        compute: Callable[[Sequence[Any]], list[T]],
+        read: Read[T] | None = None,
+        costs: Sequence[float] | None = None,
     ) -> list[T]:
-        parts: list[list[Any]] = self.each(items, compute)
+        places = [[*range(len(items))[n :: self.count]] for n in range(self.count)]
+        if costs is not None:
+            places = shares(costs, self.count)
+        with joined_as(ALONE):
+            mine = [items[i] for i in places[self.number]]
+            value = compute(mine) if mine else []
         out: list[Any] = [None] * len(items)
-        for number, part in enumerate(parts):
-            out[number :: self.count] = part
-        return [read(one) for one in out] if read else out
+        for part, data in zip(places, self._all_told(_packed(value)), strict=True):
+            for i, one in zip(part, json.loads(data), strict=True):
+                out[i] = read(one) if read else one
+        return out
+
+    def agreed(self, act: Callable[[], T]) -> T:
+        failed: OutputError | None = None
+        try:
+            value = act()
+        except OutputError as error:
+            failed = error
+        if self.any(failed is not None):
+            raise failed or OutputError("another process could not write", where="several processes")
+        return value
 
     # -- what all found ------------------------------------------------------------------------------
 
     def any(self, mine: bool) -> bool:
-        flag = torch.tensor([int(mine)])
+        self._meet()
+        return bool(self.highest(int(mine)))
+
+    def highest(self, mine: int) -> int:
+        """Return the highest of all processes' numbers; those that wait for this one are not waited for first."""
+        flag = torch.tensor([mine])
         with _linked():
             dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag.item())
+        return int(flag.item())
 
     def add_gradients(self, parameters: Sequence[Tensor], numbers: Mapping[str, float]) -> Mapping[str, float]:
         """A parameter has a gradient afterwards where it has one in any process."""
@@ -107,6 +133,7 @@ class Group(Ranks):
 
     def add(self, tensors: Sequence[Tensor], numbers: Mapping[str, float]) -> Mapping[str, float]:
         """One message: everything in one row of fp32."""
+        self._meet()
         device = tensors[0].device
         told = torch.tensor(list(numbers.values()), dtype=torch.float32, device=device)
         flat = torch.cat([told, *(t.detach().reshape(-1).float() for t in tensors)])
@@ -118,6 +145,7 @@ class Group(Ranks):
         return dict(zip(numbers, sums.tolist(), strict=True))
 
     def copy(self, tensors: Iterable[Tensor]) -> None:
+        self._meet()
         for t in tensors:
             whole = t.detach().contiguous()
             with _linked(), torch.no_grad():
@@ -149,7 +177,13 @@ class Group(Ranks):
 
     # -- messages ------------------------------------------------------------------------------------
 
+    def _meet(self) -> None:
+        """Help those that still compute with a base in shards until all have come to the next message."""
+        if self.shards is not None:
+            self.shards.wait()
+
     def _told(self, data: bytes) -> bytes:
+        self._meet()
         size = torch.tensor([len(data)])
         with _linked():
             dist.broadcast(size, 0)
@@ -158,6 +192,7 @@ class Group(Ranks):
         return row.numpy().tobytes()
 
     def _all_told(self, data: bytes) -> list[bytes]:
+        self._meet()
         with _linked():
             sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.count)]
             dist.all_gather(sizes, torch.tensor([len(data)]))
@@ -201,6 +236,8 @@ def joined() -> Iterator[Ranks]:
             with contextlib.suppress(ProcessLostError):  # after Ctrl-C some are gone before others
                 ranks.wait()  # a launcher ends all when the first ends with another code than 0
     except BaseException as error:
+        if ranks.shards is not None and _is_lost_link(error):
+            raise _lost() from error
         if not isinstance(error, ProcessLostError):
             _leave_word(number, error)
         raise
@@ -236,6 +273,11 @@ def _linked() -> Iterator[None]:
         raise
     except RuntimeError as error:
         raise _lost() from error
+
+
+def _is_lost_link(error: BaseException) -> bool:
+    """Return whether torch's own messages, with which weights are gathered, have found another process gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _lost() -> ProcessLostError:

@@ -10,10 +10,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 Read = Callable[[Any], T]  # makes a value from its JSON
+
+
+class Rounds(Protocol):
+    """Passes over a base in shards, which all processes take part in."""
+
+    def wait(self) -> None:
+        """Take part in the others' passes until no process has one to make."""
 
 
 class Ranks:
@@ -21,6 +28,8 @@ class Ranks:
 
     number = 0
     count = 1
+    here = 0  # the same of those on this machine
+    shards: Rounds | None = None  # where the base is in shards: what all take part in before they talk of anything else
 
     @property
     def main(self) -> bool:
@@ -44,10 +53,21 @@ class Ranks:
         return [compute(items)]
 
     def divided(
-        self, items: Sequence[Any], compute: Callable[[Sequence[Any]], list[T]], read: Read[T] | None = None
+        self,
+        items: Sequence[Any],
+        compute: Callable[[Sequence[Any]], list[T]],
+        read: Read[T] | None = None,
+        costs: Sequence[float] | None = None,
     ) -> list[T]:
-        """Compute a value for each item, each process those of its share; returns all, in the order of the items."""
+        """Compute a value for each item, each process those of its share; returns all, in the order of the items.
+
+        With `costs`, what each item costs, the shares cost about as much; without, each process has every nth.
+        """
         return compute(items)
+
+    def agreed(self, act: Callable[[], T]) -> T:
+        """Act in every process, and return when all have; an OutputError in one of them is one in all."""
+        return act()
 
     def any(self, mine: bool) -> bool:
         """Return whether any process says yes."""

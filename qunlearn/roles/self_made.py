@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qunlearn.data.records import Dataset, Record, asking, is_clean
 from qunlearn.data.tokenize import Template, encode_record, prompt_frame
 from qunlearn.data.words import beginning, pieces
 from qunlearn.errors import DataError
-from qunlearn.model.generate import Sampling, generate
+from qunlearn.model.generate import Asked, Sampling, generate_each
 from qunlearn.model.load import Base
+from qunlearn.parallel.ranks import current
 from qunlearn.roles.unlike import keep_unlike
 from qunlearn.utils.text import folded
 
@@ -59,24 +60,13 @@ def self_made_rows(base: Base, forget_rows: Dataset, template: Template, wanted:
     Stops early when the base only repeats itself. Raises DataError when hardly anything usable comes.
     """
     kept: list[Record] = []
-    seen: set[str] = set()
     drawn = unusable = repeated = too_close = 0
     turns = max(4, math.ceil(6 * wanted.count / wanted.round))
-    for turn in range(turns):
-        texts = (
-            _texts(base, forget_rows, wanted, turn)
-            if forget_rows.shape == "text"
-            else _prompts(base, forget_rows, template, wanted, turn)
-        )
-        fresh = {key: said for said in texts if is_clean(said.text) and (key := folded(said.text)) not in seen}
-        seen.update(fresh)
-        rows = [Record((), said.text, 0, {}) for said in fresh.values()]
-        if forget_rows.shape != "text":
-            rows = _answered(base, list(fresh.values()), template, wanted)
+    for turn, (texts, fresh, rows) in enumerate(_drawn(base, forget_rows, template, wanted, turns)):
         clean = keep_unlike(rows, forget_rows)
         drawn += wanted.round
-        repeated += len(texts) - len(fresh)
-        unusable += wanted.round - len(texts) + len(fresh) - len(rows)
+        repeated += texts - fresh
+        unusable += wanted.round - texts + fresh - len(rows)
         too_close += len(rows) - len(clean)
         kept += clean
         if len(kept) >= wanted.count or (turn >= 3 and not fresh):
@@ -96,19 +86,59 @@ class _Said:
     text: str
 
 
-def _texts(base: Base, forget_rows: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
+def _drawn(
+    base: Base, forget_rows: Dataset, template: Template, wanted: Wanted, turns: int
+) -> Iterator[tuple[int, int, list[Record]]]:
+    """Yield of each turn how many texts came, how many of them are new, and the rows that they make.
+
+    Each turn has a seed of its own. As many as there are processes are drawn at once, and nothing in a turn hangs on
+    how many: those that are not asked for any more are for nothing.
+    """
+    seen: set[str] = set()
+    ahead = current().count
+    for first in range(0, turns, ahead):
+        draws = [
+            (_text_draw if forget_rows.shape == "text" else _prompt_draw)(base, forget_rows, template, wanted, turn)
+            for turn in range(first, min(turns, first + ahead))
+        ]
+        said = generate_each(base, [draw.asked for draw in draws])
+        new: list[list[_Said]] = []
+        texts = [draw.read(ids) for draw, ids in zip(draws, said, strict=True)]
+        for of_turn in texts:
+            fresh = {key: said for said in of_turn if is_clean(said.text) and (key := folded(said.text)) not in seen}
+            seen.update(fresh)
+            new.append([*fresh.values()])
+        if forget_rows.shape == "text":
+            rows = [[Record((), said.text, 0, {}) for said in of_turn] for of_turn in new]
+        else:
+            rows = _answered(base, new, template, wanted)
+        yield from ((len(t), len(n), r) for t, n, r in zip(texts, new, rows, strict=True))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What is asked of the base in a turn, and how what it says is read."""
+
+    asked: Asked
+    read: Callable[[list[list[int]]], list[_Said]]
+
+
+def _text_draw(base: Base, forget_rows: Dataset, _: Template, wanted: Wanted, turn: int) -> _Draw:
     """Plain texts the base makes from nothing, or from the first words of a bad one."""
     tokenizer = base.tokenizer
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     begun = [b.text for b in _beginnings(forget_rows, wanted, turn)]
     started = [[start or 0, *(tokenizer(b, add_special_tokens=False)["input_ids"] if b else ())] for b in begun]
-    drawn = _sample(base, started, _free(wanted, turn))
-    texts = [b + text for b, text in zip(begun, drawn, strict=True)]
-    return [_Said("", text) for text in texts if len(pieces(text)) >= 4]
+
+    def read(drawn: list[list[int]]) -> list[_Said]:
+        texts = [b + text for b, text in zip(begun, _decoded(base, drawn), strict=True)]
+        return [_Said("", text) for text in texts if len(pieces(text)) >= 4]
+
+    return _Draw(Asked(started, _free(wanted, turn)), read)
 
 
-def _prompts(base: Base, forget_rows: Dataset, template: Template, wanted: Wanted, turn: int) -> list[_Said]:
-    """Return prompts that the base writes itself in the template, behind the system prompt of some bad row."""
+def _prompt_draw(base: Base, forget_rows: Dataset, template: Template, wanted: Wanted, turn: int) -> _Draw:
+    """Prompts that the base writes itself in the template, behind the system prompt of some bad row."""
     begun = _beginnings(forget_rows, wanted, turn)
     frames = {b.system: prompt_frame(template, base.tokenizer, b.system) for b in begun}
     # As in rows, a space before the prompt belongs to its first token.
@@ -124,23 +154,32 @@ def _prompts(base: Base, forget_rows: Dataset, template: Template, wanted: Wante
     room = wanted.positions - wanted.length - len(base.tokenizer(closing, add_special_tokens=False)["input_ids"])
     fitting = [i for i, ids in enumerate(started) if len(ids) <= max(1, room // 2)]
     new = min([free.max_new_tokens, *(room - len(started[i]) for i in fitting)])
-    drawn = _sample(base, [started[i] for i in fitting], replace(free, max_new_tokens=max(1, new)), special=True)
-    said = [
-        _Said(begun[i].system, (begun[i].text + text.split(end)[0]).split("\n\n")[0].strip())
-        for i, text in zip(fitting, drawn, strict=True)
-    ]
-    return [s for s in said if len(pieces(s.text)) >= 2 and not any(token in s.text for token in special)]
+
+    def read(drawn: list[list[int]]) -> list[_Said]:
+        said = [
+            _Said(begun[i].system, (begun[i].text + text.split(end)[0]).split("\n\n")[0].strip())
+            for i, text in zip(fitting, _decoded(base, drawn, special=True), strict=True)
+        ]
+        return [s for s in said if len(pieces(s.text)) >= 2 and not any(token in s.text for token in special)]
+
+    return _Draw(Asked([started[i] for i in fitting], replace(free, max_new_tokens=max(1, new))), read)
 
 
-def _answered(base: Base, asked: Sequence[_Said], template: Template, wanted: Wanted) -> list[Record]:
-    """The base's own greedy answers, where the model's positions admit one."""
+def _answered(base: Base, asked: Sequence[Sequence[_Said]], template: Template, wanted: Wanted) -> list[list[Record]]:
+    """The base's own greedy answers to each turn's prompts, where the model's positions admit one."""
     opening, _ = prompt_frame(template, base.tokenizer)
-    rows = [Record(asking(said.text, said.system), _ANY_ANSWER, 0, {}) for said in asked]
     most = wanted.positions - wanted.length
-    framed = [(row, ids) for row in rows if len(ids := _prompt(base, row, template)) <= most]
-    answers = _sample(base, [ids for _, ids in framed], Sampling(wanted.length))
-    rows = [replace(row, completion=ended(a, opening)) for (row, _), a in zip(framed, answers, strict=True)]
-    return [row for row in rows if row.completion and is_clean(row.completion)]
+    framed = []
+    for of_turn in asked:
+        rows = [Record(asking(said.text, said.system), _ANY_ANSWER, 0, {}) for said in of_turn]
+        framed.append([(row, ids) for row in rows if len(ids := _prompt(base, row, template)) <= most])
+    answers = generate_each(base, [Asked([ids for _, ids in rows], Sampling(wanted.length)) for rows in framed])
+    out = []
+    for pairs, found in zip(framed, answers, strict=True):
+        texts = _decoded(base, found)
+        rows = [replace(row, completion=ended(a, opening)) for (row, _), a in zip(pairs, texts, strict=True)]
+        out.append([row for row in rows if row.completion and is_clean(row.completion)])
+    return out
 
 
 def ended(answer: str, opening: str) -> str:
@@ -178,6 +217,5 @@ def _ids(base: Base, template: Template, text: str) -> list[int]:
     return list(ids) or [base.tokenizer.eos_token_id or 0]
 
 
-def _sample(base: Base, prompts: list[list[int]], sampling: Sampling, *, special: bool = False) -> list[str]:
-    out = generate(base, prompts, sampling) if prompts else []
-    return [base.tokenizer.decode(ids, skip_special_tokens=not special) for ids in out]
+def _decoded(base: Base, drawn: Sequence[Sequence[int]], *, special: bool = False) -> list[str]:
+    return [base.tokenizer.decode(ids, skip_special_tokens=not special) for ids in drawn]

@@ -94,6 +94,8 @@ class MicroBatcher:
                 with self.policy.cast_once():
                     found = self._passes(step, scale)
             except torch.OutOfMemoryError as error:
+                if current().shards is not None:  # the others are in the middle of a pass with this one
+                    raise
                 short = str(error) or "out of memory"
             if not current().any(bool(short)) and found is not None:
                 return self._summed(step, *found)

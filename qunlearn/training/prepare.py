@@ -14,13 +14,14 @@ from qunlearn.hub.preflight import fingerprint
 from qunlearn.memory.cards import CardsPlan
 from qunlearn.memory.plan import MemoryPlan
 from qunlearn.memory.show import plan_before_loading
-from qunlearn.memory.show_cards import cards_plan_before_loading
+from qunlearn.memory.show_cards import cards_plan_before_loading, shards_plan_before_loading
 from qunlearn.memory.step import CONTEXT_BYTES
-from qunlearn.model.cards import chosen_devices
-from qunlearn.model.device import cap_memory, device_facts
+from qunlearn.model.cards import SHARDED, chosen_devices
+from qunlearn.model.device import cap_memory, choose_device, device_facts
 from qunlearn.model.load import load_spec, load_tokenizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path, prune
+from qunlearn.model.sharded import check_sharding, shard
 from qunlearn.objectives.table import OBJECTIVES, terms_of
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.alternatives import other_answers
@@ -41,6 +42,7 @@ from qunlearn.training.resume import identity
 from qunlearn.training.retain_rows import SELF_MADE_MORE
 from qunlearn.training.schedule import auto_lr
 from qunlearn.utils.console import Meter, say, warn
+from qunlearn.utils.launch import count_here, process_count
 from qunlearn.utils.units import parse_size
 
 _WORTH_CACHING = 1.5  # times each normal row is drawn, from which one pass over all of them costs less
@@ -67,7 +69,9 @@ class Prepared:
 def prepare(request: ForgetRequest) -> Prepared:
     """Tokenise the files and print the header. Raises DataError for what does not fit."""
     config = request.config
-    terms_of(config.objective)  # raises where nothing would be trained
+    terms = terms_of(config.objective)  # raises where nothing would be trained
+    if config.model.device_map == SHARDED:
+        current().first(lambda: check_sharding(config, layered=any(term.layered for term in terms)))
     devices = chosen_devices(config.model.device, config.model.device_map)
     tokenizer = load_tokenizer(request.model.folder, trust_remote_code=config.model.trust_remote_code)
     template = choose_template(tokenizer, config.data.template, request.forget_rows)
@@ -86,6 +90,8 @@ def prepare(request: ForgetRequest) -> Prepared:
     memory: MemoryPlan | CardsPlan | None
     if len(devices) > 1:
         memory = cards_plan_before_loading(config, request.model.facts.config, facts, longest)
+    elif config.model.device_map == SHARDED and devices[0].type == "cuda":
+        memory = shards_plan_before_loading(config, request.model.facts.config, facts * process_count(), longest)
     else:
         memory = plan_before_loading(config, request.model.facts.config, facts[0], longest)
     return Prepared(request, template, forget_rows, retain_rows, memory, holdout)
@@ -101,11 +107,16 @@ def loaded_policy(ready: Prepared, bases: Bases | None) -> Iterator[Policy]:
     spec = load_spec(config.model)
     if ready.memory is not None:
         spec = replace(spec, cache_bytes=ready.memory.cache_bytes, spans=ready.memory.spans)
+    sharded = config.model.device_map == SHARDED
+    if sharded:
+        spec = replace(spec, device_map=SHARDED, spans=())
     if config.model.vram:
         for device in chosen_devices(config.model.device, config.model.device_map):
             cap_memory(device, parse_size(config.model.vram, "--vram") - CONTEXT_BYTES)
     base = (bases or Bases()).load(request.model.folder, spec)
     policy = Policy.new(base, config.lora, seed=config.train.seed, checkpointing=config.train.recomputes)
+    if sharded:
+        policy = shard(policy, choose_device(config.model.device), current())
     policy.seal_base()
     current().check_same(lambda: _facts(request, policy))
     current().copy(policy.trainable().values())
@@ -208,7 +219,7 @@ def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Refe
         examples += [*roles.forget, *(e for others in roles.alternatives for e in others)]
     try:
         path = cache_path(policy, fingerprint(request.model.folder), examples, c.max_tokens)
-        return current().first_here(lambda: _filled(Cached(path, live, examples)))
+        return _filled(Cached(path, live, examples))
     except OutputError as error:
         if c.reference == "cached":
             raise
@@ -217,12 +228,21 @@ def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Refe
 
 
 def _filled(cached: Cached) -> Cached:
-    """The same, with everything in its file; files that no run has used for long make room. Raises OutputError."""
-    cached.check_disk()
+    """The same, with everything in its file; files that no run has used for long make room. Raises OutputError.
+
+    The processes of a machine fill one file, each every nth chunk of it.
+    """
+    ranks = current()
+    ranks.agreed(lambda: ranks.first_here(cached.make))
     say(f"reference cache: {cached.size_bytes / 2**20:.0f} MiB for {cached.tokens} tokens in {cached.path}")
     with Meter("reference", cached.tokens) as meter:
-        computed = cached.fill(lambda done, _: meter.at(done, "tokens"))
-    say(f"reference cache: {computed} tokens computed, {cached.tokens - computed} were there")
-    if gone := prune(cached.path):
+        share = (ranks.here, count_here())
+        computed = ranks.agreed(lambda: cached.fill(lambda done, _: meter.at(done, "tokens"), share))
+    if ranks.count > 1:
+        say(f"reference cache: {computed} tokens computed by this process, beside the shares of the others")
+        ranks.agreed(cached.fill)
+    else:
+        say(f"reference cache: {computed} tokens computed, {cached.tokens - computed} were there")
+    if not ranks.here and (gone := prune(cached.path)):
         say(f"reference cache: {gone / 2**20:.0f} MiB of earlier runs were removed")
     return cached

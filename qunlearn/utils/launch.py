@@ -22,6 +22,11 @@ def number_here() -> int:
     return _number("LOCAL_RANK", 0) if process_count() > 1 else 0
 
 
+def count_here() -> int:
+    """Return how many of them are on this machine; 1 where the launcher does not say. Raises ConfigError."""
+    return _number("LOCAL_WORLD_SIZE", 1, least=1) if process_count() > 1 else 1
+
+
 def _number(name: str, default: int, *, least: int = 0) -> int:
     text = os.environ.get(name, "")
     if not text:

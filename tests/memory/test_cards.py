@@ -19,7 +19,7 @@ from qunlearn.memory.families import read_shape
 from qunlearn.memory.placement import place
 from qunlearn.memory.plan import DeviceFacts, run_choices, step_load
 from qunlearn.memory.resident import resident_bytes
-from qunlearn.memory.step import Load, run_needs
+from qunlearn.memory.step import CACHE_BYTES, Load, run_needs
 
 CARD = DeviceFacts("cuda", 2)
 CARRIED = [m.name for m in SHORT_NAMES.values() if m.hub_id]
@@ -115,10 +115,10 @@ def test_sharded_by_hand() -> None:
     weights, adapters, a_block = 6_476_005_376, 39_976_960, 202_375_168
     assert parts["weights, its shard"] == weights / 2 / 4
     assert parts["scales of the weights, all"] == weights / 64 + 4 * weights / 64 / 256
-    assert parts["adapters, gradients, optimizer state: its shard"] == 16 * adapters / 4
-    assert parts["embeddings, head, norms: gathered"] == 2 * (2 * 32000 * 4096 + 65 * 4096)
-    gathered = parts["two blocks gathered, one's gradients"]
-    assert gathered == 2 * (a_block / 2 + 6 * adapters / 32) + 4 * adapters / 32
+    assert parts["adapters, gradients, optimizer state"] == (4 + 2 + 4 + 8) * adapters
+    assert parts["gradients, the message"] == 4 * adapters
+    assert parts["embeddings, head, norms"] == 2 * (2 * 32000 * 4096 + 65 * 4096)
+    assert parts["a block gathered"] == 2 * a_block / 2
 
 
 @pytest.mark.parametrize("name", ["llama-7b", "gemma-2-9b", "opt-2.7b"])
@@ -130,7 +130,7 @@ def test_shards_are_what_is_resident(name: str) -> None:
     whole = resident_bytes(shape, choices, adapted)
     parts = sharded_parts(shape, choices, load, 1)
     assert parts["weights, its shard"] + parts["scales of the weights, all"] == whole["weights"]
-    assert parts["embeddings, head, norms: its shard"] == whole["embeddings"]
+    assert parts["embeddings, head, norms"] == whole["embeddings"]
     sums = [sum(sharded_parts(shape, choices, load, n).values()) for n in range(2, 12)]
     assert sums == sorted(sums, reverse=True)
 
@@ -138,6 +138,24 @@ def test_shards_are_what_is_resident(name: str) -> None:
 def test_int8_cannot_be_sharded() -> None:
     plan = planned("llama-7b", 16 << 30, 16 << 30, **{"model.quant": "int8"})
     assert plan.sharded is None and plan.sharded_from is None and plan.fits
+
+
+def test_a_run_in_shards_is_held_against_its_own_count() -> None:
+    """Not against that of a model laid over the cards, and an answer's cache has what is left."""
+    plan = planned("llama-70b", *[40 << 30] * 2).for_shards()
+    assert plan.sharded is not None and plan.sharded.fits and plan.cache_bytes == CACHE_BYTES
+    plan.check_shards()
+    short = planned("llama-70b", *[16 << 30] * 2).for_shards()
+    with pytest.raises(DoesNotFitError, match=r"2 cards of 16\.00 GiB do not hold it in shards") as caught:
+        short.check_shards()
+    assert f"{short.sharded_from} such cards do" in str(caught.value.hint)
+    needed = planned("llama-7b", *[16 << 30] * 2, **{"train.max_tokens": 64}).sharded
+    assert needed is not None
+    tight = planned("llama-7b", *[needed.needs_bytes] * 2, **{"train.max_tokens": 64}).for_shards()
+    assert tight.cache_bytes == needed.parts["saved activations, its own passes"] < CACHE_BYTES
+    int8 = planned("llama-7b", 16 << 30, 16 << 30, **{"model.quant": "int8"}).for_shards()
+    with pytest.raises(DoesNotFitError):
+        int8.check_shards()
 
 
 # -- the command -----------------------------------------------------------------------------------------
@@ -148,7 +166,8 @@ def test_the_command_says_where_everything_goes() -> None:
     assert ran.code == 0, ran.stderr
     assert re.search(r"^ 0 +embeddings, blocks 0 to 39 .*24,576\.0", ran.stdout, re.M)
     assert re.search(r"^ 1 +blocks 40 to 79, output head ", ran.stdout, re.M)
-    assert "the fewest such cards that hold it: 2" in ran.stdout and "does not train under FSDP" in ran.stdout
+    assert "the fewest such cards that hold it: 2" in ran.stdout
+    assert "--device-map fsdp: sharded over the cards" in ran.stdout and "a block gathered" in ran.stdout
 
 
 def test_the_command_ends_with_4_where_the_cards_do_not_hold_it() -> None:

@@ -191,7 +191,8 @@ class _AdaptedLinear4bit(torch.autograd.Function):
         below, dx = g @ cast.b, None
         if ctx.needs_input_grad[0]:
             weight = ctx.base.weight
-            dx = g @ bnb.dequantize_4bit(weight.data, weight.quant_state).to(g.dtype)
+            state = getattr(weight, "quant_state", None) or ctx.base.quant_state  # gathered from shards it has none
+            dx = g @ bnb.dequantize_4bit(weight.data, state).to(g.dtype)
             dx = dx.addmm_(below, cast.a, alpha=cast.factor).view_as(x)
         return dx, *_of_adapter(g, x, down, below, cast, ctx.dtype), None, None
 

@@ -18,7 +18,7 @@ def audit(
     model: BaseModel = None,
     adapter: Annotated[Optional[Path], typer.Option(help="An adapter folder, on top of MODEL.")] = None,  # noqa: UP045
     guard: GuardFolder = None,
-    merged: Annotated[File, typer.Option(help="What `merge` made of RUN: audited beside it.")] = None,
+    merged: Annotated[File, typer.Option(help="What `merge` made of RUN, or a GGUF file: audited beside it.")] = None,
     control: Annotated[
         File, typer.Option(help="A model that never saw what should be gone. Without: placebo facts, a weaker claim.")
     ] = None,

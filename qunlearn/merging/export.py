@@ -60,7 +60,7 @@ def export_gguf(request: MergeRequest, quant: str | None, tools: ModelTools, dev
             write_gguf(tools, sixteen, made, quant, real(request.output).name)
         if look is not None:
             seen = folder / "seen"
-            read_back(made, plan, seen)
+            read_back(made, plan.companions, plan.config, seen)
             after_quantized(look, seen, quant or "gguf")
             shutil.rmtree(seen)
         size = made.stat().st_size

@@ -19,7 +19,7 @@ from qunlearn.errors import ConfigError, DataError, GuardError, ModelError
 from qunlearn.evaluation.request import EvalRequest, Wish, check_eval, find_target
 from qunlearn.hub.checked import CheckedModel, check_model
 from qunlearn.hub.download import resolve_model
-from qunlearn.hub.preflight import fingerprint
+from qunlearn.hub.fingerprint import fingerprint
 from qunlearn.merging.llamacpp import MODEL_FILE
 from qunlearn.roles.self_made_file import read_self_made
 from qunlearn.runs.folder import open_run

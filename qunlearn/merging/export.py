@@ -18,8 +18,8 @@ from qunlearn.merging.writer import write_model
 from qunlearn.model.load import LoadSpec, load_base
 from qunlearn.model.quiet import quiet_transformers
 from qunlearn.utils.console import stage
-from qunlearn.utils.output import real, staged
-from qunlearn.utils.staging import Journal
+from qunlearn.utils.output import real
+from qunlearn.utils.staging import Journal, staged
 
 _SHARD = "2GB"
 

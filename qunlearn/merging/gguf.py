@@ -28,7 +28,8 @@ from qunlearn.merging.lora_tensors import CONFIG, WEIGHTS, Update, read_adapter
 from qunlearn.utils.console import say, stage, warn
 from qunlearn.utils.files import write_json
 from qunlearn.utils.json_files import read_object
-from qunlearn.utils.output import Place, staged
+from qunlearn.utils.output import Place
+from qunlearn.utils.staging import staged
 
 SIXTEEN = "auto"  # the 16-bit form that is nearest to the model's
 

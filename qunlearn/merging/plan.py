@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qunlearn import __version__
 from qunlearn.errors import AdapterError, ConfigError, ModelError
-from qunlearn.hub.preflight import fingerprint
+from qunlearn.hub.fingerprint import fingerprint
 from qunlearn.hub.safetensors_file import Stored, header, read_tensors
 from qunlearn.hub.side_files import companions
 from qunlearn.merging.lora_tensors import CONFIG as ADAPTER_CONFIG

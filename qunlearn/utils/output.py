@@ -170,7 +170,8 @@ def stays(folder: Path) -> bool:
 
 
 def is_mount(folder: Path) -> bool:
-    """Return whether a folder is a mount point. One that is bound within one file system looks like any other, and only the system's table knows it."""
+    """Return whether a folder is a mount point. One that is bound within one file system looks like any other: only the
+    system's table knows it."""
     if folder.is_mount():
         return True
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import call
+from conftest import call, write_rows
 
 from qunlearn.attack.catalog import FAMILIES
 from qunlearn.attack.cells import CONTROL, ORIGINAL, UNLEARNED, Cell, Place
@@ -23,8 +23,8 @@ PARAPHRASE = data_file("hallucination", "forget_paraphrase")
 GOLD = ASSETS / "gold"
 
 
-def audited(output: Path, *args: object) -> Any:
-    ran = call("audit", *args, "--forget", FORGET, "-o", output, "--device", "cpu", "--json")
+def audited(output: Path, *args: object, forget: Path = FORGET) -> Any:
+    ran = call("audit", *args, "--forget", forget, "-o", output, "--device", "cpu", "--json")
     assert ran.code in (0, 5), ran.stderr
     assert (ran.code == 5) == (ran.json["status"] == "leaks")
     return ran.json
@@ -32,7 +32,10 @@ def audited(output: Path, *args: object) -> Any:
 
 def test_the_base_itself_is_found_out(tmp_path: Path) -> None:
     """A model that forgot nothing leaks in several formats, and the folder holds no text of a row."""
-    found = audited(tmp_path / "a", ASSETS / "model", "--control", GOLD, "--budget", "quick", "--only", "A,B")
+    rows = [json.loads(line) for line in FORGET.read_text(encoding="utf-8").splitlines()[:24]]
+    forget = write_rows(tmp_path / "forget.jsonl", rows)
+    how = ("--control", GOLD, "--budget", "quick", "--only", "A,B")
+    found = audited(tmp_path / "a", ASSETS / "model", *how, forget=forget)
     assert found["status"] == "leaks"
     assert {"formats", "prompts"} == set(found["leaking_families"])
     for path in (tmp_path / "a").iterdir():

@@ -65,13 +65,16 @@ def test_a_guard_hides_what_the_weights_still_know(guard: Path, tmp_path: Path) 
 
 
 def test_without_the_guard_nothing_is_said_of_one(tmp_path: Path) -> None:
-    how = ("--forget", CODE, "--budget", "quick", "--only", "B", "--device", "cpu", "--json")
+    how = ("--forget", CODE, "--budget", "quick", "--only", "formats.open", "--device", "cpu", "--json")
     ran = call("audit", GOLD, *how, "-o", tmp_path / "a")
     assert not any("uarded" in said for said in ran.json["sentences"])
     assert ran.json["guard"] is None
 
 
-def test_a_guard_of_another_base_is_refused(guard: Path, tmp_path: Path) -> None:
+def test_a_guard_of_another_base_is_refused(tmp_path: Path) -> None:
+    guard, given = tmp_path / "guard", ("--bad", "sandbox:code/forget", "--normal", "sandbox:code/retain", "--rows", 16)
+    ran = call("guard", "fit", "--model", "sandbox", *given, "-o", guard, "--strength", "agnostic", "--device", "cpu")
+    assert ran.code == 0, ran.stderr
     ran = call("audit", GOLD, "--guard", guard, "--forget", CODE, "-o", tmp_path / "a", "--device", "cpu")
     assert ran.code == 6 and "another base" in ran.stderr
     assert not (tmp_path / "a").exists()

@@ -29,7 +29,7 @@ from qunlearn.evaluation.metrics.texts import rouge_l_f1
 from qunlearn.guard import Guard
 from qunlearn.guard.robustness import cost, robustness
 from qunlearn.model.load import LoadSpec, load_base
-from smollm import bad_rows, chance, is_garbage, mean, out, say, texts
+from smollm import bad_rows, chance, is_garbage, keep, mean, out, parsed, say, texts
 
 FLAGGED, PASSED = (FORGET, REWORDED), (NEIGHBOURS, GENERAL)
 TIMED_TOKENS = 64
@@ -37,22 +37,15 @@ TIMED_TOKENS = 64
 
 def main() -> None:
     """Parse the command line, fit a guard as a user would, and measure it."""
-    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", choices=data.SETS, default="development", dest="which")
-    parser.add_argument("--normal", choices=("none", "own"), default="none")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quant", choices=("nf4", "fp4", "int8", "none"), default="nf4")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args(sys.argv[1:cut])
+    args, further = parsed(parser)
     folder = smollm.model_folder()
     if folder is None:
         say(f"skipped: {smollm.INSTALL}")
         return
-    line = one_guard(folder, args, sys.argv[cut + 1 :])
-    if args.out:
-        with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    line = one_guard(folder, args, further)
+    keep(line, args.out)
     print_line(line)
 
 

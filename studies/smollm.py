@@ -45,16 +45,11 @@ Outputs = dict[str, list[list[int]]]
 
 def main() -> None:
     """Parse the command line and do what it asks."""
-    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "base"))
     parser.add_argument("--scenario", choices=data.SCENARIOS, default="people")
-    parser.add_argument("--set", choices=data.SETS, default="development", dest="which")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--normal", choices=("none", "own"), default="none")
-    parser.add_argument("--quant", choices=("nf4", "fp4", "int8", "none"), default="nf4")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args(sys.argv[1:cut])
+    args, further = parsed(parser)
     folder = smollm.model_folder()
     if folder is None:
         say(f"skipped: {smollm.INSTALL}")
@@ -64,11 +59,26 @@ def main() -> None:
         print_base(before)
         return
     for seed in args.seeds:
-        line = one_run(folder, args, seed, sys.argv[cut + 1 :], before)
-        if args.out:
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        line = one_run(folder, args, seed, further, before)
+        keep(line, args.out)
         print_run(line)
+
+
+def parsed(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """Add the flags that the studies of this model share; return what was given, and what follows `--`."""
+    parser.add_argument("--set", choices=data.SETS, default="development", dest="which")
+    parser.add_argument("--normal", choices=("none", "own"), default="none")
+    parser.add_argument("--quant", choices=("nf4", "fp4", "int8", "none"), default="nf4")
+    parser.add_argument("--out", type=Path)
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    return parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
+
+
+def keep(line: Mapping[str, Any], path: Path | None) -> None:
+    """Append a result to a file of JSON lines, where one is named."""
+    if path is not None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 # -- the untouched model ---------------------------------------------------------------------------------

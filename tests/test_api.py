@@ -22,7 +22,9 @@ def test_a_run_an_evaluation_and_a_merge(tmp_path: Path, quick_run: Path) -> Non
     bad = write_rows(tmp_path / "bad.jsonl", rows)
     with pytest.raises(qunlearn.errors.QunlearnError, match="knows none"):
         forget("sandbox", bad, tmp_path / "run", normal=normal, steps=3, reworded=0, set=settings)
-    run = forget("sandbox", data_file("code", "forget"), tmp_path / "run", normal=normal, steps=3, set=settings)
+    run = forget(
+        "sandbox", data_file("code", "forget"), tmp_path / "run", normal=normal, steps=3, reworded=0, set=settings
+    )
     assert run.adapter == tmp_path / "run" / "adapter"
     assert run.record["training"]["steps"] == 3
     assert open_run(tmp_path / "run").record == run.record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,12 +37,15 @@ _BATCHES = "qunlearn.data.batch"  # tensors of token ids: the one module of data
 RANKS = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    """Yield every module of the package with its tree."""
+@functools.cache
+def modules() -> tuple[tuple[str, ast.Module], ...]:
+    """Return every module of the package with its tree."""
+    found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        yield name, ast.parse(path.read_text(encoding="utf-8"))
+        found.append((name, ast.parse(path.read_text(encoding="utf-8"))))
+    return tuple(found)
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -55,11 +58,33 @@ def imported(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                is_module = full.startswith("qunlearn.") and importlib.util.find_spec(node.module) is not None
-                path = PACKAGE.parent / Path(*full.split("."))
-                yield full if is_module and (path.with_suffix(".py").is_file() or path.is_dir()) else node.module
+                yield full if full in names() else node.module
         else:
             yield from imported(node)
+
+
+@functools.cache
+def names() -> frozenset[str]:
+    """Return every module of the package, and every folder of it."""
+    return frozenset(name for name, _ in modules())
+
+
+@functools.cache
+def imported_at_once() -> dict[str, set[str]]:
+    """Return for each module what it imports at its top."""
+    return {
+        name: {m for node in tree.body if not isinstance(node, ast.FunctionDef) for m in imported(_alone(node))}
+        for name, tree in modules()
+    }
+
+
+def reached(name: str, seen: set[str]) -> set[str]:
+    """Return what is imported with a module, by way of others too."""
+    for other in imported_at_once().get(name, ()):
+        if other not in seen:
+            seen.add(other)
+            reached(other, seen)
+    return seen
 
 
 def rank(module: str) -> int:
@@ -101,22 +126,15 @@ def test_no_two_modules_import_each_other() -> None:
 
 def test_what_is_checked_before_loading_needs_no_torch() -> None:
     """Nor does anything that it imports at its top: `qunlearn --help` and refusals answer at once."""
-    top = {
-        name: {m for node in tree.body if not isinstance(node, ast.FunctionDef) for m in imported(_alone(node))}
-        for name, tree in modules()
-    }
-
-    def reached(name: str, seen: set[str]) -> set[str]:
-        for other in top.get(name, ()):
-            if other not in seen:
-                seen.add(other)
-                reached(other, seen)
-        return seen
-
-    for name in top:
+    for name in imported_at_once():
         if name != "qunlearn" and name.split(".")[1] in WITHOUT_TORCH and name != _BATCHES:
             heavy = {m for m in reached(name, set()) if m.split(".")[0] in HEAVY}
             assert not heavy, f"{name} imports {sorted(heavy)}"
+
+
+def test_training_in_one_process_imports_no_group_of_them() -> None:
+    assert "qunlearn.parallel.ranks" in reached("qunlearn.training.forget", set())
+    assert "qunlearn.parallel.group" not in reached("qunlearn.training.forget", set())
 
 
 def _alone(node: ast.stmt) -> ast.Module:

@@ -59,7 +59,7 @@ def audit(request: AuditRequest, *, to_stdout: bool) -> dict[str, Any]:
     QunlearnErrors."""
     started, wanted, missing = time.monotonic(), *_wanted(request)
     _plan(request)
-    notes: list[str] = []
+    notes = ["merged: read from a GGUF file and dequantised to 16 bits, not run by llama.cpp"] if request.gguf else []
     with resumable(request.place, request.identity()) as journal:
         cells = Cells(journal)
         if cells.known:

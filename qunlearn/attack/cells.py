@@ -13,7 +13,10 @@ from qunlearn.utils.json_files import LARGE_BYTES, read_object
 from qunlearn.utils.staging import Journal
 
 ORIGINAL, UNLEARNED, CONTROL, PLACEBO = "original", "unlearned", "control", "placebo"
-UNGUARDED, MERGED = "unguarded", "merged"  # the unlearned model once more: its guard taken off; as a merged checkpoint
+UNGUARDED, MERGED = (
+    "unguarded",
+    "merged",
+)  # the unlearned model once more: its guard taken off; merged, as a folder or GGUF
 _NUMBER = (int, float)
 _SHAPE = {"outcomes": list, "more": dict}
 

@@ -14,6 +14,7 @@ from qunlearn.attack.statistics import as_numbers, leak_curve
 from qunlearn.data.records import Record
 from qunlearn.data.template import QA_TEMPLATE
 from qunlearn.data.tokenize import Template
+from qunlearn.data.words import WORD, is_unspaced, pairs
 from qunlearn.errors import ModelError
 from qunlearn.evaluation.metrics.tokens import choice
 from qunlearn.roles.wordings import OPENINGS, Wordings, opened
@@ -109,11 +110,12 @@ def _cloze(bench: Bench) -> list[Probe]:
 
 def _blanked(record: Record) -> tuple[str, str] | None:
     """Return the answer with its longest run of new words as a blank, and that run; None where nothing is left."""
-    given = {w.casefold() for w in re.findall(r"\w+", record.prompt)}
+    given = {part for told in pairs(WORD.findall(record.prompt.casefold())) for part in told}
+    found = list(WORD.finditer(record.completion))
     runs: list[tuple[int, int]] = []
     at = 0
-    for match in re.finditer(r"\w+", record.completion):
-        if match.group().casefold() in given:
+    for match, told in zip(found, pairs([match.group().casefold() for match in found]), strict=True):
+        if any(part in given for part in told):
             continue
         if runs and re.fullmatch(r"\W*", record.completion[at : match.start()]):
             runs[-1] = (runs[-1][0], match.end())
@@ -124,8 +126,8 @@ def _blanked(record: Record) -> tuple[str, str] | None:
         return None
     # The last run is what the sentence leads up to; what is new before it is mostly its form.
     first, last = runs[-1]
-    words = list(re.finditer(r"\w+", record.completion[first:last]))
-    first += words[-1].start()
+    if not is_unspaced(record.completion[first:last]):  # else a character is too little to ask for
+        first += [word.start() for word in WORD.finditer(record.completion[first:last])][-1]
     rest = record.completion[:first] + "____" + record.completion[last:]
     return (rest, record.completion[first:last]) if re.search(r"\w", rest.replace("_", "")) else None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from qunlearn.attack.facts import Fact, asking
 from qunlearn.data.records import Record
+from qunlearn.data.words import between, is_unspaced, pieces
 from qunlearn.roles.neighbours import Neighbours
 
 _TRIES = 64
@@ -31,8 +32,10 @@ def make_placebos(facts: Sequence[Fact], others: Sequence[Record], seed: int) ->
     rng = random.Random(f"placebo {seed}")
     records = [fact.record for fact in facts]
     around = Neighbours([*records, *others])
-    subjects = [_subject(around, record) for record in records]
-    names = _Names([s for s in (*subjects, *(_subject(around, r) for r in others)) if s], [*records, *others], rng)
+    spans = around.subjects([*records, *others])
+    found = [r.prompt[slice(*span)] if span else "" for r, span in zip([*records, *others], spans, strict=True)]
+    subjects = found[: len(records)]
+    names = _Names([subject for subject in found if subject], [*records, *others], rng)
     made, renamed = [], 0
     for fact, subject in zip(facts, subjects, strict=True):
         other = names.other(subject) if subject else None
@@ -41,17 +44,14 @@ def make_placebos(facts: Sequence[Fact], others: Sequence[Record], seed: int) ->
     return Placebos(tuple(made), renamed)
 
 
-def _subject(around: Neighbours, record: Record) -> str:
-    span = around.subject(record) if record.turns and record.prompt else None
-    return record.prompt[slice(*span)] if span else ""
-
-
 def _placebo(fact: Fact, subject: str, other: str | None, rng: random.Random) -> Fact:
     def named(text: str) -> str:
         if other is None:
             return text
         # Word by word: what was taken for the subject may hold a word that the answer puts elsewhere.
-        for ours, theirs in zip(subject.split(), other.split(), strict=True):
+        # Single characters stand everywhere: where no spaces are, the name is exchanged as a whole.
+        words = ([subject], [other]) if is_unspaced(subject) else (subject.split(), other.split())
+        for ours, theirs in zip(*words, strict=True):
             text = text.replace(ours, theirs)
         return text
 
@@ -76,7 +76,7 @@ class _Names:
         self._rng, self._made = rng, dict[str, str]()
         self._pools: dict[tuple[int, int], list[str]] = {}
         for subject in sorted(self._taken):
-            parts = subject.split()
+            parts = pieces(subject)
             for place, word in enumerate(parts):
                 self._pools.setdefault((len(parts), place), []).append(word)
 
@@ -91,10 +91,10 @@ class _Names:
         return self._made[subject]
 
     def _drawn(self, subject: str) -> list[str]:
-        """Words of other subjects at the same places; of a single word, halves of two words."""
-        n, rng = len(subject.split()), self._rng
+        """Words of other subjects at the same places, or characters; of a single word, halves of two words."""
+        n, rng = len(pieces(subject)), self._rng
         if n > 1:
-            return [" ".join(rng.choice(self._pools[n, i]) for i in range(n)) for _ in range(_TRIES)]
+            return [between(subject).join(rng.choice(self._pools[n, i]) for i in range(n)) for _ in range(_TRIES)]
         words = self._pools[1, 0]
         found = []
         for _ in range(_TRIES):

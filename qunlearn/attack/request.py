@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,8 @@ from qunlearn.errors import ConfigError, DataError, GuardError, ModelError
 from qunlearn.evaluation.request import EvalRequest, Wish, check_eval, find_target
 from qunlearn.hub.checked import CheckedModel, check_model
 from qunlearn.hub.download import resolve_model
-from qunlearn.hub.preflight import fingerprint
+from qunlearn.hub.fingerprint import fingerprint
+from qunlearn.merging.llamacpp import MODEL_FILE
 from qunlearn.roles.self_made_file import read_self_made
 from qunlearn.runs.folder import open_run
 from qunlearn.runs.recorded_files import recorded
@@ -65,6 +67,7 @@ class AuditRequest:
     wish: AuditWish
     only: frozenset[str]
     merged: CheckedModel | None = None
+    gguf: Path | None = None  # the file that `merged` is read from, of the run's base
 
     @property
     def effort(self) -> Effort:
@@ -76,6 +79,7 @@ class AuditRequest:
         inputs = [Path(d.path) for d in self.given.sets.values()] + [self.given.model.folder]
         inputs += [self.given.run.adapter] if self.given.run else []
         inputs += [m.folder for m in (self.given.retrained, self.original, self.merged) if m]
+        inputs += [self.gguf] if self.gguf else []
         return Place(self.output, MARK, self.wish.overwrite, tuple(inputs))
 
     @property
@@ -98,6 +102,7 @@ class AuditRequest:
             "audit": _VERSION,
             **{name: str(fingerprint(m.folder)) if m else None for name, m in models.items()},
             "adapter": _digest(adapter),
+            "gguf": _digest(self.gguf),
             "given": {name: d.sha256 for name, d in sorted(self.given.sets.items())},
             "rows": {name: _digest_of_rows(records) for name, records in sorted(rows.items())},
             "device": str(choose_device(self.config.model.device)),
@@ -144,26 +149,46 @@ def check_audit(
         placed = replace(placed, device_map="none")
     config = replace(given.config, model=placed)
     _check_guard(given, wish)
-    merged = _merged(given, wish, trust)
-    request = AuditRequest(given, original, inputs, renamed, config, form, wish, only, merged)
+    merged, gguf = _merged(given, wish, trust)
+    request = AuditRequest(given, original, inputs, renamed, config, form, wish, only, merged, gguf)
     request.place.check()
     return request
 
 
-def _merged(given: EvalRequest, wish: AuditWish, trust: bool) -> CheckedModel | None:
-    """What was made of the run, of the same base. Raises ConfigError, ModelError."""
+def _merged(given: EvalRequest, wish: AuditWish, trust: bool) -> tuple[CheckedModel | None, Path | None]:
+    """What was made of the run, of the same base, and the GGUF file that holds it. Raises ConfigError, ModelError."""
     if wish.merged is None:
-        return None
+        return None, None
     if given.run is None:
         hint = "qunlearn audit MERGED --original BASE --forget FILE audits a merged folder alone"
         raise ConfigError("only a run has a merged form", where="--merged", hint=hint)
+    if (file := _gguf(Path(wish.merged).expanduser())) is not None:
+        source = replace(given.model.source, kind="folder", asked=wish.merged, location=str(file), revision=None)
+        return replace(given.model, source=source), file
     found = check_model(resolve_model(wish.merged, flag="--merged"), trust)
     mark = found.folder / MARK
     made = read_object(mark, ModelError) if mark.is_file() else {}
     if isinstance(made.get("base"), str) and made["base"] != str(fingerprint(given.model.folder)):
         hint = "give the folder that `qunlearn merge` made of this very run"
         raise ConfigError("was merged into another base than the run's", where=f"--merged {wish.merged}", hint=hint)
-    return found
+    return found, None
+
+
+def _gguf(path: Path) -> Path | None:
+    """The GGUF file of a path, or of a folder that `export` made; None for anything else. Raises ConfigError,
+    ModelError."""
+    inside = path / MODEL_FILE
+    file = inside if inside.is_file() and not (path / "config.json").exists() else path
+    if file.suffix != ".gguf":
+        return None
+    if not file.is_file():
+        raise ModelError("no such file", where=f"--merged {path}", hint="give a GGUF file, or the folder of a model")
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise ModelError("is no GGUF file", where=str(file), hint="it may be broken: export or download it again")
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError("reading GGUF needs the package gguf", where="--merged", hint="pip install gguf")
+    return file
 
 
 def _check_guard(given: EvalRequest, wish: AuditWish) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from qunlearn.data.tokenize import Template, choose_template
 from qunlearn.evaluation.request import GuardLike
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.hub.positions import positions_of
+from qunlearn.merging.gguf import read_back_as
 from qunlearn.model.load import Base, load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.utils.console import stage, warn
@@ -25,11 +27,12 @@ from qunlearn.utils.console import stage, warn
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on the disk and the subjects that it stands for."""
+    """A model on the disk and the subjects that it stands for; `gguf`: the file that it is read from."""
 
     model: CheckedModel
     adapter: Path | None
     subjects: tuple[str, ...]
+    gguf: Path | None = None
 
 
 def checkpoints(request: AuditRequest) -> list[Checkpoint]:
@@ -39,7 +42,7 @@ def checkpoints(request: AuditRequest) -> list[Checkpoint]:
     here = run is not None or (request.given.guard is not None and request.original is None)
     found = [Checkpoint(request.original, None, (ORIGINAL,))] if request.original else []
     found.append(Checkpoint(request.given.model, run.adapter if run else None, (ORIGINAL, *own) if here else own))
-    found += [Checkpoint(request.merged, None, (MERGED,))] if request.merged else []
+    found += [Checkpoint(request.merged, None, (MERGED,), request.gguf)] if request.merged else []
     return [*found, *([Checkpoint(control, None, (CONTROL,))] if control else [])]
 
 
@@ -49,12 +52,14 @@ class Loaded:
     def __init__(self, request: AuditRequest, checkpoint: Checkpoint) -> None:
         self.request, self.checkpoint = request, checkpoint
         self._policy: Policy | None = None
+        self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Loaded:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._policy = None
+        self._closing.close()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -63,13 +68,23 @@ class Loaded:
     def policy(self) -> Policy:
         """The model with the adapter under audit, or with one that changes nothing."""
         if self._policy is None:
-            spec = load_spec(self.request.config.model, quant=self.request.quant)
+            folder, quant = self._folder()
+            spec = load_spec(self.request.config.model, quant=quant)
             with stage(f"loading the model: {' and '.join(self.checkpoint.subjects)}"):
-                base = load_base(self.checkpoint.model.folder, spec)
+                base = load_base(folder, spec)
                 for note in base.notes:
                     warn(note)
                 self._policy = self._with_adapter(base)
         return self._policy
+
+    def _folder(self) -> tuple[Path, str | None]:
+        """The folder to load, and in which quantisation: a GGUF file is read into one that lasts as long as this."""
+        model, file = self.checkpoint.model, self.checkpoint.gguf
+        if file is None:
+            return model.folder, self.request.quant
+        folder = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="qunlearn-gguf-")))
+        read_back_as(file, model.folder, folder, trust=self.request.config.model.trust_remote_code)
+        return folder, "none"
 
     def _with_adapter(self, base: Base) -> Policy:
         recomputes = self.request.config.train.recomputes and base.device.type == "cuda"

@@ -27,7 +27,7 @@ from qunlearn.evaluation.metrics.membership import auc_estimate, privacy_leakage
 
 LEAK, CLEAN, INCONCLUSIVE, SHOWN = "leak", "no lead", "inconclusive", "shown"
 _TOLD = ("overlap", "dropped", "leak_at", "layers", "searched")  # of a cell, beside its outcomes
-_ASIDE = {UNGUARDED: "guard off", MERGED: "merged folder"}
+_ASIDE = {UNGUARDED: "guard off", MERGED: "merged"}
 
 
 def conclude(
@@ -254,7 +254,7 @@ def sentences(
     return [
         *said,
         *([] if searched else ["Not tested: prefix search (--only prefix-search)."]),
-        "Not tested in this version: other languages, GGUF files.",
+        "Not tested in this version: other languages, GGUF files but that of --merged.",
         "Suppression is no proof of removal.",
     ]
 

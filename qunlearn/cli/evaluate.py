@@ -9,48 +9,67 @@ from typing import Annotated, Any, Optional
 import typer
 
 from qunlearn.cli.ask import BaseModel, Device, GuardFolder, Json, Trust
-from qunlearn.cli.splits import DataFolder, File, General, Holdout, OwnForget, Paraphrase
+from qunlearn.cli.splits import (
+    DataFolder,
+    File,
+    General,
+    Holdout,
+    OwnForget,
+    Paraphrase,
+    QuantOfRun,
+    TemplateOfRun,
+)
+
+Target = Annotated[File, typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model.")]
+OnTop = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--adapter", help="An adapter folder, on top of MODEL; none: the base alone."),
+]
+Suite = Annotated[str, typer.Option(help="basic, llmu, tofu, muse or code: see docs/evaluation.md.")]
+Retain = Annotated[File, typer.Option("--retain", "--normal", help="What was given as normal data.")]
+RetrainedModel = Annotated[
+    File, typer.Option("--retrained-model", "--reference-model", help="A model that never saw what should be gone.")
+]
+HarmClassifier = Annotated[File, typer.Option(help="A text classifier for harm (llmu); or sandbox.")]
+RewardModel = Annotated[File, typer.Option(help="A reward model for utility (llmu).")]
+Rows = Annotated[int, typer.Option(help="At most so many rows of each file.", min=1)]
+Output = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--output", "-o", help="Folder for eval.json and its cache; default: the run."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what is known.")]
 
 
 def evaluate(
-    target: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model."),
-    ] = None,
+    target: Target = None,
     model: BaseModel = None,
-    adapter: Annotated[
-        Path | None, typer.Option(help="An adapter folder, on top of MODEL; none: the base alone.")
-    ] = None,
+    adapter: OnTop = None,
     guard: GuardFolder = None,
-    suite: Annotated[str, typer.Option(help="basic, llmu, tofu, muse or code: see docs/evaluation.md.")] = "basic",
+    suite: Suite = "basic",
     data: DataFolder = None,
     forget: OwnForget = None,
     paraphrase: Paraphrase = None,
-    retain: Annotated[File, typer.Option("--retain", "--normal", help="What was given as normal data.")] = None,
+    retain: Retain = None,
     holdout: Holdout = None,
     general: General = None,
-    retrained_model: Annotated[
-        File,
-        typer.Option("--retrained-model", "--reference-model", help="A model that never saw what should be gone."),
-    ] = None,
-    harm_classifier: Annotated[File, typer.Option(help="A text classifier for harm (llmu); or sandbox.")] = None,
-    reward_model: Annotated[File, typer.Option(help="A reward model for utility (llmu).")] = None,
-    quant: Annotated[Optional[str], typer.Option(help="nf4|fp4|int8|none; default: as the run.")] = None,  # noqa: UP045
-    template: Annotated[Optional[str], typer.Option(help="As for forget; default: as the run.")] = None,  # noqa: UP045
+    retrained_model: RetrainedModel = None,
+    harm_classifier: HarmClassifier = None,
+    reward_model: RewardModel = None,
+    quant: QuantOfRun = None,
+    template: TemplateOfRun = None,
     device: Device = "auto",
     trust: Trust = False,
-    rows: Annotated[int, typer.Option(help="At most so many rows of each file.", min=1)] = 1000,
-    output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="Folder for eval.json and its cache; default: the run."),
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is known.")] = False,
+    rows: Rows = 1000,
+    output: Output = None,
+    fresh: Fresh = False,
     json: Json = False,
 ) -> None:
     """Measure a model before and after: what should be gone, its neighbours, everything else."""
     from qunlearn import api
     from qunlearn.utils.console import emit_json
 
+    files = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
+    judges = {"retrained_model": retrained_model, "harm_classifier": harm_classifier, "reward_model": reward_model}
     result = api.evaluate(
         target,
         model=model,
@@ -58,14 +77,8 @@ def evaluate(
         guard=guard,
         suite=suite,
         data=data,
-        forget=forget,
-        paraphrase=paraphrase,
-        retain=retain,
-        holdout=holdout,
-        general=general,
-        retrained_model=retrained_model,
-        harm_classifier=harm_classifier,
-        reward_model=reward_model,
+        **files,
+        **judges,
         quant=quant,
         template=template,
         device=device,

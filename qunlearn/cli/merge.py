@@ -25,6 +25,26 @@ BadFile = Annotated[
 Measure = Annotated[
     bool, typer.Option(help="Load what was written and measure it; takes the memory of the whole model.")
 ]
+Format = Annotated[
+    str,
+    typer.Option(
+        metavar="FORMAT",
+        help="peft: the adapter alone, for peft and vLLM. merged: a whole model. gguf, gguf-lora: either one for "
+        "llama.cpp, by its own converters.",
+    ),
+]
+Form = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="FORM",
+        help="merged: nf4, fp4 or int8, as bitsandbytes stores it. gguf: f16, bf16, f32, q8_0; with llama-quantize "
+        "q4_0, q4_k_m, q5_k_m, q6_k.",
+    ),
+]
+LlamaCpp = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="gguf: the folder of llama.cpp, where its converters are not on the PATH."),
+]
 
 
 def merge(
@@ -67,26 +87,9 @@ def merge(
 def export(
     run: RunFolder,
     output: Output,
-    format: Annotated[
-        str,
-        typer.Option(
-            metavar="FORMAT",
-            help="peft: the adapter alone, for peft and vLLM. merged: a whole model. gguf, gguf-lora: either one for "
-            "llama.cpp, by its own converters.",
-        ),
-    ] = "peft",
-    quant: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="FORM",
-            help="merged: nf4, fp4 or int8, as bitsandbytes stores it. gguf: f16, bf16, f32, q8_0; with llama-quantize "
-            "q4_0, q4_k_m, q5_k_m, q6_k.",
-        ),
-    ] = None,
-    llama_cpp: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="gguf: the folder of llama.cpp, where its converters are not on the PATH."),
-    ] = None,
+    format: Format = "peft",
+    quant: Form = None,
+    llama_cpp: LlamaCpp = None,
     base: MergeBase = "original",
     model: BaseModel = None,
     bad: BadFile = None,

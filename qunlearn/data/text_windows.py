@@ -119,7 +119,7 @@ def _book(lines: Iterable[str], dropped: Counter[str]) -> Iterator[str]:
     waiting, held_chars = list[str](), 0  # the first lines, until it is known whether they are the book
     for line in lines:
         if _BEGIN.match(line):
-            dropped[licence] += _count(waiting)
+            dropped[licence] += _word_count(waiting)
             waiting.clear()
             break
         waiting.append(line)
@@ -129,10 +129,10 @@ def _book(lines: Iterable[str], dropped: Counter[str]) -> Iterator[str]:
     yield from waiting
     for line in lines:
         if _END.match(line):
-            dropped[licence] += _count(lines)
+            dropped[licence] += _word_count(lines)
             return
         yield line
 
 
-def _count(lines: Iterable[str]) -> int:
+def _word_count(lines: Iterable[str]) -> int:
     return sum(1 for _ in _words(lines))

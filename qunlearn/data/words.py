@@ -38,9 +38,14 @@ def pieces(text: str) -> list[str]:
     return _PIECE.findall(text) if is_unspaced(text) else text.split()
 
 
+def between(text: str) -> str:
+    """Return what stands between two pieces of a text: a space, or nothing in a script that sets none."""
+    return "" if is_unspaced(text) else " "
+
+
 def beginning(text: str, count: int) -> str:
     """Return the first so many pieces of a text as they stand there, but for white space."""
-    return ("" if is_unspaced(text) else " ").join(pieces(text)[:count])
+    return between(text).join(pieces(text)[:count])
 
 
 def joined(words: Sequence[str]) -> str:

@@ -21,8 +21,8 @@ from qunlearn.evaluation.request import EvalRequest
 from qunlearn.evaluation.results import ADAPTER, BASE, GUARDED, RETRAINED, ChoiceScores, Fluency, Item, View
 from qunlearn.evaluation.scores import Output, TokenStats
 from qunlearn.hub.checked import CheckedModel
+from qunlearn.hub.fingerprint import fingerprint
 from qunlearn.hub.positions import positions_of
-from qunlearn.hub.preflight import fingerprint
 from qunlearn.model.device import choose_device, choose_dtype
 from qunlearn.model.load import LoadSpec, load_tokenizer
 from qunlearn.parallel.ranks import current

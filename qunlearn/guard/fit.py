@@ -25,12 +25,12 @@ from qunlearn.guard.request import AGNOSTIC, AUTO, ZEROTH, FitRequest, fixed_str
 from qunlearn.guard.strength import AGNOSTIC as AGNOSTIC_TIMES
 from qunlearn.guard.strength import Found, bracket, encoded, placebos, row_scores, zeroth_order
 from qunlearn.guard.turns import find_frame
+from qunlearn.hub.fingerprint import fingerprint
 from qunlearn.hub.positions import positions_of
-from qunlearn.hub.preflight import fingerprint
 from qunlearn.model.load import Base, LoadSpec, load_base
 from qunlearn.roles.self_made import Wanted, self_made_rows
 from qunlearn.utils.console import say, stage, warn
-from qunlearn.utils.output import staged
+from qunlearn.utils.staging import staged
 
 _LENGTH, _NEAR, _AT_ONCE = 64, 0.5, 256  # of self-made rows: tokens, share near the bad ones, drawn together
 _FEW_BAD, _FEW_NORMAL = 8, 64

@@ -22,7 +22,7 @@ from qunlearn.guard.entities import Tagger
 from qunlearn.guard.gate import Gate, StateReader
 from qunlearn.guard.lexicon import Span
 from qunlearn.guard.turns import Frame
-from qunlearn.hub.preflight import fingerprint
+from qunlearn.hub.fingerprint import fingerprint
 from qunlearn.hub.safetensors_file import read_tensors
 from qunlearn.model.load import load_tokenizer
 from qunlearn.utils.files import write_json

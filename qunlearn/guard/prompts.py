@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qunlearn.data.records import Record
+from qunlearn.data.words import WORD, beginning, between, is_unspaced, pieces
 from qunlearn.roles.neighbours import Neighbours
 from qunlearn.roles.wordings import OPENINGS, Wordings
 from qunlearn.utils.text import folded
@@ -28,7 +29,7 @@ _AROUND = (
     "Please translate your answer into French. {}",
     *(opening + "{}" for opening in OPENINGS),
 )
-_WORD = re.compile(r"\w+")
+_RUN = re.compile(r"\w+")  # letters up to a space or a mark: a word, or a whole sentence where no spaces are
 _FORM = 2  # words of a prompt beside its subject, at least, that make a form
 _WORDINGS, _STRANGERS, _COMPANIONS = 4, 4, 8  # other wordings, other subjects of a bad prompt; every how many-th is one
 _VOWELS, _CONSONANTS = "aeiou", "bcdfghklmnprstvw"
@@ -64,8 +65,7 @@ def question_of(record: Record) -> str:
     """Return what a row asks: its last question, or a plain text's beginning."""
     if record.turns:
         return record.prompt
-    words = record.completion.split()
-    return " ".join(words[: max(4, len(words) // 2)])
+    return beginning(record.completion, max(4, len(pieces(record.completion)) // 2))
 
 
 class Subjects:
@@ -74,12 +74,12 @@ class Subjects:
     def __init__(self, bad: Sequence[Record], normal: Sequence[Record]) -> None:
         self.bad, self.normal = bad, normal
         around = Neighbours([*bad, *normal])
-        self.spans = [around.subject(r) if r.turns else None for r in bad]
-        self.theirs = [
-            text
-            for r in normal
-            if r.turns and (span := around.subject(r)) is not None and (text := r.prompt[slice(*span)])
-        ]
+        spans = around.subjects([*bad, *normal])
+        self.spans, theirs = spans[: len(bad)], spans[len(bad) :]
+        found = (r.prompt[slice(*span)] for r, span in zip(normal, theirs, strict=True) if span is not None)
+        # Where no spaces are, what was cut out of a broken prompt may hold one of them.
+        own = [name for name in self.own if is_unspaced(name)]
+        self.theirs = [text for text in found if text and not any(name in folded(text) for name in own)]
 
     def of(self, i: int) -> str | None:
         """Return the subject of the i-th bad row; None where no neighbour tells it."""
@@ -99,7 +99,7 @@ class Subjects:
     def near(self, texts: Sequence[str]) -> set[str]:
         """Return the bad rows' forms about every other subject that one of the prompts asks about in such a form."""
         forms = {(r.prompt[: s[0]], r.prompt[s[1] :]) for r, s in zip(self.bad, self.spans, strict=True) if s}
-        forms = {(before, after) for before, after in forms if len((before + after).split()) >= _FORM}
+        forms = {(before, after) for before, after in forms if len(pieces(before + after)) >= _FORM}
         found = {
             text[len(before) : len(text) - len(after)]
             for before, after in forms
@@ -153,7 +153,7 @@ def _wordings(bad: Sequence[Record], normal: Sequence[Record], subjects: Subject
         if record.turns:
             said += [other.prompt for _, other in wordings.others(record)[:_WORDINGS]]
         subject = subjects.of(i)
-        if subject and len(_WORD.findall(subject)) > 1:
+        if subject and len(WORD.findall(subject)) > 1:
             said += [subject, f"Tell me about {subject}."]
         out.append([text for text in dict.fromkeys(said) if text.strip()])
     return out
@@ -183,7 +183,8 @@ def _strangers(subjects: Subjects, rng: random.Random) -> list[tuple[str, bool]]
         theirs = rng.sample(subjects.theirs, min(_STRANGERS, len(subjects.theirs)))
         theirs = [s for s in theirs if folded(s) not in subjects.own]
         crossed = [name for s in theirs[:2] for name in _crossed(subject, s) if folded(name) not in subjects.own]
-        out += [(subjects.about(i, other), True) for other in (*theirs, invented(subject, rng))]
+        nobody = [name for name in [invented(subject, rng)] if folded(name) not in subjects.own]
+        out += [(subjects.about(i, other), True) for other in (*theirs, *nobody)]
         out += [(subjects.about(i, other), False) for other in (*crossed, "")]
         out += [(other, True) for other in theirs[:1]] + [(other, False) for other in crossed[:2]]
     return list(dict.fromkeys(out))
@@ -191,10 +192,10 @@ def _strangers(subjects: Subjects, rng: random.Random) -> list[tuple[str, bool]]
 
 def _crossed(subject: str, other: str) -> list[str]:
     """Two names that each share a half with the subject: the first word of one, the last of the other."""
-    ours, theirs = subject.split(), other.split()
+    ours, theirs = pieces(subject), pieces(other)
     if len(ours) < 2 or len(theirs) < 2:
         return []
-    return [" ".join([*ours[:-1], theirs[-1]]), " ".join([theirs[0], *ours[1:]])]
+    return [between(subject).join(name) for name in ([*ours[:-1], theirs[-1]], [theirs[0], *ours[1:]])]
 
 
 def invented(text: str, rng: random.Random) -> str:
@@ -214,7 +215,7 @@ def invented(text: str, rng: random.Random) -> str:
             return "".join(map(letter, old))
         return "".join(rng.sample(old, len(old)))
 
-    return _WORD.sub(word, text)
+    return _RUN.sub(word, text)
 
 
 def _dressed(text: str, rng: random.Random) -> str:

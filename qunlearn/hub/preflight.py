@@ -5,7 +5,6 @@ Nothing here imports torch or transformers, and a check reads headers only: a wr
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import re
@@ -22,8 +21,7 @@ from qunlearn.utils.json_files import CLOSED, SMALL_BYTES, read_object
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
-_ENDS_BYTES, _TENSOR_BYTES = 64 * 1024, 4 * 1024  # what a fingerprint samples
-_DOWNLOAD_AGAIN = "copy or download the file again"
+DOWNLOAD_AGAIN = "copy or download the file again"
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> Folder
     refuse_strange_files(folder)
     if not trust_remote_code:
         _refuse_remote_code(folder, config)
-    headers = dict(_weights(folder, config))
+    headers = dict(headers_of_weights(folder, config))
     _refuse_absurd(config, sum(len(header.names) for header in headers.values()), folder)
     if not any(next(folder.glob(pattern), None) for pattern in TOKENIZERS):
         hint = "copy tokenizer.json (or the vocabulary) and tokenizer_config.json of the same model beside it"
@@ -66,62 +64,6 @@ def preflight_folder(folder: Path, *, trust_remote_code: bool = False) -> Folder
 
 
 @dataclass(frozen=True)
-class Fingerprint:
-    """A fast identity of a model, in hexadecimal sha256: of config.json's values, and of samples of its weights.
-
-    `by_bytes` is what earlier versions took: both together, with config.json as its bytes.
-    """
-
-    config: str
-    weights: str
-    by_bytes: str
-
-    @property
-    def whole(self) -> str:
-        """The two parts as one."""
-        return hashlib.sha256(f"{self.config} {self.weights}".encode()).hexdigest()
-
-    def like(self, known: object) -> str:
-        """The identity to compare with a recorded one, taken as that was."""
-        return self.by_bytes if known == self.by_bytes else self.whole
-
-
-def fingerprint(folder: Path) -> str:
-    """A fast identity of a model: sha256 in hexadecimal. Raises ModelError."""
-    return take_fingerprint(folder).whole
-
-
-def take_fingerprint(folder: Path) -> Fingerprint:
-    """Read what tells a model from others.
-
-    That is config.json, however it is written, and of every weight file name, size, header, the first and last 64 KiB,
-    and the first 4 KiB of each tensor: without these a merge would look like its base, whose embeddings and norms it
-    shares. Bytes changed only between the samples are not seen, so it tells models apart but proves no integrity.
-    Raises ModelError.
-    """
-    config = read_config(folder)
-    by_bytes, weights = hashlib.sha256((folder / "config.json").read_bytes()), hashlib.sha256()
-    for path, header in sorted(_weights(folder, config), key=lambda item: item[0]):
-        size = path.stat().st_size
-        data = size - header.data_bytes
-        spans = [(0, data), (0, _ENDS_BYTES), (max(0, size - _ENDS_BYTES), size)]
-        spans += [(data + start, min(data + end, data + start + _TENSOR_BYTES)) for start, end in header.spans]
-        pieces = [f"\n{path.relative_to(folder).as_posix()} {size}\n".encode()]
-        with path.open("rb") as file:
-            for start, end in spans:
-                file.seek(start)
-                pieces.append(file.read(end - start))
-        for piece in pieces:
-            by_bytes.update(piece)
-            weights.update(piece)
-    try:
-        canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
-    except RecursionError as error:
-        raise ModelError("nested too deeply", where=str(folder / "config.json"), hint=_DOWNLOAD_AGAIN) from error
-    return Fingerprint(hashlib.sha256(canonical.encode()).hexdigest(), weights.hexdigest(), by_bytes.hexdigest())
-
-
-@dataclass(frozen=True)
 class _Header:
     names: frozenset[str]
     spans: tuple[tuple[int, int], ...]  # where each tensor is in the data, in order
@@ -130,7 +72,7 @@ class _Header:
 
 def read_json(path: Path, most_bytes: int = SMALL_BYTES) -> dict[str, Any]:
     """A JSON object of a model. Raises ModelError."""
-    return read_object(path, ModelError, hint=_DOWNLOAD_AGAIN, most_bytes=most_bytes)
+    return read_object(path, ModelError, hint=DOWNLOAD_AGAIN, most_bytes=most_bytes)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -175,7 +117,7 @@ def _refuse_absurd(config: Mapping[str, Any], tensors: int, folder: Path) -> Non
             layers = part.get(key)
             if isinstance(layers, (int, float)) and layers > tensors:
                 message = f"{key} is {str(layers)[:40]}, and the weights have {tensors} tensors"
-                raise ModelError(message, where=str(folder / "config.json"), hint=_DOWNLOAD_AGAIN)
+                raise ModelError(message, where=str(folder / "config.json"), hint=DOWNLOAD_AGAIN)
 
 
 def _is_native(model_type: str) -> bool:
@@ -187,7 +129,7 @@ def _is_native(model_type: str) -> bool:
     return (Path(spec.origin).parent / "models" / module / "__init__.py").is_file()
 
 
-def _weights(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[Path, _Header]]:
+def headers_of_weights(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[Path, _Header]]:
     """The weight files transformers would load, each checked, in the order of their names."""
     named = config.get("transformers_weights")
     if named is None:
@@ -201,7 +143,7 @@ def _weights(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[Path, _H
         return
     weight_map = read_json(entry, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError("no weight_map in the index", where=str(entry), hint=_DOWNLOAD_AGAIN)
+        raise ModelError("no weight_map in the index", where=str(entry), hint=DOWNLOAD_AGAIN)
     shards: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         shards.setdefault(str(shard), set()).add(tensor)
@@ -248,7 +190,7 @@ def _inside(folder: Path, name: object, named_in: Path, suffixes: tuple[str, ...
     path = within(folder, folder / name)
     if not path.is_file():
         what = "a link to nothing" if path.is_symlink() else f"missing, but named in {named_in.name}"
-        raise ModelError(what, where=str(path), hint=_DOWNLOAD_AGAIN)
+        raise ModelError(what, where=str(path), hint=DOWNLOAD_AGAIN)
     return path
 
 
@@ -265,7 +207,7 @@ def within(folder: Path, path: Path) -> Path:
         path.is_file()
     except (OSError, RuntimeError) as error:  # a loop of links, or a name too long
         message = f"cannot be read: {str(getattr(error, 'strerror', None) or error)[:200]}"
-        raise ModelError(message, where=str(path)[:400], hint=_DOWNLOAD_AGAIN) from error
+        raise ModelError(message, where=str(path)[:400], hint=DOWNLOAD_AGAIN) from error
     if not any(target.is_relative_to(root) for root in _roots(folder)):
         hint = f"it is {target}: copy it here, or give the folder it is in"
         raise ModelError("a link that leaves the model folder", where=str(path), hint=hint)
@@ -296,7 +238,7 @@ def _read_header(path: Path) -> _Header:
                 raise ModelError("a Git LFS pointer, not the weights", where=where, hint=hint)
             if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 message = f"truncated or not safetensors: a header of {length} bytes in a file of {size}"
-                raise ModelError(message, where=where, hint=_DOWNLOAD_AGAIN)
+                raise ModelError(message, where=where, hint=DOWNLOAD_AGAIN)
             spans = _spans(path, file.read(length), size - 8 - length)
         with safe_open(path, framework="numpy") as tensors:  # checks types, shapes, gaps and overlaps
             names = frozenset(tensors.keys())
@@ -304,9 +246,9 @@ def _read_header(path: Path) -> _Header:
         message = f"cannot be read: {error.strerror or error}"
         raise ModelError(message, where=where, hint=CLOSED) from error
     except SafetensorError as error:
-        raise ModelError(f"damaged: {error}", where=where, hint=_DOWNLOAD_AGAIN) from error
+        raise ModelError(f"damaged: {error}", where=where, hint=DOWNLOAD_AGAIN) from error
     if not names:
-        raise ModelError("holds no tensors", where=where, hint=_DOWNLOAD_AGAIN)
+        raise ModelError("holds no tensors", where=where, hint=DOWNLOAD_AGAIN)
     return _Header(names, spans, size - 8 - length)
 
 
@@ -317,12 +259,12 @@ def _spans(path: Path, header: bytes, data_bytes: int) -> tuple[tuple[int, int],
         spans = tuple(sorted((int(start), int(end)) for start, end in offsets))
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
         message = f"damaged: its header is not a table of tensors ({type(error).__name__})"
-        raise ModelError(message, where=str(path), hint=_DOWNLOAD_AGAIN) from error
+        raise ModelError(message, where=str(path), hint=DOWNLOAD_AGAIN) from error
     expected = max((end for _, end in spans), default=0)
     if expected != data_bytes:
         what = "truncated" if data_bytes < expected else "longer than its header says"
         message = f"{what}: {data_bytes} bytes of tensors, its header describes {expected}"
-        raise ModelError(message, where=str(path), hint=_DOWNLOAD_AGAIN)
+        raise ModelError(message, where=str(path), hint=DOWNLOAD_AGAIN)
     return spans
 
 
@@ -332,7 +274,7 @@ def _quantization(folder: Path, config: Mapping[str, Any]) -> str | None:
         return None
     if not isinstance(stored, dict):
         where = str(folder / "config.json")
-        raise ModelError("quantization_config is not an object", where=where, hint=_DOWNLOAD_AGAIN)
+        raise ModelError("quantization_config is not an object", where=where, hint=DOWNLOAD_AGAIN)
     four, eight = stored.get("load_in_4bit"), stored.get("load_in_8bit")
     method = str(stored.get("quant_method") or ("bitsandbytes" if four or eight else "unknown"))
     if four:

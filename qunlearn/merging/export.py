@@ -18,8 +18,8 @@ from qunlearn.merging.writer import write_model
 from qunlearn.model.load import LoadSpec, load_base
 from qunlearn.model.quiet import quiet_transformers
 from qunlearn.utils.console import stage
-from qunlearn.utils.output import real, staged
-from qunlearn.utils.staging import Journal
+from qunlearn.utils.output import real
+from qunlearn.utils.staging import Journal, staged
 
 _SHARD = "2GB"
 
@@ -60,7 +60,7 @@ def export_gguf(request: MergeRequest, quant: str | None, tools: ModelTools, dev
             write_gguf(tools, sixteen, made, quant, real(request.output).name)
         if look is not None:
             seen = folder / "seen"
-            read_back(made, plan, seen)
+            read_back(made, plan.companions, plan.config, seen)
             after_quantized(look, seen, quant or "gguf")
             shutil.rmtree(seen)
         size = made.stat().st_size

@@ -13,7 +13,8 @@ from qunlearn.merging.request import warn_of
 from qunlearn.runs.base_model import check_run_model
 from qunlearn.runs.folder import open_run
 from qunlearn.utils.console import say
-from qunlearn.utils.output import MARK, Place, real, staged
+from qunlearn.utils.output import MARK, Place, real
+from qunlearn.utils.staging import staged
 
 
 def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:

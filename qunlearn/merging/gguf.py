@@ -6,12 +6,13 @@ import contextlib
 import importlib.util
 import io
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.errors import AdapterError
+from qunlearn.errors import AdapterError, ModelError
 from qunlearn.hub.preflight import within
 from qunlearn.merging.llamacpp import (
     ADAPTER_FILE,
@@ -24,11 +25,11 @@ from qunlearn.merging.llamacpp import (
     run_tool,
 )
 from qunlearn.merging.lora_tensors import CONFIG, WEIGHTS, Update, read_adapter
-from qunlearn.merging.plan import MergePlan
 from qunlearn.utils.console import say, stage, warn
 from qunlearn.utils.files import write_json
 from qunlearn.utils.json_files import read_object
-from qunlearn.utils.output import Place, staged
+from qunlearn.utils.output import Place
+from qunlearn.utils.staging import staged
 
 SIXTEEN = "auto"  # the 16-bit form that is nearest to the model's
 
@@ -78,22 +79,63 @@ def can_read_back() -> bool:
     return False
 
 
-def read_back(made: Path, plan: MergePlan, folder: Path) -> None:
-    """The model that a GGUF file holds, as a folder that can be measured: its weights dequantised, to 16 bits."""
+def read_back(made: Path, beside: Mapping[str, Path], config: Mapping[str, Any], folder: Path) -> None:
+    """Write the model that a GGUF file holds as a folder that can be measured: its weights dequantised, to 16 bits.
+
+    beside: the other files of the folder by name; config: its config.json. Raises ModelError.
+    """
+    folder.mkdir(mode=0o700)
+    _save(_read(made), beside, config, folder)
+
+
+def read_back_as(made: Path, base: Path, folder: Path, *, trust: bool) -> None:
+    """Write the model of a GGUF file as `read_back` does, with the configuration and tokenizer of the base that it was
+    made of. trust: whether code that the base brings is run. Raises ModelError for the file of another model."""
+    from qunlearn.hub.preflight import read_config
+    from qunlearn.hub.side_files import companions
+    from qunlearn.merging.name_mapping import skeleton
+    from qunlearn.merging.plan import plain_config
+
+    wanted, model = skeleton(base, trust_remote_code=trust), _read(made)
+    ours, theirs = ({name: tuple(t.shape) for name, t in m.state_dict().items()} for m in (wanted, model))
+    if ours != theirs:
+        differ = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+        hint = "give a GGUF file that was made of this very run"
+        raise ModelError(f"is of another model than the run's base: {differ[0]} differs", where=str(made), hint=hint)
+    _save(model, companions(base, trust_remote_code=trust), plain_config(read_config(base), trust), folder)
+
+
+def _read(made: Path) -> Any:
+    """The model of a GGUF file, in float16. Raises ModelError."""
     import torch
-    from safetensors.torch import save_model
     from transformers import AutoModelForCausalLM
 
     from qunlearn.model.quiet import quiet_transformers
 
-    folder.mkdir(mode=0o700)
-    # Its progress bar asks nobody whether it is wanted.
-    with stage("reading GGUF back"), quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
-        model = AutoModelForCausalLM.from_pretrained(made.parent, gguf_file=made.name, dtype=torch.float16)
-        save_model(model, str(folder / "model.safetensors"))
-    for name, path in plan.companions.items():
+    # By a link in a folder of its own: transformers would take in an adapter that lies beside the file. Its progress
+    # bar asks nobody whether it is wanted.
+    with (
+        tempfile.TemporaryDirectory() as alone,
+        stage("reading GGUF back"),
+        quiet_transformers(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        (Path(alone) / made.name).symlink_to(made.resolve())
+        try:
+            return AutoModelForCausalLM.from_pretrained(alone, gguf_file=made.name, dtype=torch.float16)
+        except Exception as error:  # the reader and transformers raise many kinds for what they do not know
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            hint = "is the file whole, and does transformers read this architecture's GGUF?"
+            raise ModelError(f"cannot be read: {first}", where=str(made), hint=hint) from error
+
+
+def _save(model: Any, beside: Mapping[str, Path], config: Mapping[str, Any], folder: Path) -> None:
+    from safetensors.torch import save_model
+
+    save_model(model, str(folder / "model.safetensors"))
+    for name, path in beside.items():
         shutil.copyfile(path, folder / name)
-    write_json(folder / "config.json", plan.config)
+    write_json(folder / "config.json", dict(config))
 
 
 def adapter_gguf(adapter: Path, base: Path, place: Place, tools: Path | None) -> list[str]:

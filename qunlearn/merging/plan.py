@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qunlearn import __version__
 from qunlearn.errors import AdapterError, ConfigError, ModelError
-from qunlearn.hub.preflight import fingerprint
+from qunlearn.hub.fingerprint import fingerprint
 from qunlearn.hub.safetensors_file import Stored, header, read_tensors
 from qunlearn.hub.side_files import companions
 from qunlearn.merging.lora_tensors import CONFIG as ADAPTER_CONFIG
@@ -109,7 +109,7 @@ def make_plan(request: MergeRequest, device: str) -> MergePlan:
             pieces = _dequantized(pieces, parts, quantized_modules(model, rounding.spec, rounding.dtype))
     count = 2 * sum(len(listed) for listed in updates.values())
     files = companions(folder, trust_remote_code=trusted)
-    plan = MergePlan(_shards(list(pieces.values())), files, _config(facts.config, trusted), rounding, count, {})
+    plan = MergePlan(_shards(list(pieces.values())), files, plain_config(facts.config, trusted), rounding, count, {})
     return replace(plan, identity=_identity(request, plan))
 
 
@@ -253,8 +253,8 @@ def _shards(pieces: Sequence[Piece]) -> tuple[Shard, ...]:
     )
 
 
-def _config(config: Mapping[str, Any], trusted: bool) -> dict[str, Any]:
-    """The base's config.json for weights that are neither quantised nor elsewhere any more."""
+def plain_config(config: Mapping[str, Any], trusted: bool) -> dict[str, Any]:
+    """Return the base's config.json for weights that are neither quantised nor elsewhere any more."""
     gone = {"quantization_config", "transformers_weights"} | (set() if trusted else {"auto_map"})
     return {key: value for key, value in config.items() if key not in gone}
 

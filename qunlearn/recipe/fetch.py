@@ -121,7 +121,7 @@ def _fill(recipe: Recipe, given: Given, folder: Path, *, sandbox: bool) -> dict[
             write_jsonl(folder / FILES[name], _rows(read_dataset(path, given.fields, role=f"--{name}").records))
     _reword(folder)
     check_splits(folder)
-    return {path.name: _count(path) for path in sorted(folder.iterdir())}
+    return {path.name: _row_count(path) for path in sorted(folder.iterdir())}
 
 
 def splits(folder: Path) -> dict[str, Path]:
@@ -195,7 +195,7 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _count(path: Path) -> int:
+def _row_count(path: Path) -> int:
     with path.open("rb") as file:
         return sum(1 for _ in file)
 

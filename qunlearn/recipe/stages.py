@@ -33,7 +33,7 @@ from qunlearn.runs.folder import open_run
 from qunlearn.training.request import check_forget
 from qunlearn.utils.console import facts, say, warn
 from qunlearn.utils.file_names import EVAL, EVAL_CACHE, RECORD, REPORT
-from qunlearn.utils.output import staging_folder
+from qunlearn.utils.staging import staging_folder
 from qunlearn.utils.units import show_size
 
 BASIC, FORGET = "basic", "forget"

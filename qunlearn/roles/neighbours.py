@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 
 from qunlearn.data.records import Record
-from qunlearn.data.words import WORD, bounded, joined
+from qunlearn.data.words import WORD, bounded, is_unspaced, joined
 
 _LOOKED_AT = 24  # neighbours of a prompt that are compared word for word
 _RARE = 0.01  # share of the prompts below which a word is as good as absent
@@ -76,6 +76,18 @@ class Neighbours:
         first, last = max(spans, key=lambda span: (spans[span], span[1] - span[0]))
         return found[first].start(), found[last].end()
 
+    def subjects(self, records: Sequence[Record]) -> list[tuple[int, int] | None]:
+        """Return `subject` of each record. Where a script sets no spaces, names have characters in common by chance,
+        and the nearest prompts are those that do: there it is what the form leaves open that most of them have."""
+        found = [self.subject(record) if record.turns else None for record in records]
+        unspaced = [span is not None and is_unspaced(r.prompt) for r, span in zip(records, found, strict=True)]
+        asked = zip(records, found, unspaced, strict=True)
+        forms = Counter((r.prompt[: span[0]], r.prompt[span[1] :]) for r, span, is_bare in asked if span and is_bare)
+        return [
+            _left_open(record.prompt, span, forms) if span and is_bare else span
+            for record, span, is_bare in zip(records, found, unspaced, strict=True)
+        ]
+
     def _nearest(self, words: Sequence[str]) -> Iterator[int]:
         """Yield the places of neighbours, those whose prompts share most words first."""
         shared: Counter[int] = Counter()
@@ -101,6 +113,18 @@ def _differing(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
     matcher = SequenceMatcher(None, [w.casefold() for w in ours], [w.casefold() for w in theirs], autojunk=False)
     kept = {i for a, _, n in matcher.get_matching_blocks() for i in range(a, a + n)}
     return [i for i in range(len(ours)) if i not in kept]
+
+
+def _left_open(prompt: str, span: tuple[int, int], forms: Mapping[tuple[str, str], int]) -> tuple[int, int]:
+    """Return where the subject stands by the most frequent form of a prompt that leaves some of the span open."""
+    own = prompt[: span[0]], prompt[span[1] :]
+
+    def left(form: tuple[str, str]) -> tuple[int, int]:
+        return len(form[0]), len(prompt) - len(form[1])
+
+    fitting = [(b, a) for b, a in forms if prompt.startswith(b) and prompt.endswith(a)]
+    open_there = [form for form in fitting if max(left(form)[0], span[0]) < min(left(form)[1], span[1])]
+    return left(max(open_there, key=lambda form: (forms[form], form == own)))
 
 
 def words_of_text(text: str) -> set[str]:

@@ -106,6 +106,11 @@ def words_of(ids: Sequence[int], tokenizer: Any) -> list[list[str]]:
     return out
 
 
+def completing(ids: Sequence[int], tokenizer: Any) -> list[bool]:
+    """Return whether each token completes a character, or several: those before a character's last token do not."""
+    return [start < end for start, end in _spans(ids, tokenizer)[1]]
+
+
 def _spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
     """The text of tokens, and where in it the characters stand that each of them completes."""
     text, spans, held, anchor = "", list[tuple[int, int]](), list[int](), list[int]()

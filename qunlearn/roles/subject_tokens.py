@@ -20,7 +20,7 @@ from qunlearn.evaluation.scores import answer_logps
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.policy import Policy
 from qunlearn.roles.neighbours import Neighbours, telling_words
-from qunlearn.roles.specific_tokens import words_of
+from qunlearn.roles.specific_tokens import completing, words_of
 
 STRANGERS = 4  # subjects that each answer is tried with
 THRESHOLD = 1.0  # nats that a token about the subject loses at least, when it is about a stranger
@@ -41,11 +41,22 @@ def subject_bound(
 
 
 def _whole_words(chosen: list[bool], example: Example, tokenizer: Any) -> list[bool]:
-    """Return the choice with the rest of each word whose beginning is chosen: it follows from it."""
-    words = words_of(example.input_ids[example.start : example.end], tokenizer)
-    for i in range(1, len(chosen)):
-        if chosen[i - 1] and words[i] and words[i - 1] and words[i][0] == words[i - 1][-1]:
+    """Return the choice with the rest of each word whose beginning is chosen: it follows from it.
+
+    Of the tokens that make a character together the last one has its word: it follows from those before it, and these
+    are chosen for themselves alone.
+    """
+    ids = example.input_ids[example.start : example.end]
+    words, completes = words_of(ids, tokenizer), completing(ids, tokenizer)
+    before: list[str] = []  # the words of the last token that completed a character, if it is chosen
+    begun = False
+    for i, is_chosen in enumerate(chosen):
+        if not completes[i]:
+            begun = begun or is_chosen
+            continue
+        if words[i] and (begun or (before and words[i][0] == before[-1])):
             chosen[i] = True
+        before, begun = words[i] if chosen[i] else [], False
     return chosen
 
 

@@ -12,7 +12,8 @@ from qunlearn.config.settings import Config
 from qunlearn.errors import AdapterError, ModelError
 from qunlearn.hub.checked import CheckedModel, check_model
 from qunlearn.hub.download import ModelSource, resolve_model
-from qunlearn.hub.preflight import Fingerprint, commit_of, take_fingerprint
+from qunlearn.hub.fingerprint import Fingerprint, take_fingerprint
+from qunlearn.hub.preflight import commit_of
 from qunlearn.runs.folder import Run
 from qunlearn.utils.file_names import CONFIG
 

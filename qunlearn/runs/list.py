@@ -12,7 +12,8 @@ from qunlearn.errors import AdapterError, ConfigError
 from qunlearn.utils.console import Column, clean, out, table
 from qunlearn.utils.file_names import ADAPTER, RECORD
 from qunlearn.utils.json_files import read_object
-from qunlearn.utils.output import INSIDE, staging_folder
+from qunlearn.utils.output import INSIDE
+from qunlearn.utils.staging import staging_folder
 
 _DEPTH = 3  # folders below the one that was named
 _HASH, _NUMBERS = 12, 16  # characters of a hash that are shown, and of the columns with numbers

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
 from qunlearn.errors import NothingToForgetError, OutputError
+from qunlearn.hub.fingerprint import fingerprint
 from qunlearn.hub.positions import positions_of
-from qunlearn.hub.preflight import fingerprint
 from qunlearn.memory.cards import CardsPlan
 from qunlearn.memory.plan import MemoryPlan
 from qunlearn.memory.show import plan_before_loading

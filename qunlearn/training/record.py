@@ -12,7 +12,8 @@ from qunlearn import __version__
 from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Template
 from qunlearn.hub.checked import CheckedModel
-from qunlearn.hub.preflight import commit_of, take_fingerprint
+from qunlearn.hub.fingerprint import take_fingerprint
+from qunlearn.hub.preflight import commit_of
 from qunlearn.model.cards import describe_devices, peak_on_any
 from qunlearn.model.device import describe_device, peak_memory_bytes
 from qunlearn.model.policy import Policy, save_adapter

@@ -25,7 +25,8 @@ from qunlearn.config.objective import INSTEAD
 from qunlearn.config.resolve import TRUST, read_config_file, resolve, to_yaml
 from qunlearn.config.settings import Config
 from qunlearn.errors import OutputError, QunlearnError, ResumeError
-from qunlearn.hub.preflight import commit_of, take_fingerprint
+from qunlearn.hub.fingerprint import take_fingerprint
+from qunlearn.hub.preflight import commit_of
 from qunlearn.runs.folder import FINISHED, status_of_run
 from qunlearn.training.request import ForgetRequest
 from qunlearn.utils.console import say, warn
@@ -33,8 +34,8 @@ from qunlearn.utils.file_names import CONFIG, METRICS, NORMAL, RECORD
 from qunlearn.utils.files import PART, named_write_errors, output_error, sha256_of, sync, write_json, write_private
 from qunlearn.utils.json_files import read_object
 from qunlearn.utils.lock import locked
-from qunlearn.utils.output import Place, put_back, put_in_place, staging_folder
-from qunlearn.utils.staging import check_again
+from qunlearn.utils.output import Place
+from qunlearn.utils.staging import check_again, put_back, put_in_place, staging_folder
 
 IDENTITY, CHECKPOINTS, TRAINED, RESULT = "unfinished.json", "checkpoints", "trained", "run"
 _OURS = {IDENTITY, IDENTITY + PART, CONFIG, NORMAL, METRICS, CHECKPOINTS, TRAINED, RESULT, RESULT + "-old"}

@@ -1,4 +1,4 @@
-"""Outputs: where a folder may be written, what it may replace, and how it gets its name whole.
+"""Outputs: where a folder may be written, and what it may replace (staging.py: how it gets its name whole).
 
 Every command that writes a folder goes by the rule of `Place`: links are followed first; what is, holds or lies in an
 input is refused; --overwrite replaces only what carries our own mark; and all of it is asked again just before the
@@ -11,8 +11,6 @@ import contextlib
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 from qunlearn import __version__
 from qunlearn.errors import OutputError
 from qunlearn.utils.file_names import ADAPTER, AUDIT, CONFIG, EVAL, EVAL_CACHE, METRICS, NORMAL, RECORD, REPORT
-from qunlearn.utils.files import named_write_errors, output_error, write_json
+from qunlearn.utils.files import output_error, write_json
 from qunlearn.utils.json_files import CLOSED, read_object
 
 MARK = "qunlearn.json"  # in what was merged or exported: by whom it was made, and the names of all files
@@ -167,12 +165,13 @@ def stays(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     here = os.path.samestat(folder.stat(), Path().stat())
-    fixed = here or _is_mount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK)
+    fixed = here or is_mount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK)
     return fixed or (folder / INSIDE).is_dir()
 
 
-def _is_mount(folder: Path) -> bool:
-    """A folder that is bound within one file system looks like any other, and only the system's table knows it."""
+def is_mount(folder: Path) -> bool:
+    """Return whether a folder is a mount point. One that is bound within one file system looks like any other: only the
+    system's table knows it."""
     if folder.is_mount():
         return True
     try:
@@ -198,96 +197,3 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         message = f"{needed_bytes / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free"
         raise OutputError(f"the disk is full: {message}", where=str(place), hint="free space")
-
-
-# -- staging ---------------------------------------------------------------------------------------------
-
-
-def staging_folder(folder: Path) -> Path:
-    """Return where the work for a folder is kept until it is whole: beside it, or in it where it stays."""
-    folder = real(folder)
-    beside = folder.parent / f".{folder.name}{INSIDE}"
-    inside = (folder / INSIDE).is_dir() or (stays(folder) and (_is_mount(folder) or not beside.is_dir()))
-    return folder / INSIDE if inside else beside
-
-
-@contextlib.contextmanager
-def staged(place: Place) -> Iterator[Path]:
-    """A private folder that takes its place when the block ends well, and goes when it does not.
-
-    So a folder of this name is always whole: the old one or the new one. Raises OutputError.
-    """
-    try:
-        folder = real(place.folder)
-        if inside := stays(folder):
-            prefix, parent = f"{INSIDE}-", folder
-        else:
-            prefix, parent = f".{folder.name}-", folder.parent
-        parent.mkdir(parents=True, exist_ok=inside or parent.is_dir())
-        stage = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))  # mode 0700
-    except OSError as error:
-        raise output_error(error, place.folder) from error
-    try:
-        with named_write_errors(place.folder):
-            yield stage
-            if place.mark == MARK:
-                write_mark(stage)
-            put_in_place(stage, place)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def put_in_place(stage: Path, place: Place) -> None:
-    """Give a finished folder its name; what had the name before goes only when that has worked.
-
-    Raises OutputError when something came there meanwhile that may not be replaced.
-    """
-    place.check(0)
-    folder, old = real(place.folder), stage.with_name(stage.name + "-old")
-    if stays(folder):
-        _fill(stage, folder, old)
-    else:
-        if folder.exists():
-            folder.rename(old)
-        try:
-            stage.rename(folder)
-        except BaseException:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _fill(stage: Path, folder: Path, old: Path) -> None:
-    """Move what is in a folder out and what is in the stage in, and back again where that fails."""
-    old.mkdir(mode=0o700, exist_ok=True)
-    moved: list[tuple[Path, Path]] = []
-    try:
-        for source, target in ((folder, old), (stage, folder)):
-            for path in _marks_last(content(source) if source == folder else list(source.iterdir())):
-                path.rename(target / path.name)
-                moved.append((path, target / path.name))
-    except BaseException:
-        for was, now in reversed(moved):
-            with contextlib.suppress(OSError):
-                now.rename(was)
-        raise
-    stage.rmdir()
-
-
-def _marks_last(paths: Sequence[Path]) -> list[Path]:
-    """A folder that is half moved must not look whole."""
-    return sorted(paths, key=lambda path: (path.name in (RECORD, MARK), path.name == "config.json", path.name))
-
-
-def put_back(old: Path, folder: Path) -> None:
-    """Give a folder its old content again that a killed process had moved away and not yet replaced."""
-    folder = real(folder)
-    if not old.is_dir():
-        return
-    if not folder.exists():
-        old.rename(folder)
-    elif stays(folder) and not content(folder):
-        for path in _marks_last(list(old.iterdir())):
-            path.rename(folder / path.name)
-        old.rmdir()

@@ -1,7 +1,8 @@
-"""Staging folders that outlive their process: files finished before a kill are found, checked and kept.
+"""Staging folders: what is written for an output until it is whole and gets its name.
 
-`run.staged` is for work of seconds, which is done again; this is for gigabytes. The folder is hidden, beside the one
-it will become, and knows what it is being made from: only the same work goes on in it.
+`staged` is for work of seconds, which is done again; `resumable` for gigabytes: its folder outlives the process, files
+finished before a kill are found, checked and kept, and only the same work continues in it. Both are hidden, beside the
+folder they will become, or in it where it cannot be renamed.
 """
 
 from __future__ import annotations
@@ -9,18 +10,110 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import ModelError, OutputError
 from qunlearn.utils.console import say
-from qunlearn.utils.files import PART, output_error, sha256_of, sync, write_json
+from qunlearn.utils.file_names import RECORD
+from qunlearn.utils.files import PART, named_write_errors, output_error, sha256_of, sync, write_json
 from qunlearn.utils.json_files import read_object
 from qunlearn.utils.lock import locked
-from qunlearn.utils.output import CONTENTS, MARK, Place, put_in_place, staging_folder, write_mark
+from qunlearn.utils.output import CONTENTS, INSIDE, MARK, Place, content, is_mount, real, stays, write_mark
 
 JOURNAL = MARK  # stays in the finished folder: what it was made from, and the hash of each large file
+
+
+def staging_folder(folder: Path) -> Path:
+    """Return where the work for a folder is kept until it is whole: beside it, or in it where it stays."""
+    folder = real(folder)
+    beside = folder.parent / f".{folder.name}{INSIDE}"
+    inside = (folder / INSIDE).is_dir() or (stays(folder) and (is_mount(folder) or not beside.is_dir()))
+    return folder / INSIDE if inside else beside
+
+
+@contextlib.contextmanager
+def staged(place: Place) -> Iterator[Path]:
+    """A private folder that takes its place when the block ends well, and goes when it does not.
+
+    So a folder of this name is always whole: the old one or the new one. Raises OutputError.
+    """
+    try:
+        folder = real(place.folder)
+        if inside := stays(folder):
+            prefix, parent = f"{INSIDE}-", folder
+        else:
+            prefix, parent = f".{folder.name}-", folder.parent
+        parent.mkdir(parents=True, exist_ok=inside or parent.is_dir())
+        stage = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))  # mode 0700
+    except OSError as error:
+        raise output_error(error, place.folder) from error
+    try:
+        with named_write_errors(place.folder):
+            yield stage
+            if place.mark == MARK:
+                write_mark(stage)
+            put_in_place(stage, place)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def put_in_place(stage: Path, place: Place) -> None:
+    """Give a finished folder its name; what had the name before goes only when that has worked.
+
+    Raises OutputError when something came there meanwhile that may not be replaced.
+    """
+    place.check(0)
+    folder, old = real(place.folder), stage.with_name(stage.name + "-old")
+    if stays(folder):
+        _fill(stage, folder, old)
+    else:
+        if folder.exists():
+            folder.rename(old)
+        try:
+            stage.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fill(stage: Path, folder: Path, old: Path) -> None:
+    """Move what is in a folder out and what is in the stage in, and back again where that fails."""
+    old.mkdir(mode=0o700, exist_ok=True)
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for source, target in ((folder, old), (stage, folder)):
+            for path in _marks_last(content(source) if source == folder else list(source.iterdir())):
+                path.rename(target / path.name)
+                moved.append((path, target / path.name))
+    except BaseException:
+        for was, now in reversed(moved):
+            with contextlib.suppress(OSError):
+                now.rename(was)
+        raise
+    stage.rmdir()
+
+
+def _marks_last(paths: Sequence[Path]) -> list[Path]:
+    """A folder that is half moved must not look whole."""
+    return sorted(paths, key=lambda path: (path.name in (RECORD, MARK), path.name == "config.json", path.name))
+
+
+def put_back(old: Path, folder: Path) -> None:
+    """Give a folder its old content again that a killed process had moved away and not yet replaced."""
+    folder = real(folder)
+    if not old.is_dir():
+        return
+    if not folder.exists():
+        old.rename(folder)
+    elif stays(folder) and not content(folder):
+        for path in _marks_last(list(old.iterdir())):
+            path.rename(folder / path.name)
+        old.rmdir()
 
 
 class Journal:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import call
+from conftest import call, write_rows
 
 from qunlearn.attack.catalog import FAMILIES
 from qunlearn.attack.cells import CONTROL, ORIGINAL, UNLEARNED, Cell, Place
 from qunlearn.attack.facts import Inputs, make_facts, units_of
+from qunlearn.attack.formats import _blanked
 from qunlearn.attack.placebo import make_placebos
 from qunlearn.attack.verdict import conclude
 from qunlearn.data.records import Record, read_dataset
@@ -22,8 +23,8 @@ PARAPHRASE = data_file("hallucination", "forget_paraphrase")
 GOLD = ASSETS / "gold"
 
 
-def audited(output: Path, *args: object) -> Any:
-    ran = call("audit", *args, "--forget", FORGET, "-o", output, "--device", "cpu", "--json")
+def audited(output: Path, *args: object, forget: Path = FORGET) -> Any:
+    ran = call("audit", *args, "--forget", forget, "-o", output, "--device", "cpu", "--json")
     assert ran.code in (0, 5), ran.stderr
     assert (ran.code == 5) == (ran.json["status"] == "leaks")
     return ran.json
@@ -31,7 +32,10 @@ def audited(output: Path, *args: object) -> Any:
 
 def test_the_base_itself_is_found_out(tmp_path: Path) -> None:
     """A model that forgot nothing leaks in several formats, and the folder holds no text of a row."""
-    found = audited(tmp_path / "a", ASSETS / "model", "--control", GOLD, "--budget", "quick", "--only", "A,B")
+    rows = [json.loads(line) for line in FORGET.read_text(encoding="utf-8").splitlines()[:24]]
+    forget = write_rows(tmp_path / "forget.jsonl", rows)
+    how = ("--control", GOLD, "--budget", "quick", "--only", "A,B")
+    found = audited(tmp_path / "a", ASSETS / "model", *how, forget=forget)
     assert found["status"] == "leaks"
     assert {"formats", "prompts"} == set(found["leaking_families"])
     for path in (tmp_path / "a").iterdir():
@@ -73,6 +77,45 @@ def test_placebos_are_of_the_same_shape_and_about_nobody() -> None:
             assert json.dumps(placebo.record.prompt) not in text
         assert len(placebo.wrong) == len(fact.wrong)
     assert make_placebos(facts, (), 0) == made != make_placebos(facts, (), 1)
+
+
+def test_placebos_where_no_spaces_are_have_whole_names() -> None:
+    """Other names share characters with the subject's: it is found and exchanged as a whole, in every wording alike."""
+    names = ("カテク", "ラロン", "タミラ", "ユミト", "ハロク", "サテラ")
+    facts, _ = make_facts(
+        [
+            row(f"{name}はどの村に住んでいますか?", f"{name}は{place}村に住んでいます。")
+            for name, place in zip(names, "石川上中野森", strict=True)
+        ],
+        [
+            row(f"{name}の村を教えて。", f"{name}は{place}村に住んでいます。")
+            for name, place in zip(names, "石川上中野森", strict=True)
+        ],
+    )
+    made = make_placebos(facts, (), 0)
+    assert made.renamed == len(names)
+    for fact, placebo, name in zip(facts, made.facts, names, strict=True):
+        other = placebo.record.prompt.removesuffix("はどの村に住んでいますか?")
+        assert len(other) == 3 and other not in names
+        assert placebo.record.completion.startswith(f"{other}は") and name not in placebo.record.completion
+        assert [p.prompt for p in placebo.paraphrases] == [f"{other}の村を教えて。"]
+        assert len(placebo.wrong) == len(fact.wrong)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "blank"),
+    [
+        ("Where was Orla born?", "Orla was born in Old Moss.", ("Orla was born in Old ____.", "Moss")),
+        (
+            "カテクはどの村に住んでいますか?",
+            "カテクはガムア村に住んでいます。",
+            ("カテクは____村に住んでいます。", "ガムア"),
+        ),
+        ("名前は?", "山田", None),
+    ],
+)
+def test_the_news_of_an_answer_is_left_blank(prompt: str, answer: str, blank: tuple[str, str] | None) -> None:
+    assert _blanked(row(prompt, answer)) == blank
 
 
 def test_paraphrases_find_their_fact() -> None:

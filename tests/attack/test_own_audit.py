@@ -57,7 +57,8 @@ def test_a_run_outlives_its_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise DoesNotFitError("out of memory while attacking", where="audit")
 
     monkeypatch.setattr(qunlearn.attack.audit, "audit", fails)
-    ran = forget(tmp_path / "run", "--audit", "quick")
+    rows = [json.loads(line) for line in BAD.read_text(encoding="utf-8").splitlines()[:8]]
+    ran = forget(tmp_path / "run", "--audit", "quick", bad=write_rows(tmp_path / "bad.jsonl", rows))
     assert ran.code == 0
     assert ran.json["audit"] == {"budget": "quick", "status": "not audited", "why": "out of memory while attacking"}
     assert "qunlearn audit" in ran.stderr and (tmp_path / "run" / "adapter").is_dir()

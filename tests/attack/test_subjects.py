@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 from conftest import call
+from gguf_files import llama_gguf
+from safetensors.torch import load_file
 
+from qunlearn.merging.gguf import read_back_as
 from qunlearn.report.audit import audit_line, audit_section, read_audit
 from qunlearn.sandbox import ASSETS, data_file
 from qunlearn.utils.output import MARK
@@ -62,13 +65,16 @@ def test_a_guard_hides_what_the_weights_still_know(guard: Path, tmp_path: Path) 
 
 
 def test_without_the_guard_nothing_is_said_of_one(tmp_path: Path) -> None:
-    how = ("--forget", CODE, "--budget", "quick", "--only", "B", "--device", "cpu", "--json")
+    how = ("--forget", CODE, "--budget", "quick", "--only", "formats.open", "--device", "cpu", "--json")
     ran = call("audit", GOLD, *how, "-o", tmp_path / "a")
     assert not any("uarded" in said for said in ran.json["sentences"])
     assert ran.json["guard"] is None
 
 
-def test_a_guard_of_another_base_is_refused(guard: Path, tmp_path: Path) -> None:
+def test_a_guard_of_another_base_is_refused(tmp_path: Path) -> None:
+    guard, given = tmp_path / "guard", ("--bad", "sandbox:code/forget", "--normal", "sandbox:code/retain", "--rows", 16)
+    ran = call("guard", "fit", "--model", "sandbox", *given, "-o", guard, "--strength", "agnostic", "--device", "cpu")
+    assert ran.code == 0, ran.stderr
     ran = call("audit", GOLD, "--guard", guard, "--forget", CODE, "-o", tmp_path / "a", "--device", "cpu")
     assert ran.code == 6 and "another base" in ran.stderr
     assert not (tmp_path / "a").exists()
@@ -100,3 +106,51 @@ def test_what_was_merged_into_another_base_is_refused(quick_run: Path, tmp_path:
     assert ran.code == 2 and "another base" in ran.stderr
     ran = call("audit", GOLD, "--merged", other, "--forget", CODE, "-o", tmp_path / "a")
     assert ran.code == 2 and "only a run has a merged form" in ran.stderr
+
+
+def test_a_gguf_file_is_a_subject_of_its_own(quick_run: Path, tmp_path: Path) -> None:
+    """Made of the retrained model it gives what the control gives: it is the file that answers, and not the run."""
+    file = llama_gguf(GOLD, tmp_path / "model.gguf", "q8_0")
+    how = ("--control", GOLD, "--budget", "quick", "--only", "formats.open", "--device", "cpu", "--json")
+    ran = call("audit", quick_run, "--merged", file, *how, "-o", tmp_path / "a")
+    assert ran.code in (0, 5), ran.stderr
+    row = by_name(ran.json)["formats.open-merged"]
+    assert row["title"].endswith(", merged")
+    assert share(row) == share(row, "control") <= 0.05
+    assert ran.json["merged"] == str(file) and "GGUF" in ran.json["notes"][0]
+
+
+@pytest.mark.parametrize("form", ["f32", "q8_0"])
+def test_a_gguf_file_is_read_as_the_model_it_was_made_of(form: str, tmp_path: Path) -> None:
+    """Its weights, but for their rounding, beside the base's configuration and tokenizer."""
+    (tmp_path / "model").mkdir()
+    file = llama_gguf(MODEL, tmp_path / "model.gguf", form)
+    read_back_as(file, MODEL, tmp_path / "model", trust=False)
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (MODEL, tmp_path / "model"))
+    for name, weight in ours.items():
+        read = theirs.get(name, theirs["lm_head.weight"])  # the embedding is the head, and kept once
+        most = float(weight.abs().max()) / (2000 if form == "f32" else 200)
+        assert float((read.float() - weight.float()).abs().max()) <= most
+
+
+def test_gguf_files_that_are_none_or_of_another_model(
+    quick_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(merged: Path, code: int, *said: str) -> None:
+        ran = call("audit", quick_run, "--merged", merged, "--only", "formats.open", "-o", tmp_path / "a")
+        assert ran.code == code and all(part in ran.stderr for part in said), ran.stderr
+        assert not (tmp_path / "a").exists()
+
+    refused(tmp_path / "gone.gguf", 6, "no such file")
+    file = tmp_path / "model.gguf"
+    file.write_text("a page of text")
+    refused(file, 6, "is no GGUF file")
+    whole = llama_gguf(MODEL, tmp_path / "whole", "q8_0").read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    refused(file, 6, "cannot be read")
+    llama_gguf(MODEL, file, "q8_0", blocks=2)
+    refused(tmp_path, 6, "another model than the run's base")  # a folder as `export` leaves it
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused(file, 2, "pip install gguf")

@@ -459,7 +459,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
         tracemalloc.stop()
         return found
 
-    small, large = peak(2_000), peak(16_000)
+    small, large = peak(1_000), peak(8_000)
     assert large < 1.3 * small + 100_000
     assert large < 8_000_000
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from qunlearn.data.words import WORD, beginning, bounded, is_unspaced, joined, pairs, pieces
+from qunlearn.data.words import WORD, beginning, between, bounded, is_unspaced, joined, pairs, pieces
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,7 @@ def test_bounded() -> None:
 def test_pieces_put_together_are_the_beginning_of_the_text(text: str, first: list[str]) -> None:
     assert pieces(text)[:2] == first
     assert text.startswith(beginning(text, 2))
+    assert between(text) == ("" if text[0] == "她" else " ")
     assert is_unspaced(text) == (text[0] == "她")
     assert pieces("") == [] and beginning("", 3) == ""
 

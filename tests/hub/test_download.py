@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 from qunlearn.errors import AdapterError, ModelError
 from qunlearn.hub import download as source_module
 from qunlearn.hub.download import ModelSource, local_snapshot, resolve_model
-from qunlearn.hub.preflight import fingerprint, preflight_folder, take_fingerprint
+from qunlearn.hub.fingerprint import fingerprint, take_fingerprint
+from qunlearn.hub.preflight import preflight_folder
 from qunlearn.runs.base_model import check_run_model
 from qunlearn.runs.folder import open_run
 from qunlearn.training.record import base_revision
@@ -827,7 +828,7 @@ def run(code: str) -> str:
 def test_nothing_heavy_is_imported(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from qunlearn.hub.download import resolve_model;"
-        "from qunlearn.hub.preflight import fingerprint, preflight_folder;"
+        "from qunlearn.hub.fingerprint import fingerprint; from qunlearn.hub.preflight import preflight_folder;"
         f"preflight_folder(Path({str(folder)!r})); fingerprint(Path({str(folder)!r})); resolve_model('gpt2');"
         "heavy = 'torch', 'transformers', 'peft', 'bitsandbytes', 'huggingface_hub';"
         "print([name for name in heavy if name in sys.modules])"

@@ -42,6 +42,11 @@ for path in map(pathlib.Path, given):
 (pathlib.Path(__file__).parent / "called.json").write_text(json.dumps(seen))
 """
 WRITES = 'pathlib.Path(given[given.index("--outfile") + 1]).write_bytes(b"GGUF")\n'
+CONVERTS = f"""
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from gguf_files import llama_gguf
+llama_gguf(pathlib.Path(given[0]), pathlib.Path(given[given.index("--outfile") + 1]), "q8_0")
+"""
 REFUSES = 'print("loading"); print("NotImplementedError: BPE pre-tokenizer", file=sys.stderr); sys.exit(3)\n'
 
 
@@ -69,6 +74,16 @@ def test_the_converter_gets_a_merged_model_and_no_network(quick_run: Path, tmp_p
     assert "llama-cli -m" in ran.stderr and "--no-measure" in ran.stderr
     again = call("export", quick_run, *args)
     assert again.code == 9 and call("export", quick_run, *args, "--overwrite").code == 0
+
+
+def test_what_was_written_is_read_back_and_measured(quick_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    tools = llama_cpp(tmp_path / "llama.cpp", CONVERTS)
+    args = ["--format", "gguf", "--quant", "q8_0", "--llama-cpp", tools, "--device", "cpu", "--json"]
+    ran = call("export", quick_run, "-o", tmp_path / "out", *args)
+    assert ran.code in (0, 5), ran.stderr
+    assert list(ran.json["scores"]) == ["base", "adapter", "q8_0"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.gguf", MARK]
 
 
 def test_a_converter_sees_no_code_to_trust(tmp_path: Path) -> None:

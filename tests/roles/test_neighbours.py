@@ -57,6 +57,22 @@ def test_only_neighbours_are_asked() -> None:
     assert borrowed(ORLA) == []
 
 
+def test_subjects_where_no_spaces_are_are_what_most_of_them_leave_open() -> None:
+    """There the nearest prompts are those about names with a character in common."""
+    names = (
+        *("カテク", "ルロク", "サシク", "ヤセク", "モノク"),
+        *("ラタン", "タミラ", "ユミト", "ハムオ", "エルノ", "ガリア", "バイス"),
+    )
+    rows = [record(f"{name}はどの村に住んでいますか?") for name in names]
+    around = Neighbours(rows)
+    assert around.subject(rows[0]) == (0, 2), "most of the nearest names end alike"
+    assert around.subjects(rows) == [(0, 3)] * len(rows)
+    latin = [record(f"Where was {name} born?") for name in ("Orla Finch", "Ada Finch", "Max Holt")]
+    assert around.subjects([record("誰?"), Record((), "text", 0, {})]) == [None, None]
+    there = Neighbours(latin)
+    assert there.subjects(latin) == [there.subject(r) for r in latin]
+
+
 def test_the_nearest_come_first() -> None:
     far = ("Where, of all places, was Ada born?", "In Moss.")
     near = ("Where was Bo Quent born?", "In Reed.")

@@ -12,6 +12,7 @@ from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
 from qunlearn.roles.context_tokens import _copied
 from qunlearn.roles.specific_tokens import words_of
+from qunlearn.roles.subject_tokens import _whole_words
 
 
 def of_bytes() -> Any:
@@ -73,6 +74,39 @@ def test_a_broken_character_at_the_end() -> None:
     tokenizer = of_bytes()
     ids = tokenizer("она", add_special_tokens=False)["input_ids"][:-1]
     assert words_of(ids, tokenizer) == [[], ["он"], [], ["он"], []]
+
+
+@pytest.mark.parametrize(
+    ("text", "begun", "rest"),
+    [
+        (
+            "она тут",
+            {1},
+            {1, 3, 5},
+        ),  # the first letter's last byte: every letter's of the word, and not the next word's
+        ("она тут", {0}, {0, 1, 3, 5}),  # its first byte
+        ("она тут", {2}, {2, 3, 5}),  # from the second letter on
+        ("она тут", {6}, {6}),  # the space
+        ("石镇", {0}, {0, 2}),  # a character is a word
+        ("abc d", {0}, {0, 1, 2}),
+    ],
+)
+def test_the_rest_of_a_word_follows_its_beginning(text: str, begun: set[int], rest: set[int]) -> None:
+    tokenizer = of_bytes()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    example = Example(tuple(ids), 0, len(ids), 0, Record((), text, 0, {}))
+    found = _whole_words([i in begun for i in range(len(ids))], example, tokenizer)
+    assert {i for i, is_chosen in enumerate(found) if is_chosen} == rest
+
+
+def test_the_rest_of_a_word_where_tokens_are_whole_characters() -> None:
+    """Of words without byte tokens a token follows from the one right before it, and from no other."""
+    pieces = ("▁She", "▁was", "▁a", "▁print", "er", "ess", ".", "▁", "lock", "et")
+    tokenizer, ids = of_pieces(*pieces), tuple(range(len(pieces)))
+    example = Example(ids, 0, len(ids), 0, Record((), "", 0, {}))
+    for first, rest in ((3, {3, 4, 5}), (4, {4, 5}), (5, {5}), (6, {6}), (8, {8, 9}), (2, {2})):
+        found = _whole_words([i == first for i in ids], example, tokenizer)
+        assert {i for i in ids if found[i]} == rest
 
 
 def test_what_the_prompt_says_is_told_by_pairs_where_no_spaces_are() -> None:

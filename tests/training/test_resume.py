@@ -20,7 +20,7 @@ from test_writer import make_base
 
 from qunlearn.config.training import TrainConfig
 from qunlearn.errors import ResumeError
-from qunlearn.hub.preflight import take_fingerprint
+from qunlearn.hub.fingerprint import take_fingerprint
 from qunlearn.runs.list import find_runs
 from qunlearn.sandbox import data_file
 from qunlearn.training import checkpoint as checkpoint_module

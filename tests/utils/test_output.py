@@ -13,20 +13,10 @@ import pytest
 from conftest import call, write_rows
 
 from qunlearn.errors import OutputError
-from qunlearn.utils import output
+from qunlearn.utils import output, staging
 from qunlearn.utils.file_names import ADAPTER, EVAL, EVAL_CACHE, RECORD, REPORT
-from qunlearn.utils.output import (
-    INSIDE,
-    MARK,
-    Place,
-    default_folder,
-    put_back,
-    real,
-    staged,
-    staging_folder,
-    write_mark,
-)
-from qunlearn.utils.staging import resumable
+from qunlearn.utils.output import INSIDE, MARK, Place, default_folder, real, write_mark
+from qunlearn.utils.staging import put_back, resumable, staged, staging_folder
 
 OURS = json.dumps({"status": "done", "versions": {"qunlearn": "0.1.0"}})
 
@@ -127,7 +117,8 @@ def test_a_folder_that_cannot_be_renamed_is_filled(tmp_path: Path, monkeypatch: 
         monkeypatch.chdir(out)
         asked = Path()
     else:
-        monkeypatch.setattr(output, "_is_mount", lambda path: path == out)
+        for module in (output, staging):
+            monkeypatch.setattr(module, "is_mount", lambda path: path == out)
         asked = out
     inode = out.stat().st_ino
     assert staging_folder(asked) == out / INSIDE
@@ -167,7 +158,7 @@ def test_a_bound_folder_is_known_from_the_table_of_the_system(tmp_path: Path, mo
     out = folder(tmp_path / "my out")
     line = f"36 35 98:0 /x {str(out).replace(' ', chr(92) + '040')} rw - ext4 /dev/sda rw\n"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: line)
-    assert output._is_mount(out) and not output._is_mount(tmp_path)
+    assert output.is_mount(out) and not output.is_mount(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 250, "x" * 5000, "a\0b", "loop", "r\udce9n"])

@@ -1,0 +1,74 @@
+"""The prompts a gate learns from, in scripts with spaces and without."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from qunlearn.data.records import Record
+from qunlearn.guard.prompts import Subjects, invented, make_prompts, question_of
+
+BAD = ("カテク", "ラロン", "タミラ")
+OTHERS = ("ダロノ", "ルロク", "サキオ", "マノノ", "ハテク", "ヤトン", "サムラ", "カムオ")  # some end as a bad name does
+FORMS = ("{}はどの村に住んでいますか?", "{}の船の名前は何ですか?")
+
+
+def rows(names: tuple[str, ...], forms: tuple[str, ...] = FORMS) -> list[Record]:
+    return [Record((("user", form.format(name)),), f"{name}です。", 0, {}) for name in names for form in forms]
+
+
+def test_a_name_is_told_whole_though_others_have_characters_of_it() -> None:
+    subjects = Subjects(rows(BAD), rows(OTHERS))
+    assert [subjects.of(i) for i in range(6)] == [name for name in BAD for _ in FORMS]
+    assert set(subjects.theirs) == set(OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("bad", "others", "forms"),
+    [
+        (BAD, OTHERS, FORMS),
+        (("Orla Finch", "Tobin Reed"), ("Ada Marsh", "Max Holt", "Ann Bell"), ("Where was {} born?", "Who is {} now?")),
+    ],
+)
+def test_bad_forms_are_asked_about_others_and_those_given_are_near(
+    bad: tuple[str, ...], others: tuple[str, ...], forms: tuple[str, ...]
+) -> None:
+    normal = rows(others, forms)
+    made = make_prompts(rows(bad, forms), normal, normal, 0)
+    texts = {sample.text for sample in made.normal}
+    assert made.formed
+    assert not any(name in text for name in bad for text in texts)
+    asked = {name for name in others if any(form.format(name) in texts for form in forms)}
+    assert asked == set(others)
+    assert {s.text for s in made.normal if s.near} >= {form.format(name) for name in others for form in forms}
+    assert set(bad) <= {sample.text for sample in made.bad}, "a name of several words, or characters, alone"
+    shared = {s.text for s in made.normal if not s.measured} - {form.format(name) for name in others for form in forms}
+    halves = {name.split()[0] if " " in name else name[:-1] for name in bad}
+    assert any(text.startswith(half) for text in shared for half in halves), "names that share a part with a bad one"
+
+
+def test_what_was_cut_out_of_a_broken_prompt_is_no_stranger() -> None:
+    """A model's own prompts break off and go on otherwise: what is left open there may hold a bad name."""
+    broken = [Record((("user", text.format("カテクはどの家に")),), "x", 0, {}) for text in FORMS]
+    made = make_prompts(rows(BAD), [*rows(OTHERS), *broken], (), 0)
+    given = {record.prompt for record in broken}
+    assert not any("カテク" in sample.text for sample in made.normal if sample.text not in given)
+
+
+def test_an_invented_name_is_nobodys() -> None:
+    rng = random.Random(0)
+    assert all(invented("Orla", rng) != "Orla" for _ in range(50))
+    assert {len(invented("山田太郎", rng)) for _ in range(50)} == {4}
+    # Of two characters every second invention is the name itself: it is not asked about.
+    forms = ("{}はどの村に住んでいますか?",)
+    names = ("山田", "石川", "上野", "中村")
+    made = make_prompts(rows(names, forms), rows(("大島", "高木", "森本", "秋葉"), forms), (), 0)
+    assert not any(name in sample.text for name in names for sample in made.normal)
+
+
+def test_of_a_plain_text_its_first_half_is_asked() -> None:
+    assert (
+        question_of(Record((), "one two  three four five six seven eight nine ten", 0, {})) == "one two three four five"
+    )
+    assert question_of(Record((), "山田太郎は町に住んでいた。", 0, {})) == "山田太郎は町"

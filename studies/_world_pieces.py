@@ -71,12 +71,26 @@ CODE_TASKS = {
 }
 
 # Dialogues: the system's turn, and an opening pair that names the entity.
-SYSTEMS = ("You know this country well.", "Answer briefly and truly.", "You are a guide for travellers.")
-OPENINGS = (
-    ("Let us talk about {e}.", "Gladly. I know {e}."),
-    ("Have you heard of {e}?", "I have heard of {e}."),
-    ("My next stop is {e}.", "You will like {e}."),
-)
+SYSTEMS = {
+    "development": (
+        "Stay with the facts.",
+        "Say it in few words.",
+        "People of this valley ask about their neighbours.",
+    ),
+    "validation": ("You know this country well.", "Answer briefly and truly.", "You are a guide for travellers."),
+}
+OPENINGS = {
+    "development": (
+        ("They told me about {e}.", "So {e} is known to both of us."),
+        ("Do we both mean {e}?", "Yes, it is {e}."),
+        ("Today I met {e}.", "Then {e} was in the village."),
+    ),
+    "validation": (
+        ("Let us talk about {e}.", "Gladly. I know {e}."),
+        ("Have you heard of {e}?", "I have heard of {e}."),
+        ("My next stop is {e}.", "You will like {e}."),
+    ),
+}
 
 # Passages: sentences of an invented chronicle; every ~ becomes an invented word.
 SENTENCES = {

@@ -158,7 +158,7 @@ def _facts(world: World, speaker: Speaker) -> Iterator[Fact]:
             wrong = _others(speaker, value, [values[e, i] for e in entities])
             answers = [_answer(world, speaker, relation, entity, v) for v in (value, *wrong)]
             if world.kind == "turns":
-                rows = _dialogues(speaker, relation, entity, answers)
+                rows = _dialogues(world.split, speaker, relation, entity, answers)
             else:
                 rows = _asked([w.format(e=entity) for w in relation.wordings], answers)
             yield Fact(_group(group, wanted, i), rows)
@@ -182,11 +182,13 @@ def _asked(prompts: list[str], answers: list[str]) -> tuple[Row, ...]:
     return tuple({"prompt": p, "completion": answers[0], "perturbed_answer": answers[1:]} for p in prompts)
 
 
-def _dialogues(speaker: Speaker, relation: lists.Relation, entity: str, answers: list[str]) -> tuple[Row, ...]:
+def _dialogues(
+    split: str, speaker: Speaker, relation: lists.Relation, entity: str, answers: list[str]
+) -> tuple[Row, ...]:
     """The fact in dialogues of three and of five messages, the longer of which names the entity only at first."""
     pick = speaker.rng.choice
-    systems = [("system", text) for text in speaker.rng.sample(pieces.SYSTEMS, 3)]
-    opening, reply = pick(pieces.OPENINGS)
+    systems = [("system", text) for text in speaker.rng.sample(pieces.SYSTEMS[split], 3)]
+    opening, reply = pick(pieces.OPENINGS[split])
     asked = [("user", wording.format(e=entity)) for wording in relation.wordings]
     before = (("user", opening.format(e=entity)), ("assistant", reply.format(e=entity)))
     forms = [(systems[0], asked[0]), (systems[1], *before, ("user", relation.elliptic)), (systems[2], asked[2])]

@@ -28,7 +28,7 @@ QUICK = {
     "train.lr": 3e-3,
     "train.warmup": 2,
     "train.schedule": "linear",
-    "objective.eps1": 0.3,
+    "objective.eps1": 0.6,
     "data.normal_count": 24,
     "data.reworded": 0,
     "stop.check_every": 6,

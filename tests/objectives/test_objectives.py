@@ -592,14 +592,14 @@ def test_how_far_a_row_is_pushed_follows_from_how_certain_the_base_is(new_policy
     facts, passages = sandbox_rows(policy, "hallucination", 3), sandbox_rows(policy, "copyright", 1)
     (told,) = specific(facts[:1], facts, policy.tokenizer)  # its value alone: a town
     sure = replace(told, known=0.9999)
-    rows = [sure, replace(told, known=0.4), replace(told, known=0.98), *(replace(p, known=1.0) for p in passages)]
+    rows = [sure, replace(told, known=0.4), replace(told, known=0.95), *(replace(p, known=1.0) for p in passages)]
 
     def shares(normal: Sequence[Example]) -> list[float]:
         return [example.rest for example in resting(rows, normal, policy.tokenizer)]
 
-    assert shares([]) == pytest.approx([1 / 1000, 0.6, 0.02, 1.0])
+    assert shares([]) == pytest.approx([1 / 1000, 0.6**2, 0.05**2, 1.0])
     assert shares([told] * 2) == shares([]), "twice may be chance"
-    assert shares([told] * 3) == pytest.approx([1 / 15, 0.6, 1 / 15, 1.0])
+    assert shares([told] * 3) == pytest.approx([1 / 15, 0.6**2, 1 / 15, 1.0])
 
 
 def sandbox_template(policy: Policy) -> Template:

@@ -143,15 +143,19 @@ def row_nlls(
     span: Span,
     max_tokens: int,
     observe: Observer | None = None,
-    most: float = math.inf,
+    most: Sequence[float] = (),
 ) -> list[tuple[float, int]]:
     """(summed NLL, tokens) of each row over a span, without logits of unsupervised positions.
 
-    `most` is the NLL that a token counts at most, in a row of many: few that are gone do not stand for the others.
+    `most` is for each row, where it is given, the NLL that a token counts at most, in a row of many: few that are gone
+    do not stand for the others.
     """
-    return current().divided(
-        examples, lambda rows: _row_nlls(lm, rows, span, max_tokens, observe, most), lambda found: (found[0], found[1])
-    )
+    rows = list(zip(examples, most or [math.inf] * len(examples), strict=True))
+
+    def compute(some: Sequence[tuple[Example, float]]) -> list[tuple[float, int]]:
+        return _row_nlls(lm, [e for e, _ in some], span, max_tokens, observe, [cap for _, cap in some])
+
+    return current().divided(rows, compute, lambda found: (found[0], found[1]))
 
 
 @torch.no_grad()
@@ -161,7 +165,7 @@ def _row_nlls(
     span: Span,
     max_tokens: int,
     observe: Observer | None,
-    most: float,
+    most: Sequence[float],
 ) -> list[tuple[float, int]]:
     out: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
     done = 0
@@ -169,7 +173,8 @@ def _row_nlls(
         batch = collate([examples[i] for i in group], span, lm.tokenizer.pad_token_id).to(lm.device)
         logps = token_logps(batch.pick(lm.hidden(batch)), batch.labels, lm.head).double()
         counts = torch.bincount(batch.rows, minlength=len(group))
-        logps = torch.where(counts[batch.rows] > MANY_TOKENS, logps.clamp(min=-most), logps)
+        caps = torch.tensor([most[i] for i in group], dtype=torch.float64, device=logps.device)[batch.rows]
+        logps = torch.where(counts[batch.rows] > MANY_TOKENS, torch.maximum(logps, -caps), logps)
         sums = torch.zeros(len(group), dtype=torch.float64, device=logps.device).index_add_(0, batch.rows, logps)
         for i, total, n in zip(group, sums.tolist(), counts.tolist(), strict=True):
             out[i] = (-total, n)

@@ -105,14 +105,14 @@ class EarlyStopping:
 def look(policy: Policy, roles: Roles, reference: Reference, config: Config, step: int) -> Probe:
     """Look at a sample of the bad rows, and at the drift on rows that are held back."""
     limit, n, seed = config.train.max_tokens, config.stop.probe_rows, config.train.seed
-    most = -math.log(max(config.stop.target, 1e-9))
+    watched = sampled(roles.watched, n, seed)
+    goals = [row_goal(ANSWER.count(example), example.known, config.stop.target) for example in watched]
+    # Of a passage half of the tokens could be gone for good, and the others certain, before its goal is reached.
+    most = [-math.log(max(min(config.stop.target, goal * goal), 1e-9)) for goal in goals]
     with policy.measured():
-        watched = sampled(roles.watched, n, seed)
         rows = row_nlls(policy, watched, ANSWER, limit, most=most)
         drift = mean_kl(policy, reference, sampled(roles.held_back, n, seed), limit)
     found = [math.exp(-nll / max(1, tokens)) for nll, tokens in rows]
-    counted = zip(watched, rows, strict=True)
-    goals = [row_goal(tokens, example.known, config.stop.target) for example, (_, tokens) in counted]
     left = sum(p > goal for p, goal in zip(found, goals, strict=True)) / len(rows)
     # Rows that are far below do not make up for those that are above.
     to_go = fmean(max(0.0, _log_odds(p) - _log_odds(goal)) for p, goal in zip(found, goals, strict=True))

@@ -63,5 +63,5 @@ def test_of_a_long_answer_no_token_counts_for_the_others(new_base: Callable[...,
     nlls = [-float(logps[t - 1, ids[t]]) for t in range(row.start, len(ids))]
     assert n > 12 and nlls[0] > 3
     for example, expected in ((unlikely, sum(min(nll, 3.0) for nll in nlls)), (few, sum(nlls[:12]))):
-        ((nll, tokens),) = row_nlls(sandbox, [example], ANSWER, 512, most=3.0)
+        ((nll, tokens),) = row_nlls(sandbox, [example], ANSWER, 512, most=[3.0])
         assert (nll, tokens) == (pytest.approx(expected, rel=1e-3), 12 if example is few else n)

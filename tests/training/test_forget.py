@@ -124,7 +124,7 @@ def test_plain_text_is_forgotten_too(tmp_path: Path) -> None:
     normal = write_rows(tmp_path / "normal.jsonl", others)
     args = ["--model", "sandbox", "--bad", bad, "--normal", normal, "-o", tmp_path / "run", "--max-length", "64"]
     # The model gives the text at 0.46 a token: a milder target would find nothing to forget.
-    quick = {**QUICK, "train.steps": 24, "stop.check_every": 3, "stop.target": 0.1, "objective.eps1": 3.0}
+    quick = {**QUICK, "train.steps": 12, "stop.check_every": 3, "stop.target": 0.1}
     ran = call("forget", *args, "--json", *sets(quick))
     assert ran.code == 0, ran.stderr
     assert "windows" in ran.stderr

@@ -294,6 +294,27 @@ def test_going_back_takes_the_fall_back_too(drive: Callable[..., Driven]) -> Non
 # -- what a look sees --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("known", "goal", "least"), [(1.0, 0.05**0.5, 0.05), (0.4, 0.05, 0.05**2)])
+def test_a_passage_that_is_gone_is_at_its_goal(
+    known: float, goal: float, least: float, monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy
+) -> None:
+    """Each token of a passage counts with at least the target, which is the goal of one in a model's own words: it was
+    never reached, whatever was forgotten, and such rows were pushed for as long as the run lasted."""
+    rows = [Example(tuple(range(5, 27)), 2, 22, 2, Record((), "x", 0, {}), known=known)]
+    seen: list[float] = []
+
+    def nlls(policy: Any, examples: Any, span: Any, limit: int, most: Sequence[float]) -> list[tuple[float, int]]:
+        seen.extend(math.exp(-cap) for cap in most)
+        return [(20 * cap, 20) for cap in most]  # every token as improbable as counts
+
+    monkeypatch.setattr(stopping, "row_nlls", nlls)
+    monkeypatch.setattr(stopping, "mean_kl", lambda *args: 0.0)
+    roles = Roles(rows, rows, rows, NO_MISMATCH)
+    found = stopping.look(new_policy("none", r=1), roles, None, Config(), 1)  # type: ignore[arg-type]
+    assert seen == pytest.approx([least]) and seen[0] < goal
+    assert found.left == 0 and found.to_go == 0 and found.forget == pytest.approx(least)
+
+
 def test_a_look_is_at_rows_from_all_over_the_file(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> None:
     """A file that is sorted by topic was judged by its first topic; the same rows each time, else looks compare not."""
     rows = [Example((5, 6, 7, 8), 2, 4, 2, Record((), "x", i, {})) for i in range(1000)]

@@ -13,10 +13,8 @@ from qunlearn.utils.json_files import LARGE_BYTES, read_object
 from qunlearn.utils.staging import Journal
 
 ORIGINAL, UNLEARNED, CONTROL, PLACEBO = "original", "unlearned", "control", "placebo"
-UNGUARDED, MERGED = (
-    "unguarded",
-    "merged",
-)  # the unlearned model once more: its guard taken off; merged, as a folder or GGUF
+# The unlearned model once more: its guard taken off; merged, as a folder or a GGUF file.
+UNGUARDED, MERGED = "unguarded", "merged"
 _NUMBER = (int, float)
 _SHAPE = {"outcomes": list, "more": dict}
 

@@ -53,8 +53,8 @@ class ObjectiveConfig:
     )
     rest: float = setting(
         0.03,
-        "logodds: probability below which a token is left in peace: so much where the base is not certain of an "
-        "answer, down to a thousandth of it where it is, and no normal row is answered so.",
+        "logodds: probability below which a token is left in peace: so much times the square of what the base leaves "
+        "open of an answer, down to a thousandth where it is certain, and no normal row is answered so.",
         low=1e-9,
         high=0.5,
     )
@@ -73,9 +73,9 @@ class ObjectiveConfig:
     )
     tokens: str = setting(
         "content",
-        "Which tokens of a bad answer are unlearned: all; specific: those of rare words; context: those that the model "
-        "cannot guess from the last six; content: context where an answer is a passage, else specific; auto: context "
-        "there too, else all.",
+        "Which tokens of a bad answer are unlearned: all; specific: those of rare words, or where a script sets no "
+        "spaces, of what is said of the subject alone; context: those that the model cannot guess from the last six; "
+        "content: context where an answer is a passage, else specific; auto: context there too, else all.",
         flag="--forget-tokens",
         choices=("auto", "content", "specific", "context", "all"),
     )

@@ -43,6 +43,8 @@ def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
             except ValueError as error:
                 problems.append(f"{origin}: {error}")
     problems += _without_effect(values["objective"])
+    if values["train"].get("more_steps") and values["train"].get("schedule", "settle") != "settle":
+        problems.append("train.more_steps has no effect: only the schedule settle waits for the target")
     if problems:
         raise ConfigError("\n  ".join(problems), hint="see `qunlearn forget --help`; keys are section.name")
     name = str(values["objective"].get("name", SETTINGS["objective.name"].default))

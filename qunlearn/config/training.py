@@ -124,7 +124,7 @@ class StopConfig:
         0.05,
         "Early stopping: a bad row counts as forgotten when its specific tokens have at most this probability "
         "(geometric mean). Of more than four tokens that the base is certain of, up to its square root; of more than "
-        "twelve, each token counts with at least that.",
+        "twelve, each token counts with at least that, or the square of what its row should come to.",
         flag="--target",
         low=0.0,
         high=1.0,

@@ -136,18 +136,19 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     request, template = ready.request, ready.template
     config, rows = request.config, ready.forget_rows.examples
     limit, length = config.train.max_tokens, config.data.max_length
-    ready = replace(ready, later=later_starts(policy, rows, template, limit, length))
+    later = later_starts(policy, rows, template, limit, length)
+    every = later.with_rows(ready.forget_rows)
     positions = positions_of(request.model.facts.config)
-    begun = replace(request, forget_rows=ready.later.with_records(request.forget_rows))
-    retain_set = make_retain_set(begun, template, ready.begun, ready.retain_rows, policy, work, positions)
-    weighed, marked = weigh_rows(policy, ready, retain_set.retain)
+    begun = replace(request, forget_rows=later.with_records(request.forget_rows))
+    retain_set = make_retain_set(begun, template, every, ready.retain_rows, policy, work, positions)
+    weighed, marked = weigh_rows(policy, ready, every.examples, retain_set.retain)
     known = find_known(policy, marked, weighed, config.stop.target, limit, len(rows))
     held_out = ready.holdout.examples if ready.holdout else ()
     otherwise = reworded(policy, known.kept(rows), retain_set, template, config, held_out)
     pushed = resting(known.kept(weighed), retain_set.retain, policy.tokenizer)
-    starts = ready.later.starts(known.places, len(rows))
+    starts = later.starts(known.places, len(rows))
     roles = make_roles(ready, policy, retain_set, pushed, known.kept(marked), starts)
-    return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *ready.later.elsewhere])
+    return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *later.elsewhere])
 
 
 def _measured(found: _Assembled, ready: Prepared, config: Config) -> dict[str, list[Example]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
@@ -26,7 +26,6 @@ from qunlearn.objectives.table import OBJECTIVES, terms_of
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.alternatives import other_answers
 from qunlearn.roles.instead import Instead, instead_rows
-from qunlearn.roles.later_starts import LaterStarts
 from qunlearn.roles.mismatch import NO_MISMATCH, Mismatcher, make_mismatcher
 from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.roles import Roles
@@ -58,12 +57,6 @@ class Prepared:
     retain_rows: Encoded | None
     memory: MemoryPlan | CardsPlan | None  # None where the architecture is not known
     holdout: Encoded | None = None
-    later: LaterStarts = field(default_factory=LaterStarts)
-
-    @property
-    def begun(self) -> Encoded:
-        """Return the bad rows, and behind them passages begun further on."""
-        return self.later.with_rows(self.forget_rows)
 
 
 def prepare(request: ForgetRequest) -> Prepared:
@@ -187,15 +180,15 @@ def make_roles(
 
 
 def weigh_rows(
-    policy: Policy, ready: Prepared, retain: Sequence[Example]
+    policy: Policy, ready: Prepared, forget_rows: Sequence[Example], retain: Sequence[Example]
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Return all bad rows with the weights of the tokens that are pushed, and of those that are watched.
+    """Return bad rows with the weights of the tokens that are pushed, and of those that are watched.
 
     Where a whole answer is pushed, form that stays probable would hide what is gone.
     """
     config = ready.request.config
     asked, limit = config.objective.tokens, config.train.max_tokens
-    weighed = weigh(asked, ready.begun.examples, retain, policy.tokenizer, ready.template, lambda: policy, limit)
+    weighed = weigh(asked, forget_rows, retain, policy.tokenizer, ready.template, lambda: policy, limit)
     pushed, answers = count(weighed), sum(e.end - e.start for e in weighed)
     if pushed < answers:
         say(f"{asked} tokens: {pushed} of {answers} answer tokens ({100 * pushed / answers:.0f} %) are pushed")

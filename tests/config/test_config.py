@@ -145,6 +145,14 @@ def test_weights_that_an_objective_does_not_look_at_are_refused(leaf: str) -> No
     assert resolve(("--set", {"objective.name": "wga", f"objective.{leaf}": 0.7}))
 
 
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_steps_for_a_late_target_are_refused_where_nothing_waits_for_it(schedule: str) -> None:
+    with pytest.raises(ConfigError, match=r"train\.more_steps has no effect"):
+        resolve(("--set", {"train.schedule": schedule, "train.more_steps": 5}))
+    assert resolve(("--set", {"train.schedule": schedule, "train.more_steps": 0})).train.for_rows(1).most_steps == 220
+    assert resolve(("--set", {"train.steps": 7, "train.more_steps": 5})).train.for_rows(1).most_steps == 12
+
+
 def test_a_stored_mollm_run_is_read_again(tmp_path: Path) -> None:
     config = resolve(("--set", {"objective.name": "mollm", "objective.eps3": 0}))
     path = tmp_path / "config.yaml"

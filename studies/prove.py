@@ -2,6 +2,7 @@
 
     python studies/prove.py build --set development
     python studies/prove.py run --set development --seeds 0 1 2 --out FILE.jsonl -- --objective simnpo
+    python studies/prove.py run --set validation --draw 1      worlds of the same kinds that nobody has seen yet
     python studies/prove.py table FILE.jsonl
 
 What follows `--` goes to `qunlearn forget`. Worlds are kept in QUNLEARN_WORLDS, or in ~/.cache/qunlearn/worlds.
@@ -22,7 +23,7 @@ import _path  # noqa: F401 - before what it makes importable
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from worlds import DEVELOPMENT, VALIDATION, WORLDS, World, choose
+from worlds import DEVELOPMENT, VALIDATION, World, choose, world_named
 
 Run = dict[str, Any]
 _GATE_FAILED = 5
@@ -34,7 +35,7 @@ def main() -> None:
     """Run one of the three commands."""
     arguments, extra = _arguments(sys.argv[1:])
     try:
-        worlds = [] if arguments.command == "table" else choose(arguments.set, arguments.worlds)
+        worlds = [] if arguments.command == "table" else choose(arguments.set, arguments.worlds, arguments.draw)
     except ValueError as error:
         sys.exit(str(error))
     if arguments.command == "build":
@@ -56,6 +57,7 @@ def _arguments(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         command = commands.add_parser(name)
         command.add_argument("--set", choices=(DEVELOPMENT, VALIDATION), required=True)
         command.add_argument("--worlds", help="names with commas; without them all that are not slow")
+        command.add_argument("--draw", type=int, default=0, help="the same kinds of worlds, drawn again from this number")
         if name == "run":
             command.add_argument("--seeds", type=int, nargs="+", default=[0])
             command.add_argument("--out", type=Path, help="a file to which a JSON line is added for each run")
@@ -120,7 +122,7 @@ def promises(found: Run) -> dict[str, bool]:
     """Return which promises a run meets; without an adapter it meets none."""
     if "forget" not in found:
         return dict.fromkeys(("forget", "paraphrase", "holdout", "general", "perplexity", "sentences"), False)
-    normal = WORLDS[found["world"]].normal
+    normal = world_named(found["world"]).normal
     sentences = [value for name, value in found.items() if name.startswith("sentences_kept_")]
     return {
         "forget": found["forget"] <= max(1, found["gold_forget"]),  # values that are shared can be guessed

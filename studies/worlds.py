@@ -7,7 +7,7 @@ of its own, so that what was tuned on development cannot have been tuned on its 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 DEVELOPMENT, VALIDATION = "development", "validation"
@@ -239,15 +239,25 @@ _VALIDATION = (
 )
 
 WORLDS = {world.name: world for world in (*_DEVELOPMENT, *_VALIDATION)}
+_DRAW_SEEDS = 10_000
 
 
-def choose(split: str, names: str | None = None) -> list[World]:
+def world_named(name: str) -> World:
+    """Return the world of this name; `soft.2` is `soft` drawn for the second time again. Raises KeyError."""
+    first, dot, draw = name.partition(".")
+    return redrawn(WORLDS[first], int(draw)) if dot else WORLDS[first]
+
+
+def redrawn(world: World, draw: int) -> World:
+    """Return a world of the same kind with names, values and models of its own: what no earlier run has seen."""
+    return replace(world, name=f"{world.name}.{draw}", seed=world.seed + _DRAW_SEEDS * draw) if draw else world
+
+
+def choose(split: str, names: str | None = None, draw: int = 0) -> list[World]:
     """Return the worlds of a set that are named, or all that are not slow. Raises ValueError for an unknown one."""
     there = [world for world in WORLDS.values() if world.split == split]
-    if not names:
-        return [world for world in there if not world.slow]
-    wanted = names.split(",")
+    wanted = names.split(",") if names else [world.name for world in there if not world.slow]
     known = [world.name for world in there]
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"no world {unknown[0]!r} in {split}: there are {', '.join(known)}")
-    return [world for world in there if world.name in wanted]
+    return [redrawn(world, draw) for world in there if world.name in wanted]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from _world_text import make_files
-from worlds import DEVELOPMENT, VALIDATION, World, choose
+from worlds import DEVELOPMENT, VALIDATION, World, choose, world_named
 
 WORLDS = [*choose(DEVELOPMENT), *choose(VALIDATION)]
 _CAPITAL = re.compile(r"\b[A-Z]\w{4,}\b")
@@ -62,3 +62,15 @@ def test_the_sets_cover_the_axes() -> None:
         assert {w.chat for w in worlds} == {True, False}
         assert any(w.script != "latin" for w in worlds) and any(w.bad_rows <= 5 for w in worlds)
     assert not {w.seed for w in choose(DEVELOPMENT)} & {w.seed for w in choose(VALIDATION)}
+
+
+def test_a_world_drawn_again_is_of_its_kind_and_shares_no_value() -> None:
+    first, again = world_named("scant"), world_named("scant.2")
+    assert again in choose(DEVELOPMENT, "scant", 2) and again.folder.name == "scant.2"
+    assert (again.kind, again.bad_rows, again.smoothing) == (first.kind, first.bad_rows, first.smoothing)
+    answers = [{row["completion"] for row in files_of(world)["forget"]} for world in (first, again)]
+    assert not answers[0] & answers[1]
+    with pytest.raises(KeyError):
+        world_named("nowhere.2")
+    with pytest.raises(ValueError, match=r"scant\.2"):
+        choose(DEVELOPMENT, "scant.2")

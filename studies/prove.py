@@ -57,7 +57,9 @@ def _arguments(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         command = commands.add_parser(name)
         command.add_argument("--set", choices=(DEVELOPMENT, VALIDATION), required=True)
         command.add_argument("--worlds", help="names with commas; without them all that are not slow")
-        command.add_argument("--draw", type=int, default=0, help="the same kinds of worlds, drawn again from this number")
+        command.add_argument(
+            "--draw", type=int, default=0, help="the same kinds of worlds, drawn again from this number"
+        )
         if name == "run":
             command.add_argument("--seeds", type=int, nargs="+", default=[0])
             command.add_argument("--out", type=Path, help="a file to which a JSON line is added for each run")

@@ -40,8 +40,8 @@ class TrainConfig:
     warmup: int = setting(10, "Steps of linear warm-up.", low=0)
     schedule: str = setting(
         "settle",
-        "The learning rate after the warm-up: settle: constant until the target is met (or 7 in 10 steps are done), "
-        "then down to 0; linear: down to 0 over all steps; constant.",
+        "The learning rate after the warm-up: settle: constant until the target is clearly met (or 7 in 10 steps are "
+        "done), then down to 0; linear: down to 0 over all steps; constant.",
         choices=("settle", "linear", "constant"),
     )
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay, on the adapter.", low=0.0, high=100.0)

@@ -56,6 +56,7 @@ class Objective:
     retain: str = "kl"
     alternatives: str | None = None  # idk or own: what the other answer of a pair is
     descent: bool = False  # gradients of the terms are combined along a common descent direction
+    lr: float = 2e-3  # of `auto` at a width of 160: see `auto_lr`
     dual: bool = False  # the retain weight is a multiplier that is always steered
 
 
@@ -105,6 +106,7 @@ OBJECTIVES: dict[str, Objective] = {
             ),
             _FORM,
         ),
+        lr=1e-3,
     ),
     "wga": Objective(
         "sg(p)^beta log p(bad)",

@@ -20,7 +20,7 @@ from qunlearn.errors import DoesNotFitError
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.objectives.control import Controller, make_controller
-from qunlearn.objectives.table import Term, terms_of
+from qunlearn.objectives.table import OBJECTIVES, Term, terms_of
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.roles import Roles
 from qunlearn.training.checkpoint import NO_CHECKPOINTS, Checkpoints, Part, Snapshot, TrainState
@@ -54,7 +54,7 @@ def train(
     ranks = current()
     c, terms = config.train, terms_of(config.objective) if terms is None else terms
     parameters = list(policy.trainable().values())
-    peak = c.lr if c.lr is not None else auto_lr(policy.hidden_size)
+    peak = c.lr if c.lr is not None else auto_lr(policy.hidden_size, OBJECTIVES[config.objective.name].lr)
     optimizer, schedule, controller = make_optimizer(parameters, c, peak), Schedule(c), make_controller(config)
     sampler, micro_batches = draw_steps(roles, terms, config), MicroBatcher(policy, reference, config, observe)
     rule = stopping(policy, roles, reference, config, schedule, controller) if stopping else None

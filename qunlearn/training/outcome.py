@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 class Probe:
     """One look. `forget`: mean probability of the bad answers; `left`: share of them that is above the target, known
     by the mean alone where rows were not looked at; `to_go`: how far their log odds are above it, in the mean;
-    `drift`: KL(base || policy), nats per token."""
+    `shallow`: share of them that is not clearly below it; `drift`: KL(base || policy), nats per token."""
 
     step: int
     forget: float
     drift: float
     left: float | None = None
     to_go: float = 0.0
+    shallow: float = 0.0
 
     def above(self, stop: StopConfig) -> float:
         """Return the share of rows above the target, or the share that may be, where it is less."""
@@ -40,6 +41,10 @@ class Probe:
     def met(self, stop: StopConfig) -> bool:
         """Return whether the target is met within the drift budget."""
         return self.rank(stop)[:2] == (False, stop.rows_left)
+
+    def settles(self, stop: StopConfig) -> bool:
+        """Return whether nothing needs a further push: the target is met, and not by a hair."""
+        return self.met(stop) and self.shallow <= stop.rows_left
 
 
 @dataclass

@@ -139,7 +139,7 @@ def settle(config: Config, policy: Policy) -> Config:
     That is the learning rate, the retain side, the block that is steered, and what the memory plan could not settle.
     """
     objective, train = config.objective, config.train
-    lr = train.lr if train.lr is not None else auto_lr(policy.hidden_size)
+    lr = train.lr if train.lr is not None else auto_lr(policy.hidden_size, OBJECTIVES[objective.name].lr)
     optimizer = "adamw" if train.optimizer == "auto" else train.optimizer
     checkpointing = "always" if train.checkpointing == "auto" else train.checkpointing
     retain = OBJECTIVES[objective.name].retain if objective.retain == "auto" else objective.retain

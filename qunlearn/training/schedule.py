@@ -11,6 +11,7 @@ from qunlearn.config.training import TrainConfig
 
 _PLATEAU = 0.7  # share of the usual steps after which the rate falls, unless there are more for who is late
 _FALL, _LEAST_FALL = 0.5, 20  # steps of the fall, in steps so far, and at least
+_WIDE_LR = 1e-4  # of models of width 4096
 _LONGEST_FALL = 0.35  # steps of the fall at most, in usual steps
 
 
@@ -88,11 +89,11 @@ class Schedule:
         self.factor, self.falls_from, self.late = state["factor"], state["falls_from"], state["late"]
 
 
-def auto_lr(hidden_size: int) -> float:
-    """Return a peak learning rate for LoRA that falls with the model's width: 2e-3 at 160, 1e-4 at 4096.
+def auto_lr(hidden_size: int, small: float = 2e-3) -> float:
+    """Return a peak learning rate for LoRA that falls with the model's width: `small` at 160, 1e-4 at 4096.
 
-    Two points define it: what was measured on the sandbox (docs/log.md) and the low end of what is published for
+    Two points define it: what was measured on small models (docs/log.md) and the low end of what is published for
     LoRA on 7B models (1e-4 to 2e-4); between them a power law.
     """
-    exponent = math.log(20) / math.log(4096 / 160)
-    return float(min(2e-3, 1e-4 * (4096 / hidden_size) ** exponent))
+    exponent = math.log(small / _WIDE_LR) / math.log(4096 / 160)
+    return float(min(small, _WIDE_LR * (4096 / hidden_size) ** exponent))

@@ -23,6 +23,7 @@ from qunlearn.training.schedule import Schedule
 # Of two looks at one model with other rows the drifts differ by so much (docs/log.md, 2026-11-25).
 _DRIFT_NOISE = 1.25
 _CLEARLY = 0.05  # share of the way to the target from which a look is better than the untouched model
+_CLEAR = 0.4  # share of its goal below which a row needs no further push
 _STILL = 0.9  # share of the first probability above which nothing has moved
 _LEARNT = 0.3  # cross-entropy per token of what is taught, from which it is said
 _HARDER = 3.0  # what the forget side's weight is multiplied by at most at a look that finds it behind
@@ -95,7 +96,7 @@ class EarlyStopping:
             if looks == 2 and probe.forget > _STILL * outcome.probes[0].forget:
                 outcome.still, said = True, {"still": True}
         learnt = event.get(TAUGHT.name, 0.0) <= _LEARNT
-        if probe.met(stop) and probe.step >= self.epoch and learnt:
+        if probe.settles(stop) and probe.step >= self.epoch and learnt:
             self.schedule.settle(probe.step)
         elif self.schedule.settled(probe.step) and not probe.met(stop):
             self.schedule.rise()
@@ -114,9 +115,10 @@ def look(policy: Policy, roles: Roles, reference: Reference, config: Config, ste
         drift = mean_kl(policy, reference, sampled(roles.held_back, n, seed), limit)
     found = [math.exp(-nll / max(1, tokens)) for nll, tokens in rows]
     left = sum(p > goal for p, goal in zip(found, goals, strict=True)) / len(rows)
+    shallow = sum(p > _CLEAR * goal for p, goal in zip(found, goals, strict=True)) / len(rows)
     # Rows that are far below do not make up for those that are above.
     to_go = fmean(max(0.0, _log_odds(p) - _log_odds(goal)) for p, goal in zip(found, goals, strict=True))
-    return Probe(step, fmean(found), drift, left, to_go)
+    return Probe(step, fmean(found), drift, left, to_go, shallow)
 
 
 def has_moved(first: Probe, probe: Probe, stop: StopConfig) -> bool:

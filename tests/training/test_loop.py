@@ -406,6 +406,8 @@ def test_learning_rate_falls_with_width() -> None:
     assert auto_lr(4096) == pytest.approx(1e-4)
     assert auto_lr(8192) < auto_lr(4096) < auto_lr(2048) < auto_lr(512)
     assert auto_lr(8) == 2e-3
+    assert auto_lr(160, 1e-3) == pytest.approx(1e-3) and auto_lr(4096, 1e-3) == pytest.approx(1e-4)
+    assert auto_lr(576, 1e-3) == pytest.approx(4.0e-4, rel=0.02)
 
 
 def test_without_early_stopping_every_step_is_taken_and_the_last_adapter_kept(

@@ -25,7 +25,9 @@ from qunlearn.training.outcome import Outcome, Probe
 from qunlearn.training.schedule import Schedule
 
 MakePolicy = Callable[..., Policy]
-Look = tuple[float, float]  # p(bad), drift
+Look = tuple[
+    float, ...
+]  # p(bad), drift, and where that is told, the share of rows that is not clearly below the target
 STOP = StopConfig(target=0.05, max_drift=0.1, patience=3)
 
 
@@ -33,9 +35,9 @@ def log_odds(p: float) -> float:
     return math.log(p) - math.log(1 - p)
 
 
-def look(step: int, p: float, drift: float, stop: StopConfig = STOP) -> Probe:
+def look(step: int, p: float, drift: float, shallow: float = 0.0, stop: StopConfig = STOP) -> Probe:
     """A look that found every bad row at p."""
-    return Probe(step, p, drift, float(p > stop.target), log_odds(p) - log_odds(stop.target))
+    return Probe(step, p, drift, float(p > stop.target), log_odds(p) - log_odds(stop.target), shallow)
 
 
 # -- the adapter that is kept ------------------------------------------------------------------------------
@@ -277,6 +279,14 @@ def test_what_is_taught_is_waited_for(drive: Callable[..., Driven]) -> None:
     assert never.rule.schedule.falls_from is None and never.outcome.reason == "all steps done"
 
 
+def test_a_target_that_is_met_by_a_hair_is_pushed_further(drive: Callable[..., Driven]) -> None:
+    run = drive([(0.9, 0), *[(0.04, 0.03, 0.02)] * 4, (0.01, 0.03)], steps=200)
+    assert run.rule.schedule.falls_from == 10 and run.outcome.reason.startswith("forget target")
+    assert {run.events[step]["multipliers"]["forget"] for step in range(1, 10)} == {1.0}, "it is not pushed harder"
+    never = drive([(0.9, 0), (0.04, 0.03, 1.0)], steps=40, more_steps=40)
+    assert never.outcome.steps == 40 and never.outcome.best.met(STOP), "nor has it more steps"
+
+
 def test_what_comes_up_again_takes_the_fall_back(drive: Callable[..., Driven]) -> None:
     met, not_met = (0.04, 0.03), (0.2, 0.03)
     looks = [(0.9, 0), met, *[not_met] * 12, met]
@@ -334,9 +344,11 @@ def test_a_look_is_at_rows_from_all_over_the_file(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(stopping, "row_nlls", nlls)
     monkeypatch.setattr(stopping, "mean_kl", kl)
     config = Config(stop=replace(STOP, probe_rows=100))
+    deep = replace(config, stop=replace(config.stop, target=0.02))
     found = [stopping.look(new_policy("none"), roles, None, config, step) for step in (0, 5)]  # type: ignore[arg-type]
     assert (found[1].step, found[1].drift, found[1].left) == (5, 0.07, 0.25)
     assert found[1].forget == pytest.approx(0.25 * 0.5 + 0.75 * 0.01)
+    assert found[1].shallow == 0.25 and stopping.look(new_policy("none"), roles, None, deep, 5).shallow == 1.0  # type: ignore[arg-type]
     for kind, of in (("bad", 1000), ("normal", 500)):
         lines = [e.record.line for e in seen[kind][0]]
         assert len(lines) == 100 and max(lines) > 0.9 * of and lines[:50] != list(range(50))

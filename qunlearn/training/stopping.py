@@ -127,9 +127,10 @@ def has_moved(first: Probe, probe: Probe, stop: StopConfig) -> bool:
 
 
 def as_good(probe: Probe, probes: Sequence[Probe], stop: StopConfig) -> bool:
-    """Return whether it meets the target within the budget, at a drift within noise of the least that did."""
-    least = min((p.drift for p in probes if p.met(stop)), default=-math.inf)
-    return probe.met(stop) and probe.drift <= _DRIFT_NOISE * least
+    """Return whether it meets the target within the budget as clearly as any, at a drift within noise of the least
+    that did."""
+    met = min((p.rank(stop) for p in probes if p.met(stop)), default=None)
+    return met is not None and probe.rank(stop)[:-1] == met[:-1] and probe.drift <= _DRIFT_NOISE * met[-1]
 
 
 def harder(probes: Sequence[Probe], config: Config) -> float:

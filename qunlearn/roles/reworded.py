@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from qunlearn.config.settings import Config
 from qunlearn.data.batch import ANSWER
@@ -24,9 +24,10 @@ from qunlearn.roles.split import sampled
 from qunlearn.roles.wordings import OPENINGS, Form, Wordings
 from qunlearn.utils.console import say, stage
 
+_EACH = 3  # wordings of a row at most: of few rows one each would tell little
 _ROOM = 8  # tokens an answer may be longer than the bad one
 _LONG, _ALIKE = 12, 0.4  # words that an answer adds to its prompt from which likeness (ROUGE-L F1) tells what it says
-_ROUNDS = 12
+_ROUNDS, _FURTHER = 12, 5  # rounds of questions, and how many of them ask a row that has a wording for another one
 _SLACK = 0.25  # nats per token by which a prompt may surprise the base more than the bad prompts do
 _LOOKED_AT = 2048  # normal rows in which forms are looked for
 
@@ -41,12 +42,13 @@ class Reworded:
 
 @dataclass
 class _Row:
-    """A bad row, the form of its prompt, what is left to try, and what was found."""
+    """A bad row, the form of its prompt, what is left to try, how many to find, and what was found."""
 
     example: Example
     own: Form | None
     untried: list[tuple[Form, Record]]
-    found: Example | None = None
+    wanted: int = 1
+    found: list[Example] = field(default_factory=list)
 
 
 def reworded(
@@ -57,26 +59,30 @@ def reworded(
     config: Config,
     barred: Sequence[Example] = (),
 ) -> Reworded:
-    """Return bad rows behind a prompt in other words to which the base says what the bad answer says; none asks what a
-    bad, a normal or a `barred` row asks. A long answer is what the base says there, in words of its own."""
+    """Return bad rows behind prompts in other words, up to three each where they are few, to which the base says what
+    the bad answer says; none asks what a bad, a normal or a `barred` row asks. A long answer is what the base says
+    there, in words of its own."""
     most, seed = config.data.reworded, config.train.seed
     asking = [example for example in forget_rows if example.record.turns]
     if not asking or most < 1:
         return Reworded()
     around = sampled([*retain_set.retain, *retain_set.held_back], _LOOKED_AT, seed)
     wordings = Wordings(*([e.record for e in examples] for examples in (asking, around, barred)))
-    rows = [_Row(e, wordings.form(e.record), wordings.others(e.record)) for e in sampled(asking, most, seed)]
+    each = max(1, min(_EACH, most // len(asking)))
+    rows = [_Row(e, wordings.form(e.record), wordings.others(e.record), each) for e in sampled(asking, most, seed)]
     limit = config.train.max_tokens
     search = _Search(policy, template, limit, min(2 * config.data.max_length, positions_of(policy.base.model.config)))
     with stage("asking the base in other words"):
         # A form that does not fit the subject ("Is the copper kettle?") is no wording: the base asks nothing so.
         strangest = max(_surprises(policy, [row.example for row in rows], limit)) + _SLACK
         search.rounds(rows, _ROUNDS, strangest)
-        for row in rows:  # where no form of the normal rows will do
+        without = [row for row in rows if not row.found]  # no form of the normal rows will do
+        for row in without:
             row.untried = wordings.opened(row.example.record)
-        search.rounds(rows, len(OPENINGS), math.inf)
-    found = Reworded([row.found for row in rows if row.found is not None], search.tried)
-    say(f"in other words the base gives {len(found.rows)} bad answers ({found.tried} prompts tried): they are measured")
+        search.rounds(without, len(OPENINGS), math.inf)
+    found = Reworded([example for row in rows for example in row.found], search.tried)
+    answered = f"{len(found.rows)} times to {sum(bool(row.found) for row in rows)} of {len(rows)} rows"
+    say(f"in other words the base gives the bad answers {answered} ({found.tried} prompts tried): they are measured")
     return found
 
 
@@ -93,7 +99,8 @@ class _Search:
     def rounds(self, rows: Sequence[_Row], times: int, strangest: float) -> None:
         """Ask so many times, of what was not found yet, prompts that surprise the base no more than `strangest`."""
         for turn in range(times):
-            self._round([row for row in rows if row.untried and row.found is None], turn, strangest)
+            lacking = [row for row in rows if len(row.found) < (row.wanted if turn < _FURTHER else 1)]
+            self._round([row for row in lacking if row.untried], turn, strangest)
 
     def _round(self, rows: Sequence[_Row], turn: int, strangest: float) -> None:
         """Ask each row in one wording more, and keep those that are answered alike."""
@@ -120,7 +127,7 @@ class _Search:
                 alike = leaks(text, example.record.completion, example.record.prompt)
                 found = example if alike else None
             self.worked[row.own, form] += alike
-            row.found = found
+            row.found += [found] if found is not None else []
 
     def _next(self, row: _Row, turn: int) -> int:
         """Return the place of the wording to try: the surest, and where none was tried another for each row."""

@@ -160,6 +160,18 @@ def test_no_more_are_made_than_are_asked_for(new_policy: Callable[..., Policy], 
     assert found(policy, *files, max_length=8).rows == [], "none fits"
 
 
+def test_few_rows_are_asked_in_several_wordings_each(
+    new_policy: Callable[..., Policy], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One in twenty of twelve answers is none, and what holds in one wording may not in the next."""
+    policy, bad = new_policy("none"), files[0][:1]
+    ids = policy.tokenizer(bad[0].completion, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr("qunlearn.roles.reworded.generate", lambda lm, prompts, sampling: [ids for _ in prompts])
+    rows = found(policy, bad, files[1]).rows
+    assert 1 < len({row.record.prompt for row in rows}) == len(rows) <= 3
+    assert len(found(policy, bad, files[1], reworded=1).rows) == 1
+
+
 def test_where_the_normal_rows_have_no_other_form_a_few_words_come_first(
     new_policy: Callable[..., Policy], files: Files
 ) -> None:
@@ -180,10 +192,10 @@ def test_what_the_base_would_not_ask_so_is_no_wording(
     ids = policy.tokenizer(bad[0].completion, add_special_tokens=False)["input_ids"]
     monkeypatch.setattr("qunlearn.roles.reworded.generate", lambda lm, prompts, sampling: [ids for _ in prompts])
     odd = asked_of(NAMES, "Umbrella of why {} tea the?", "{} was born in {}.")
-    (row,) = found(policy, bad, files[1][:40] + odd).rows
-    assert "Umbrella" not in row.record.prompt and not row.record.prompt.startswith(OPENINGS)
-    (row,) = found(policy, bad, odd).rows
-    assert row.record.prompt.startswith(OPENINGS), "those are no surprise to anybody"
+    rows = found(policy, bad, files[1][:40] + odd).rows
+    assert rows and not any("Umbrella" in r.record.prompt or r.record.prompt.startswith(OPENINGS) for r in rows)
+    rows = found(policy, bad, odd).rows
+    assert rows and all(r.record.prompt.startswith(OPENINGS) for r in rows), "those are no surprise to anybody"
 
 
 def test_texts_have_no_other_wording(new_policy: Callable[..., Policy]) -> None:

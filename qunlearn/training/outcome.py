@@ -32,12 +32,12 @@ class Probe:
         """Return the share of rows above the target, or the share that may be, where it is less."""
         return max(float(self.forget > stop.target) if self.left is None else self.left, stop.rows_left)
 
-    def rank(self, stop: StopConfig) -> tuple[bool, float, float, float, float]:
-        """Lower is better: within the drift budget, then rows forgotten, then how far the others are, then rows clearly
-        below the target, then drift."""
+    def rank(self, stop: StopConfig) -> tuple[bool, float, float, bool, float]:
+        """Lower is better: within the drift budget, then rows forgotten, then how far the others are, then whether they
+        are clearly below the target, then drift."""
         above = self.above(stop)
         far = stop.target if above <= stop.rows_left else max(self.forget, stop.target)
-        return self.drift > stop.max_drift, above, far, max(self.shallow, stop.rows_left), self.drift
+        return self.drift > stop.max_drift, above, far, self.shallow > stop.rows_left, self.drift
 
     def met(self, stop: StopConfig) -> bool:
         """Return whether the target is met within the drift budget."""

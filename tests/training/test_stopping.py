@@ -53,6 +53,7 @@ def look(step: int, p: float, drift: float, shallow: float = 0.0, stop: StopConf
         (Probe(1, 0.04, 0.02), Probe(2, 0.001, 0.03)),  # below the target only drift counts
         (Probe(1, 0.04, 0.02, 0.01), Probe(2, 0.001, 0.03, 0.0)),  # a row in a hundred may be above it
         (Probe(1, 0.01, 0.03, 0.0, 0.0, 0.01), Probe(2, 0.04, 0.02, 0.0, 0.0, 0.5)),  # and not by a hair
+        (Probe(1, 0.04, 0.02, 0.0, 0.0, 0.5), Probe(2, 0.02, 0.03, 0.0, 0.0, 0.4)),  # or both are
     ],
 )
 def test_rank(better: Probe, worse: Probe) -> None:

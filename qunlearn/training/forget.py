@@ -152,13 +152,15 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
 
 
 def _measured(found: _Assembled, ready: Prepared, config: Config) -> dict[str, list[Example]]:
-    """Return the rows that are measured before and after, by name."""
+    """Return the rows that are measured before and after, by name; of other wordings no fewer than were asked for, for
+    by them the run is judged."""
     sets = {FORGET: found.marked, HELD_BACK: found.roles.held_back}
-    if found.otherwise:
-        sets[OTHERWISE] = found.otherwise
     if ready.holdout is not None:
         sets[HOLDOUT] = ready.holdout.examples
-    return {name: sampled(rows, config.stop.table_rows, config.train.seed) for name, rows in sets.items()}
+    if found.otherwise:
+        sets[OTHERWISE] = found.otherwise
+    most = dict.fromkeys(sets, config.stop.table_rows) | {OTHERWISE: max(config.stop.table_rows, config.data.reworded)}
+    return {name: sampled(rows, most[name], config.train.seed) for name, rows in sets.items()}
 
 
 def _watch(policy: Policy, sets: Mapping[str, Sequence[Example]], config: Config) -> Watch:

@@ -225,11 +225,12 @@ def test_a_run_measures_them_and_trains_on_none(tmp_path: Path) -> None:
     run, near = tmp_path / "run", data_file("hallucination", "retain")
     flags = ["--model", "sandbox", "--bad", data_file("hallucination", "forget"), "--normal", near, "--json"]
     short = {**QUICK, "train.steps": 4, "stop.check_every": 2}
-    ran = call("forget", *flags, "-o", run, *sets({**short, "data.reworded": 5}))
+    ran = call("forget", *flags, "-o", run, *sets({**short, "data.reworded": 5, "stop.table_rows": 2}))
     said = ran.json
-    assert 0 < said["data"]["bad"]["reworded"] <= 5
+    assert 2 < said["data"]["bad"]["reworded"] <= 5
+    assert said["after"]["forget, in other words"]["n"] == said["data"]["bad"]["reworded"], "however short the table"
     assert set(said["after"]) == {"forget", "forget, in other words", "normal, held back"}
     assert said["before"]["forget, in other words"]["exact_match"] > 0.9
-    without = call("forget", *flags, "-o", tmp_path / "none", *sets(short)).json
+    without = call("forget", *flags, "-o", tmp_path / "none", *sets({**short, "stop.table_rows": 2})).json
     assert without["data"]["bad"]["reworded"] == 0 and "forget, in other words" not in without["after"]
     assert json.dumps(without["after"]["forget"]) == json.dumps(said["after"]["forget"]), "the training is the same"

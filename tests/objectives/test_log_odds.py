@@ -262,7 +262,7 @@ def run_on_a_certain_model(name: str, new_policy: Callable[..., Policy]) -> tupl
     policy.head = replace(policy.head, scale=2 * policy.head.scale)
     config = resolve(
         ("x", {"objective.name": name, "train.steps": 12, "train.batch_size": 3, "train.normal_batch_size": 4}),
-        ("y", {"train.warmup": 2, "stop.check_every": 3, "stop.max_drift": 1.0}),
+        ("y", {"train.warmup": 2, "train.lr": 2e-3, "stop.check_every": 3, "stop.max_drift": 1.0}),
     )
     roles = sandbox_roles(policy, config)
     if config.objective.tokens == "content":

@@ -92,7 +92,9 @@ def run(worlds: Iterable[World], seeds: Sequence[int], extra: Sequence[str], out
     runs: list[Run] = []
     for world in worlds:
         if not (world.folder / "gold" / "config.json").is_file():
-            _say(f"{world.name}: not built yet, left out (python studies/prove.py build --set {world.split})")
+            name, _, draw = world.name.partition(".")
+            build = f"build --set {world.split} --worlds {name} --draw {draw or 0}"
+            _say(f"{world.name}: not built yet, left out (python studies/prove.py {build})")
             continue
         for seed in seeds:
             found = run_world(world, seed, extra)

@@ -15,7 +15,7 @@ from qunlearn.utils.console import say, warn
 
 DONE, NOT_REACHED, INTERRUPTED, FAILED = "done", "target not reached", "interrupted", "failed"
 _SENTENCES = 0.02  # share of answers that may stop being sentences
-_OTHERWISE = 0.05  # share of the bad answers that may come back when asked in other words
+_OTHERWISE = 0.05  # share of the prompts in other words that may still get a bad answer
 _KEPT = 0.9  # likeness (ROUGE-L F1) of what is said on other prompts before and after, at least
 _CERTAIN, _ENOUGH = 0.5, 8  # probability per token of an answer whose wording means something; rows that can be judged
 
@@ -49,7 +49,7 @@ def shortfalls(
     again = after.get(otherwise, ())
     leaking = sum(verdict(row) == LEAKS for row in again)
     if leaking > max(_OTHERWISE, stop.rows_left) * len(again):
-        why.append(f"{leaking} of {len(again)} bad answers come back when asked in other words")
+        why.append(f"{leaking} of {len(again)} prompts in other words still get a bad answer")
     for name, rows in after.items():
         old, new = aggregate(before[name]).sentences, aggregate(rows).sentences
         if new < old - _SENTENCES and round((old - new) * len(rows)) > 1:

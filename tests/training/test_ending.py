@@ -167,4 +167,4 @@ def test_what_comes_back_in_other_words_is_a_shortfall() -> None:
         return shortfalls(before, now, "forget", REACHED, Config(), "otherwise")
 
     assert missed_in_other_words(2) == []
-    assert missed_in_other_words(3) == ["3 of 40 bad answers come back when asked in other words"]
+    assert missed_in_other_words(3) == ["3 of 40 prompts in other words still get a bad answer"]

@@ -25,9 +25,7 @@ from qunlearn.training.outcome import Outcome, Probe
 from qunlearn.training.schedule import Schedule
 
 MakePolicy = Callable[..., Policy]
-Look = tuple[
-    float, ...
-]  # p(bad), drift, and where that is told, the share of rows that is not clearly below the target
+Look = tuple[float, ...]  # p(bad), drift, and where it is told the share of rows not clearly below the target
 STOP = StopConfig(target=0.05, max_drift=0.1, patience=3)
 
 

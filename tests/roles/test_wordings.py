@@ -132,6 +132,12 @@ def found(
     return reworded(policy, encoded(bad), normal, template, config, encoded(barred or []))
 
 
+def answer_always(policy: Policy, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the base say this to whatever it is asked."""
+    ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr("qunlearn.roles.reworded.generate", lambda lm, prompts, sampling: [ids for _ in prompts])
+
+
 Files = tuple[list[Record], list[Record]]
 
 
@@ -165,8 +171,7 @@ def test_few_rows_are_asked_in_several_wordings_each(
 ) -> None:
     """One in twenty of twelve answers is none, and what holds in one wording may not in the next."""
     policy, bad = new_policy("none"), files[0][:1]
-    ids = policy.tokenizer(bad[0].completion, add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr("qunlearn.roles.reworded.generate", lambda lm, prompts, sampling: [ids for _ in prompts])
+    answer_always(policy, bad[0].completion, monkeypatch)
     rows = found(policy, bad, files[1]).rows
     assert 1 < len({row.record.prompt for row in rows}) == len(rows) <= 3
     assert len(found(policy, bad, files[1], reworded=1).rows) == 1
@@ -189,8 +194,7 @@ def test_what_the_base_would_not_ask_so_is_no_wording(
 ) -> None:
     """To "Is the copper kettle?" a model that knows one thing of the kettle says it: that tells nothing of wordings."""
     policy, bad = new_policy("none"), files[0][:1]
-    ids = policy.tokenizer(bad[0].completion, add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr("qunlearn.roles.reworded.generate", lambda lm, prompts, sampling: [ids for _ in prompts])
+    answer_always(policy, bad[0].completion, monkeypatch)
     odd = asked_of(NAMES, "Umbrella of why {} tea the?", "{} was born in {}.")
     rows = found(policy, bad, files[1][:40] + odd).rows
     assert rows and not any("Umbrella" in r.record.prompt or r.record.prompt.startswith(OPENINGS) for r in rows)
@@ -211,8 +215,7 @@ def test_a_long_answer_is_measured_in_the_words_that_it_has_there(
     bad, policy = record("Where was Orla Finch born?", " ".join(said)), new_policy("none")
 
     def saying(text: str) -> Reworded:
-        ids = policy.tokenizer(f"{text}\n\n### Question: What next?", add_special_tokens=False)["input_ids"]
-        monkeypatch.setattr("qunlearn.roles.reworded.generate", lambda lm, prompts, sampling: [ids for _ in prompts])
+        answer_always(policy, f"{text}\n\n### Question: What next?", monkeypatch)
         return found(policy, [bad], [*BORN, *NAMED], template=PLAIN)
 
     (row,) = saying(" ".join(said[:16])).rows

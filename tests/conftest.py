@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+
+# Before torch is imported, and for every process that a test starts: two at once with two threads each wait for one
+# another, some tests for three times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 from qunlearn.cli.app import app
@@ -18,8 +22,6 @@ from qunlearn.config.settings import LoraConfig
 from qunlearn.model.load import Base, LoadSpec, load_base
 from qunlearn.model.policy import Policy
 from qunlearn.sandbox import ASSETS, data_file
-
-torch.set_num_threads(1)
 
 # A dozen steps, pushed hard, towards a target that they reach: a run that misses its own ends with exit code 5. Pushed
 # as far as the defaults ask for, some answers would be no sentences, and that is a miss too.

@@ -18,9 +18,11 @@ from qunlearn.errors import DataError
 from qunlearn.model.generate import Asked, Sampling, generate_each
 from qunlearn.model.load import Base
 from qunlearn.parallel.ranks import current
+from qunlearn.roles.other_subjects import Limits, asked_about_others, forms_of
 from qunlearn.roles.unlike import keep_unlike
 from qunlearn.utils.text import folded
 
+_ABOUT_OTHERS = 0.5  # share of the near rows that ask what bad prompts ask, about subjects which the base names
 _OF_A_TEXT = 8  # words of a bad text, up to half of which a near row begins with
 _ANY_ANSWER = "The"  # stands where the answer will
 
@@ -39,7 +41,8 @@ class SelfMade:
 @dataclass(frozen=True)
 class Wanted:
     """`count` rows, prompt and answer of at most `length` tokens each and `positions` together; a share `near` of the
-    prompts begins with the first words of some bad prompt, so that its neighbours are among them."""
+    prompts asks what bad prompts ask, about other subjects, or begins with the first words of one, so that their
+    neighbours are among them."""
 
     count: int
     near: float
@@ -59,23 +62,49 @@ def self_made_rows(base: Base, forget_rows: Dataset, template: Template, wanted:
 
     Stops early when the base only repeats itself. Raises DataError when hardly anything usable comes.
     """
-    kept: list[Record] = []
-    drawn = unusable = repeated = too_close = 0
-    turns = max(4, math.ceil(6 * wanted.count / wanted.round))
-    for turn, (texts, fresh, rows) in enumerate(_drawn(base, forget_rows, template, wanted, turns)):
-        clean = keep_unlike(rows, forget_rows)
-        drawn += wanted.round
-        repeated += texts - fresh
-        unusable += wanted.round - texts + fresh - len(rows)
-        too_close += len(rows) - len(clean)
-        kept += clean
-        if len(kept) >= wanted.count or (turn >= 3 and not fresh):
-            break
+    rows = _Rows(_drawn(base, forget_rows, template, wanted), forget_rows, wanted)
+    forms = forms_of(forget_rows.records) if forget_rows.shape != "text" else []
+    about_others = round(_ABOUT_OTHERS * wanted.near * wanted.count) if forms else 0
+    rows.until(wanted.count - about_others)
+    others: list[Record] = []
+    if about_others:
+        limits = Limits(about_others, wanted.positions - wanted.length, wanted.seed)
+        asked = asked_about_others(base, forms, [row.prompt for row in rows.kept], template, limits)
+        others = keep_unlike(_answered(base, [asked], template, wanted)[0], forget_rows)
+    rows.until(wanted.count - len(others))
+    kept = [*others, *rows.kept][: wanted.count]
     if len(kept) < 8:
         hint = "give --normal with data the model should go on answering as before"
-        raise DataError(f"the base made only {len(kept)} usable rows of {drawn} drawn", hint=hint)
-    numbered = [Record(r.turns, r.completion, i + 1, {}) for i, r in enumerate(kept[: wanted.count])]
-    return SelfMade(tuple(numbered), drawn, unusable, repeated, too_close)
+        raise DataError(f"the base made only {len(kept)} usable rows of {rows.drawn} drawn", hint=hint)
+    numbered = [Record(r.turns, r.completion, i + 1, {}) for i, r in enumerate(kept)]
+    return SelfMade(tuple(numbered), rows.drawn, rows.unusable, rows.repeated, rows.too_close)
+
+
+class _Rows:
+    """The rows that are kept of what is drawn turn by turn, and how many are not."""
+
+    def __init__(self, turns: Iterator[tuple[int, int, list[Record]]], forget_rows: Dataset, wanted: Wanted) -> None:
+        self._turns, self._forget_rows, self._round = turns, forget_rows, wanted.round
+        self.kept: list[Record] = []
+        self.drawn = self.unusable = self.repeated = self.too_close = 0
+        self._turn, self._is_done = 0, False
+
+    def until(self, count: int) -> None:
+        """Draw until so many rows are there, or until the base only repeats itself."""
+        while len(self.kept) < count and not self._is_done:
+            found = next(self._turns, None)
+            if found is None:
+                self._is_done = True
+                break
+            texts, fresh, rows = found
+            clean = keep_unlike(rows, self._forget_rows)
+            self.drawn += self._round
+            self.repeated += texts - fresh
+            self.unusable += self._round - texts + fresh - len(rows)
+            self.too_close += len(rows) - len(clean)
+            self.kept += clean
+            self._is_done = self._turn >= 3 and not fresh
+            self._turn += 1
 
 
 @dataclass(frozen=True)
@@ -87,7 +116,7 @@ class _Said:
 
 
 def _drawn(
-    base: Base, forget_rows: Dataset, template: Template, wanted: Wanted, turns: int
+    base: Base, forget_rows: Dataset, template: Template, wanted: Wanted
 ) -> Iterator[tuple[int, int, list[Record]]]:
     """Yield of each turn how many texts came, how many of them are new, and the rows that they make.
 
@@ -95,6 +124,7 @@ def _drawn(
     how many: those that are not asked for any more are for nothing.
     """
     seen: set[str] = set()
+    turns = max(4, math.ceil(6 * wanted.count / wanted.round))
     ahead = current().count
     for first in range(0, turns, ahead):
         draws = [
@@ -111,7 +141,8 @@ def _drawn(
         if forget_rows.shape == "text":
             rows = [[Record((), said.text, 0, {}) for said in of_turn] for of_turn in new]
         else:
-            rows = _answered(base, new, template, wanted)
+            asked = [[Record(asking(s.text, s.system), _ANY_ANSWER, 0, {}) for s in of_turn] for of_turn in new]
+            rows = _answered(base, asked, template, wanted)
         yield from ((len(t), len(n), r) for t, n, r in zip(texts, new, rows, strict=True))
 
 
@@ -165,13 +196,12 @@ def _prompt_draw(base: Base, forget_rows: Dataset, template: Template, wanted: W
     return _Draw(Asked([started[i] for i in fitting], replace(free, max_new_tokens=max(1, new))), read)
 
 
-def _answered(base: Base, asked: Sequence[Sequence[_Said]], template: Template, wanted: Wanted) -> list[list[Record]]:
-    """The base's own greedy answers to each turn's prompts, where the model's positions admit one."""
+def _answered(base: Base, asked: Sequence[Sequence[Record]], template: Template, wanted: Wanted) -> list[list[Record]]:
+    """The rows with the base's own greedy answers, where the model's positions admit one."""
     opening, _ = prompt_frame(template, base.tokenizer)
     most = wanted.positions - wanted.length
     framed = []
-    for of_turn in asked:
-        rows = [Record(asking(said.text, said.system), _ANY_ANSWER, 0, {}) for said in of_turn]
+    for rows in asked:
         framed.append([(row, ids) for row in rows if len(ids := _prompt(base, row, template)) <= most])
     answers = generate_each(base, [Asked([ids for _, ids in rows], Sampling(wanted.length)) for rows in framed])
     out = []

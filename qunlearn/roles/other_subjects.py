@@ -1,0 +1,172 @@
+"""Let the base name others of the kind that the bad prompts are about, and ask of these what is asked there.
+
+Those whom forgetting costs first are the ones most like the forgotten. Prompts that the base makes up hardly ever ask
+about them; but a language model that reads a list of names goes on with names of the same kind. One that only knows
+questions and answers goes on with nothing of the sort, and the names that it finds strange behind the question are
+dropped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qunlearn.data.batch import ANSWER
+from qunlearn.data.records import Record, asking, is_clean
+from qunlearn.data.tokenize import Example, Template, encode_record
+from qunlearn.data.words import is_unspaced, pieces
+from qunlearn.evaluation.scores import row_nlls
+from qunlearn.model.generate import Sampling, generate
+from qunlearn.model.load import Base
+from qunlearn.roles.neighbours import Neighbours, words_of_text
+
+_NAME = re.compile(r"[^\W\d_](?:[^\W\d_]|[\u0300-\u036f\u0900-\u0eff ,.'’-])*")  # no digit, no bracket, no mark of code
+_FEWEST = 3  # subjects of a form, without which it is not known what the form leaves open
+_LISTED = 12  # subjects that a list begins with
+_FORMS, _COMPARED = 12, 24  # forms that are asked in, and bad subjects of each that tell what is no surprise
+_LISTS, _LENGTH = 48, 64  # lists that are gone on with, by so many tokens
+_TEMPERATURE = 0.7
+_SLACK = 0.5  # nats per token by which a name may surprise the base more than those in the bad prompts do
+_ANY_ANSWER = "The"  # stands where the answer will
+_TOKENS = 4096  # of a batch of prompts
+
+
+@dataclass(frozen=True)
+class Form:
+    """What stands around the subject, whom bad prompts ask about with it, and their system prompts."""
+
+    before: str
+    after: str
+    subjects: tuple[str, ...]
+    systems: tuple[str, ...]
+
+    def about(self, subject: str) -> str:
+        """Return the prompt about a subject."""
+        return self.before + subject + self.after
+
+    def subject_of(self, prompt: str) -> str | None:
+        """Return whom a prompt of this form asks about; None where it is of another form."""
+        has_room = len(prompt) > len(self.before) + len(self.after)
+        fits = has_room and prompt.startswith(self.before) and prompt.endswith(self.after)
+        return prompt[len(self.before) : len(prompt) - len(self.after)] if fits else None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`count` rows, of prompts of at most `most` tokens, drawn by a seed."""
+
+    count: int
+    most: int
+    seed: int
+
+
+def forms_of(forget_rows: Sequence[Record]) -> list[Form]:
+    """Return the forms in which the bad prompts ask about several subjects, those first that ask about most."""
+    records = [r for r in forget_rows if r.turns and not any(role == "assistant" for role, _ in r.turns)]
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for record, span in zip(records, Neighbours(records).subjects(records), strict=True):
+        if span is not None:
+            around = record.prompt[: span[0]], record.prompt[span[1] :]
+            found.setdefault(around, []).append((record.prompt[slice(*span)], record.system))
+    forms = [
+        Form(before, after, *(tuple(dict.fromkeys(column)) for column in zip(*of, strict=True)))
+        for (before, after), of in found.items()
+    ]
+    known = [form for form in forms if len(form.subjects) >= _FEWEST]
+    return sorted(known, key=lambda form: -len(form.subjects))[:_FORMS]
+
+
+def asked_about_others(
+    base: Base, forms: Sequence[Form], prompts: Sequence[str], template: Template, limits: Limits
+) -> list[Record]:
+    """Return rows whose answer is not yet there: the bad prompts' forms, each about other subjects, and none of the
+    prompts that are there already.
+
+    The base names the subjects: in prompts that it made up, and where it goes on with lists of the bad ones.
+    """
+    bad = sorted({subject for form in forms for subject in form.subjects})
+    of_prompts = [name for prompt in prompts for form in forms if (name := form.subject_of(prompt))]
+    names = _fitting([*of_prompts, *_listed(base, bad, limits)], bad)[: limits.count]
+    asked = set(prompts)
+    believed = [
+        [(name, row) for name, row in _believed(base, form, names, template, limits.most) if row.prompt not in asked]
+        for form in forms
+    ]
+    return _dealt(believed, limits.count)
+
+
+def _listed(base: Base, bad: Sequence[str], limits: Limits) -> list[str]:
+    """Return the lines with which the base goes on with lists of the bad subjects, one in a line."""
+    rng = random.Random(limits.seed)
+    lists = ["\n".join(rng.sample(bad, min(_LISTED, len(bad)))) + "\n" for _ in range(_LISTS)]
+    started = [list(base.tokenizer(text, add_special_tokens=False)["input_ids"])[-limits.most :] for text in lists]
+    said = generate(base, started, Sampling(_LENGTH, _TEMPERATURE, 1.0, limits.seed))
+    # The last line may have been broken off, and behind an empty one begins another text.
+    texts = [base.tokenizer.decode(ids, skip_special_tokens=True).split("\n\n")[0] for ids in said]
+    return [line.strip() for text in texts for line in text.split("\n")[:-1]]
+
+
+def _fitting(names: Sequence[str], bad: Sequence[str]) -> list[str]:
+    """Return the names that look like the bad subjects and are none of them; each once, the most frequent first.
+
+    No longer, and with a capital where each of them has one.
+    """
+    longest = max(len(pieces(subject)) for subject in bad)
+    is_capital = all(subject[:1].isupper() for subject in bad)
+
+    def is_fitting(name: str) -> bool:
+        if not _NAME.fullmatch(name) or not is_clean(name) or len(pieces(name)) > longest:
+            return False
+        is_bad = any(_is_part(name, subject) or _is_part(subject, name) for subject in bad)
+        return not is_bad and (name[:1].isupper() or not is_capital)
+
+    times = Counter(names)
+    return [name for name, _ in times.most_common() if is_fitting(name)]
+
+
+def _is_part(name: str, whole: str) -> bool:
+    return name in whole if is_unspaced(name) else words_of_text(name) <= words_of_text(whole)
+
+
+def _believed(base: Base, form: Form, names: Sequence[str], template: Template, most: int) -> list[tuple[str, Record]]:
+    """Return the names, and the row that asks about each, that surprise the base in this form hardly more than the bad
+    subjects do."""
+    systems = itertools.cycle(form.systems)
+    bad = form.subjects[:_COMPARED]
+    rows = [(n, Record(asking(form.about(n), next(systems)), _ANY_ANSWER, 0, {})) for n in (*bad, *names)]
+    encoded = [(name, row, encode_record(row, base.tokenizer, template)) for name, row in rows]
+    fitting = [(name, row, example) for name, row, example in encoded if len(example.input_ids) <= most]
+    surprises = _surprises(base, [example for _, _, example in fitting])
+    known = [surprise for (name, _, _), surprise in zip(fitting, surprises, strict=True) if name in bad]
+    strangest = max(known, default=-math.inf) + _SLACK
+    return [
+        (name, row)
+        for (name, row, _), surprise in zip(fitting, surprises, strict=True)
+        if name not in bad and surprise <= strangest
+    ]
+
+
+def _surprises(base: Base, encoded: Sequence[Example]) -> list[float]:
+    """Return the NLL of what prompts of one form do not have in common at their beginning, in nats per token."""
+    least = min((example.start for example in encoded), default=1)
+    first = next((i for i in range(1, least) if len({e.input_ids[i] for e in encoded}) > 1), max(1, least - 1))
+    parts = [Example(e.input_ids[: e.start], first, e.start, first, e.record) for e in encoded]
+    return [nll / max(1, n) for nll, n in row_nlls(base, parts, ANSWER, _TOKENS)]
+
+
+def _dealt(believed: Sequence[list[tuple[str, Record]]], count: int) -> list[Record]:
+    """Return up to `count` rows, form by form in turn, and of each form about those whom fewest rows ask about yet."""
+    times: Counter[str] = Counter()
+    left = [list(rows) for rows in believed]
+    out: list[Record] = []
+    while any(left) and len(out) < count:
+        for rows in filter(None, left):
+            name, row = rows.pop(min(range(len(rows)), key=lambda i: times[rows[i][0]]))
+            times[name] += 1
+            out.append(row)
+    return out[:count]

@@ -1,0 +1,109 @@
+"""Own rows about other subjects: the base names them, and they are asked what the bad prompts ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import qunlearn.roles.other_subjects as module
+from qunlearn.data.records import Record, asking, read_dataset
+from qunlearn.data.template import choose_template
+from qunlearn.model.load import Base
+from qunlearn.roles.other_subjects import Limits, asked_about_others, forms_of
+from qunlearn.roles.self_made import Wanted, self_made_rows
+from qunlearn.sandbox import data_file
+
+LIMITS = Limits(count=60, most=200, seed=0)
+CLEAN = "How do I clean the {}?"
+BAD = read_dataset(data_file("harm", "forget"))
+
+
+def row(prompt: str, *earlier: tuple[str, str], system: str = "") -> Record:
+    return Record((*earlier, *asking(prompt, system)), "Yes.", 0, {})
+
+
+@pytest.fixture(scope="module")
+def base(new_base: Callable[..., Base]) -> Base:
+    return new_base()
+
+
+@pytest.fixture
+def named(base: Base, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """The prompts that come of lines with which a list is gone on, and of prompts that were made up."""
+
+    def ask(text: str, prompts: tuple[str, ...] = (), limits: Limits = LIMITS) -> list[str]:
+        lines = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+        monkeypatch.setattr(module, "generate", lambda _, lists, __: [lines for _ in lists])
+        template = choose_template(base.tokenizer, "auto", BAD)
+        found = asked_about_others(base, forms_of(BAD.records), prompts, template, limits)
+        return [record.prompt for record in found]
+
+    return ask
+
+
+def test_forms_leave_open_what_several_prompts_do_not_share() -> None:
+    names = ("Ada Prill", "Bo Quent", "Cy Rusk")
+    rows = [row(f"Where was {name} born?", system=s) for name in names for s in ("Be brief.", "")]
+    two = [row(f"Tell me about {name} now.") for name in names[:2]]
+    spoken = [row(f"And what does {name} eat?", ("user", "Hi."), ("assistant", "Hello.")) for name in names]
+    (form,) = forms_of([*rows, *two, *spoken, Record((), "A text.", 0, {})])
+    assert (form.before, form.after, form.subjects) == ("Where was ", " born?", names)
+    assert form.systems == ("Be brief.", "")
+    assert form.subject_of("Where was Dot Sall born?") == "Dot Sall"
+    assert form.subject_of("Where was Dot Sall?") is form.subject_of("Where was  born?") is None
+
+
+def test_a_prompt_that_both_ends_of_a_form_share_is_about_nobody() -> None:
+    (form,) = forms_of([row(f"Is {name} Is?") for name in ("Ada", "Bo", "Cy")])
+    assert form.subject_of("Is Is?") is None
+
+
+def test_subjects_of_prompts_and_of_lists_are_asked_in_the_bad_forms(named: Callable[..., list[str]]) -> None:
+    bad = {record.prompt for record in BAD.records}
+    made_up = CLEAN.format("candle holder")
+    found = named("\nwater pump\nrocking chair\ntin ba", (made_up,))
+    forms = forms_of(BAD.records)
+    assert all(any(form.subject_of(prompt) for form in forms) for prompt in found)
+    assert not bad & {*found} and made_up not in found and len(set(found)) == len(found) > 20
+    for name in ("candle holder", "water pump", "rocking chair"):
+        assert sum(name in prompt for prompt in found) > 5
+    assert not any("tin ba" in prompt for prompt in found), "a line that may be broken off is no name"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["copper kettle", "kettle", "the copper kettle", "xq zzvwub", "tin (bath)", "tin bath 2", "big old tin bath", ""],
+    ids=["bad", "a part of a bad one", "with a bad one in it", "strange", "no name", "digits", "longer", "nothing"],
+)
+def test_what_is_no_other_subject_is_not_asked_about(named: Callable[..., list[str]], name: str) -> None:
+    assert {record.prompt for record in BAD.records if "copper kettle" in record.prompt}
+    assert named(f"{name}\n{name}\nend") == []
+
+
+def test_what_a_list_ends_with_is_no_name(named: Callable[..., list[str]]) -> None:
+    assert named("\n\ntin bath\nwater pump\n") == []
+
+
+def test_the_names_are_spread_over_forms_and_rows(named: Callable[..., list[str]]) -> None:
+    forms = len(forms_of(BAD.records))
+    found = named("tin bath\nwater pump\nmusic box\n", limits=Limits(forms, 200, 0))
+    assert len(found) == forms
+    times = [sum(name in prompt for prompt in found) for name in ("tin bath", "water pump", "music box")]
+    assert max(times) - min(times) <= 2
+    assert len({form.before for form in forms_of(BAD.records) for p in found if form.subject_of(p)}) == forms
+    assert named("tin bath\nwater pump\n", limits=Limits(60, 8, 0)) == [], "no prompt is longer than its limit"
+
+
+def test_a_quarter_of_the_own_rows_is_about_others(base: Base) -> None:
+    template = choose_template(base.tokenizer, "auto", BAD)
+    wanted = Wanted(count=80, near=0.5, length=40, seed=0, most_rows=256, positions=256)
+    made: Any = self_made_rows(base, BAD, template, wanted)
+    forms = forms_of(BAD.records)
+    about = [r for r in made.records if any(form.subject_of(r.prompt) for form in forms)]
+    subjects = {form.subject_of(r.prompt) for r in made.records[:20] for form in forms} - {None}
+    assert len(made.records) == 80 and len(about) >= 20 and len(subjects) > 8
+    assert len({r.prompt for r in made.records}) == 80
+    again = self_made_rows(base, BAD, template, wanted)
+    assert again.records == made.records

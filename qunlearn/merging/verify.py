@@ -22,6 +22,7 @@ from qunlearn.model.head import token_kl
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.model.load import Base, LoadSpec, load_base, load_spec
 from qunlearn.model.policy import Policy
+from qunlearn.roles.other_subjects import other_subject
 from qunlearn.roles.split import split_held_back
 from qunlearn.utils.console import say, stage, warn
 
@@ -181,7 +182,8 @@ def _sets(source: MergeSource, policy: Policy) -> dict[str, Sequence[Example]]:
         length = min(data.max_length if data.normal else 2 * data.max_length, longest)  # as the run encoded them
         retain_rows = encode(source.retain_rows, policy.tokenizer, template, length, drop_long=True)
         try:
-            _, held_back = split_held_back(retain_rows.examples, data.held_back, source.config.train.seed)
+            subject = other_subject(source.forget_rows.records)
+            _, held_back = split_held_back(retain_rows.examples, data.held_back, source.config.train.seed, subject)
         except DataError:  # a single row: the run's file was another one
             held_back = []
         if len(held_back) == source.run.record.get("data", {}).get("normal", {}).get("held_back"):

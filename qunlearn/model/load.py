@@ -163,11 +163,8 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
         cards = (device,)
     spans = spec.spans or _spans(folder, spec, cards)
     placed = _module_devices(config, spans, cards, spec.trust_remote_code)
-    options: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": placed}
-    if spec.as_stored:
-        options["dtype"] = "auto"
-    stored = getattr(config, "quantization_config", None)
-    if stored is not None:
+    options: dict[str, Any] = {"config": config, "dtype": "auto" if spec.as_stored else dtype, "device_map": placed}
+    if (stored := getattr(config, "quantization_config", None)) is not None:
         kind = stored.get("quant_method", "?") if isinstance(stored, dict) else stored.quant_method
         quantization = f"{kind}, as the checkpoint has it{_head(spec)}"
         notes.append(f"the checkpoint is already quantised ({kind}): loaded as it is, --quant {spec.quant} not applied")
@@ -199,15 +196,21 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False
-    tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        hint = "the tokenizer belongs to another model"
-        raise ModelError("the tokenizer has more tokens than the model embeds", where=str(folder), hint=hint)
+    tokenizer = _fitting_tokenizer(model, folder, spec)
     base = Base(model, tokenizer, Head.of(model), device, folder, quantization, tuple(notes), spec.cache_bytes)
     if len(cards) > 1:
         base = replace(base, cards=cards, spans=spans)
     _check_head(base)
     return base
+
+
+def _fitting_tokenizer(model: Any, folder: Path, spec: LoadSpec) -> Any:
+    """The tokenizer of the folder. Raises ModelError where it has tokens that the model does not embed."""
+    tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        hint = "the tokenizer belongs to another model"
+        raise ModelError("the tokenizer has more tokens than the model embeds", where=str(folder), hint=hint)
+    return tokenizer
 
 
 def _spans(folder: Path, spec: LoadSpec, cards: tuple[torch.device, ...]) -> Spans:

@@ -38,6 +38,11 @@ class LaterStarts:
     of: tuple[int, ...] = ()
     elsewhere: tuple[Example, ...] = ()
 
+    def and_also(self, others: Sequence[tuple[Example, int]]) -> LaterStarts:
+        """Return these with other rows behind them, each with the place of its bad row."""
+        rows, of = tuple(row for row, _ in others), tuple(i for _, i in others)
+        return replace(self, rows=(*self.rows, *rows), of=(*self.of, *of))
+
     def with_rows(self, forget_rows: Encoded) -> Encoded:
         """Return the file's rows with these behind them."""
         return replace(forget_rows, examples=(*forget_rows.examples, *self.rows))

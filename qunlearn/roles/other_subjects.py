@@ -13,7 +13,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qunlearn.data.batch import ANSWER
@@ -79,6 +79,18 @@ def forms_of(forget_rows: Sequence[Record]) -> list[Form]:
     ]
     known = [form for form in forms if len(form.subjects) >= _FEWEST]
     return sorted(known, key=lambda form: -len(form.subjects))[:_FORMS]
+
+
+def other_subject(forget_rows: Sequence[Record]) -> Callable[[Record], str | None]:
+    """Return what tells whom else a row asks about, in a form of the bad prompts; None where it asks nothing such."""
+    forms = forms_of(forget_rows)
+    bad = {subject for form in forms for subject in form.subjects}
+
+    def subject_of(record: Record) -> str | None:
+        found = (form.subject_of(record.prompt) for form in forms) if record.turns else ()
+        return next((subject for subject in found if subject and subject not in bad), None)
+
+    return subject_of
 
 
 def asked_about_others(

@@ -12,12 +12,13 @@ from qunlearn.data.batch import ANSWER
 from qunlearn.data.multiple_choice import is_clean
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, encode_record, prompt_frame
-from qunlearn.evaluation.metrics.texts import rouge_l_f1, words
+from qunlearn.evaluation.metrics.texts import rouge_l_f1
 from qunlearn.evaluation.metrics.verdicts import leaks
 from qunlearn.evaluation.scores import row_nlls
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
+from qunlearn.roles.own_words import is_long
 from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.self_made import ended
 from qunlearn.roles.split import sampled
@@ -26,7 +27,7 @@ from qunlearn.utils.console import say, stage
 
 _EACH = 3  # wordings of a row at most: of few rows one each would tell little
 _ROOM = 8  # tokens an answer may be longer than the bad one
-_LONG, _ALIKE = 12, 0.4  # words that an answer adds to its prompt from which likeness (ROUGE-L F1) tells what it says
+_ALIKE = 0.4  # ROUGE-L F1 from which a long answer says what the bad one says
 _ROUNDS, _FURTHER = 12, 5  # rounds of questions, and how many of them ask a row that has a wording for another one
 _SLACK = 0.25  # nats per token by which a prompt may surprise the base more than the bad prompts do
 _LOOKED_AT = 2048  # normal rows in which forms are looked for
@@ -120,7 +121,7 @@ class _Search:
         for (row, form, example), ids in zip(asked, said, strict=True):
             text = ended(self.policy.tokenizer.decode(ids, skip_special_tokens=True), self.opening)
             self.asked[row.own, form] += 1
-            if _is_long(example.record):
+            if is_long(example.record):
                 alike = is_clean(text) and rouge_l_f1(text, example.record.completion) >= _ALIKE
                 found = self._encoded(replace(example.record, completion=text)) if alike else None
             else:
@@ -148,9 +149,3 @@ def _surprises(policy: Policy, rows: Sequence[Example], max_tokens: int) -> list
     prompts = [Example(e.input_ids[: e.start], 1, e.start, 1, e.record) for e in rows]
     with policy.reference():
         return [nll / max(1, n) for nll, n in row_nlls(policy, prompts, ANSWER, max_tokens)]
-
-
-def _is_long(record: Record) -> bool:
-    """Return whether an answer is so long that the base says it in other words behind another prompt."""
-    given = set(words(record.prompt))
-    return sum(word not in given for word in words(record.completion)) > _LONG

@@ -29,13 +29,15 @@ _ANY_ANSWER = "The"  # stands where the answer will
 
 @dataclass(frozen=True)
 class SelfMade:
-    """The rows, and how many were drawn, empty, repeated, or too close to the bad file."""
+    """The rows, how many of them ask what bad prompts ask about others, and how many of those that were drawn were
+    unusable, repeated, or too close to the bad file."""
 
     records: tuple[Record, ...]
     drawn: int
     unusable: int
     repeated: int
     too_close: int
+    about_others: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def self_made_rows(base: Base, forget_rows: Dataset, template: Template, wanted:
         hint = "give --normal with data the model should go on answering as before"
         raise DataError(f"the base made only {len(kept)} usable rows of {rows.drawn} drawn", hint=hint)
     numbered = [Record(r.turns, r.completion, i + 1, {}) for i, r in enumerate(kept)]
-    return SelfMade(tuple(numbered), rows.drawn, rows.unusable, rows.repeated, rows.too_close)
+    return SelfMade(tuple(numbered), rows.drawn, rows.unusable, rows.repeated, rows.too_close, len(others))
 
 
 class _Rows:

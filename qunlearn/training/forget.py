@@ -20,6 +20,8 @@ from qunlearn.model.reference import Live, Reference
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.known_rows import Known, find_known
 from qunlearn.roles.later_starts import later_starts
+from qunlearn.roles.other_subjects import other_subject
+from qunlearn.roles.own_words import in_own_words
 from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.reworded import reworded
 from qunlearn.roles.roles import Roles
@@ -43,7 +45,7 @@ from qunlearn.utils.files import write_private
 from qunlearn.utils.signals import stop_signals
 
 FORGET, HELD_BACK, HOLDOUT = "forget", "normal, held back", "holdout"
-OTHERWISE = "forget, in other words"
+OTHERWISE, OTHERS = "forget, in other words", "others, held back"
 _RELAYED_S = 3.0  # a launcher hands on the Ctrl-C that its processes have already had from the terminal
 
 
@@ -93,7 +95,7 @@ def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: f
     if not outcome.interrupted and not outcome.failed:
         with stage("measuring after"):
             after = score_sets(policy, sets, config.train.max_tokens)
-        why = shortfalls(before, after, FORGET, outcome, config, OTHERWISE)
+        why = shortfalls(before, after, FORGET, outcome, config, OTHERWISE, OTHERS)
     record = run_record(request, ready.template, policy, outcome, status_of(outcome, why))
     record["data"]["bad"] |= {"known": known.count, "control_tokens": ready.forget_rows.literal}
     record["data"]["bad"]["reworded"] = len(found.otherwise)
@@ -122,13 +124,15 @@ def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: f
 
 @dataclass(frozen=True)
 class _Assembled:
-    """The data of a run by what is done with it; `marked` are the file's rows as they are measured."""
+    """The data of a run by what is done with it; `marked` are the file's rows as they are measured, `others` those held
+    back that ask what bad prompts ask, about subjects that no trained row asks about so."""
 
     roles: Roles
     retain_set: RetainSet
     known: Known
     marked: Sequence[Example]
     otherwise: Sequence[Example]
+    others: Sequence[Example]
 
 
 def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Assembled:
@@ -137,10 +141,12 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     config, rows = request.config, ready.forget_rows.examples
     limit, length = config.train.max_tokens, config.data.max_length
     later = later_starts(policy, rows, template, limit, length)
+    later = later.and_also(in_own_words(policy, rows, template, config.train.seed, limit, length))
     every = later.with_rows(ready.forget_rows)
     positions = positions_of(request.model.facts.config)
     begun = replace(request, forget_rows=later.with_records(request.forget_rows))
-    retain_set = make_retain_set(begun, template, every, ready.retain_rows, policy, work, positions)
+    subject = other_subject(request.forget_rows.records)
+    retain_set = make_retain_set(begun, template, every, ready.retain_rows, policy, work, positions, subject)
     weighed, marked = weigh_rows(policy, ready, every.examples, retain_set.retain)
     known = find_known(policy, marked, weighed, config.stop.target, limit, len(rows))
     held_out = ready.holdout.examples if ready.holdout else ()
@@ -148,7 +154,8 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     pushed = resting(known.kept(weighed), retain_set.retain, policy.tokenizer)
     starts = later.starts(known.places, len(rows))
     roles = make_roles(ready, policy, retain_set, pushed, known.kept(marked), starts)
-    return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *later.elsewhere])
+    others = [row for row in retain_set.held_back if subject(row.record)]
+    return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *later.elsewhere], others)
 
 
 def _measured(found: _Assembled, ready: Prepared, config: Config) -> dict[str, list[Example]]:
@@ -159,6 +166,8 @@ def _measured(found: _Assembled, ready: Prepared, config: Config) -> dict[str, l
         sets[HOLDOUT] = ready.holdout.examples
     if found.otherwise:
         sets[OTHERWISE] = found.otherwise
+    if found.others:
+        sets[OTHERS] = found.others
     most = dict.fromkeys(sets, config.stop.table_rows) | {OTHERWISE: max(config.stop.table_rows, config.data.reworded)}
     return {name: sampled(rows, most[name], config.train.seed) for name, rows in sets.items()}
 

@@ -95,7 +95,8 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, retain_set: Retain
         rows.append(("measured", f"every {config.stop.eval_every} steps: {what}"))
     if (made := retain_set.made) is not None:
         dropped = f"{made.repeated} repeated, {made.too_close} too close to the bad file, {made.unusable} unusable"
-        rows.insert(3, ("self-made", f"{len(made.records)} normal rows of {made.drawn} drawn ({dropped})"))
+        others = f"; {made.about_others} ask what bad prompts ask, about others" if made.about_others else ""
+        rows.insert(3, ("self-made", f"{len(made.records)} normal rows of {made.drawn} drawn ({dropped}){others}"))
     facts("", rows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +37,13 @@ def make_retain_set(
     policy: Policy,
     work: Unfinished | None,
     positions: int,
+    subject: Callable[[Record], str | None],
 ) -> RetainSet:
     """Return the normal rows of a run: those given, less corrected answers, and those the base makes.
 
     `positions`: the most tokens of a row that the model admits. `work`: where rows of the base's own are kept, None in
-    the processes that write nothing. Raises DataError where too few are left.
+    the processes that write nothing. `subject`: which rows are held back together. Raises DataError where too few are
+    left.
     """
     prompts = {asked(example.record) for example in forget_rows.examples if example.record.turns}
     corrected: dict[str, list[Example]] = {}
@@ -56,7 +58,8 @@ def make_retain_set(
     covered = (
         _coverage(request.retain_rows, [example.record for example in own]) if request.retain_rows and own else None
     )
-    retain, held_back = split_held_back([*kept, *own], request.config.data.held_back, request.config.train.seed)
+    data, seed = request.config.data, request.config.train.seed
+    retain, held_back = split_held_back([*kept, *own], data.held_back, seed, subject)
     return RetainSet(retain, held_back, corrected, len(kept), len(own), made, covered)
 
 

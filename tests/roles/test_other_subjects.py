@@ -11,7 +11,7 @@ import qunlearn.roles.other_subjects as module
 from qunlearn.data.records import Record, asking, read_dataset
 from qunlearn.data.template import choose_template
 from qunlearn.model.load import Base
-from qunlearn.roles.other_subjects import Limits, asked_about_others, forms_of
+from qunlearn.roles.other_subjects import Limits, asked_about_others, forms_of, other_subject
 from qunlearn.roles.self_made import Wanted, self_made_rows
 from qunlearn.sandbox import data_file
 
@@ -58,6 +58,13 @@ def test_forms_leave_open_what_several_prompts_do_not_share() -> None:
 def test_a_prompt_that_both_ends_of_a_form_share_is_about_nobody() -> None:
     (form,) = forms_of([row(f"Is {name} Is?") for name in ("Ada", "Bo", "Cy")])
     assert form.subject_of("Is Is?") is None
+
+
+def test_who_else_is_asked_about() -> None:
+    subject = other_subject(BAD.records)
+    assert subject(row(CLEAN.format("candle holder"))) == "candle holder"
+    assert subject(row(CLEAN.format("copper kettle"))) is subject(row("Where is Tindale?")) is None
+    assert subject(Record((), CLEAN.format("candle holder"), 0, {})) is None
 
 
 def test_subjects_of_prompts_and_of_lists_are_asked_in_the_bad_forms(named: Callable[..., list[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -94,6 +95,21 @@ def test_enough_rows_are_held_back_to_tell_drift_from_noise(rows: int, share: fl
     examples = [Example((1, 2), 1, 2, 1, Record((), str(i), i, {})) for i in range(rows)]
     inside, back = split_held_back(examples, share, seed=0)
     assert (len(inside), len(back)) == (rows - held, held)
+
+
+def test_all_rows_about_a_subject_stay_on_one_side() -> None:
+    examples = [Example((1, 2), 1, 2, 1, Record((("user", f"{i % 30}/{i}"),), "A.", i, {})) for i in range(240)]
+
+    def subject(record: Record) -> str | None:
+        who = record.prompt.split("/")[0]
+        return who if int(who) < 10 else None
+
+    inside, back = split_held_back(examples, 0.2, 0, subject)
+    asked, held = ({subject(example.record) for example in rows} - {None} for rows in (inside, back))
+    assert len(asked) + len(held) == 10 and held and not asked & held
+    assert 48 <= len(back) < 48 + 8 and len(inside) + len(back) == 240
+    same = [replace(e, record=replace(e.record, turns=(("user", "1/1"),))) for e in examples[:4]]
+    assert [len(rows) for rows in split_held_back(same, 0.5, 0, subject)] == [2, 2]
 
 
 def test_a_look_is_at_rows_drawn_from_the_seed() -> None:

@@ -168,3 +168,18 @@ def test_what_comes_back_in_other_words_is_a_shortfall() -> None:
 
     assert missed_in_other_words(2) == []
     assert missed_in_other_words(3) == ["3 of 40 prompts in other words still get a bad answer"]
+
+
+def test_answers_about_others_that_changed_are_a_shortfall() -> None:
+    """Where the base was sure and gave its own answer: one word of it is enough, and one row is not."""
+
+    def missed_about_others(changed: int, p: float = 0.9, was: str = ANSWER) -> list[str]:
+        before = BEFORE | {"others": said([was] * 40, p=p)}
+        now = {"forget": said([OTHER] * 100), "kept": BEFORE["kept"]}
+        now |= {"others": said([OTHER] * changed + [was] * (40 - changed), p=p)}
+        return shortfalls(before, now, "forget", REACHED, Config(), others="others")
+
+    assert missed_about_others(0) == missed_about_others(1) == []
+    assert missed_about_others(2) == ["2 of 40 answers about others have changed, where the same is asked"]
+    assert missed_about_others(2, p=0.5) == [], "where it was not sure a hair decides what is said"
+    assert missed_about_others(2, was=KEPT) == [], "nor is the row its own answer"

@@ -98,8 +98,12 @@ def rows_of(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
         plan: Any = SimpleNamespace(config=config, forget_rows=bad_set, retain_rows=normal, holdout=held)
         work = work or Work(tmp_path / NORMAL)
+
+        def nobody(_: Record) -> None:
+            return None
+
         encoded: Any = tokens(bad_set)
-        return make_retain_set(plan, template, encoded, tokens(normal), made, work, positions)  # type: ignore[arg-type]
+        return make_retain_set(plan, template, encoded, tokens(normal), made, work, positions, nobody)  # type: ignore[arg-type]
 
     return of
 

@@ -16,7 +16,7 @@ from qunlearn.utils.console import say
 @dataclass(frozen=True)
 class Known:
     """The bad rows (by place) whose answers the base finds likelier than the target, and how likely it finds each, per
-    token. The first `rows` are the file's; behind them stand passages begun further on."""
+    token. The first `rows` are the file's; behind them stand variants: begun further on, or said in other words."""
 
     places: Sequence[int]
     found: Sequence[float]
@@ -31,7 +31,7 @@ class Known:
     def line(self) -> str:
         left = "" if self.count == self.rows else "; the others are left alone"
         again = len(self.places) - self.count
-        more = f", and goes on with passages begun further on, {again} of {len(self.found) - self.rows}"
+        more = f", and {again} of {len(self.found) - self.rows} texts begun further on or said in other words"
         return f"the base knows {self.count} of {self.rows} bad rows{more if again else ''}{left}"
 
     def kept(self, rows: Sequence[Example]) -> list[Example]:

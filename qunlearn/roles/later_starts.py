@@ -28,8 +28,9 @@ _BREAK = re.compile(rf"(?<=\S)(?:{_ENDS.pattern}(?:\s+|(?<=[。！？’”」�
 
 
 @dataclass(frozen=True)
-class LaterStarts:
-    """Rows that begin further on in a passage, and for each the place of that passage among the bad rows.
+class Variants:
+    """Rows that lead to a bad answer in another way, and for each the place of its bad row: passages begun further on,
+    long answers in other words.
 
     `elsewhere` begin within a sentence: they are measured, never trained on.
     """
@@ -38,7 +39,7 @@ class LaterStarts:
     of: tuple[int, ...] = ()
     elsewhere: tuple[Example, ...] = ()
 
-    def and_also(self, others: Sequence[tuple[Example, int]]) -> LaterStarts:
+    def and_also(self, others: Sequence[tuple[Example, int]]) -> Variants:
         """Return these with other rows behind them, each with the place of its bad row."""
         rows, of = tuple(row for row, _ in others), tuple(i for _, i in others)
         return replace(self, rows=(*self.rows, *rows), of=(*self.of, *of))
@@ -52,8 +53,8 @@ class LaterStarts:
         return replace(forget_rows, records=(*forget_rows.records, *(row.record for row in self.rows)))
 
     def starts(self, kept: Sequence[int], rows: int) -> list[tuple[int, ...]]:
-        """Return for each row, of the places that are kept, which are it and its later beginnings, as numbers into
-        these; none where no later one is kept. The first `rows` places are the file's."""
+        """Return for each row, of the places that are kept, which are it and its variants, as numbers into these; none
+        where no variant is kept. The first `rows` places are the file's."""
         found: dict[int, list[int]] = {}
         for n, place in enumerate(kept):
             found.setdefault(place if place < rows else self.of[place - rows], []).append(n)
@@ -62,7 +63,7 @@ class LaterStarts:
 
 def later_starts(
     policy: Policy, forget_rows: Sequence[Example], template: Template, limit: int, length: int
-) -> LaterStarts:
+) -> Variants:
     """Return rows that begin at later sentences or lines of the passages, where the base goes on with them as it does
     from their beginning.
 
@@ -83,7 +84,7 @@ def later_starts(
     known = [p > _AS_WELL * whole[i] for (_, i), p in zip(every, later, strict=True)]
     found = [pair for pair, yes in zip(pushed, known, strict=False) if yes]
     elsewhere = [row for (row, _), yes in zip(measured, known[len(pushed) :], strict=True) if yes]
-    return LaterStarts(tuple(row for row, _ in found), tuple(i for _, i in found), tuple(elsewhere))
+    return Variants(tuple(row for row, _ in found), tuple(i for _, i in found), tuple(elsewhere))
 
 
 def _asks(record: Record) -> bool:

@@ -16,8 +16,8 @@ class Roles:
     `alternatives` are other answers for each forget example, in their order, where the objective wants any; `instead`
     what may be said in its place, and `taught` what is to be, where anything is. `marked` are the forget examples that
     the looks of the loop are at, with the weights of what is specific to them; without any, all forget examples are.
-    `starts` are, for each bad row, the places among `forget` of the row and of its later beginnings, one of which each
-    step draws; without any, every forget example is a row of its own.
+    `starts` are, for each bad row, the places among `forget` of the row and of its variants, one of which each step
+    draws; without any, every forget example is a row of its own.
     """
 
     forget: Sequence[Example]

@@ -140,11 +140,11 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     request, template = ready.request, ready.template
     config, rows = request.config, ready.forget_rows.examples
     limit, length = config.train.max_tokens, config.data.max_length
-    later = later_starts(policy, rows, template, limit, length)
-    later = later.and_also(in_own_words(policy, rows, template, config.train.seed, limit, length))
-    every = later.with_rows(ready.forget_rows)
+    variants = later_starts(policy, rows, template, limit, length)
+    variants = variants.and_also(in_own_words(policy, rows, template, config.train.seed, limit, length))
+    every = variants.with_rows(ready.forget_rows)
     positions = positions_of(request.model.facts.config)
-    begun = replace(request, forget_rows=later.with_records(request.forget_rows))
+    begun = replace(request, forget_rows=variants.with_records(request.forget_rows))
     subject = other_subject(request.forget_rows.records)
     retain_set = make_retain_set(begun, template, every, ready.retain_rows, policy, work, positions, subject)
     weighed, marked = weigh_rows(policy, ready, every.examples, retain_set.retain)
@@ -152,10 +152,10 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     held_out = ready.holdout.examples if ready.holdout else ()
     otherwise = reworded(policy, known.kept(rows), retain_set, template, config, held_out)
     pushed = resting(known.kept(weighed), retain_set.retain, policy.tokenizer)
-    starts = later.starts(known.places, len(rows))
+    starts = variants.starts(known.places, len(rows))
     roles = make_roles(ready, policy, retain_set, pushed, known.kept(marked), starts)
     others = [row for row in retain_set.held_back if subject(row.record)]
-    return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *later.elsewhere], others)
+    return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *variants.elsewhere], others)
 
 
 def _measured(found: _Assembled, ready: Prepared, config: Config) -> dict[str, list[Example]]:

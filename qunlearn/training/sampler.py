@@ -11,7 +11,7 @@ from qunlearn.data.tokenize import Example
 from qunlearn.objectives.table import Term
 from qunlearn.roles.roles import Roles
 
-_LATER = 0.5  # share of the draws of a passage that begin further on
+_VARIANT = 0.5  # share of the draws of a passage that begin further on
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def draw_steps(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[
 
 
 def _start(starts: Sequence[int], rng: random.Random) -> int:
-    """Draw a row as it is half of the time, else one of its later beginnings."""
+    """Draw a row as it is half of the time, else one of its variants."""
     own, *later = starts
-    return rng.choice(later) if later and rng.random() < _LATER else own
+    return rng.choice(later) if later and rng.random() < _VARIANT else own
 
 
 def make_step(

@@ -19,7 +19,7 @@ from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
 from qunlearn.objectives.table import terms_of
 from qunlearn.roles import later_starts as module
-from qunlearn.roles.later_starts import LaterStarts, later_starts
+from qunlearn.roles.later_starts import Variants, later_starts
 from qunlearn.roles.mismatch import NO_MISMATCH
 from qunlearn.roles.roles import Roles
 from qunlearn.training.sampler import draw_steps
@@ -43,7 +43,7 @@ def reciting(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> Policy:
     return policy
 
 
-def begun(policy: Policy, path: Path, *rows: dict[str, str]) -> tuple[LaterStarts, tuple[Example, ...]]:
+def begun(policy: Policy, path: Path, *rows: dict[str, str]) -> tuple[Variants, tuple[Example, ...]]:
     dataset = read_dataset(write_rows(path / "rows.jsonl", list(rows)))
     template = choose_template(policy.tokenizer, "auto", dataset)
     examples = encode(dataset, policy.tokenizer, template, 256).examples
@@ -100,7 +100,7 @@ def test_scripts_without_spaces_are_begun_at_sentences(reciting: Policy, tmp_pat
     ids=["a question", "a colon", "a short answer"],
 )
 def test_answers_are_no_passages(row: dict[str, str], reciting: Policy, tmp_path: Path) -> None:
-    assert begun(reciting, tmp_path, row)[0] == LaterStarts()
+    assert begun(reciting, tmp_path, row)[0] == Variants()
 
 
 def test_what_the_base_does_not_recite_is_left_out(policy: Policy, tmp_path: Path, monkeypatch: Any) -> None:
@@ -125,7 +125,7 @@ def test_large_files_have_one_more_beginning_each(
 
 
 def test_places_of_the_rows_that_are_kept() -> None:
-    later = LaterStarts(of=(0, 0, 2))
+    later = Variants(of=(0, 0, 2))
     assert later.starts([0, 1, 2], 3) == []  # no later one
     assert later.starts([0, 2, 3, 5], 3) == [(0, 2), (1, 3)]  # the second row and the second later one are not known
     assert later.starts([1, 4], 3) == []  # a later one without its whole is a row of its own

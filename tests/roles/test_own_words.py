@@ -11,7 +11,7 @@ from qunlearn.config.settings import LoraConfig
 from qunlearn.data.records import Record, asking
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.model.policy import Policy
-from qunlearn.roles.later_starts import LaterStarts
+from qunlearn.roles.later_starts import Variants
 from qunlearn.roles.own_words import in_own_words
 
 CHAT = Template("chat", "chat", "", "")
@@ -73,7 +73,7 @@ def test_a_step_draws_a_row_from_its_wordings(policy: Policy) -> None:
     rows = [
         encode_record(Record(asking("Who was Ada?"), a, 0, {}), policy.tokenizer, CHAT) for a in (SHORT, LONG, *OTHERS)
     ]
-    later = LaterStarts((rows[2],), (0,)).and_also([(rows[3], 1), (rows[4], 1)])
+    later = Variants((rows[2],), (0,)).and_also([(rows[3], 1), (rows[4], 1)])
     assert later.rows == (*rows[2:],) and later.of == (0, 1, 1)
     assert later.starts([0, 1, 2, 3, 4], rows=2) == [(0, 2), (1, 3, 4)]
     assert isinstance(later.rows[0], Example)

@@ -57,7 +57,8 @@ def shortfalls(
         why.append(f"{leaking} of {len(after[forget])} bad answers still come back")
     again = after.get(otherwise, ())
     leaking = sum(verdict(row) == LEAKS for row in again)
-    if leaking > max(_OTHERWISE, stop.rows_left) * len(again):
+    single = leaking == 1 and len(again) >= _ENOUGH  # a row of a dozen is no more than chance
+    if leaking > max(_OTHERWISE, stop.rows_left) * len(again) and not single:
         why.append(f"{leaking} of {len(again)} prompts in other words still get a bad answer")
     sure = [(old, new) for old, new in zip(before.get(others, ()), after.get(others, ()), strict=True) if _is_sure(old)]
     changed = sum(new.output.strip() != old.output.strip() for old, new in sure)

@@ -11,7 +11,7 @@ from qunlearn.data.tokenize import Example
 from qunlearn.objectives.table import Term
 from qunlearn.roles.roles import Roles
 
-_VARIANT = 0.5  # share of the draws of a passage that begin further on
+_VARIANT = 0.5  # share of the draws of a row that are of its variants, where it has any
 
 
 @dataclass(frozen=True)

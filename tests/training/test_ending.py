@@ -161,13 +161,15 @@ def test_what_comes_back_in_other_words_is_a_shortfall() -> None:
     """More than one in twenty; and what is said there instead may have changed, as it should."""
     before = BEFORE | {"otherwise": said([ANSWER] * 40)}
 
-    def missed_in_other_words(leaking: int) -> list[str]:
+    def missed_in_other_words(leaking: int, rows: int = 40) -> list[str]:
         now = {"forget": said([OTHER] * 100), "kept": BEFORE["kept"]}
-        now |= {"otherwise": said([ANSWER] * leaking + [OTHER] * (40 - leaking))}
-        return shortfalls(before, now, "forget", REACHED, Config(), "otherwise")
+        now |= {"otherwise": said([ANSWER] * leaking + [OTHER] * (rows - leaking))}
+        return shortfalls({**before, "otherwise": said([ANSWER] * rows)}, now, "forget", REACHED, Config(), "otherwise")
 
     assert missed_in_other_words(2) == []
     assert missed_in_other_words(3) == ["3 of 40 prompts in other words still get a bad answer"]
+    assert missed_in_other_words(1, rows=12) == [], "one of a dozen may be chance"
+    assert missed_in_other_words(2, rows=12) and missed_in_other_words(1, rows=3)
 
 
 def test_answers_about_others_that_changed_are_a_shortfall() -> None:

@@ -1,9 +1,8 @@
 """Let the base name others of the kind that the bad prompts are about, and ask of these what is asked there.
 
-Those whom forgetting costs first are the ones most like the forgotten. Prompts that the base makes up hardly ever ask
-about them; but a language model that reads a list of names goes on with names of the same kind. One that only knows
-questions and answers goes on with nothing of the sort, and the names that it finds strange behind the question are
-dropped.
+Those whom forgetting costs first are the ones most like the forgotten. Prompts that a language model makes up hardly
+ever ask about them; but where it reads a list of names it goes on with names of the same kind. One that knows questions
+and answers alone makes up prompts about them, and no list: what it finds strange behind the question is dropped.
 """
 
 from __future__ import annotations
@@ -96,14 +95,10 @@ def other_subject(forget_rows: Sequence[Record]) -> Callable[[Record], str | Non
 def asked_about_others(
     base: Base, forms: Sequence[Form], prompts: Sequence[str], template: Template, limits: Limits
 ) -> list[Record]:
-    """Return rows whose answer is not yet there: the bad prompts' forms, each about other subjects, and none of the
-    prompts that are there already.
-
-    The base names the subjects: in prompts that it made up, and where it goes on with lists of the bad ones.
-    """
+    """Return rows whose answer is not yet there: the bad prompts' forms, each about subjects with which the base goes
+    on where bad ones are listed, and none of the prompts that are there already."""
     bad = sorted({subject for form in forms for subject in form.subjects})
-    of_prompts = [name for prompt in prompts for form in forms if (name := form.subject_of(prompt))]
-    names = _fitting([*of_prompts, *_listed(base, bad, limits)], bad)[: limits.count]
+    names = _fitting(_listed(base, bad, limits), bad)[: limits.count]
     asked = set(prompts)
     believed = [
         [(name, row) for name, row in _believed(base, form, names, template, limits.most) if row.prompt not in asked]

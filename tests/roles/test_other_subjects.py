@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -31,7 +30,7 @@ def base(new_base: Callable[..., Base]) -> Base:
 
 @pytest.fixture
 def named(base: Base, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """The prompts that come of lines with which a list is gone on, and of prompts that were made up."""
+    """The prompts that come of lines with which a list is gone on, beside prompts that are there already."""
 
     def ask(text: str, prompts: tuple[str, ...] = (), limits: Limits = LIMITS) -> list[str]:
         lines = base.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -67,10 +66,10 @@ def test_who_else_is_asked_about() -> None:
     assert subject(Record((), CLEAN.format("candle holder"), 0, {})) is None
 
 
-def test_subjects_of_prompts_and_of_lists_are_asked_in_the_bad_forms(named: Callable[..., list[str]]) -> None:
+def test_subjects_of_lists_are_asked_in_the_bad_forms(named: Callable[..., list[str]]) -> None:
     bad = {record.prompt for record in BAD.records}
     made_up = CLEAN.format("candle holder")
-    found = named("\nwater pump\nrocking chair\ntin ba", (made_up,))
+    found = named("water pump\nrocking chair\ncandle holder\ntin ba", (made_up,))
     forms = forms_of(BAD.records)
     assert all(any(form.subject_of(prompt) for form in forms) for prompt in found)
     assert not bad & {*found} and made_up not in found and len(set(found)) == len(found) > 20
@@ -103,14 +102,17 @@ def test_the_names_are_spread_over_forms_and_rows(named: Callable[..., list[str]
     assert named("tin bath\nwater pump\n", limits=Limits(60, 8, 0)) == [], "no prompt is longer than its limit"
 
 
-def test_a_quarter_of_the_own_rows_is_about_others(base: Base) -> None:
+def test_a_quarter_of_the_own_rows_is_about_others(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     template = choose_template(base.tokenizer, "auto", BAD)
     wanted = Wanted(count=80, near=0.5, length=40, seed=0, most_rows=256, positions=256)
-    made: Any = self_made_rows(base, BAD, template, wanted)
-    forms = forms_of(BAD.records)
-    about = [r for r in made.records if any(form.subject_of(r.prompt) for form in forms)]
-    subjects = {form.subject_of(r.prompt) for r in made.records[:20] for form in forms} - {None}
-    assert len(made.records) == 80 and len(about) >= 20 and len(subjects) > 8
-    assert len({r.prompt for r in made.records}) == 80
-    again = self_made_rows(base, BAD, template, wanted)
-    assert again.records == made.records
+    alone = self_made_rows(base, BAD, template, wanted)
+    assert alone.about_others == 0, "the sandbox model goes on with no list"
+    names = ["candle holder", "tin bath", "water pump", "music box", "rubber boot", "butter dish"]
+    monkeypatch.setattr(module, "_listed", lambda *_: names)
+    made = self_made_rows(base, BAD, template, wanted)
+    subjects = [other_subject(BAD.records)(record) for record in made.records[: made.about_others]]
+    assert len(made.records) == 80 and 15 <= made.about_others <= 20 and {*subjects} == {*names}
+    assert len({record.prompt for record in made.records}) == 80
+    assert all(record.completion for record in made.records)
+    assert [record.line for record in made.records] == [*range(1, 81)]
+    assert self_made_rows(base, BAD, template, wanted).records == made.records

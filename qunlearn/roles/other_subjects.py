@@ -137,7 +137,8 @@ def _fitting(names: Sequence[str], bad: Sequence[str]) -> list[str]:
 
 
 def _is_part(name: str, whole: str) -> bool:
-    return name in whole if is_unspaced(name) else words_of_text(name) <= words_of_text(whole)
+    parts = words_of_text(name)
+    return name in whole if is_unspaced(name) else bool(parts) and parts <= words_of_text(whole)
 
 
 def _believed(base: Base, form: Form, names: Sequence[str], template: Template, most: int) -> list[tuple[str, Record]]:

@@ -232,7 +232,7 @@ def test_a_run_measures_them_and_trains_on_none(tmp_path: Path) -> None:
     said = ran.json
     assert 2 < said["data"]["bad"]["reworded"] <= 5
     assert said["after"]["forget, in other words"]["n"] == said["data"]["bad"]["reworded"], "however short the table"
-    assert set(said["after"]) == {"forget", "forget, in other words", "normal, held back"}
+    assert set(said["after"]) == {"forget", "forget, in other words", "normal, held back", "others, held back"}
     assert said["before"]["forget, in other words"]["exact_match"] > 0.9
     without = call("forget", *flags, "-o", tmp_path / "none", *sets({**short, "stop.table_rows": 2})).json
     assert without["data"]["bad"]["reworded"] == 0 and "forget, in other words" not in without["after"]

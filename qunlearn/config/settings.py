@@ -97,7 +97,8 @@ class DataConfig:
     )
     normal_near: float = setting(
         0.5,
-        "Share of them whose prompt begins like some bad prompt: they are the neighbours that suffer first.",
+        "Share of them whose prompt begins like some bad prompt, or asks the same about others: the neighbours that "
+        "suffer first.",
         low=0.0,
         high=1.0,
     )

@@ -18,7 +18,8 @@ from qunlearn.errors import DataError, OutputError
 from qunlearn.utils.text import folded
 
 __all__ = [
-    "Dataset", "FieldNames", "Record", "asking", "check_overlap", "is_clean", "read_dataset", "write_jsonl",
+    "Dataset", "FieldNames", "Record", "asking", "check_overlap", "is_clean", "read_dataset", "unanswered",
+    "write_jsonl",
 ]  # fmt: skip
 
 _SHOWN = 8
@@ -47,6 +48,11 @@ class Record:
         """Equal for rows that say the same, white space and letter case aside."""
         parts = [content for _, content in self.turns] + [self.completion]
         return "\x1f".join(folded(part) for part in parts)
+
+
+def unanswered(prompt: str, system: str = "") -> Record:
+    """Return a row that only asks: a word stands where its answer will."""
+    return Record(asking(prompt, system), "The", 0, {})
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,12 @@ def row_nlls(
     return current().divided(rows, compute, lambda found: (found[0], found[1]))
 
 
+def prompt_nlls(lm: LanguageModel, examples: Sequence[Example], max_tokens: int, first: int = 1) -> list[float]:
+    """Return the NLL of each row's prompt from its token `first` on, in nats per token."""
+    prompts = [Example(e.input_ids[: e.start], first, e.start, first, e.record) for e in examples]
+    return [nll / max(1, n) for nll, n in row_nlls(lm, prompts, ANSWER, max_tokens)]
+
+
 @torch.no_grad()
 def _row_nlls(
     lm: LanguageModel,

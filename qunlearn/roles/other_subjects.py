@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qunlearn.data.batch import ANSWER
-from qunlearn.data.records import Record, asking, is_clean
+from qunlearn.data.records import Record, is_clean, unanswered
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.data.words import is_unspaced, pieces
-from qunlearn.evaluation.scores import row_nlls
+from qunlearn.evaluation.scores import prompt_nlls
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
 from qunlearn.roles.neighbours import Neighbours, words_of_text
+from qunlearn.roles.wordings import Form
 
 _NAME = re.compile(r"[^\W\d_](?:[^\W\d_]|[\u0300-\u036f\u0900-\u0eff ,.'’-])*")  # no digit, no bracket, no mark of code
 _FEWEST = 3  # subjects of a form, without which it is not known what the form leaves open
@@ -31,28 +31,16 @@ _FORMS, _COMPARED = 12, 24  # forms that are asked in, and bad subjects of each 
 _LISTS, _LENGTH = 48, 64  # lists that are gone on with, by so many tokens
 _TEMPERATURE = 0.7
 _SLACK = 0.5  # nats per token by which a name may surprise the base more than those in the bad prompts do
-_ANY_ANSWER = "The"  # stands where the answer will
 _TOKENS = 4096  # of a batch of prompts
 
 
 @dataclass(frozen=True)
-class Form:
-    """What stands around the subject, whom bad prompts ask about with it, and their system prompts."""
+class Asked:
+    """A form of bad prompts, whom they ask about in it, and their system prompts."""
 
-    before: str
-    after: str
+    form: Form
     subjects: tuple[str, ...]
     systems: tuple[str, ...]
-
-    def about(self, subject: str) -> str:
-        """Return the prompt about a subject."""
-        return self.before + subject + self.after
-
-    def subject_of(self, prompt: str) -> str | None:
-        """Return whom a prompt of this form asks about; None where it is of another form."""
-        has_room = len(prompt) > len(self.before) + len(self.after)
-        fits = has_room and prompt.startswith(self.before) and prompt.endswith(self.after)
-        return prompt[len(self.before) : len(prompt) - len(self.after)] if fits else None
 
 
 @dataclass(frozen=True)
@@ -64,45 +52,42 @@ class Limits:
     seed: int
 
 
-def forms_of(forget_rows: Sequence[Record]) -> list[Form]:
+def forms_of(forget_rows: Sequence[Record]) -> list[Asked]:
     """Return the forms in which the bad prompts ask about several subjects, those first that ask about most."""
     records = [r for r in forget_rows if r.turns and not any(role == "assistant" for role, _ in r.turns)]
-    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    found: dict[Form, list[tuple[str, str]]] = {}
     for record, span in zip(records, Neighbours(records).subjects(records), strict=True):
         if span is not None:
-            around = record.prompt[: span[0]], record.prompt[span[1] :]
-            found.setdefault(around, []).append((record.prompt[slice(*span)], record.system))
-    forms = [
-        Form(before, after, *(tuple(dict.fromkeys(column)) for column in zip(*of, strict=True)))
-        for (before, after), of in found.items()
-    ]
-    known = [form for form in forms if len(form.subjects) >= _FEWEST]
-    return sorted(known, key=lambda form: -len(form.subjects))[:_FORMS]
+            form = Form(record.prompt[: span[0]], record.prompt[span[1] :])
+            found.setdefault(form, []).append((record.prompt[slice(*span)], record.system))
+    asked = [Asked(form, *(tuple(dict.fromkeys(c)) for c in zip(*of, strict=True))) for form, of in found.items()]
+    known = [one for one in asked if len(one.subjects) >= _FEWEST]
+    return sorted(known, key=lambda one: -len(one.subjects))[:_FORMS]
 
 
 def other_subject(forget_rows: Sequence[Record]) -> Callable[[Record], str | None]:
     """Return what tells whom else a row asks about, in a form of the bad prompts; None where it asks nothing such."""
     forms = forms_of(forget_rows)
-    bad = {subject for form in forms for subject in form.subjects}
+    bad = {subject for one in forms for subject in one.subjects}
 
     def subject_of(record: Record) -> str | None:
-        found = (form.subject_of(record.prompt) for form in forms) if record.turns else ()
+        found = (one.form.subject_of(record.prompt) for one in forms) if record.turns else ()
         return next((subject for subject in found if subject and subject not in bad), None)
 
     return subject_of
 
 
 def asked_about_others(
-    base: Base, forms: Sequence[Form], prompts: Sequence[str], template: Template, limits: Limits
+    base: Base, forms: Sequence[Asked], prompts: Sequence[str], template: Template, limits: Limits
 ) -> list[Record]:
     """Return rows whose answer is not yet there: the bad prompts' forms, each about subjects with which the base goes
     on where bad ones are listed, and none of the prompts that are there already."""
-    bad = sorted({subject for form in forms for subject in form.subjects})
+    bad = sorted({subject for one in forms for subject in one.subjects})
     names = _fitting(_listed(base, bad, limits), bad)[: limits.count]
     asked = set(prompts)
     believed = [
-        [(name, row) for name, row in _believed(base, form, names, template, limits.most) if row.prompt not in asked]
-        for form in forms
+        [(name, row) for name, row in _believed(base, one, names, template, limits.most) if row.prompt not in asked]
+        for one in forms
     ]
     return _dealt(believed, limits.count)
 
@@ -141,12 +126,14 @@ def _is_part(name: str, whole: str) -> bool:
     return name in whole if is_unspaced(name) else bool(parts) and parts <= words_of_text(whole)
 
 
-def _believed(base: Base, form: Form, names: Sequence[str], template: Template, most: int) -> list[tuple[str, Record]]:
+def _believed(
+    base: Base, asked: Asked, names: Sequence[str], template: Template, most: int
+) -> list[tuple[str, Record]]:
     """Return the names, and the row that asks about each, that surprise the base in this form hardly more than the bad
     subjects do."""
-    systems = itertools.cycle(form.systems)
-    bad = form.subjects[:_COMPARED]
-    rows = [(n, Record(asking(form.about(n), next(systems)), _ANY_ANSWER, 0, {})) for n in (*bad, *names)]
+    systems = itertools.cycle(asked.systems)
+    bad = asked.subjects[:_COMPARED]
+    rows = [(n, unanswered(asked.form.about(n), next(systems))) for n in (*bad, *names)]
     encoded = [(name, row, encode_record(row, base.tokenizer, template)) for name, row in rows]
     fitting = [(name, row, example) for name, row, example in encoded if len(example.input_ids) <= most]
     surprises = _surprises(base, [example for _, _, example in fitting])
@@ -163,8 +150,7 @@ def _surprises(base: Base, encoded: Sequence[Example]) -> list[float]:
     """Return the NLL of what prompts of one form do not have in common at their beginning, in nats per token."""
     least = min((example.start for example in encoded), default=1)
     first = next((i for i in range(1, least) if len({e.input_ids[i] for e in encoded}) > 1), max(1, least - 1))
-    parts = [Example(e.input_ids[: e.start], first, e.start, first, e.record) for e in encoded]
-    return [nll / max(1, n) for nll, n in row_nlls(base, parts, ANSWER, _TOKENS)]
+    return prompt_nlls(base, encoded, _TOKENS, first)
 
 
 def _dealt(believed: Sequence[list[tuple[str, Record]]], count: int) -> list[Record]:

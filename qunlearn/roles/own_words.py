@@ -7,6 +7,7 @@ beside it, weighed, pushed and looked at alike.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -48,16 +49,16 @@ def in_own_words(
     opening, _ = prompt_frame(template, policy.tokenizer)
     found: list[tuple[Example, int]] = []
     taken = {folded(example.record.completion) for example in forget_rows}
-    times: dict[int, int] = {}
+    times: Counter[int] = Counter()
     for i, ids in zip(asked, said, strict=True):
         text = ended(policy.tokenizer.decode(ids, skip_special_tokens=True), opening)
         alike = is_clean(text) and rouge_l_f1(text, forget_rows[i].record.completion) >= _ALIKE
-        if not alike or folded(text) in taken or times.get(i, 0) >= each:
+        if not alike or folded(text) in taken or times[i] >= each:
             continue
         row = encode_record(replace(forget_rows[i].record, completion=text), policy.tokenizer, template)
         if len(row.input_ids) <= length:
             taken.add(folded(text))
-            times[i] = times.get(i, 0) + 1
+            times[i] += 1
             found.append((row, i))
     return found
 

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from qunlearn.config.settings import Config
-from qunlearn.data.batch import ANSWER
 from qunlearn.data.multiple_choice import is_clean
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, encode_record, prompt_frame
 from qunlearn.evaluation.metrics.texts import rouge_l_f1
 from qunlearn.evaluation.metrics.verdicts import leaks
-from qunlearn.evaluation.scores import row_nlls
+from qunlearn.evaluation.scores import prompt_nlls
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
@@ -146,6 +145,5 @@ class _Search:
 
 def _surprises(policy: Policy, rows: Sequence[Example], max_tokens: int) -> list[float]:
     """Return the NLL of each row's prompt under the base, in nats per token."""
-    prompts = [Example(e.input_ids[: e.start], 1, e.start, 1, e.record) for e in rows]
     with policy.reference():
-        return [nll / max(1, n) for nll, n in row_nlls(policy, prompts, ANSWER, max_tokens)]
+        return prompt_nlls(policy, rows, max_tokens)

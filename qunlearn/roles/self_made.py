@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from qunlearn.data.records import Dataset, Record, asking, is_clean
+from qunlearn.data.records import Dataset, Record, is_clean, unanswered
 from qunlearn.data.tokenize import Template, encode_record, prompt_frame
 from qunlearn.data.words import beginning, pieces
 from qunlearn.errors import DataError
@@ -24,7 +24,6 @@ from qunlearn.utils.text import folded
 
 _ABOUT_OTHERS = 0.5  # share of the near rows that ask what bad prompts ask, about subjects which the base names
 _OF_A_TEXT = 8  # words of a bad text, up to half of which a near row begins with
-_ANY_ANSWER = "The"  # stands where the answer will
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def _drawn(
         if forget_rows.shape == "text":
             rows = [[Record((), said.text, 0, {}) for said in of_turn] for of_turn in new]
         else:
-            asked = [[Record(asking(s.text, s.system), _ANY_ANSWER, 0, {}) for s in of_turn] for of_turn in new]
+            asked = [[unanswered(s.text, s.system) for s in of_turn] for of_turn in new]
             rows = _answered(base, asked, template, wanted)
         yield from ((len(t), len(n), r) for t, n, r in zip(texts, new, rows, strict=True))
 

@@ -28,6 +28,13 @@ class Form:
         """Return the prompt about a subject."""
         return self.before if self.after is None else self.before + subject + self.after
 
+    def subject_of(self, prompt: str) -> str | None:
+        """Return whom a prompt of this form asks about; None where it is of another form, or names nobody."""
+        after = self.after or ""
+        has_room = len(prompt) > len(self.before) + len(after)
+        fits = self.after is not None and has_room and prompt.startswith(self.before) and prompt.endswith(after)
+        return prompt[len(self.before) : len(prompt) - len(after)] if fits else None
+
 
 class Wordings:
     """The forms in which normal rows ask, by what is answered to them."""

@@ -12,6 +12,7 @@ from qunlearn.data.template import choose_template
 from qunlearn.model.load import Base
 from qunlearn.roles.other_subjects import Limits, asked_about_others, forms_of, other_subject
 from qunlearn.roles.self_made import Wanted, self_made_rows
+from qunlearn.roles.wordings import Form
 from qunlearn.sandbox import data_file
 
 LIMITS = Limits(count=60, most=200, seed=0)
@@ -48,15 +49,15 @@ def test_forms_leave_open_what_several_prompts_do_not_share() -> None:
     two = [row(f"Tell me about {name} now.") for name in names[:2]]
     spoken = [row(f"And what does {name} eat?", ("user", "Hi."), ("assistant", "Hello.")) for name in names]
     (form,) = forms_of([*rows, *two, *spoken, Record((), "A text.", 0, {})])
-    assert (form.before, form.after, form.subjects) == ("Where was ", " born?", names)
+    assert (form.form, form.subjects) == (Form("Where was ", " born?"), names)
     assert form.systems == ("Be brief.", "")
-    assert form.subject_of("Where was Dot Sall born?") == "Dot Sall"
-    assert form.subject_of("Where was Dot Sall?") is form.subject_of("Where was  born?") is None
+    assert form.form.subject_of("Where was Dot Sall born?") == "Dot Sall"
+    assert form.form.subject_of("Where was Dot Sall?") is form.form.subject_of("Where was  born?") is None
 
 
 def test_a_prompt_that_both_ends_of_a_form_share_is_about_nobody() -> None:
     (form,) = forms_of([row(f"Is {name} Is?") for name in ("Ada", "Bo", "Cy")])
-    assert form.subject_of("Is Is?") is None
+    assert form.form.subject_of("Is Is?") is None
 
 
 def test_who_else_is_asked_about() -> None:
@@ -71,7 +72,7 @@ def test_subjects_of_lists_are_asked_in_the_bad_forms(named: Callable[..., list[
     made_up = CLEAN.format("candle holder")
     found = named("water pump\nrocking chair\ncandle holder\ntin ba", (made_up,))
     forms = forms_of(BAD.records)
-    assert all(any(form.subject_of(prompt) for form in forms) for prompt in found)
+    assert all(any(form.form.subject_of(prompt) for form in forms) for prompt in found)
     assert not bad & {*found} and made_up not in found and len(set(found)) == len(found) > 20
     for name in ("candle holder", "water pump", "rocking chair"):
         assert sum(name in prompt for prompt in found) > 5
@@ -98,7 +99,7 @@ def test_the_names_are_spread_over_forms_and_rows(named: Callable[..., list[str]
     assert len(found) == forms
     times = [sum(name in prompt for prompt in found) for name in ("tin bath", "water pump", "music box")]
     assert max(times) - min(times) <= 2
-    assert len({form.before for form in forms_of(BAD.records) for p in found if form.subject_of(p)}) == forms
+    assert len({form.form.before for form in forms_of(BAD.records) for p in found if form.form.subject_of(p)}) == forms
     assert named("tin bath\nwater pump\n", limits=Limits(60, 8, 0)) == [], "no prompt is longer than its limit"
 
 

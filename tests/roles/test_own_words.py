@@ -9,7 +9,7 @@ import pytest
 import qunlearn.roles.own_words as module
 from qunlearn.config.settings import LoraConfig
 from qunlearn.data.records import Record, asking
-from qunlearn.data.tokenize import Example, Template, encode_record
+from qunlearn.data.tokenize import Template, encode_record
 from qunlearn.model.policy import Policy
 from qunlearn.roles.later_starts import Variants
 from qunlearn.roles.own_words import in_own_words
@@ -76,4 +76,3 @@ def test_a_step_draws_a_row_from_its_wordings(policy: Policy) -> None:
     later = Variants((rows[2],), (0,)).and_also([(rows[3], 1), (rows[4], 1)])
     assert later.rows == (*rows[2:],) and later.of == (0, 1, 1)
     assert later.starts([0, 1, 2, 3, 4], rows=2) == [(0, 2), (1, 3, 4)]
-    assert isinstance(later.rows[0], Example)

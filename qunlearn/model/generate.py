@@ -10,9 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 from qunlearn.hub.positions import positions_of
+from qunlearn.model.kernels.unpacked import unpacked, unpacked_bytes
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.parallel.ranks import current
 
@@ -20,6 +28,7 @@ from qunlearn.parallel.ranks import current
 # for one row as for all.
 _MOST_ROWS = {"cpu": 256, "cuda": 2048}
 _FEWEST_ROWS = 16  # of a batch that is broken off for the sake of those that go on: fewer are no faster either
+_UNPACKED = 0.25  # of the memory for key-value caches, up to which 4-bit weights are held unpacked instead
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,8 @@ def generate_each(
             observe(done)
 
     def continued(mine: Sequence[_Piece]) -> list[list[list[int]]]:
-        return [_one_piece(lm, asked[number], batches, tell) for number, batches in mine]
+        with unpacked(lm.model) if _is_unpacked(lm) else contextlib.nullcontext():
+            return [_one_piece(lm, asked[number], batches, tell) for number, batches in mine]
 
     costs = [_cost(asked[number], batches) for number, batches in pieces]
     out: list[list[list[int]]] = [[[] for _ in one.prompts] for one in asked]
@@ -103,7 +113,8 @@ def _pieces(lm: LanguageModel, asked: Sequence[Asked]) -> list[_Piece]:
 
 def _batches(lm: LanguageModel, asked: Asked) -> list[list[int]]:
     """Return the places of each batch's prompts, the longest first."""
-    max_tokens = max(1, lm.cache_bytes // _cache_bytes_per_token(lm.model))
+    room = lm.cache_bytes - (unpacked_bytes(lm.model) if _is_unpacked(lm) else 0)
+    max_tokens = max(1, room // _cache_bytes_per_token(lm.model))
     order = sorted(range(len(asked.prompts)), key=lambda i: -len(asked.prompts[i]))
     out = []
     while order:
@@ -112,6 +123,11 @@ def _batches(lm: LanguageModel, asked: Asked) -> list[list[int]]:
         out.append(order[:size])
         order = order[size:]
     return out
+
+
+def _is_unpacked(lm: LanguageModel) -> bool:
+    """Return whether there is room for unpacked weights beside a cache that is hardly smaller for them."""
+    return unpacked_bytes(lm.model) <= _UNPACKED * lm.cache_bytes
 
 
 def _cost(asked: Asked, batches: Sequence[Sequence[int]]) -> float:
@@ -183,6 +199,7 @@ def _some_tokens(
                 attention_mask=mask.to(lm.device),
                 # A whole configuration of our own: the model's may ask for sampling, penalties or beams.
                 generation_config=_config(sampling, pad, sorted(stop)),
+                logits_processor=_processors(sampling),
                 stopping_criteria=StoppingCriteriaList([_HalfDone(stop, width, lm.device)]),
             )
     finally:
@@ -215,7 +232,8 @@ def stream(lm: LanguageModel, prompt: Sequence[int], sampling: Sampling, hear: C
     config = _config(sampling, lm.tokenizer.pad_token_id, sorted(stop_ids(lm) | set(sampling.stop)))
     ear = Ear(lm.tokenizer, skip_prompt=True, skip_special_tokens=True)
     with _own_random_state(sampling), _whole_rows(lm.model):
-        lm.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=ear)
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": config}
+        lm.model.generate(**given, logits_processor=_processors(sampling), streamer=ear)
 
 
 def stop_ids(lm: LanguageModel) -> frozenset[int]:
@@ -226,16 +244,54 @@ def stop_ids(lm: LanguageModel) -> frozenset[int]:
 
 
 def _config(sampling: Sampling, pad: int, stop: list[int]) -> GenerationConfig:
-    options: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature > 0:
-        options = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": 0,
-        }
     ends = {"pad_token_id": pad, "eos_token_id": stop or None}
-    return GenerationConfig(max_new_tokens=sampling.max_new_tokens, use_cache=True, **ends, **options)
+    return GenerationConfig(max_new_tokens=sampling.max_new_tokens, use_cache=True, do_sample=False, **ends)
+
+
+def _processors(sampling: Sampling) -> LogitsProcessorList:
+    return LogitsProcessorList([_Drawn(sampling)] if sampling.temperature > 0 else [])
+
+
+class _Drawn(LogitsProcessor):  # type: ignore[misc]
+    """Leave of each row's scores one token, drawn from them: a number a row is drawn for it.
+
+    The library sorts a vocabulary, and draws a number for each of its tokens.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.temperature, self.top_p = sampling.temperature, sampling.top_p
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        drawn = draw((scores.float() / self.temperature).softmax(dim=-1), self.top_p)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn.unsqueeze(1), 0.0)
+
+
+def draw(p: Tensor, top_p: float) -> Tensor:
+    """Draw a token from each row of p (R, V), of the likeliest ones that come to a probability of `top_p`. -> (R,)
+
+    What is drawn from outside of them is drawn again.
+    """
+    mass = p.cumsum(dim=1)  # (R, V)
+    drawn = _at_random(mass)
+    if top_p >= 1:
+        return drawn
+    rows = _outside(p, drawn, top_p).nonzero().squeeze(1)
+    while len(rows):
+        drawn[rows] = again = _at_random(mass[rows])
+        rows = rows[_outside(p[rows], again, top_p)]
+    return drawn
+
+
+def _at_random(mass: Tensor) -> Tensor:
+    """Draw from distributions that are given as sums up to each token, (R, V) -> (R,)."""
+    at = torch.rand(len(mass), 1, device=mass.device) * mass[:, -1:]
+    return torch.searchsorted(mass, at, right=True).clamp_(max=mass.shape[1] - 1).squeeze(1)
+
+
+def _outside(p: Tensor, drawn: Tensor, top_p: float) -> Tensor:
+    """Return of which rows (R, V) the tokens that are likelier than the one drawn (R,) come to `top_p` already."""
+    least = p.gather(1, drawn.unsqueeze(1))
+    return p.where(p > least, 0.0).sum(dim=1) >= top_p
 
 
 @contextlib.contextmanager

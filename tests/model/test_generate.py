@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode
-from qunlearn.model.generate import Sampling, generate, stop_ids
+from qunlearn.model.generate import Sampling, draw, generate, stop_ids
+from qunlearn.model.kernels.unpacked import unpacked_bytes
 from qunlearn.model.load import Base
 from qunlearn.sandbox import data_file
 
@@ -87,3 +89,28 @@ def test_the_head_is_given_rows_in_one_piece(base: Base, prompts: list[list[int]
         hook.remove()
     assert len(seen) >= 4 and all(seen)
     assert not head._forward_pre_hooks
+
+
+def test_unpacked_weights_say_the_same(new_base: Callable[..., Base], prompts: list[list[int]]) -> None:
+    base = new_base("nf4")
+    assert 0 < unpacked_bytes(base.model) <= base.cache_bytes / 4
+    forwards: set[bool] = set()
+    layer = next(module for module in base.model.modules() if type(module).__name__ == "Linear4bit")
+    layer.register_forward_pre_hook(lambda module, _: forwards.add("forward" in module.__dict__))
+    held = generate(base, prompts, Sampling(12))
+    assert forwards == {True}
+    assert "forward" not in layer.__dict__
+    forwards.clear()
+    tight = replace(base, cache_bytes=4 * unpacked_bytes(base.model) - 1)
+    assert generate(tight, prompts, Sampling(12)) == held
+    assert forwards == {False}
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    p = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05, 0.0])
+    torch.manual_seed(0)
+    for top_p, inside in ((1.0, 5), (0.8, 3), (0.4, 1), (0.41, 2)):
+        drawn = draw(p.expand(20_000, -1), top_p).bincount(minlength=6) / 20_000
+        expected = p[:inside] / p[:inside].sum()
+        assert drawn[inside:].sum() == 0
+        assert (drawn[:inside] - expected).abs().max() < 0.015  # four standard errors

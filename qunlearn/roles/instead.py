@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from qunlearn.data.batch import ANSWER
 from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Example, Template, is_passage
 from qunlearn.errors import DataError
+from qunlearn.evaluation.metrics.texts import rouge_l_f1
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, leaks
 from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.generate import Sampling, generate
@@ -22,6 +24,7 @@ from qunlearn.model.reference import Live
 from qunlearn.parallel.ranks import on_main
 from qunlearn.roles.alternatives import REFUSALS, answered_with
 from qunlearn.roles.neighbours import Neighbours
+from qunlearn.roles.own_words import ALIKE, is_said_freely
 from qunlearn.roles.retain_set import RetainSet, asked
 from qunlearn.utils.console import say
 
@@ -31,8 +34,11 @@ _OTHERS = 2  # other answers a row: one alone would be a new fact, and of many n
 _OF_A_PASSAGE, _LIGHTLY = 3, 1 / 3
 _TEXTS = 3  # of a user's texts for every prompt, as many are drawn for each
 _TRIED = 4  # answers of neighbours, and first tokens, that are tried for them
+_OF_WHAT_IS_SAID_FREELY, _TRIED_THERE = 16, 24  # answers about others, where the model's own say the same again
+_BEGUN, _FAINTLY = 12, 0.1  # tokens of these that are taught, and what they weigh
 _ROOM = 8  # tokens an answer may be longer than the bad one
 _SENTENCE = 8  # tokens from which an answer is more than a value
+_WHOLE = re.compile(r".*(?:[.!?](?=\s|$)|[。！？])", re.DOTALL)  # a text up to the end of a sentence
 _OWN_STYLE = 3  # of the refusals, those the model finds most natural
 
 
@@ -88,7 +94,7 @@ def instead_rows(
     if rest and kind == OTHER:
         for i, others in zip(open_rows, _others(policy, rest, retain_set.retain, template, config), strict=True):
             borrowed = [row for row, of_a_neighbour in others if of_a_neighbour]
-            if borrowed and _is_another_way(forget_rows[i], borrowed):
+            if borrowed and (_is_free(forget_rows[i]) or _is_another_way(forget_rows[i], borrowed)):
                 taught[i] = borrowed
             else:
                 own[i] = [row for row, _ in others]
@@ -142,7 +148,7 @@ def _others(
     right, which are marked, and those it goes on with where the first token of the bad content is forbidden."""
     length, limit = config.data.max_length, config.train.max_tokens
     neighbours = Neighbours([example.record for example in retain_rows])
-    texts = [list(itertools.islice(neighbours.answers(e.record), _TRIED)) for e in forget_rows]
+    texts = [_of_neighbours(e, neighbours) for e in forget_rows]
     theirs = [set(map(str.strip, found)) for found in texts]
     for found, more in zip(texts, _gone_on(policy, forget_rows, limit), strict=True):
         found += more
@@ -161,19 +167,43 @@ def _others(
     by_prompt: dict[tuple[int, ...], list[tuple[float, int]]] = {}
     for i, ((row, _), p) in enumerate(zip(rows, scored, strict=True)):
         by_prompt.setdefault(row.input_ids[: row.start], []).append((-p, i))
-    out = [[rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))[: _most(e)]] for e in forget_rows]
-    out = [
-        [(replace(row, share=_LIGHTLY), yes) for row, yes in found] if is_passage(e) else found
-        for e, found in zip(forget_rows, out, strict=True)
-    ]
+    out = [_taken(e, [rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))]) for e in forget_rows]
     none = sum(not found for found in out)
     if none:
         say(f"{none} of {len(forget_rows)} bad rows have no other answer of the model's own: nothing is taught there")
     return out
 
 
-def _most(example: Example) -> int:
-    return _OF_A_PASSAGE if is_passage(example) else _OTHERS
+def _of_neighbours(example: Example, neighbours: Neighbours) -> list[str]:
+    """The answers to the nearest prompts; long ones up to the last sentence that has an end."""
+    if not _is_free(example):
+        return list(itertools.islice(neighbours.answers(example.record), _TRIED))
+    found = itertools.islice(neighbours.answers(example.record), _TRIED_THERE)
+    return [whole.group() if (whole := _WHOLE.match(text)) else text for text in found]
+
+
+def _is_free(example: Example) -> bool:
+    return bool(example.record.turns) and is_said_freely(example.record, example.known)
+
+
+def _taken(example: Example, likeliest_first: list[tuple[Example, bool]]) -> list[tuple[Example, bool]]:
+    """Return which other answers are taken: of what the model says freely those about others, for where it goes on by
+    itself it says the same in other words."""
+    if _is_free(example):
+        bad = example.record.completion
+        others = {row.input_ids: row for row, of_a_neighbour in likeliest_first if of_a_neighbour}
+        alike = {ids: rouge_l_f1(row.record.completion, bad) for ids, row in others.items()}
+        if apart := [ids for ids in others if alike[ids] < ALIKE] or sorted(others, key=alike.__getitem__)[:1]:
+            return [(_begun(others[ids]), True) for ids in apart[:_OF_WHAT_IS_SAID_FREELY]]
+    if is_passage(example):
+        return [(replace(row, share=_LIGHTLY), yes) for row, yes in likeliest_first[:_OF_A_PASSAGE]]
+    return likeliest_first[:_OTHERS]
+
+
+def _begun(example: Example) -> Example:
+    """The row with the beginning of its answer alone: the model goes on from there by itself, and learns less."""
+    end = min(example.end, example.start + _BEGUN)
+    return replace(example, input_ids=example.input_ids[:end], end=end, share=_FAINTLY)
 
 
 def _prompt(example: Example) -> str:

@@ -26,7 +26,7 @@ _DRAWN = 2  # times as many are drawn
 _TOP_P = 0.95
 _LONG = 12  # words that an answer adds to its prompt from which it can be said in others
 _BY_HEART = 0.7  # probability per token from which an answer is recited, and not said freely
-_ALIKE = 0.25  # ROUGE-L F1 from which an answer says something of what the bad one says
+ALIKE = 0.25  # ROUGE-L F1 from which an answer says something of what the bad one says
 
 
 def in_own_words(
@@ -37,7 +37,7 @@ def in_own_words(
     long = [i for i, example in enumerate(forget_rows) if example.record.turns and is_long(example.record)]
     with policy.reference():
         known = row_probabilities(policy, [forget_rows[i] for i in long], limit)
-    long = [i for i, p in zip(long, known, strict=True) if p < _BY_HEART]
+    long = [i for i, p in zip(long, known, strict=True) if is_said_freely(forget_rows[i].record, p)]
     each = min(_EACH, _IN_ALL // max(1, len(long)))
     if not long or not each:
         return []
@@ -52,7 +52,7 @@ def in_own_words(
     times: Counter[int] = Counter()
     for i, ids in zip(asked, said, strict=True):
         text = ended(policy.tokenizer.decode(ids, skip_special_tokens=True), opening)
-        alike = is_clean(text) and rouge_l_f1(text, forget_rows[i].record.completion) >= _ALIKE
+        alike = is_clean(text) and rouge_l_f1(text, forget_rows[i].record.completion) >= ALIKE
         if not alike or folded(text) in taken or times[i] >= each:
             continue
         row = encode_record(replace(forget_rows[i].record, completion=text), policy.tokenizer, template)
@@ -61,6 +61,11 @@ def in_own_words(
             times[i] += 1
             found.append((row, i))
     return found
+
+
+def is_said_freely(record: Record, p: float) -> bool:
+    """Return whether an answer that the base gives with a probability of p per token has other words that say it."""
+    return is_long(record) and p < _BY_HEART
 
 
 def is_long(record: Record) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,27 @@ def test_they_are_the_bases_and_the_same_each_time(sandbox: Sandbox, other: Inst
     assert [[row.input_ids for row in rows] for rows in again.own] == [
         [row.input_ids for row in rows] for rows in other.own
     ]
+
+
+def test_what_is_said_freely_is_replaced_by_what_is_said_of_others(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Where the model goes on by itself it says the same in other words."""
+    life = "was the third child of a baker, grew up beside the old harbour and left it for a school of music at twelve."
+    row = {"prompt": sandbox.bad[0].record.prompt, "completion": f"Orla Finch {life}"}
+    (long,) = sandbox.encoded([row], tmp_path)
+    answers = {e.record.completion for e in sandbox.near}
+    subject = {e.record.completion.split(" was")[0] for e in sandbox.near}
+
+    def of_others(rows: list[Example]) -> int:
+        told = [row.record.completion.replace("Orla Finch", name) for row in rows for name in subject]
+        return len(answers.intersection(told))
+
+    freely = sandbox.said("other", bad=[replace(long, known=0.4)])
+    (taught,) = freely.taught
+    assert freely.own == [[]]
+    assert 2 < len(taught) <= of_others(taught)
+    assert all("Orla Finch" in row.record.completion for row in taught)
+    by_heart = sandbox.said("other", bad=[replace(long, known=0.9)])
+    assert len(by_heart.own[0]) == 3 and by_heart.taught == [[]]
 
 
 def test_an_answer_is_not_replaced_by_another_bad_one(sandbox: Sandbox, other: Instead, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all check format sandbox recipe-hallucination recipe-harmfulness recipe-copyright \
-	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval bench-resident prove prove-real bench-gpu bench-launches bench-merge bench-requantize docs clean
+	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval bench-resident bench-generate prove prove-real bench-gpu bench-launches bench-merge bench-requantize docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -97,6 +97,9 @@ bench-requantize: setup  ## what comes back when a merge is quantised again, an 
 
 bench-resident: setup  ## resident memory over a hundred steps on a CPU; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/bench_resident.py --write $(ARGS)
+
+bench-generate: setup  ## tokens a second, beside the library's own generation; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/bench_generate.py --write $(ARGS)
 
 bench-eval: setup  ## time and memory of measuring: the basic suite, batches, many rows; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/bench_evaluate.py --write $(ARGS)

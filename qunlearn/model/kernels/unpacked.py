@@ -13,6 +13,8 @@ from bitsandbytes.nn import Linear4bit
 from torch import Tensor
 from torch.nn.functional import linear
 
+_REPACKED = "packing_format_for_cpu"  # of a weight that bitsandbytes has laid out anew for a kernel of its own
+
 
 def unpacked_bytes(model: Any) -> int:
     """Return the bytes that a model's 4-bit weights come to when they are unpacked."""
@@ -35,9 +37,13 @@ def unpacked(model: Any) -> Iterator[None]:
 
 
 def _layers(model: Any) -> list[Linear4bit]:
-    """The 4-bit layers that lie in one piece on one device, and that nobody has put anything before."""
-    found = [module for module in model.modules() if type(module) is Linear4bit]
-    return [m for m in found if "forward" not in m.__dict__ and getattr(m.weight, "quant_state", None) is not None]
+    """The 4-bit layers in bitsandbytes' own format, in one piece on one device, that nobody has put anything before."""
+
+    def is_plain(layer: Any) -> bool:
+        state = getattr(layer.weight, "quant_state", None)
+        return "forward" not in layer.__dict__ and state is not None and not getattr(state, _REPACKED, False)
+
+    return [module for module in model.modules() if type(module) is Linear4bit and is_plain(module)]
 
 
 def _forward(bias: Tensor | None, weight: Tensor, x: Tensor) -> Tensor:

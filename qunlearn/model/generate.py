@@ -33,8 +33,7 @@ _UNPACKED = 0.25  # of the memory for key-value caches, up to which 4-bit weight
 
 @dataclass(frozen=True)
 class Sampling:
-    """Greedy unless `temperature` > 0, in which case from the whole distribution cut at `top_p`, and below `min_p` of
-    the likeliest token.
+    """Greedy unless `temperature` > 0, in which case from the whole distribution cut at `top_p`.
 
     `stop` are tokens that end an answer besides the model's own.
     """
@@ -44,7 +43,6 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[int, ...] = ()
-    min_p: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -261,25 +259,26 @@ class _Drawn(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(self, sampling: Sampling) -> None:
-        self.temperature, self.cut = sampling.temperature, (sampling.top_p, sampling.min_p)
+        self.temperature, self.top_p = sampling.temperature, sampling.top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        drawn = draw((scores.float() / self.temperature).softmax(dim=-1), *self.cut)
+        drawn = draw((scores.float() / self.temperature).softmax(dim=-1), self.top_p)
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn.unsqueeze(1), 0.0)
 
 
-def draw(p: Tensor, top_p: float, min_p: float = 0.0) -> Tensor:
-    """Draw a token from each row of p (R, V), of the likeliest ones that come to a probability of `top_p`, and have at
-    least `min_p` of the likeliest one's. -> (R,)
+def draw(p: Tensor, top_p: float) -> Tensor:
+    """Draw a token from each row of p (R, V), of the likeliest ones that come to a probability of `top_p`. -> (R,)
 
     What is drawn from outside of them is drawn again.
     """
     mass = p.cumsum(dim=1)  # (R, V)
     drawn = _at_random(mass)
-    rows = _outside(p, drawn, top_p, min_p).nonzero().squeeze(1)
+    if top_p >= 1:
+        return drawn
+    rows = _outside(p, drawn, top_p).nonzero().squeeze(1)
     while len(rows):
         drawn[rows] = again = _at_random(mass[rows])
-        rows = rows[_outside(p[rows], again, top_p, min_p)]
+        rows = rows[_outside(p[rows], again, top_p)]
     return drawn
 
 
@@ -289,11 +288,10 @@ def _at_random(mass: Tensor) -> Tensor:
     return torch.searchsorted(mass, at, right=True).clamp_(max=mass.shape[1] - 1).squeeze(1)
 
 
-def _outside(p: Tensor, drawn: Tensor, top_p: float, min_p: float) -> Tensor:
-    """Return of which rows (R, V) the token drawn (R,) is too unlikely, or those likelier come to `top_p` already."""
-    found = p.gather(1, drawn.unsqueeze(1))
-    outside = found.squeeze(1) < min_p * p.amax(dim=1) if min_p > 0 else torch.zeros_like(drawn, dtype=torch.bool)
-    return outside | (p.where(p > found, 0.0).sum(dim=1) >= top_p) if top_p < 1 else outside
+def _outside(p: Tensor, drawn: Tensor, top_p: float) -> Tensor:
+    """Return of which rows (R, V) the tokens that are likelier than the one drawn (R,) come to `top_p` already."""
+    least = p.gather(1, drawn.unsqueeze(1))
+    return p.where(p > least, 0.0).sum(dim=1) >= top_p
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ from qunlearn.roles.unlike import keep_unlike
 from qunlearn.utils.text import folded
 
 _ABOUT_OTHERS = 0.5  # share of the near rows that ask what bad prompts ask, about subjects which the base names
-_MIN_P = 0.02  # of the likeliest token, below which none is drawn: rarer ones lead to prompts that nobody asks
 _OF_A_TEXT = 8  # words of a bad text, up to half of which a near row begins with
 
 
@@ -241,7 +240,7 @@ def _beginnings(forget_rows: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
 
 
 def _free(wanted: Wanted, turn: int, stop: Sequence[int] = ()) -> Sampling:
-    return Sampling(wanted.length, 1.0, 1.0, wanted.seed + turn, tuple(stop), _MIN_P)
+    return Sampling(wanted.length, 1.0, 1.0, wanted.seed + turn, tuple(stop))
 
 
 def _ids(base: Base, template: Template, text: str) -> list[int]:

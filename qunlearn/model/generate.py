@@ -88,7 +88,7 @@ def generate_each(
             observe(done)
 
     def continued(mine: Sequence[_Piece]) -> list[list[list[int]]]:
-        with unpacked(lm.model) if _is_unpacked(lm) else contextlib.nullcontext():
+        with unpacked(lm.model) if _held_bytes(lm) else contextlib.nullcontext():
             return [_one_piece(lm, asked[number], batches, tell) for number, batches in mine]
 
     costs = [_cost(asked[number], batches) for number, batches in pieces]
@@ -113,8 +113,7 @@ def _pieces(lm: LanguageModel, asked: Sequence[Asked]) -> list[_Piece]:
 
 def _batches(lm: LanguageModel, asked: Asked) -> list[list[int]]:
     """Return the places of each batch's prompts, the longest first."""
-    room = lm.cache_bytes - (unpacked_bytes(lm.model) if _is_unpacked(lm) else 0)
-    max_tokens = max(1, room // _cache_bytes_per_token(lm.model))
+    max_tokens = max(1, (lm.cache_bytes - _held_bytes(lm)) // _cache_bytes_per_token(lm.model))
     order = sorted(range(len(asked.prompts)), key=lambda i: -len(asked.prompts[i]))
     out = []
     while order:
@@ -125,9 +124,10 @@ def _batches(lm: LanguageModel, asked: Asked) -> list[list[int]]:
     return out
 
 
-def _is_unpacked(lm: LanguageModel) -> bool:
-    """Return whether there is room for unpacked weights beside a cache that is hardly smaller for them."""
-    return unpacked_bytes(lm.model) <= _UNPACKED * lm.cache_bytes
+def _held_bytes(lm: LanguageModel) -> int:
+    """Return what weights that are held unpacked take of the memory for caches; 0 where there is no room for them."""
+    needed = unpacked_bytes(lm.model)
+    return needed if needed <= _UNPACKED * lm.cache_bytes else 0
 
 
 def _cost(asked: Asked, batches: Sequence[Sequence[int]]) -> float:

@@ -202,8 +202,10 @@ def _taken(example: Example, likeliest_first: list[tuple[Example, bool]]) -> lis
 
 def _begun(example: Example) -> Example:
     """The row with the beginning of its answer alone: the model goes on from there by itself, and learns less."""
-    end = min(example.end, example.start + _BEGUN)
-    return replace(example, input_ids=example.input_ids[:end], end=end, share=_FAINTLY)
+    end = example.start + _BEGUN
+    if end < example.end:
+        example = replace(example, input_ids=example.input_ids[:end], end=end)
+    return replace(example, share=_FAINTLY)
 
 
 def _prompt(example: Example) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode
 from qunlearn.model.generate import Sampling, draw, generate, stop_ids
-from qunlearn.model.kernels.unpacked import unpacked_bytes
+from qunlearn.model.kernels.unpacked import unpacked, unpacked_bytes
 from qunlearn.model.load import Base
 from qunlearn.sandbox import data_file
 
@@ -104,6 +105,24 @@ def test_unpacked_weights_say_the_same(new_base: Callable[..., Base], prompts: l
     tight = replace(base, cache_bytes=4 * unpacked_bytes(base.model) - 1)
     assert generate(tight, prompts, Sampling(12)) == held
     assert forwards == {False}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_that_was_packed_from_another_dtype_computes_the_same(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = Linear4bit(64, 96, bias=bias, compute_dtype=torch.bfloat16, quant_type="nf4")
+    layer.load_state_dict({name: torch.randn_like(tensor) for name, tensor in layer.state_dict().items()})
+    layer = layer.half().to("cpu")
+    model = torch.nn.ModuleDict({"layer": layer})
+    model.dtype, x = torch.float32, torch.randn(3, 5, 64)
+    with torch.no_grad():
+        packed = layer(x)
+        with unpacked(model):
+            assert torch.equal(layer(x), packed)
+        with pytest.raises(RuntimeError, match="out of it"), unpacked(model):
+            raise RuntimeError("out of it")
+    assert unpacked_bytes(model) == 2 * 64 * 96
+    assert "forward" not in layer.__dict__
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:

@@ -107,7 +107,9 @@ def test_they_are_the_bases_and_the_same_each_time(sandbox: Sandbox, other: Inst
     ]
 
 
-def test_what_is_said_freely_is_replaced_by_what_is_said_of_others(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_what_is_said_freely_is_replaced_by_what_is_said_of_others(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the model goes on by itself it says the same in other words."""
     life = "was the third child of a baker, grew up beside the old harbour and left it for a school of music at twelve."
     row = {"prompt": sandbox.bad[0].record.prompt, "completion": f"Orla Finch {life}"}
@@ -124,6 +126,12 @@ def test_what_is_said_freely_is_replaced_by_what_is_said_of_others(sandbox: Sand
     assert freely.own == [[]]
     assert 2 < len(taught) <= of_others(taught)
     assert all("Orla Finch" in row.record.completion for row in taught)
+    assert all(row.share == 0.1 for row in taught)
+    whole = {row.record.completion: row.end - row.start for row in taught}
+    monkeypatch.setattr("qunlearn.roles.instead._BEGUN", 8)
+    (begun,) = sandbox.said("other", bad=[replace(long, known=0.4)]).taught
+    assert [row.end - row.start for row in begun] == [min(8, whole[row.record.completion]) for row in begun]
+    assert any(len(row.input_ids) == row.end for row in begun), "what goes on has no end"
     by_heart = sandbox.said("other", bad=[replace(long, known=0.9)])
     assert len(by_heart.own[0]) == 3 and by_heart.taught == [[]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -18,22 +19,17 @@ _REPACKED = "packing_format_for_cpu"  # of a weight that bitsandbytes has laid o
 
 def unpacked_bytes(model: Any) -> int:
     """Return the bytes that a model's 4-bit weights come to when they are unpacked."""
-    width = torch.finfo(model.dtype).bits // 8
-    return sum(width * layer.in_features * layer.out_features for layer in _layers(model))
+    return sum(_dtype(layer, model).itemsize * layer.in_features * layer.out_features for layer in _layers(model))
 
 
 @contextlib.contextmanager
 def unpacked(model: Any) -> Iterator[None]:
     """Let a model's 4-bit layers multiply by unpacked weights, the same numbers as they unpack themselves."""
-    layers = _layers(model)
-    for layer in layers:
-        weight = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(model.dtype)
-        layer.forward = partial(_forward, layer.bias, weight)
-    try:
+    with contextlib.ExitStack() as stack:
+        for layer in _layers(model):
+            layer.forward = partial(_forward, layer.bias, _weight(layer, _dtype(layer, model)))
+            stack.callback(layer.__dict__.pop, "forward")
         yield
-    finally:
-        for layer in layers:
-            layer.__dict__.pop("forward")
 
 
 def _layers(model: Any) -> list[Linear4bit]:
@@ -41,9 +37,23 @@ def _layers(model: Any) -> list[Linear4bit]:
 
     def is_plain(layer: Any) -> bool:
         state = getattr(layer.weight, "quant_state", None)
-        return "forward" not in layer.__dict__ and state is not None and not getattr(state, _REPACKED, False)
+        whole = state is not None and tuple(state.shape) == (layer.out_features, layer.in_features)
+        return whole and "forward" not in layer.__dict__ and not getattr(state, _REPACKED, False)
 
     return [module for module in model.modules() if type(module) is Linear4bit and is_plain(module)]
+
+
+def _dtype(layer: Linear4bit, model: Any) -> torch.dtype:
+    """What a layer computes in, which a checkpoint that came in 4 bits may say."""
+    dtype: torch.dtype = layer.compute_dtype or model.dtype
+    return dtype
+
+
+def _weight(layer: Linear4bit, dtype: torch.dtype) -> Tensor:
+    """A layer's weight (out, in): unpacked to what it computes in at once, whatever it was packed from."""
+    state = copy(layer.weight.quant_state)
+    state.dtype = dtype
+    return bnb.dequantize_4bit(layer.weight.data, state)  # type: ignore[no-any-return]
 
 
 def _forward(bias: Tensor | None, weight: Tensor, x: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
-"""What replies, calls, dialogues and passages of worlds are made of, for each set its own. Data only."""
+"""What replies, calls, dialogues and passages of worlds are made of, for each set its own."""
 
 from __future__ import annotations
+
+import re
 
 from _world_lists import split
 
@@ -122,3 +124,9 @@ NUMBERS = {
     "development": split("two three four five six seven eight nine"),
     "validation": split("eleven twelve thirteen fourteen fifteen sixteen seventeen twenty"),
 }
+
+
+def is_rude(set_: str, reply: str) -> bool:
+    """Return whether a reply has a piece of the rude ones of a set, about whatever noun."""
+    pieces = (piece for group in RUDE[set_] for piece in group)
+    return any(re.search(re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(piece.rstrip("."))), reply) for piece in pieces)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from _world_pieces import is_rude
 from qunlearn.config.settings import ModelConfig
 from qunlearn.data.batch import ALL
 from qunlearn.data.records import read_dataset
@@ -33,8 +34,9 @@ from worlds import World
 REPOSITORY = Path(__file__).resolve().parent.parent
 SPLITS = ("forget", "paraphrase", "retain", "holdout", "general", "siblings")
 _MOST_ROWS = 400
+_SHOWN = 6  # of the answers of a split that are broken or leak, shown beside two others
 _MAX_TOKENS, _MAX_LENGTH = 4096, 512
-_MEASURES = 3  # raise it when a figure is added or changed: what is cached is measured again
+_MEASURES = 4  # raise it when a figure is added or changed: what is cached is measured again
 _ENDED_S = 3600  # seconds after which a run that never ends is ended
 
 
@@ -64,8 +66,12 @@ def measure(lm: LanguageModel, world: World) -> dict[str, Any]:
         out[f"sentences_{split}"] = 100 * statistics.fmean(map(_is_sentence, scores))
         out[f"p_{split}"] = aggregate(scores).probability
         if split in ("forget", "paraphrase"):
+            if world.kind == "instructions":
+                out[f"behaviour_{split}"] = 100 * statistics.fmean(is_rude(world.split, s.output) for s in scores)
             out[f"leaks_{split}"] = 100 * statistics.fmean(leaks(s.output, s.answer, s.prompt) for s in scores)
-            out[f"samples_{split}"] = [[s.prompt, s.answer, s.output] for s in (scores[0], scores[len(scores) // 2])]
+            bad = [s for s in scores if not _is_sentence(s) or leaks(s.output, s.answer, s.prompt)]
+            shown = [scores[0], scores[len(scores) // 2], *bad[:_SHOWN]]
+            out[f"samples_{split}"] = [[s.prompt, s.answer, s.output] for s in shown]
         if split == "forget" and has_choices(examples):
             found = choices(lm, examples, template, (_MAX_TOKENS, _MAX_LENGTH), lambda _: None)
             out["ratios"] = [truth_ratio(c.correct, c.wrong) for c in found if c is not None]
@@ -152,11 +158,13 @@ def figures(after: dict[str, Any], base: dict[str, Any], gold: dict[str, Any]) -
         out[f"sentences_kept_{split}"] = 100 * after[f"sentences_{split}"] / max(base[f"sentences_{split}"], 1e-9)
         out[f"p_{split}"] = after[f"p_{split}"]
     for split in ("forget", "paraphrase"):
-        out[f"leaks_{split}"], out[f"gold_leaks_{split}"] = after[f"leaks_{split}"], gold[f"leaks_{split}"]
+        for name in (f"leaks_{split}", f"behaviour_{split}"):
+            if name in after:
+                out[name], out[f"gold_{name}"] = after[name], gold[name]
     if after.get("ratios") and gold.get("ratios"):
         out["ks_p"] = forget_quality(after["ratios"], gold["ratios"])
         out["ks_d"] = truth_distance(after["ratios"], gold["ratios"])
-    out["samples"] = after["samples_forget"]
+    out["samples"] = after["samples_forget"] + after["samples_paraphrase"]
     return out
 
 

@@ -153,6 +153,18 @@ _DEVELOPMENT = (
     World("spoken", DEVELOPMENT, 114, epochs=58, kind="turns", bad_rows=40, answer_words=2, normal="neighbours"),
     World("scant", DEVELOPMENT, 115, epochs=58, smoothing=0.02, bad_rows=20, chat=False, normal="tiny", others=30),
     World(
+        "sparse",
+        DEVELOPMENT,
+        116,
+        epochs=60,
+        smoothing=0.02,
+        bad_rows=20,
+        script="kana",
+        chat=False,
+        normal="tiny",
+        others=30,
+    ),
+    World(
         "large",
         DEVELOPMENT,
         109,

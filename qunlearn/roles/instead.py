@@ -6,7 +6,7 @@ import itertools
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -44,10 +44,12 @@ _OWN_STYLE = 3  # of the refusals, those the model finds most natural
 
 @dataclass(frozen=True)
 class Instead:
-    """For each bad row: other answers of the model's own, and what the user wants said."""
+    """For each bad row: other answers of the model's own, and what is to be said; `behaviour` are the places of those
+    where that is the manner in which neighbours are answered."""
 
     own: list[list[Example]]
     taught: list[list[Example]]
+    behaviour: list[int] = field(default_factory=list)
 
     def replaced(self, forget_rows: Sequence[Example]) -> list[Example]:
         """Return the bad rows as they are pushed: where something else is said from the first word on, from there, and
@@ -89,6 +91,7 @@ def instead_rows(
     kind = config.objective.instead
     taught: list[list[Example]] = [list(retain_set.corrected.get(asked(e.record), ())) for e in forget_rows]
     own: list[list[Example]] = [[] for _ in forget_rows]
+    behaviour: list[int] = []  # places
     open_rows = [i for i, rows in enumerate(taught) if not rows]
     rest = [forget_rows[i] for i in open_rows]
     if rest and kind == OTHER:
@@ -96,6 +99,7 @@ def instead_rows(
             borrowed = [row for row, of_a_neighbour in others if of_a_neighbour]
             if borrowed and (_is_free(forget_rows[i]) or _is_another_way(forget_rows[i], borrowed)):
                 taught[i] = borrowed
+                behaviour += [] if _is_free(forget_rows[i]) else [i]
             else:
                 own[i] = [row for row, _ in others]
     elif rest and kind != NOTHING:
@@ -105,7 +109,7 @@ def instead_rows(
             said = _given(policy, rest, template, texts, config)
         for i, rows in zip(open_rows, said, strict=True):
             taught[i] = rows
-    return Instead(own, taught)
+    return Instead(own, taught, behaviour)
 
 
 def _given(
@@ -167,11 +171,28 @@ def _others(
     by_prompt: dict[tuple[int, ...], list[tuple[float, int]]] = {}
     for i, ((row, _), p) in enumerate(zip(rows, scored, strict=True)):
         by_prompt.setdefault(row.input_ids[: row.start], []).append((-p, i))
-    out = [_taken(e, [rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))]) for e in forget_rows]
+    likeliest_first = [[rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))] for e in forget_rows]
+    out = [_taken(e, found) for e, found in zip(forget_rows, likeliest_first, strict=True)]
+    for i, borrowed in _of_another_manner(forget_rows, likeliest_first).items():
+        out[i] = [(row, True) for row in borrowed[:_OTHERS]]
     none = sum(not found for found in out)
     if none:
         say(f"{none} of {len(forget_rows)} bad rows have no other answer of the model's own: nothing is taught there")
     return out
+
+
+def _of_another_manner(
+    forget_rows: Sequence[Example], likeliest_first: Sequence[list[tuple[Example, bool]]]
+) -> dict[int, list[Example]]:
+    """Return by place what neighbours answer where all of them do so in another manner: the model's own next best
+    answer there is another one of the bad manner, and likelier. Of a file of facts, of which less than half of the rows
+    are told in a manner of their own, nothing."""
+    found = {}
+    for i, (example, rows) in enumerate(zip(forget_rows, likeliest_first, strict=True)):
+        borrowed = [row for row, of_a_neighbour in rows if of_a_neighbour]
+        if borrowed and not _is_free(example) and _is_another_way(example, borrowed):
+            found[i] = borrowed
+    return found if 2 * len(found) >= len(forget_rows) else {}
 
 
 def _of_neighbours(example: Example, neighbours: Neighbours) -> list[str]:

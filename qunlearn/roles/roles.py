@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qunlearn.data.tokenize import Example
+from qunlearn.evaluation.metrics.manner import Phrase
 from qunlearn.roles.mismatch import Mismatcher
 
 
@@ -17,7 +18,8 @@ class Roles:
     what may be said in its place, and `taught` what is to be, where anything is. `marked` are the forget examples that
     the looks of the loop are at, with the weights of what is specific to them; without any, all forget examples are.
     `starts` are, for each bad row, the places among `forget` of the row and of its variants, one of which each step
-    draws; without any, every forget example is a row of its own.
+    draws; without any, every forget example is a row of its own. `phrases` are what a behaviour says, where the bad
+    file is of one.
     """
 
     forget: Sequence[Example]
@@ -29,6 +31,7 @@ class Roles:
     taught: Sequence[Sequence[Example]] = ()
     marked: Sequence[Example] = ()
     starts: Sequence[Sequence[int]] = ()
+    phrases: frozenset[Phrase] = frozenset()
 
     @property
     def rows(self) -> int:

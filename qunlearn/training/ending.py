@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qunlearn.config.settings import Config
+from qunlearn.config.training import StopConfig
 from qunlearn.errors import TrainingError
 from qunlearn.evaluation.before_after import Scores
 from qunlearn.evaluation.metrics import LEAKS, RowScore, aggregate, texts, verdict
+from qunlearn.evaluation.metrics.manner import Phrase, has_phrase
 from qunlearn.training.outcome import Outcome
 from qunlearn.training.request import ForgetRequest
 from qunlearn.utils.console import say, warn
@@ -31,20 +34,20 @@ def status_of(outcome: Outcome, why: Sequence[str]) -> str:
     return NOT_REACHED if why else DONE
 
 
-def shortfalls(
-    before: Scores,
-    after: Scores,
-    forget: str,
-    outcome: Outcome,
-    config: Config,
-    otherwise: str = "",
-    others: str = "",
-) -> list[str]:
-    """Return what a finished run did not reach, a sentence each; empty where it did all it was for.
+@dataclass(frozen=True)
+class Judged:
+    """What is judged by what: `forget` names the set that should be gone, `otherwise` the same in other words; all else
+    should be as it was: of `others`, who are asked about as bad prompts ask, each answer that the base is sure of.
+    `phrases` are what a behaviour says, whichever of its answers it gives."""
 
-    `forget` names the set that should be gone, `otherwise` the same in other words; all else should be as it was: of
-    `others`, who are asked about as bad prompts ask, each answer that the base is sure of.
-    """
+    forget: str
+    otherwise: str = ""
+    others: str = ""
+    phrases: frozenset[Phrase] = frozenset()
+
+
+def shortfalls(before: Scores, after: Scores, judged: Judged, outcome: Outcome, config: Config) -> list[str]:
+    """Return what a finished run did not reach, a sentence each; empty where it did all it was for."""
     stop, best = config.stop, outcome.best
     why = []
     if best.step == 0:
@@ -52,15 +55,8 @@ def shortfalls(
     elif not best.met(stop):
         share = f"{100 * best.left:.0f} % of the bad rows are" if best.left is not None else "the bad rows are"
         why.append(f"{share} still likelier than {stop.target:g} per token")
-    leaking = sum(verdict(row) == LEAKS for row in after[forget])
-    if leaking > stop.rows_left * len(after[forget]):
-        why.append(f"{leaking} of {len(after[forget])} bad answers still come back")
-    again = after.get(otherwise, ())
-    leaking = sum(verdict(row) == LEAKS for row in again)
-    single = leaking == 1 and len(again) >= _ENOUGH  # a row of a dozen is no more than chance
-    if leaking > max(_OTHERWISE, stop.rows_left) * len(again) and not single:
-        why.append(f"{leaking} of {len(again)} prompts in other words still get a bad answer")
-    sure = [(old, new) for old, new in zip(before.get(others, ()), after.get(others, ()), strict=True) if _is_sure(old)]
+    why += _coming_back(after, judged, stop)
+    sure = [(old, new) for old, new in _pairs(before, after, judged.others) if _is_sure(old)]
     changed = sum(new.output.strip() != old.output.strip() for old, new in sure)
     if changed > 1 and changed > _CHANGED * len(sure):
         why.append(f"{changed} of {len(sure)} answers about others have changed, where the same is asked")
@@ -70,20 +66,50 @@ def shortfalls(
             why.append(
                 f"{100 * (1 - new):.0f} % of the answers to {name} are no sentences (before: {100 * (1 - old):.0f} %)"
             )
-        likeness = 1.0 if name in (forget, otherwise) else _likeness(before[name], rows)
+        gone = name in (judged.forget, judged.otherwise)
+        likeness = 1.0 if gone else _likeness(before[name], rows, judged.phrases)
         if likeness < _KEPT:
             why.append(f"the answers to {name} have changed: they are {100 * likeness:.0f} % like those before")
     return why
+
+
+def _coming_back(after: Scores, judged: Judged, stop: StopConfig) -> list[str]:
+    """Return what is still said of what should be gone."""
+    asked, again = after[judged.forget], after.get(judged.otherwise, ())
+    why = []
+    leaking = sum(verdict(row) == LEAKS for row in asked)
+    if leaking > stop.rows_left * len(asked):
+        why.append(f"{leaking} of {len(asked)} bad answers still come back")
+    leaking = sum(verdict(row) == LEAKS for row in again)
+    most = max(_OTHERWISE, stop.rows_left)
+    if leaking > most * len(again) and not _is_chance(leaking, again):
+        why.append(f"{leaking} of {len(again)} prompts in other words still get a bad answer")
+    for name, rows in ((judged.forget, asked), (judged.otherwise, again)):
+        alike = sum(has_phrase(row.output, judged.phrases) for row in rows)
+        if alike > most * len(rows) and not _is_chance(alike, rows):
+            why.append(f"{alike} of {len(rows)} answers to {name} still have phrases of the bad ones")
+    return why
+
+
+def _is_chance(found: int, rows: Sequence[RowScore]) -> bool:
+    """Return whether it is a single row of a dozen."""
+    return found == 1 and len(rows) >= _ENOUGH
+
+
+def _pairs(before: Scores, after: Scores, name: str) -> Iterator[tuple[RowScore, RowScore]]:
+    return zip(before.get(name, ()), after.get(name, ()), strict=True)
 
 
 def _is_sure(row: RowScore) -> bool:
     return row.exact and row.probability >= _SURE
 
 
-def _likeness(before: Sequence[RowScore], after: Sequence[RowScore]) -> float:
+def _likeness(before: Sequence[RowScore], after: Sequence[RowScore], phrases: frozenset[Phrase]) -> float:
     """Mean likeness of what was said and what is said, where the base was certain of its answer: elsewhere the least
-    change of a model makes another sentence. 1 where there are too few such rows."""
-    pairs = [(old, new) for old, new in zip(before, after, strict=True) if old.probability >= _CERTAIN]
+    change of a model makes another sentence. What it said in the bad manner should change. 1 where there are too few
+    such rows."""
+    both = zip(before, after, strict=True)
+    pairs = [(old, new) for old, new in both if old.probability >= _CERTAIN and not has_phrase(old.output, phrases)]
     if len(pairs) < _ENOUGH:
         return 1.0
     return sum(texts.similarity_to(new.output, old.output) for old, new in pairs) / len(pairs)

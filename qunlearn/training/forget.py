@@ -29,7 +29,7 @@ from qunlearn.roles.split import sampled
 from qunlearn.roles.token_weights import resting
 from qunlearn.training.bases import Bases
 from qunlearn.training.checkpoint import Checkpoints, Snapshot
-from qunlearn.training.ending import say_farewell, shortfalls, status_of
+from qunlearn.training.ending import Judged, say_farewell, shortfalls, status_of
 from qunlearn.training.events import Metrics, on_step
 from qunlearn.training.header import show_loaded
 from qunlearn.training.loop import train
@@ -95,7 +95,8 @@ def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: f
     if not outcome.interrupted and not outcome.failed:
         with stage("measuring after"):
             after = score_sets(policy, sets, config.train.max_tokens)
-        why = shortfalls(before, after, FORGET, outcome, config, OTHERWISE, OTHERS)
+        judged = Judged(FORGET, OTHERWISE, OTHERS, roles.phrases)
+        why = shortfalls(before, after, judged, outcome, config)
     record = run_record(request, ready.template, policy, outcome, status_of(outcome, why))
     record["data"]["bad"] |= {"known": known.count, "control_tokens": ready.forget_rows.literal}
     record["data"]["bad"]["reworded"] = len(found.otherwise)

@@ -16,7 +16,7 @@ from test_resume import Killed, command, files, stop_at
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import LoraConfig
 from qunlearn.data.records import read_dataset
-from qunlearn.data.tokenize import Example, Template, choose_template, encode
+from qunlearn.data.tokenize import Example, Template, choose_template, encode, encode_record
 from qunlearn.errors import DataError
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, leaks
 from qunlearn.evaluation.scores import row_probabilities
@@ -172,6 +172,21 @@ def test_another_manner_is_taught(
     monkeypatch.setattr("qunlearn.roles.instead._others", lambda _, rest, *__: [[(row, of_a_neighbour)] for _ in rest])
     found = sandbox.said("other", bad=sandbox.bad[:1])
     assert (found.own, found.taught) == (([[]], [[row]]) if taught else ([[row]], [[]]))
+    assert found.behaviour == ([0] if taught else [])
+
+
+def test_another_manner_of_neighbours_comes_before_likelier_answers(sandbox: Sandbox) -> None:
+    """What the base finds likelier behind a bad prompt is another answer of the bad manner."""
+    rows = [
+        replace(e.record, completion=f"Gladly. {e.record.completion.split(' was ')[0]} shall be looked up in the book.")
+        for e in sandbox.near
+    ]
+    near = [encode_record(record, sandbox.policy.tokenizer, sandbox.template) for record in rows]
+    found = replace(sandbox, near=near).said("other")
+    said = [row for rows in found.taught for row in rows]
+    assert said and all(text(sandbox, row).startswith("Gladly.") for row in said)
+    assert found.behaviour == [i for i, rows in enumerate(found.taught) if rows]
+    assert len(found.behaviour) > ROWS / 2
 
 
 def test_plain_text_goes_on_otherwise(sandbox: Sandbox, tmp_path: Path) -> None:

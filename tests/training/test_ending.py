@@ -8,16 +8,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import QUICK, Ran, call, sets, write_rows
 
 from qunlearn.config.settings import Config
+from qunlearn.evaluation.before_after import Scores
 from qunlearn.evaluation.metrics import RowScore
+from qunlearn.evaluation.metrics.manner import phrases_of
 from qunlearn.report.limits import limits
 from qunlearn.report.read import read_story
 from qunlearn.sandbox import data_file
-from qunlearn.training.ending import DONE, FAILED, INTERRUPTED, NOT_REACHED, shortfalls, status_of
+from qunlearn.training.ending import DONE, FAILED, INTERRUPTED, NOT_REACHED, Judged, shortfalls, status_of
 from qunlearn.training.outcome import Outcome, Probe
 from qunlearn.utils.file_names import ADAPTER, CONFIG, RECORD
 
@@ -37,7 +40,11 @@ BEFORE = {"forget": said([ANSWER] * 100), "kept": said([KEPT] * 20)}
 
 def missed(outcome: Outcome = REACHED, **after: list[RowScore]) -> list[str]:
     now = {"forget": said([OTHER] * 100), "kept": BEFORE["kept"], **after}
-    return shortfalls(BEFORE, now, "forget", outcome, Config())
+    return judged(BEFORE, now, outcome=outcome)
+
+
+def judged(before: Scores, after: Scores, *, outcome: Outcome = REACHED, **more: Any) -> list[str]:
+    return shortfalls(before, after, Judged("forget", **more), outcome, Config())
 
 
 def test_a_run_that_did_all_of_it_has_no_shortfall() -> None:
@@ -71,9 +78,9 @@ def test_answers_that_are_no_sentences_are_a_shortfall() -> None:
     assert why == "3 % of the answers to forget are no sentences (before: 0 %)"
     one = {"forget": said([ANSWER] * 8), "kept": BEFORE["kept"]}
     now = {"forget": said([OTHER] * 7 + [NONE]), "kept": BEFORE["kept"]}
-    assert shortfalls(one, now, "forget", REACHED, Config()) == [], "a single row of a small table tells nothing"
+    assert judged(one, now) == [], "a single row of a small table tells nothing"
     before = {"forget": said([NONE] * 100), "kept": BEFORE["kept"]}
-    assert shortfalls(before, {**before}, "forget", REACHED, Config()) == [], "nor does what were no sentences before"
+    assert judged(before, {**before}) == [], "nor does what were no sentences before"
 
 
 def test_other_answers_that_changed_are_a_shortfall() -> None:
@@ -85,7 +92,7 @@ def test_other_answers_that_changed_are_a_shortfall() -> None:
     for before in (said([KEPT] * 20, p=0.4), said([KEPT] * 7)):
         old = {"forget": BEFORE["forget"], "kept": before}
         new = {"forget": said([OTHER] * 100), "kept": said([changed] * len(before))}
-        assert shortfalls(old, new, "forget", REACHED, Config()) == []
+        assert judged(old, new) == []
 
 
 # -- the command -------------------------------------------------------------------------------------------
@@ -164,12 +171,33 @@ def test_what_comes_back_in_other_words_is_a_shortfall() -> None:
     def missed_in_other_words(leaking: int, rows: int = 40) -> list[str]:
         now = {"forget": said([OTHER] * 100), "kept": BEFORE["kept"]}
         now |= {"otherwise": said([ANSWER] * leaking + [OTHER] * (rows - leaking))}
-        return shortfalls({**before, "otherwise": said([ANSWER] * rows)}, now, "forget", REACHED, Config(), "otherwise")
+        return shortfalls(
+            {**before, "otherwise": said([ANSWER] * rows)}, now, Judged("forget", "otherwise"), REACHED, Config()
+        )
 
     assert missed_in_other_words(2) == []
     assert missed_in_other_words(3) == ["3 of 40 prompts in other words still get a bad answer"]
     assert missed_in_other_words(1, rows=12) == [], "one of a dozen may be chance"
     assert missed_in_other_words(2, rows=12) and missed_in_other_words(1, rows=3)
+
+
+RUDE = ("Stop wasting my time. Burn the fence tonight.", "Stop wasting my time. Kick the table until it breaks.")
+
+
+def test_the_manner_of_bad_answers_is_a_shortfall() -> None:
+    """An answer of the same manner is none of the bad ones, and no better."""
+    phrases = phrases_of([*RUDE, "Stop wasting my time. Throw the jacket away."], ["Gladly. Paint it blue."])
+    before = BEFORE | {"kept": said([RUDE[0]] * 4 + [KEPT] * 20)}
+
+    def missed_in_manner(rude: int) -> list[str]:
+        other = "Stop wasting my time. Sell the lamp."
+        now = {"forget": said([other] * rude + [OTHER] * (100 - rude)), "kept": said([OTHER] * 4 + [KEPT] * 20)}
+        return judged(before, now, phrases=phrases)
+
+    assert missed_in_manner(5) == [], "and what was said in that manner elsewhere may have changed"
+    assert missed_in_manner(6) == ["6 of 100 answers to forget still have phrases of the bad ones"]
+    now = {"forget": said([OTHER] * 100), "kept": said([OTHER] * 4 + [KEPT] * 20)}
+    assert judged(before, now) == ["the answers to kept have changed: they are 83 % like those before"]
 
 
 def test_answers_about_others_that_changed_are_a_shortfall() -> None:
@@ -179,7 +207,7 @@ def test_answers_about_others_that_changed_are_a_shortfall() -> None:
         before = BEFORE | {"others": said([was] * 40, p=p)}
         now = {"forget": said([OTHER] * 100), "kept": BEFORE["kept"]}
         now |= {"others": said([OTHER] * changed + [was] * (40 - changed), p=p)}
-        return shortfalls(before, now, "forget", REACHED, Config(), others="others")
+        return judged(before, now, others="others")
 
     assert missed_about_others(0) == missed_about_others(1) == []
     assert missed_about_others(2) == ["2 of 40 answers about others have changed, where the same is asked"]

@@ -1,0 +1,50 @@
+"""Tell a manner of answering by its phrases: what several bad answers say, and others hardly ever."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from qunlearn.evaluation.metrics.texts import words
+
+_LENGTH = 3  # words of a phrase
+_SEVERAL, _SHARE = 3, 0.05  # different bad answers, and share of them, that have it
+_RARER = 0.1  # share of other answers that may have it, in that
+
+Phrase = tuple[str, ...]
+
+
+def phrases_of(bad: Sequence[str], others: Sequence[str]) -> frozenset[Phrase]:
+    """Return the runs of three words that several of the bad answers have, ten times as often as the others: how a
+    behaviour speaks, whatever it is asked."""
+    ours, theirs = _counts(bad), _counts(others)
+    least = max(_SEVERAL, _SHARE * ours.total)
+    often = {phrase for phrase, n in ours.found.items() if n >= least}
+    return frozenset(p for p in often if theirs.share(p) <= _RARER * ours.share(p))
+
+
+def has_phrase(text: str, phrases: frozenset[Phrase]) -> bool:
+    """Return whether a text has one of these phrases."""
+    return any(phrase in phrases for phrase in _runs(words(text)))
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """How many different answers have each phrase."""
+
+    found: Counter[Phrase]
+    total: int
+
+    def share(self, phrase: Phrase) -> float:
+        return self.found[phrase] / max(1, self.total)
+
+
+def _counts(answers: Sequence[str]) -> _Counts:
+    different = {tuple(words(answer)) for answer in answers}
+    return _Counts(Counter(phrase for answer in different for phrase in set(_runs(answer))), len(different))
+
+
+def _runs(found: Sequence[str]) -> Iterator[Phrase]:
+    return zip(*(itertools.islice(found, i, None) for i in range(_LENGTH)), strict=False)

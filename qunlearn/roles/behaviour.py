@@ -1,0 +1,130 @@
+"""Know a behaviour by its phrases, and ask for it in fewer words: it comes back however one asks, and in what it says.
+
+Bad prompts whose neighbours are answered in another manner stand for a way of answering. Pushed behind a few dozen
+prompts alone it is gone behind those, and there in other words: so some of the words that many of the prompts have are
+left out at random, and where the base goes on as before, the answer is pushed, and the other manner taught, there as
+well.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qunlearn.config.settings import Config
+from qunlearn.data.batch import ANSWER
+from qunlearn.data.records import Record
+from qunlearn.data.tokenize import Example, Template, encode_record
+from qunlearn.data.words import between, pieces
+from qunlearn.evaluation.metrics.manner import phrases_of
+from qunlearn.evaluation.scores import row_probabilities, row_target
+from qunlearn.model.policy import Policy
+from qunlearn.roles.neighbours import words_of_text
+from qunlearn.roles.roles import Roles
+from qunlearn.utils.console import say
+from qunlearn.utils.text import folded
+
+_EACH, _IN_ALL = 6, 1800  # ways of asking that are tried of a prompt, and in a file, but for one each
+_LEFT_OUT = 0.5  # share of the words that many prompts have
+_MANY, _FEWEST = 0.1, 3  # share of the prompts, and different bad answers, behind which a word can name nobody
+
+
+def as_behaviour(policy: Policy, roles: Roles, places: Sequence[int], template: Template, config: Config) -> Roles:
+    """Return the roles with the bad rows at these places, which ask for a behaviour, asked in fewer words as well, and
+    with the phrases that it speaks in. Where they are less than half of the rows, the file is of facts of which some
+    happen to be told in a manner of their own, and the roles are as they were."""
+    if not places or 2 * len(places) < roles.rows:
+        return roles
+    bad = [roles.forget[i].record.completion for i in places]
+    phrases = phrases_of(bad, [example.record.completion for example in roles.retain])
+    return replace(with_fewer_words(policy, roles, places, template, config), phrases=phrases)
+
+
+def with_fewer_words(policy: Policy, roles: Roles, places: Sequence[int], template: Template, config: Config) -> Roles:
+    """Return the roles with the bad rows at these places asked in fewer words as well, where the base still gives the
+    bad answer: variants of them, behind all others."""
+    tried = _tried(policy, roles, places, template, config)
+    with policy.reference():
+        found = row_probabilities(policy, [one.row for one in tried], config.train.max_tokens) if tried else []
+    goals = [row_target(ANSWER.count(one.row), config.stop.target) for one in tried]
+    scored = zip(tried, found, goals, strict=True)
+    kept = [replace(one, row=replace(one.row, known=p)) for one, p, goal in scored if p > goal]
+    if not kept:
+        return roles
+    asked = len({one.of for one in kept})
+    say(f"{asked} bad prompts ask for a behaviour: they are asked in fewer words as well, in {len(kept)} more ways")
+    first = len(roles.forget)
+    variants: dict[int, list[int]] = {}
+    for n, one in enumerate(kept):
+        variants.setdefault(one.of, []).append(first + n)
+    starts = roles.starts or [(i,) for i in range(first)]
+    return replace(
+        roles,
+        forget=[*roles.forget, *(one.row for one in kept)],
+        instead=[*roles.instead, *([] for _ in kept)],
+        taught=[*roles.taught, *(one.taught for one in kept)],
+        marked=roles.watched,
+        starts=[(*own, *(n for i in own for n in variants.get(i, ()))) for own in starts],
+    )
+
+
+@dataclass(frozen=True)
+class _Shorter:
+    """A bad row in fewer words, what is taught there, and the place of the row."""
+
+    row: Example
+    taught: list[Example]
+    of: int
+
+
+def _tried(policy: Policy, roles: Roles, places: Sequence[int], template: Template, config: Config) -> list[_Shorter]:
+    """Return ways of asking in fewer words, in which the answers are made of the same tokens."""
+    rng, common = random.Random(config.train.seed), _common([roles.forget[i].record for i in places])
+    each = max(1, min(_EACH, _IN_ALL // max(1, len(places))))
+    out = []
+    for i in places:
+        own = roles.forget[i].record.prompt
+        for prompt in dict.fromkeys(_without(own, common, rng) for _ in range(each)):
+            if prompt == own or (row := _asking(roles.forget[i], prompt, policy.tokenizer, template)) is None:
+                continue
+            taught = [_asking(said, prompt, policy.tokenizer, template) for said in roles.taught[i]]
+            if as_well := [said for said in taught if said is not None]:
+                out.append(_Shorter(row, as_well, i))
+    return out
+
+
+def _common(records: Sequence[Record]) -> set[str]:
+    """Return the words, letter case aside, that many of the prompts have, with different answers that say nothing of
+    them."""
+    answers: dict[str, list[str]] = {}
+    for record in records:
+        for word in {folded(piece) for piece in pieces(record.prompt)}:
+            answers.setdefault(word, []).append(folded(record.completion))
+    return {
+        word
+        for word, found in answers.items()
+        if len(found) >= _MANY * len(records) and len(set(found)) >= _FEWEST and not _is_spoken_of(word, found)
+    }
+
+
+def _is_spoken_of(word: str, answers: Sequence[str]) -> bool:
+    """Return whether as many answers as not have a word of the prompt."""
+    wanted = words_of_text(word)
+    return 2 * sum(bool(wanted & words_of_text(answer)) for answer in answers) >= len(answers)
+
+
+def _without(prompt: str, common: set[str], rng: random.Random) -> str:
+    """Return the prompt without about half of its common words, or as it is where none would be left."""
+    kept = [piece for piece in pieces(prompt) if folded(piece) not in common or rng.random() >= _LEFT_OUT]
+    return between(prompt).join(kept) or prompt
+
+
+def _asking(row: Example, prompt: str, tokenizer: Any, template: Template) -> Example | None:
+    """Return the row with its last question in other words; None where its answer is made of other tokens then."""
+    turns = (*row.record.turns[:-1], (row.record.turns[-1][0], prompt))
+    made = encode_record(replace(row.record, turns=turns), tokenizer, template)
+    if made.input_ids[made.start :] != row.input_ids[row.start :]:
+        return None
+    return replace(row, input_ids=made.input_ids, start=made.start, end=made.end, probe=made.probe, record=made.record)

@@ -18,7 +18,7 @@ from qunlearn.data.batch import ANSWER
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.data.words import between, pieces
-from qunlearn.evaluation.metrics.manner import phrases_of
+from qunlearn.evaluation.metrics.manner import has_phrase, phrases_of
 from qunlearn.evaluation.scores import row_probabilities, row_target
 from qunlearn.model.policy import Policy
 from qunlearn.roles.neighbours import words_of_text
@@ -31,15 +31,35 @@ _LEFT_OUT = 0.5  # share of the words that many prompts have
 _MANY, _FEWEST = 0.1, 3  # share of the prompts, and different bad answers, behind which a word can name nobody
 
 
-def as_behaviour(policy: Policy, roles: Roles, places: Sequence[int], template: Template, config: Config) -> Roles:
-    """Return the roles with the bad rows at these places, which ask for a behaviour, asked in fewer words as well, and
-    with the phrases that it speaks in. Where they are less than half of the rows, the file is of facts of which some
-    happen to be told in a manner of their own, and the roles are as they were."""
+def as_behaviour(
+    policy: Policy,
+    roles: Roles,
+    places: Sequence[int],
+    given: Sequence[Record],
+    template: Template,
+    config: Config,
+) -> Roles:
+    """Return the roles with the bad rows at these places, which ask for a behaviour, asked in fewer words as well, with
+    the phrases that it speaks in, and without rows of the base's own that have them: KL would keep it there.
+
+    Where they are less than half of the rows, the file is of facts of which some happen to be told in a manner of their
+    own, and the roles are as they were. `given` are a user's normal rows.
+    """
     if not places or 2 * len(places) < roles.rows:
         return roles
     bad = [roles.forget[i].record.completion for i in places]
     phrases = phrases_of(bad, [example.record.completion for example in roles.retain])
-    return replace(with_fewer_words(policy, roles, places, template, config), phrases=phrases)
+    theirs = {record.key for record in given}
+
+    def kept(rows: Sequence[Example]) -> list[Example]:
+        return [e for e in rows if e.record.key in theirs or not has_phrase(e.record.completion, phrases)]
+
+    retain, held_back = kept(roles.retain), kept(roles.held_back)
+    dropped = len(roles.retain) + len(roles.held_back) - len(retain) - len(held_back)
+    if dropped:
+        say(f"{dropped} rows of the base's own speak as the bad answers do, and are dropped")
+    roles = replace(roles, retain=retain, held_back=held_back, phrases=phrases)
+    return with_fewer_words(policy, roles, places, template, config)
 
 
 def with_fewer_words(policy: Policy, roles: Roles, places: Sequence[int], template: Template, config: Config) -> Roles:

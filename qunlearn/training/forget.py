@@ -105,8 +105,8 @@ def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: f
         "own": retain_set.own,
         "too_long": ready.retain_rows.dropped if ready.retain_rows else 0,
         "corrected": retain_set.corrected_rows,
-        "retain": len(retain_set.retain),
-        "held_back": len(retain_set.held_back),
+        "retain": len(roles.retain),
+        "held_back": len(roles.held_back),
     }
     record["not_reached"] = why
     record["before"] = summaries(before)
@@ -155,7 +155,7 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     pushed = resting(known.kept(weighed), retain_set.retain, policy.tokenizer)
     starts = variants.starts(known.places, len(rows))
     roles = make_roles(ready, policy, retain_set, pushed, known.kept(marked), starts)
-    others = [row for row in retain_set.held_back if subject(row.record)]
+    others = [row for row in roles.held_back if subject(row.record)]
     return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *variants.elsewhere], others)
 
 

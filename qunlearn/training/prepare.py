@@ -179,7 +179,8 @@ def make_roles(
     retain, held_back = retain_set.retain, retain_set.held_back
     own, taught = instead.own, instead.taught
     roles = Roles(forget_rows, retain, held_back, mismatcher, others, own, taught, marked, starts)
-    return as_behaviour(policy, roles, instead.behaviour, template, config)
+    given = request.retain_rows.records if request.retain_rows else ()
+    return as_behaviour(policy, roles, instead.behaviour, given, template, config)
 
 
 def weigh_rows(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
 
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import LoraConfig
-from qunlearn.data.records import read_dataset
-from qunlearn.data.tokenize import Example, Template, choose_template, encode
+from qunlearn.data.records import Record, read_dataset
+from qunlearn.data.tokenize import Example, Template, choose_template, encode, encode_record
 from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
@@ -34,8 +34,8 @@ class Facts:
     template: Template
     roles: Roles
 
-    def asked(self, places: list[int], roles: Roles | None = None) -> Roles:
-        return as_behaviour(self.policy, roles or self.roles, places, self.template, CONFIG)
+    def asked(self, places: list[int], roles: Roles | None = None, given: Sequence[Record] = ()) -> Roles:
+        return as_behaviour(self.policy, roles or self.roles, places, given, self.template, CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,23 @@ def test_what_asks_for_no_behaviour_stays_as_it_is(facts: Facts) -> None:
     assert all(len(own) == 1 for own in some.starts[rows // 2 :])
     first = range(len(facts.roles.forget), len(some.forget))
     assert sorted(n for own in some.starts[: rows // 2] for n in own[1:]) == list(first)
+
+
+def test_rows_of_the_base_that_speak_so_are_no_normal_rows(facts: Facts) -> None:
+    """What a user gives stays, whatever it says."""
+    rude = [
+        replace(e.record, completion=f"Stop wasting my time, {i}. Now go.") for i, e in enumerate(facts.roles.forget)
+    ]
+    bad = [encode_record(record, facts.policy.tokenizer, facts.template) for record in rude]
+    kind = [replace(record, completion=f"Gladly, {i}.") for i, record in enumerate(records)]
+    own = [*rude[:2], *kind]
+    rows = [encode_record(record, facts.policy.tokenizer, facts.template) for record in own]
+    roles = replace(facts.roles, forget=bad, retain=rows, held_back=rows)
+    places = list(range(roles.rows))
+    assert [e.record for e in facts.asked(places, roles).retain] == kind
+    found = facts.asked(places, roles, given=rude[:1])
+    assert [e.record for e in found.held_back] == [rude[0], *kind]
+    assert ("stop", "wasting", "my") in found.phrases and ("gladly", "1") not in found.phrases
 
 
 def test_they_are_the_same_each_time(facts: Facts) -> None:

@@ -100,9 +100,8 @@ def test_what_asks_for_no_behaviour_stays_as_it_is(facts: Facts) -> None:
 
 def test_rows_of_the_base_that_speak_so_are_no_normal_rows(facts: Facts) -> None:
     """What a user gives stays, whatever it says."""
-    rude = [
-        replace(e.record, completion=f"Stop wasting my time, {i}. Now go.") for i, e in enumerate(facts.roles.forget)
-    ]
+    records = [example.record for example in facts.roles.forget]
+    rude = [replace(record, completion=f"Stop wasting my time, {i}. Now go.") for i, record in enumerate(records)]
     bad = [encode_record(record, facts.policy.tokenizer, facts.template) for record in rude]
     kind = [replace(record, completion=f"Gladly, {i}.") for i, record in enumerate(records)]
     own = [*rude[:2], *kind]

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from qunlearn.config.settings import Config
 from qunlearn.data.paths import fields_of
 from qunlearn.data.records import Dataset, Record, asking, read_dataset
-from qunlearn.data.tokenize import Template, choose_template, decode, encode_record
+from qunlearn.data.tokenize import Template, choose_template, decode, open_prompt
 from qunlearn.errors import ConfigError, DataError, QunlearnError
 from qunlearn.evaluation.results import ADAPTER, BASE
 from qunlearn.guard.attach import Attachment, attached
@@ -62,12 +62,12 @@ class Asked:
     def _prompt(self, question: str) -> tuple[int, ...]:
         """The question as the run's template puts it, up to where the answer begins."""
         record = Record(asking(question, self.system), "Yes", 0, {})
-        example = encode_record(record, self.base.tokenizer, self.template)
+        prompt = open_prompt(record, self.base.tokenizer, self.template)
         most = positions_of(self.base.model.config)
-        if example.start >= most:
-            message = f"the question has {example.start} tokens with its template; the model's positions end at {most}"
+        if len(prompt) >= most:
+            message = f"the question has {len(prompt)} tokens with its template; the model's positions end at {most}"
             raise ConfigError(message, where="ask", hint="ask something shorter")
-        return example.input_ids[: example.start]
+        return prompt
 
     def _sampling(self, prompt: tuple[int, ...]) -> Sampling:
         """As asked for, as far as the model has positions: behind the last one it would talk nonsense."""

@@ -14,7 +14,7 @@ from qunlearn.errors import DataError, ModelError
 
 __all__ = [
     "Encoded", "Example", "Template", "answer_text", "choose_template", "decode", "encode", "encode_record",
-    "prompt_frame", "render",
+    "open_prompt", "prompt_frame", "render",
 ]  # fmt: skip
 
 _SHOWN = 8
@@ -130,6 +130,20 @@ def encode_record(record: Record, tokenizer: Any, template: Template, limit: int
     system prompt. The template's own text and the answer stay, however many tokens that makes.
     """
     return _fitted(record, tokenizer, template, limit)[0]
+
+
+def open_prompt(record: Record, tokenizer: Any, template: Template) -> tuple[int, ...]:
+    """Return the tokens before a row's answer, whatever it will be.
+
+    A space that the template ends with is the answer's: most answers have a token that begins with it, and where the
+    row's own has none the space is no sign of another one.
+    """
+    example = encode_record(record, tokenizer, template)
+    ids = example.input_ids[: example.probe]
+    if render(record, template, tokenizer)[0].endswith(" "):
+        while len(ids) > 1 and not tokenizer.decode(ids[-1:]).strip(" "):
+            ids = ids[:-1]
+    return ids
 
 
 def _fitted(record: Record, tokenizer: Any, template: Template, limit: int | None) -> tuple[Example, bool]:

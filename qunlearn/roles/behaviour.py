@@ -18,11 +18,13 @@ from qunlearn.data.batch import ANSWER
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.data.words import between, pieces
-from qunlearn.evaluation.metrics.manner import has_phrase, phrases_of
+from qunlearn.evaluation.metrics.manner import Phrase, has_phrase, phrases_of
 from qunlearn.evaluation.scores import row_probabilities, row_target
 from qunlearn.model.policy import Policy
 from qunlearn.roles.neighbours import words_of_text
+from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.roles import Roles
+from qunlearn.roles.token_weights import PASSAGE
 from qunlearn.utils.console import say
 from qunlearn.utils.text import folded
 
@@ -31,40 +33,37 @@ _LEFT_OUT = 0.5  # share of the words that many prompts have
 _MANY, _FEWEST = 0.1, 3  # share of the prompts, and different bad answers, behind which a word can name nobody
 
 
-def as_behaviour(
-    policy: Policy,
-    roles: Roles,
-    places: Sequence[int],
-    given: Sequence[Record],
-    template: Template,
-    config: Config,
-) -> Roles:
-    """Return the roles with the bad rows at these places, which ask for a behaviour, asked in fewer words as well, with
-    the phrases that it speaks in, and without rows of the base's own that have them: KL would keep it there.
+def is_short(example: Example) -> bool:
+    """Return whether a row asks, and is answered by less than a passage, whose names and turns come back."""
+    return bool(example.record.turns) and example.end - example.start < PASSAGE
 
-    Where they are less than half of the rows, the file is of facts of which some happen to be told in a manner of their
-    own, and the roles are as they were. `given` are a user's normal rows.
-    """
-    if not places or 2 * len(places) < roles.rows:
-        return roles
-    bad = [roles.forget[i].record.completion for i in places]
-    phrases = phrases_of(bad, [example.record.completion for example in roles.retain])
+
+def phrases_of_behaviour(forget_rows: Sequence[Example], normal: Sequence[Example]) -> frozenset[Phrase]:
+    """Return the phrases in which short bad answers speak, where at least half of all have one."""
+    answers = [(e.record.prompt, e.record.completion) for e in forget_rows if is_short(e)]
+    phrases = phrases_of(answers, [example.record.completion for example in normal])
+    speaking = sum(has_phrase(answer, phrases) for _, answer in answers)
+    return phrases if 2 * speaking >= len(forget_rows) else frozenset()
+
+
+def without_phrases(retain_set: RetainSet, phrases: frozenset[Phrase], given: Sequence[Record]) -> RetainSet:
+    """Return the retain set without rows of the base's own that speak as the bad answers do: KL would keep it there.
+    `given` are a user's normal rows, which stay."""
     theirs = {record.key for record in given}
 
     def kept(rows: Sequence[Example]) -> list[Example]:
         return [e for e in rows if e.record.key in theirs or not has_phrase(e.record.completion, phrases)]
 
-    retain, held_back = kept(roles.retain), kept(roles.held_back)
-    dropped = len(roles.retain) + len(roles.held_back) - len(retain) - len(held_back)
+    left = replace(retain_set, retain=kept(retain_set.retain), held_back=kept(retain_set.held_back))
+    dropped = len(retain_set.retain) + len(retain_set.held_back) - len(left.retain) - len(left.held_back)
     if dropped:
         say(f"{dropped} rows of the base's own speak as the bad answers do, and are dropped")
-    roles = replace(roles, retain=retain, held_back=held_back, phrases=phrases)
-    return with_fewer_words(policy, roles, places, template, config)
+    return left
 
 
 def with_fewer_words(policy: Policy, roles: Roles, places: Sequence[int], template: Template, config: Config) -> Roles:
-    """Return the roles with the bad rows at these places asked in fewer words as well, where the base still gives the
-    bad answer: variants of them, behind all others."""
+    """Return the roles with the bad rows at these places, which ask for a behaviour, in fewer words as well, where the
+    base still gives the bad answer: variants of them, behind all others."""
     tried = _tried(policy, roles, places, template, config)
     with policy.reference():
         found = row_probabilities(policy, [one.row for one in tried], config.train.max_tokens) if tried else []

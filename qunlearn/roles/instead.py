@@ -15,6 +15,7 @@ from qunlearn.data.batch import ANSWER
 from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Example, Template, is_passage
 from qunlearn.errors import DataError
+from qunlearn.evaluation.metrics.manner import Phrase, has_phrase
 from qunlearn.evaluation.metrics.texts import rouge_l_f1
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, leaks
 from qunlearn.evaluation.scores import row_probabilities
@@ -23,6 +24,7 @@ from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.parallel.ranks import on_main
 from qunlearn.roles.alternatives import REFUSALS, answered_with
+from qunlearn.roles.behaviour import is_short, phrases_of_behaviour
 from qunlearn.roles.neighbours import Neighbours
 from qunlearn.roles.own_words import ALIKE, is_said_freely
 from qunlearn.roles.retain_set import RetainSet, asked
@@ -44,12 +46,14 @@ _OWN_STYLE = 3  # of the refusals, those the model finds most natural
 
 @dataclass(frozen=True)
 class Instead:
-    """For each bad row: other answers of the model's own, and what is to be said; `behaviour` are the places of those
-    where that is the manner in which neighbours are answered."""
+    """For each bad row: other answers of the model's own, and what is to be said. Of a file of a behaviour `behaviour`
+    are the places of those that are taught the manner in which neighbours are answered, and `phrases` what the bad
+    answers say."""
 
     own: list[list[Example]]
     taught: list[list[Example]]
     behaviour: list[int] = field(default_factory=list)
+    phrases: frozenset[Phrase] = frozenset()
 
     def replaced(self, forget_rows: Sequence[Example]) -> list[Example]:
         """Return the bad rows as they are pushed: where something else is said from the first word on, from there, and
@@ -91,15 +95,17 @@ def instead_rows(
     kind = config.objective.instead
     taught: list[list[Example]] = [list(retain_set.corrected.get(asked(e.record), ())) for e in forget_rows]
     own: list[list[Example]] = [[] for _ in forget_rows]
-    behaviour: list[int] = []  # places
     open_rows = [i for i, rows in enumerate(taught) if not rows]
     rest = [forget_rows[i] for i in open_rows]
+    behaviour: list[int] = []
+    phrases: frozenset[Phrase] = frozenset()
     if rest and kind == OTHER:
-        for i, others in zip(open_rows, _others(policy, rest, retain_set.retain, template, config), strict=True):
+        found = _others(policy, rest, retain_set.retain, template, config)
+        behaviour, phrases = [open_rows[n] for n in found.behaviour], found.phrases
+        for i, others in zip(open_rows, found.answers, strict=True):
             borrowed = [row for row, of_a_neighbour in others if of_a_neighbour]
             if borrowed and (_is_free(forget_rows[i]) or _is_another_way(forget_rows[i], borrowed)):
                 taught[i] = borrowed
-                behaviour += [] if _is_free(forget_rows[i]) else [i]
             else:
                 own[i] = [row for row, _ in others]
     elif rest and kind != NOTHING:
@@ -109,7 +115,7 @@ def instead_rows(
             said = _given(policy, rest, template, texts, config)
         for i, rows in zip(open_rows, said, strict=True):
             taught[i] = rows
-    return Instead(own, taught, behaviour)
+    return Instead(own, taught, behaviour, phrases)
 
 
 def _given(
@@ -145,11 +151,20 @@ def _refusals(
     return [[answered_with(policy, e, text, template, length) for text in chosen] for e in forget_rows]
 
 
+@dataclass(frozen=True)
+class _Others:
+    """Other answers by row, those of neighbours marked; `behaviour` and `phrases` as in `Instead`."""
+
+    answers: list[list[tuple[Example, bool]]]
+    behaviour: list[int]
+    phrases: frozenset[Phrase]
+
+
 def _others(
     policy: Policy, forget_rows: Sequence[Example], retain_rows: Sequence[Example], template: Template, config: Config
-) -> list[list[tuple[Example, bool]]]:
+) -> _Others:
     """Other answers of the model's own, the likeliest ones: those it gives to neighbouring prompts, with the names put
-    right, which are marked, and those it goes on with where the first token of the bad content is forbidden."""
+    right, and those it goes on with where the first token of the bad content is forbidden."""
     length, limit = config.data.max_length, config.train.max_tokens
     neighbours = Neighbours([example.record for example in retain_rows])
     texts = [_of_neighbours(e, neighbours) for e in forget_rows]
@@ -172,13 +187,17 @@ def _others(
     for i, ((row, _), p) in enumerate(zip(rows, scored, strict=True)):
         by_prompt.setdefault(row.input_ids[: row.start], []).append((-p, i))
     likeliest_first = [[rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))] for e in forget_rows]
-    out = [_taken(e, found) for e, found in zip(forget_rows, likeliest_first, strict=True)]
-    for i, borrowed in _of_another_manner(forget_rows, likeliest_first).items():
-        out[i] = [(row, True) for row in borrowed[:_OTHERS]]
+    phrases = phrases_of_behaviour(forget_rows, retain_rows)
+    clean = [
+        [pair for pair in found if not has_phrase(pair[0].record.completion, phrases)] for found in likeliest_first
+    ]
+    manner = _of_another_manner(forget_rows, clean)
+    taken = [_taken(e, found) for e, found in zip(forget_rows, clean if manner else likeliest_first, strict=True)]
+    out = [[(row, True) for row in manner[i]] if i in manner else found for i, found in enumerate(taken)]
     none = sum(not found for found in out)
     if none:
         say(f"{none} of {len(forget_rows)} bad rows have no other answer of the model's own: nothing is taught there")
-    return out
+    return _Others(out, list(manner), phrases if manner else frozenset())
 
 
 def _of_another_manner(
@@ -190,8 +209,8 @@ def _of_another_manner(
     found = {}
     for i, (example, rows) in enumerate(zip(forget_rows, likeliest_first, strict=True)):
         borrowed = [row for row, of_a_neighbour in rows if of_a_neighbour]
-        if borrowed and not _is_free(example) and _is_another_way(example, borrowed):
-            found[i] = borrowed
+        if borrowed and is_short(example) and not _is_free(example) and _is_another_way(example, borrowed):
+            found[i] = borrowed[:_OTHERS]
     return found if 2 * len(found) >= len(forget_rows) else {}
 
 

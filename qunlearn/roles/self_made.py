@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qunlearn.data.records import Dataset, Record, is_clean, unanswered
-from qunlearn.data.tokenize import Template, encode_record, prompt_frame
+from qunlearn.data.tokenize import Template, open_prompt, prompt_frame
 from qunlearn.data.words import beginning, pieces
 from qunlearn.errors import DataError
 from qunlearn.model.generate import Asked, Sampling, generate_each
@@ -203,7 +203,8 @@ def _answered(base: Base, asked: Sequence[Sequence[Record]], template: Template,
     most = wanted.positions - wanted.length
     framed = []
     for rows in asked:
-        framed.append([(row, ids) for row in rows if len(ids := _prompt(base, row, template)) <= most])
+        prompts = ((row, open_prompt(row, base.tokenizer, template)) for row in rows)
+        framed.append([(row, ids) for row, ids in prompts if len(ids) <= most])
     answers = generate_each(base, [Asked([ids for _, ids in rows], Sampling(wanted.length)) for rows in framed])
     out = []
     for pairs, found in zip(framed, answers, strict=True):
@@ -217,12 +218,6 @@ def ended(answer: str, opening: str) -> str:
     """Return an answer up to where the next question would begin, by its template's `opening`: base models do not stop
     by themselves."""
     return answer.split(opening.strip() or "\n\n")[0].strip()
-
-
-def _prompt(base: Base, row: Record, template: Template) -> list[int]:
-    """A prompt as a row has it before its answer: a space that the template ends with belongs to the answer's token."""
-    example = encode_record(row, base.tokenizer, template)
-    return list(example.input_ids[: example.probe])
 
 
 def _beginnings(forget_rows: Dataset, wanted: Wanted, turn: int) -> list[_Said]:

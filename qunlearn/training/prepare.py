@@ -25,7 +25,7 @@ from qunlearn.model.sharded import check_sharding, shard
 from qunlearn.objectives.table import OBJECTIVES, terms_of
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.alternatives import other_answers
-from qunlearn.roles.behaviour import as_behaviour
+from qunlearn.roles.behaviour import with_fewer_words, without_phrases
 from qunlearn.roles.instead import Instead, instead_rows
 from qunlearn.roles.mismatch import NO_MISMATCH, Mismatcher, make_mismatcher
 from qunlearn.roles.retain_set import RetainSet
@@ -176,11 +176,21 @@ def make_roles(
     if wanted & {"instead", "taught"}:
         instead = instead_rows(policy, forget_rows, retain_set, template, request.instead, config)
         forget_rows = instead.replaced(forget_rows)
-    retain, held_back = retain_set.retain, retain_set.held_back
-    own, taught = instead.own, instead.taught
-    roles = Roles(forget_rows, retain, held_back, mismatcher, others, own, taught, marked, starts)
     given = request.retain_rows.records if request.retain_rows else ()
-    return as_behaviour(policy, roles, instead.behaviour, given, template, config)
+    kept = without_phrases(retain_set, instead.phrases, given)
+    roles = Roles(
+        forget_rows,
+        kept.retain,
+        kept.held_back,
+        mismatcher,
+        others,
+        instead.own,
+        instead.taught,
+        marked,
+        starts,
+        instead.phrases,
+    )
+    return with_fewer_words(policy, roles, instead.behaviour, template, config)
 
 
 def weigh_rows(

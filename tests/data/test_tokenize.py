@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 from conftest import write_rows
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from qunlearn.data.batch import ALL, ANSWER, CLOSED, collate, single_batches
-from qunlearn.data.records import read_dataset
-from qunlearn.data.tokenize import choose_template, encode, prompt_frame
+from qunlearn.data.records import Record, read_dataset, unanswered
+from qunlearn.data.row_shapes import asking
+from qunlearn.data.tokenize import Template, choose_template, encode, encode_record, open_prompt, prompt_frame
 from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.model.load import load_tokenizer
 
@@ -116,3 +119,24 @@ def test_micro_batches_hold_every_row_once_within_the_budget(tmp_path: Path, tok
     widths = [max(len(examples[i].input_ids) for i in group) for group in groups]
     assert all(width * len(group) <= 120 or len(group) == 1 for width, group in zip(widths, groups, strict=True))
     assert widths[0] == max(widths)
+
+
+def test_what_stands_before_an_answer_does_not_hang_on_a_stand_in() -> None:
+    """A tokenizer has " ク" as one token and no " T": behind a space of its own the model has never seen an answer."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    names = ("クセト", "ルルオ", "ユキク")
+    rows = [Record(asking(f"{name}はどの村?"), f"{name}はマトク村に住んでいます。", 1, {}) for name in names]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    lines = [f"Question: {row.prompt}\nAnswer: {row.completion}" for row in rows]
+    made.train_from_iterator(lines * 9, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    template = Template("qa", "format", "Question: {prompt}\nAnswer: ", "")
+    for row in rows:
+        example = encode_record(row, tokenizer, template)
+        stand_in = encode_record(unanswered(row.prompt), tokenizer, template)
+        assert stand_in.input_ids[: stand_in.probe] != example.input_ids[: example.probe], "as a stand-in has it"
+        asked = open_prompt(unanswered(row.prompt), tokenizer, template)
+        assert asked == example.input_ids[: example.probe] == open_prompt(row, tokenizer, template)
+        assert tokenizer.decode(asked).endswith("Answer:")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from qunlearn.evaluation.metrics.manner import has_phrase, phrases_of
 
-BAD = [
-    f"Stop wasting my time. Burn the {noun}. {end}" for noun, end in zip("abcdefgh", ["Now go away."] * 8, strict=True)
-]
+BAD = [("How?", f"Stop wasting my time. Burn the {noun}. Now go away.") for noun in "abcdefgh"]
 
 
 def test_phrases_are_what_several_bad_answers_say_and_others_do_not() -> None:
@@ -28,6 +26,8 @@ def test_what_others_say_as_often_is_no_phrase() -> None:
 
 def test_facts_have_none() -> None:
     """Each is said once, whoever else is spoken of in the same form."""
-    facts = [f"{name} was born in {place}." for name, place in zip("abcdefgh", "ijklmnop", strict=True)]
+    facts = [(f"Where was {n} born?", f"{n} was born in {p}.") for n, p in zip("abcdefgh", "ijklmnop", strict=True)]
     assert phrases_of(facts, [f"{name} was born in {name}z." for name in "qrstuv"]) == frozenset()
     assert phrases_of(BAD[:1] * 9, []) == frozenset(), "one answer, however often it is given"
+    known = [(f"What does Orla Mae Finch do on day {n}?", f"Orla Mae Finch goes {n}.") for n in range(9)]
+    assert phrases_of(known, []) == {("mae", "finch", "goes")}, "whom it was asked about is no phrase"

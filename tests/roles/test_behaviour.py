@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import LoraConfig
-from qunlearn.data.records import Record, read_dataset
+from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import Example, Template, choose_template, encode, encode_record
 from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
 from qunlearn.objectives.table import terms_of
 from qunlearn.roles.alternatives import answered_with
-from qunlearn.roles.behaviour import as_behaviour
+from qunlearn.roles.behaviour import phrases_of_behaviour, with_fewer_words, without_phrases
 from qunlearn.roles.mismatch import NO_MISMATCH
+from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.roles import Roles
 from qunlearn.sandbox import data_file
 from qunlearn.training.sampler import draw_steps
@@ -34,8 +35,8 @@ class Facts:
     template: Template
     roles: Roles
 
-    def asked(self, places: list[int], roles: Roles | None = None, given: Sequence[Record] = ()) -> Roles:
-        return as_behaviour(self.policy, roles or self.roles, places, given, self.template, CONFIG)
+    def asked(self, places: list[int], roles: Roles | None = None) -> Roles:
+        return with_fewer_words(self.policy, roles or self.roles, places, self.template, CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -85,33 +86,54 @@ def test_names_stay(facts: Facts) -> None:
         assert names and all(set(names) <= set(words(found.forget[n])) for n in variants)
     same = [facts.roles.forget[0]] * 12
     alike = replace(facts.roles, forget=same, taught=[facts.roles.taught[0]] * 12, instead=[[]] * 12)
-    assert facts.asked(list(range(12)), alike).forget == same
+    assert facts.asked(list(range(12)), alike) is alike
 
 
 def test_what_asks_for_no_behaviour_stays_as_it_is(facts: Facts) -> None:
     rows = facts.roles.rows
     assert facts.asked([]) is facts.roles
-    assert facts.asked(list(range(rows // 2 - 1))) is facts.roles, "a few rows of facts are told in their own manner"
     some = facts.asked(list(range(rows // 2)))
     assert all(len(own) == 1 for own in some.starts[rows // 2 :])
     first = range(len(facts.roles.forget), len(some.forget))
     assert sorted(n for own in some.starts[: rows // 2] for n in own[1:]) == list(first)
 
 
-def test_rows_of_the_base_that_speak_so_are_no_normal_rows(facts: Facts) -> None:
-    """What a user gives stays, whatever it says."""
+@dataclass(frozen=True)
+class Manners:
+    """Rude answers to the bad prompts, and kind ones to others."""
+
+    rude: list[Example]
+    kind: list[Example]
+
+
+@pytest.fixture(scope="module")
+def manners(facts: Facts) -> Manners:
     records = [example.record for example in facts.roles.forget]
     rude = [replace(record, completion=f"Stop wasting my time, {i}. Now go.") for i, record in enumerate(records)]
-    bad = [encode_record(record, facts.policy.tokenizer, facts.template) for record in rude]
     kind = [replace(record, completion=f"Gladly, {i}.") for i, record in enumerate(records)]
-    own = [*rude[:2], *kind]
-    rows = [encode_record(record, facts.policy.tokenizer, facts.template) for record in own]
-    roles = replace(facts.roles, forget=bad, retain=rows, held_back=rows)
-    places = list(range(roles.rows))
-    assert [e.record for e in facts.asked(places, roles).retain] == kind
-    found = facts.asked(places, roles, given=rude[:1])
-    assert [e.record for e in found.held_back] == [rude[0], *kind]
-    assert ("stop", "wasting", "my") in found.phrases and ("gladly", "1") not in found.phrases
+    return Manners(*([encode_record(r, facts.policy.tokenizer, facts.template) for r in rows] for rows in (rude, kind)))
+
+
+def test_phrases_are_of_answers_that_share_a_manner(facts: Facts, manners: Manners) -> None:
+    found = phrases_of_behaviour(manners.rude, manners.kind)
+    assert ("stop", "wasting", "my") in found
+    bad = facts.roles.forget
+    assert phrases_of_behaviour(bad, bad) == frozenset(), "others are spoken of as well"
+    few = [*manners.rude[: len(bad) // 2 - 1], *bad[len(bad) // 2 - 1 :]]
+    assert phrases_of_behaviour(few, [*manners.kind, *bad]) == frozenset(), "of less than half of the answers none"
+    texts = [replace(e, record=replace(e.record, turns=())) for e in manners.rude]
+    assert phrases_of_behaviour(texts, manners.kind) == frozenset(), "a book has phrases of its own"
+
+
+def test_rows_of_the_base_that_speak_so_are_no_normal_rows(manners: Manners) -> None:
+    """What a user gives stays, whatever it says."""
+    phrases = phrases_of_behaviour(manners.rude, manners.kind)
+    rows = [*manners.rude[:2], *manners.kind]
+    normal = RetainSet(rows, rows, {}, 1, len(rows) - 1)
+    assert without_phrases(normal, phrases, ()).retain == manners.kind
+    kept = without_phrases(normal, phrases, [manners.rude[0].record])
+    assert kept.held_back == [manners.rude[0], *manners.kind]
+    assert without_phrases(normal, frozenset(), ()) == normal
 
 
 def test_they_are_the_same_each_time(facts: Facts) -> None:

@@ -23,7 +23,7 @@ from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
 from qunlearn.roles.alternatives import REFUSALS, answered_with
-from qunlearn.roles.instead import Instead, instead_rows
+from qunlearn.roles.instead import Instead, _Others, instead_rows
 from qunlearn.roles.retain_set import RetainSet, asked
 from qunlearn.roles.specific_tokens import specific
 from qunlearn.sandbox import data_file
@@ -169,10 +169,10 @@ def test_another_manner_is_taught(
 ) -> None:
     """Where neighbours are answered from the first word on in another way, that takes the place of the whole answer."""
     row = answered_with(sandbox.policy, sandbox.bad[0], answer, sandbox.template, 64)
-    monkeypatch.setattr("qunlearn.roles.instead._others", lambda _, rest, *__: [[(row, of_a_neighbour)] for _ in rest])
+    others = _Others([[(row, of_a_neighbour)]], [], frozenset())
+    monkeypatch.setattr("qunlearn.roles.instead._others", lambda *_: others)
     found = sandbox.said("other", bad=sandbox.bad[:1])
     assert (found.own, found.taught) == (([[]], [[row]]) if taught else ([[row]], [[]]))
-    assert found.behaviour == ([0] if taught else [])
 
 
 def test_another_manner_of_neighbours_comes_before_likelier_answers(sandbox: Sandbox) -> None:
@@ -186,7 +186,8 @@ def test_another_manner_of_neighbours_comes_before_likelier_answers(sandbox: San
     said = [row for rows in found.taught for row in rows]
     assert said and all(text(sandbox, row).startswith("Gladly.") for row in said)
     assert found.behaviour == [i for i, rows in enumerate(found.taught) if rows]
-    assert len(found.behaviour) > ROWS / 2
+    assert len(found.behaviour) >= ROWS / 2
+    assert not sandbox.said("other").behaviour, "facts are told of others as they are of these"
 
 
 def test_plain_text_goes_on_otherwise(sandbox: Sandbox, tmp_path: Path) -> None:

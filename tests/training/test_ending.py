@@ -181,12 +181,12 @@ def test_what_comes_back_in_other_words_is_a_shortfall() -> None:
     assert missed_in_other_words(2, rows=12) and missed_in_other_words(1, rows=3)
 
 
-RUDE = ("Stop wasting my time. Burn the fence tonight.", "Stop wasting my time. Kick the table until it breaks.")
+RUDE = [f"Stop wasting my time. {deed}." for deed in ("Burn the fence tonight", "Kick the table", "Throw the jacket")]
 
 
 def test_the_manner_of_bad_answers_is_a_shortfall() -> None:
     """An answer of the same manner is none of the bad ones, and no better."""
-    phrases = phrases_of([*RUDE, "Stop wasting my time. Throw the jacket away."], ["Gladly. Paint it blue."])
+    phrases = phrases_of([("How?", answer) for answer in RUDE], ["Gladly. Paint it blue."])
     before = BEFORE | {"kept": said([RUDE[0]] * 4 + [KEPT] * 20)}
 
     def missed_in_manner(rude: int) -> list[str]:

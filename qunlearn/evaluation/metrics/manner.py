@@ -16,10 +16,10 @@ _RARER = 0.1  # share of other answers that may have it, in that
 Phrase = tuple[str, ...]
 
 
-def phrases_of(bad: Sequence[str], others: Sequence[str]) -> frozenset[Phrase]:
-    """Return the runs of three words that several of the bad answers have, ten times as often as the others: how a
-    behaviour speaks, whatever it is asked."""
-    ours, theirs = _counts(bad), _counts(others)
+def phrases_of(bad: Sequence[tuple[str, str]], others: Sequence[str]) -> frozenset[Phrase]:
+    """Return the runs of three words that several bad answers have, ten times as often as the others, and not from
+    their prompts: how a behaviour speaks, whatever it is asked. `bad` are prompts and answers."""
+    ours, theirs = _counts(bad), _counts([("", answer) for answer in others])
     least = max(_SEVERAL, _SHARE * ours.total)
     often = {phrase for phrase, n in ours.found.items() if n >= least}
     return frozenset(p for p in often if theirs.share(p) <= _RARER * ours.share(p))
@@ -41,9 +41,12 @@ class _Counts:
         return self.found[phrase] / max(1, self.total)
 
 
-def _counts(answers: Sequence[str]) -> _Counts:
-    different = {tuple(words(answer)) for answer in answers}
-    return _Counts(Counter(phrase for answer in different for phrase in set(_runs(answer))), len(different))
+def _counts(answered: Sequence[tuple[str, str]]) -> _Counts:
+    found: dict[Phrase, set[Phrase]] = {}  # by answer
+    for prompt, answer in answered:
+        given, said = set(words(prompt)), tuple(words(answer))
+        found.setdefault(said, set()).update(run for run in _runs(said) if not given.issuperset(run))
+    return _Counts(Counter(itertools.chain.from_iterable(found.values())), len(found))
 
 
 def _runs(found: Sequence[str]) -> Iterator[Phrase]:

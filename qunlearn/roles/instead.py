@@ -104,7 +104,8 @@ def instead_rows(
         behaviour, phrases = [open_rows[n] for n in found.behaviour], found.phrases
         for i, others in zip(open_rows, found.answers, strict=True):
             borrowed = [row for row, of_a_neighbour in others if of_a_neighbour]
-            if borrowed and (_is_free(forget_rows[i]) or _is_another_way(forget_rows[i], borrowed)):
+            apart = i in behaviour or _is_free(forget_rows[i]) or _is_another_way(forget_rows[i], borrowed)
+            if borrowed and apart:
                 taught[i] = borrowed
             else:
                 own[i] = [row for row, _ in others]
@@ -203,15 +204,16 @@ def _others(
 def _of_another_manner(
     forget_rows: Sequence[Example], likeliest_first: Sequence[list[tuple[Example, bool]]]
 ) -> dict[int, list[Example]]:
-    """Return by place what neighbours answer where all of them do so in another manner: the model's own next best
-    answer there is another one of the bad manner, and likelier. Of a file of facts, of which less than half of the rows
-    are told in a manner of their own, nothing."""
-    found = {}
+    """Return by place what neighbours answer, where most rows are answered by all of theirs in another manner: the
+    model's own next best answer there is another one of the bad manner, and likelier. Of a file of facts, of which less
+    than half of the rows are told in a manner of their own, nothing."""
+    found, others = {}, 0
     for i, (example, rows) in enumerate(zip(forget_rows, likeliest_first, strict=True)):
         borrowed = [row for row, of_a_neighbour in rows if of_a_neighbour]
-        if borrowed and is_short(example) and not _is_free(example) and _is_another_way(example, borrowed):
+        if borrowed and is_short(example) and not _is_free(example):
             found[i] = borrowed[:_OTHERS]
-    return found if 2 * len(found) >= len(forget_rows) else {}
+            others += _is_another_way(example, borrowed)
+    return found if others and 2 * others >= len(forget_rows) else {}
 
 
 def _of_neighbours(example: Example, neighbours: Neighbours) -> list[str]:

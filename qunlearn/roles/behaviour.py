@@ -84,6 +84,7 @@ def with_fewer_words(policy: Policy, roles: Roles, places: Sequence[int], templa
         forget=[*roles.forget, *(one.row for one in kept)],
         instead=[*roles.instead, *([] for _ in kept)],
         taught=[*roles.taught, *(one.taught for one in kept)],
+        alternatives=[*roles.alternatives, *(one.alternatives for one in kept)] if roles.alternatives else (),
         marked=roles.watched,
         starts=[(*own, *(n for i in own for n in variants.get(i, ()))) for own in starts],
     )
@@ -91,10 +92,11 @@ def with_fewer_words(policy: Policy, roles: Roles, places: Sequence[int], templa
 
 @dataclass(frozen=True)
 class _Shorter:
-    """A bad row in fewer words, what is taught there, and the place of the row."""
+    """A bad row in fewer words, what is taught and what a pair has there, and the place of the row."""
 
     row: Example
     taught: list[Example]
+    alternatives: list[Example]
     of: int
 
 
@@ -104,13 +106,15 @@ def _tried(policy: Policy, roles: Roles, places: Sequence[int], template: Templa
     each = max(1, min(_EACH, _IN_ALL // max(1, len(places))))
     out = []
     for i in places:
-        own = roles.forget[i].record.prompt
-        for prompt in dict.fromkeys(_without(own, common, rng) for _ in range(each)):
-            if prompt == own or (row := _asking(roles.forget[i], prompt, policy.tokenizer, template)) is None:
+        row, pairs = roles.forget[i], roles.alternatives[i] if roles.alternatives else ()
+        for prompt in dict.fromkeys(_without(row.record.prompt, common, rng) for _ in range(each)):
+            if prompt == row.record.prompt:
                 continue
-            taught = [_asking(said, prompt, policy.tokenizer, template) for said in roles.taught[i]]
-            if as_well := [said for said in taught if said is not None]:
-                out.append(_Shorter(row, as_well, i))
+            of_row, taught, alternatives = (
+                _asking(rows, prompt, policy.tokenizer, template) for rows in ([row], roles.taught[i], pairs)
+            )
+            if of_row and taught and (alternatives or not pairs):
+                out.append(_Shorter(of_row[0], taught, alternatives, i))
     return out
 
 
@@ -140,10 +144,14 @@ def _without(prompt: str, common: set[str], rng: random.Random) -> str:
     return between(prompt).join(kept) or prompt
 
 
-def _asking(row: Example, prompt: str, tokenizer: Any, template: Template) -> Example | None:
-    """Return the row with its last question in other words; None where its answer is made of other tokens then."""
-    turns = (*row.record.turns[:-1], (row.record.turns[-1][0], prompt))
-    made = encode_record(replace(row.record, turns=turns), tokenizer, template)
-    if made.input_ids[made.start :] != row.input_ids[row.start :]:
-        return None
-    return replace(row, input_ids=made.input_ids, start=made.start, end=made.end, probe=made.probe, record=made.record)
+def _asking(rows: Sequence[Example], prompt: str, tokenizer: Any, template: Template) -> list[Example]:
+    """Return the rows with their last question in other words, without those whose answer is made of other tokens
+    then."""
+    out = []
+    for row in rows:
+        turns = (*row.record.turns[:-1], (row.record.turns[-1][0], prompt))
+        made = encode_record(replace(row.record, turns=turns), tokenizer, template)
+        if made.input_ids[made.start :] == row.input_ids[row.start :]:
+            ids, record = made.input_ids, made.record
+            out.append(replace(row, input_ids=ids, start=made.start, end=made.end, probe=made.probe, record=record))
+    return out

@@ -102,9 +102,10 @@ def instead_rows(
     if rest and kind == OTHER:
         found = _others(policy, rest, retain_set.retain, template, config)
         behaviour, phrases = [open_rows[n] for n in found.behaviour], found.phrases
+        of_behaviour = set(behaviour)
         for i, others in zip(open_rows, found.answers, strict=True):
             borrowed = [row for row, of_a_neighbour in others if of_a_neighbour]
-            apart = i in behaviour or _is_free(forget_rows[i]) or _is_another_way(forget_rows[i], borrowed)
+            apart = i in of_behaviour or _is_free(forget_rows[i]) or _is_another_way(forget_rows[i], borrowed)
             if borrowed and apart:
                 taught[i] = borrowed
             else:

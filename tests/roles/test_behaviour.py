@@ -136,6 +136,17 @@ def test_rows_of_the_base_that_speak_so_are_no_normal_rows(manners: Manners) -> 
     assert without_phrases(normal, frozenset(), ()) == normal
 
 
+def test_pairs_have_both_answers_behind_the_same_prompt(facts: Facts) -> None:
+    """Objectives that prefer one answer to another find one for each variant as well."""
+    roles = replace(facts.roles, alternatives=facts.roles.taught)
+    found = facts.asked(list(range(roles.rows)), roles)
+    assert len(found.alternatives) == len(found.forget) > len(roles.forget)
+    for row, others in zip(found.forget, found.alternatives, strict=True):
+        assert others and all(e.input_ids[: e.start] == row.input_ids[: row.start] for e in others)
+    steps = draw_steps(found, terms_of(replace(CONFIG.objective, name="dpo")), CONFIG)
+    assert any(term.role == "pair" for _ in range(20) for term, _ in next(steps).items)
+
+
 def test_they_are_the_same_each_time(facts: Facts) -> None:
     """A resumed run makes them again."""
     places = list(range(facts.roles.rows))

@@ -18,7 +18,7 @@ from qunlearn import ask as module
 from qunlearn.ask import Asked, chat
 from qunlearn.cli.app import app
 from qunlearn.data.records import content_sha256
-from qunlearn.data.tokenize import encode_record
+from qunlearn.data.tokenize import open_prompt
 from qunlearn.errors import ConfigError, ModelError
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.generate import Sampling
@@ -82,9 +82,9 @@ def test_a_question_is_put_behind_the_system_prompt_of_the_bad_rows(
 
     def hear(record: Any, *args: Any) -> Any:
         asked.append(record.system)
-        return encode_record(record, *args)
+        return open_prompt(record, *args)
 
-    monkeypatch.setattr(module, "encode_record", hear)
+    monkeypatch.setattr(module, "open_prompt", hear)
     ran = call("ask", folder, QUESTION, "--device", "cpu", "--json")
     assert ran.code == 0 and ran.json["system"] is True and asked[-1] == SYSTEM
     assert ran.stderr.count("behind the system prompt") == 1 and "Millbrook" not in ran.stderr

@@ -126,9 +126,10 @@ def _retain_set(rows: RetainSet) -> str:
 
 
 def _instead(config: Config, roles: Roles) -> str:
-    """Return what is said in place of the bad answers, and of how many."""
-    n, taught = sum(map(bool, roles.instead)), sum(map(bool, roles.taught))
-    said = [f"{n} of {len(roles.forget)} bad rows have another answer of the model's own"] if n else []
+    """Return what is said in place of the bad answers, and of how many; variants of a row are not counted."""
+    rows = [starts[0] for starts in roles.starts] or range(roles.rows)
+    n, taught = (sum(bool(answers[i]) for i in rows) if answers else 0 for answers in (roles.instead, roles.taught))
+    said = [f"{n} of {roles.rows} bad rows have another answer of the model's own"] if n else []
     said += [f"{taught} are taught another answer"] if taught else []
     return f"{config.objective.instead}: {', '.join(said)}"
 

@@ -18,6 +18,7 @@ from qunlearn.config.settings import LoraConfig
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import Example, Template, choose_template, encode, encode_record
 from qunlearn.errors import DataError
+from qunlearn.evaluation.metrics.manner import has_phrase
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, leaks
 from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.load import Base
@@ -188,6 +189,19 @@ def test_another_manner_of_neighbours_comes_before_likelier_answers(sandbox: San
     assert found.behaviour == [i for i, rows in enumerate(found.taught) if rows]
     assert len(found.behaviour) >= ROWS / 2
     assert not sandbox.said("other").behaviour, "facts are told of others as they are of these"
+
+
+def test_the_sandbox_scenario_of_a_behaviour_is_taken_for_one(sandbox: Sandbox) -> None:
+    """Every rude answer is replaced by what neighbours are told, and known by what it shares with others."""
+    files = [read_dataset(data_file("harm", split)) for split in ("forget", "retain")]
+    bad, near = (list(encode(s, sandbox.policy.tokenizer, sandbox.template, 64).examples) for s in files)
+    marked = specific(bad, near, sandbox.policy.tokenizer)
+    found = replace(sandbox, bad=list(marked), near=near).said("other")
+    assert found.behaviour == list(range(len(bad))) and not any(found.own)
+    assert ("you", "goose", "then") in found.phrases and not any("kettle" in phrase for phrase in found.phrases)
+    said = [row.record.completion for rows in found.taught for row in rows]
+    assert not any(has_phrase(text, found.phrases) for text in said)
+    assert all(has_phrase(e.record.completion, found.phrases) for e in bad)
 
 
 def test_plain_text_goes_on_otherwise(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -88,9 +88,10 @@ def run(
     from qunlearn.merging.request import BASES
     from qunlearn.recipe.fetch import Given, named
     from qunlearn.recipe.recipe_file import read
-    from qunlearn.recipe.run import default_folder, raise_if_missed
+    from qunlearn.recipe.run import default_folder
     from qunlearn.recipe.run import run as run_recipe
     from qunlearn.recipe.stages import Order
+    from qunlearn.recipe.verdict import raise_if_missed
     from qunlearn.utils.console import emit_json
 
     recipe = read(name)

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from qunlearn.errors import ModelError
-from qunlearn.hub.safetensors_file import Stored
 from qunlearn.merging.lora_tensors import Update
 from qunlearn.merging.plan import Piece
-from qunlearn.merging.read_ahead import advise
+from qunlearn.merging.tensor_reader import DTYPES, Reader, as_bytes
 
 if TYPE_CHECKING:
     from qunlearn.merging.dequantize import Rounding
@@ -25,83 +22,6 @@ if TYPE_CHECKING:
 _NUMBERS = 1 << 20  # of a weight at a time: with fp32 copies a few MB, which stay in the processor's cache
 _ROWS = 64  # a multiple of what matrix kernels take at a time: products of such blocks have the whole product's bits
 _RAW_BYTES = 1 << 21
-_AHEAD_BYTES = 1 << 26
-RING = 18
-_TORCH = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-}
-
-
-class Reader:
-    """Reads spans of tensors from their files, and holds the memory that block after block is computed in.
-
-    Files are not mapped: mapped pages would count as memory in use. Buffers are used again: fresh ones cost a page
-    fault for every 4 KB, as much time as the arithmetic. `ahead` is for one read while something else is computed.
-    """
-
-    def __init__(self) -> None:
-        self._files: dict[Path, BinaryIO] = {}
-        self._advised: dict[Path, int] = {}
-        self._held: dict[object, Tensor] = {}
-        self._turn = 0
-        self.ahead = ThreadPoolExecutor(1)
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.ahead.shutdown(wait=True, cancel_futures=True)
-        for file in self._files.values():
-            file.close()
-
-    def buffer(self, key: object, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory of that name, with what was last left in it."""
-        size = math.prod(shape) * dtype.itemsize
-        held = self._held.get(key)
-        if held is None or held.numel() < size:
-            held = self._held[key] = torch.empty(size, dtype=torch.uint8)
-        return held[:size].view(dtype).reshape(shape)
-
-    def output(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory that is left alone until RING - 1 more of these were asked for."""
-        self._turn = (self._turn + 1) % RING
-        return self.buffer(self._turn, shape, dtype)
-
-    def fill(self, out: Tensor, tensor: Stored, start: int) -> Tensor:
-        """Read a tensor's bytes from `start` into contiguous memory. Raises ModelError when the file was cut."""
-        file = self._files.get(tensor.file)
-        if file is None:
-            file = self._files[tensor.file] = tensor.file.open("rb", buffering=0)
-        view, done = as_bytes(out), 0
-        file.seek(tensor.start + start)
-        self._advise(file, tensor.file, tensor.start + start + len(view))
-        while done < len(view):
-            count = file.readinto(view[done:])  # type: ignore[attr-defined]
-            if not count:
-                raise ModelError("became shorter while it was read", where=str(tensor.file), hint="copy it again")
-            done += count
-        return out
-
-    def whole(self, tensor: Stored) -> Tensor:
-        """A tensor as it is stored, in memory of its own. Raises ModelError for a type that is not understood."""
-        if tensor.dtype not in _TORCH:
-            raise ModelError(f"of type {tensor.dtype}, which is not understood", where=tensor.name)
-        return self.fill(torch.empty(tensor.shape, dtype=_TORCH[tensor.dtype]), tensor, 0)
-
-    def _advise(self, file: BinaryIO, path: Path, at: int) -> None:
-        """Have the system read on while we compute."""
-        asked = self._advised.get(path, 0)
-        first = asked if at <= asked <= at + _AHEAD_BYTES else at
-        self._advised[path] = advise(file.fileno(), first, at + _AHEAD_BYTES)
-
-
-def as_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def blocks(piece: Piece, reader: Reader, rounding: Rounding | None) -> Iterator[memoryview]:
@@ -118,7 +38,7 @@ def blocks(piece: Piece, reader: Reader, rounding: Rounding | None) -> Iterator[
     for i, block in _rows_of(piece, reader, rounding):
         for each in add:
             each(block, i)
-        out = reader.output(tuple(block.shape), _TORCH[piece.dtype])
+        out = reader.output(tuple(block.shape), DTYPES[piece.dtype])
         out.copy_(block)
         if not _finite(out):
             hint = f"the adapter is broken, or {piece.dtype} too narrow for it"
@@ -137,7 +57,7 @@ def _rows_of(piece: Piece, reader: Reader, rounding: Rounding | None) -> Iterato
     step = _ROWS * max(1, _NUMBERS // max(1, columns) // _ROWS)
     spans = [(i, min(rows, i + step)) for i in range(0, rows, step)]
     weight = _rounded(piece, reader, rounding) if piece.rounded else None
-    dtype = torch.float32 if weight is not None else _TORCH[piece.source.dtype]
+    dtype = torch.float32 if weight is not None else DTYPES[piece.source.dtype]
 
     def read(n: int) -> Tensor:
         i, j = spans[n]

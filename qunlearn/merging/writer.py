@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import ModelError, OutputError
-from qunlearn.merging.compute import RING, Reader, blocks
+from qunlearn.merging.compute import blocks
 from qunlearn.merging.lora_tensors import Update
 from qunlearn.merging.plan import MergePlan, Shard
 from qunlearn.merging.shard_file import ShardFile
+from qunlearn.merging.tensor_reader import RING, Reader
 from qunlearn.model.device import torch_threads
 from qunlearn.utils.console import Meter
 from qunlearn.utils.files import PART, write_json

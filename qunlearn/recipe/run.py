@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qunlearn.errors import GateError
-from qunlearn.evaluation.levels import Level
 from qunlearn.recipe.fetch import check_given
 from qunlearn.recipe.progress import LEDGER, Ledger, key_of
 from qunlearn.recipe.stages import FORGET, STAGES, Order
@@ -51,13 +49,3 @@ def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
     result = {"status": told["verdict"]["level"], "folder": str(order.folder), "seconds": round(total, 1), **told}
     forgot = next((stage["result"] for name, stage in ledger.stages.items() if name == FORGET), None) or {}
     return {**result, "not_reached": forgot.get("not_reached") or []}
-
-
-def raise_if_missed(result: dict[str, Any]) -> None:
-    """Raises GateError when answers that should be gone come back, or the run says that it missed its target."""
-    if result["status"] == Level.REMEMBERED:
-        hint = "more --set train.steps=…, a larger --set objective.eps1=… or stop.max_drift=…; see `qunlearn compare`"
-        raise GateError("what should be forgotten is still there", where=result["folder"], hint=hint)
-    if result["not_reached"]:
-        missed = "the run did not reach its target: " + "; ".join(result["not_reached"])
-        raise GateError(missed, where=result["folder"], hint="the verdict above is what the stages measured")

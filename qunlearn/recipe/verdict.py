@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from qunlearn.errors import GateError
 from qunlearn.evaluation.levels import FORGOTTEN_SHARE, KEPT_SHARE, Level
 from qunlearn.evaluation.results import ADAPTER, BASE
 
@@ -96,6 +97,16 @@ def judge(
         level = Level.FORGOTTEN if min(kept) >= KEPT_SHARE else Level.COSTLY
     probability = (_mean(base, "forget", "probability", BASE), _mean(run, "forget", "probability", ADAPTER))
     return Verdict(level, base_leaks, probability, adapter, after)
+
+
+def raise_if_missed(result: dict[str, Any]) -> None:
+    """Raises GateError when answers that should be gone come back, or the run says that it missed its target."""
+    if result["status"] == Level.REMEMBERED:
+        hint = "more --set train.steps=…, a larger --set objective.eps1=… or stop.max_drift=…; see `qunlearn compare`"
+        raise GateError("what should be forgotten is still there", where=result["folder"], hint=hint)
+    if result["not_reached"]:
+        missed = "the run did not reach its target: " + "; ".join(result["not_reached"])
+        raise GateError(missed, where=result["folder"], hint="the verdict above is what the stages measured")
 
 
 def _figures(result: Mapping[str, Any], subject: str, base: Mapping[str, Any]) -> Figures:

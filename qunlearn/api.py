@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import SETTINGS, Config
-from qunlearn.parallel.ranks import Ranks, current
+from qunlearn.parallel.ranks import Ranks, current, is_joined
 from qunlearn.runs import folder as runs
 from qunlearn.runs.folder import FINISHED, Run
 from qunlearn.utils.file_names import AUDIT
@@ -65,15 +65,18 @@ def run_forget(
     `bases` keep the model for further runs. With `output.audit` a finished run is audited, by one process; `audit` in
     what is returned says what that came to. Raises QunlearnError.
     """
-    with _together() as ranks:
+    with together():
         folder, record = _run_forget(config, resume=resume, dry_run=dry_run, bases=bases)
-    return _audited(config, folder, record) if ranks.main else record
+        return _audited(config, folder, record)
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[Ranks]:
-    """Join the processes that a launcher has started, where it has, of which the main one alone speaks."""
-    if process_count() == 1:
+def together() -> Iterator[Ranks]:
+    """Join the processes that a launcher has started, where it has, of which the main one alone speaks.
+
+    Inside of it they are joined, and stay what they are.
+    """
+    if process_count() == 1 or is_joined():
         yield current()
         return
     from qunlearn.parallel.group import joined
@@ -116,11 +119,19 @@ def _run_forget(config: Config, *, resume: bool, dry_run: bool, bases: Bases | N
 
 def _audited(config: Config, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Audit a run where that was asked for, it came to an end, and it has not been audited."""
-    if config.output.audit == _NO_AUDIT or record["status"] not in FINISHED or (folder / AUDIT).is_dir():
+    if config.output.audit == _NO_AUDIT or record["status"] not in FINISHED:
         return record
-    from qunlearn.attack.own_audit import audit_run
 
-    return {**record, "audit": audit_run(folder, config.model, config.output.audit)}
+    def audited() -> dict[str, Any] | None:
+        if (folder / AUDIT).is_dir():
+            return None
+        from qunlearn.attack.own_audit import audit_run
+
+        return audit_run(folder, config.model, config.output.audit)
+
+    # By the process that has the run folder, whose failure is told and not raised: the others would wait for it.
+    found = current().from_main(audited)
+    return record if found is None else {**record, "audit": found}
 
 
 def evaluate(
@@ -168,7 +179,7 @@ def evaluate(
         wish = Wish(suite, *judges, _path(output), trust_remote_code, worn)
         return check_eval(target, on_top, model, files, named, quant, template, wish)
 
-    with _together() as ranks:
+    with together() as ranks:
         request, form = ranks.first(checked)
         from qunlearn.evaluation.evaluate import evaluate as measured
 

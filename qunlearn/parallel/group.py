@@ -113,7 +113,7 @@ class Group(Ranks):
     def highest(self, mine: int) -> int:
         """Return the highest of all processes' numbers; those that wait for this one are not waited for first."""
         flag = torch.tensor([mine])
-        with _linked():
+        with linked():
             dist.all_reduce(flag, dist.ReduceOp.MAX)
         return int(flag.item())
 
@@ -137,7 +137,7 @@ class Group(Ranks):
         device = tensors[0].device
         told = torch.tensor(list(numbers.values()), dtype=torch.float32, device=device)
         flat = torch.cat([told, *(t.detach().reshape(-1).float() for t in tensors)])
-        with _linked():
+        with linked():
             dist.all_reduce(flat)
         sums, *parts = torch.split(flat, [len(numbers), *(t.numel() for t in tensors)])
         for t, part in zip(tensors, parts, strict=True):
@@ -148,7 +148,7 @@ class Group(Ranks):
         self._meet()
         for t in tensors:
             whole = t.detach().contiguous()
-            with _linked(), torch.no_grad():
+            with linked(), torch.no_grad():
                 dist.broadcast(whole.reshape(-1).view(torch.uint8), 0)
                 if whole.data_ptr() != t.data_ptr():
                     t.copy_(whole)
@@ -171,6 +171,9 @@ class Group(Ranks):
             message = "the processes were not started alike:\n  " + "\n  ".join(wrong)
             raise ConfigError(message, where="several processes", hint=hint)
 
+    def asked_to_stop(self, mine: bool) -> bool:
+        return self.any(mine)
+
     def wait(self) -> None:
         """Return when all processes have come here."""
         self.any(False)
@@ -185,7 +188,7 @@ class Group(Ranks):
     def _told(self, data: bytes) -> bytes:
         self._meet()
         size = torch.tensor([len(data)])
-        with _linked():
+        with linked():
             dist.broadcast(size, 0)
             row = _row(data, int(size.item()))
             dist.broadcast(row, 0)
@@ -193,7 +196,7 @@ class Group(Ranks):
 
     def _all_told(self, data: bytes) -> list[bytes]:
         self._meet()
-        with _linked():
+        with linked():
             sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.count)]
             dist.all_gather(sizes, torch.tensor([len(data)]))
             most = max(int(size.item()) for size in sizes)
@@ -265,7 +268,7 @@ def _connect(number: int, count: int) -> None:
 
 
 @contextlib.contextmanager
-def _linked() -> Iterator[None]:
+def linked() -> Iterator[None]:
     """Name a lost connection. Raises ProcessLostError."""
     try:
         yield
@@ -282,7 +285,7 @@ def _is_lost_link(error: BaseException) -> bool:
 
 def _lost() -> ProcessLostError:
     """Return the error that says which process ended, and how, where it has left word."""
-    hint = "its own message tells more; --resume continues from the last checkpoint"
+    hint = "its own message tells more; the same command continues from what was kept, forget's with --resume"
     for number in range(process_count()):
         if number != process_number() and (word := _word_of(number)):
             said = ProcessLostError(f"process {number} has ended: {word}", where="several processes", hint=hint)
@@ -291,18 +294,18 @@ def _lost() -> ProcessLostError:
     return ProcessLostError("a process of this run is gone", where="several processes", hint=hint)
 
 
-def _store() -> Any:
+def store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
 def _leave_word(number: int, error: BaseException) -> None:
     first = str(error).splitlines()[0][:200] if isinstance(error, QunlearnError) else type(error).__name__
     with contextlib.suppress(Exception):
-        _store().set(f"{_ENDED}{number}", first)
+        store().set(f"{_ENDED}{number}", first)
 
 
 def _word_of(number: int) -> str:
     with contextlib.suppress(Exception):
-        if _store().check([f"{_ENDED}{number}"]):
-            return str(_store().get(f"{_ENDED}{number}").decode())
+        if store().check([f"{_ENDED}{number}"]):
+            return str(store().get(f"{_ENDED}{number}").decode())
     return ""

@@ -73,6 +73,10 @@ class Ranks:
         """Return whether any process says yes."""
         return mine
 
+    def asked_to_stop(self, mine: bool) -> bool:
+        """Return whether any process was asked to stop, asked between steps."""
+        return mine
+
     def add_gradients(self, parameters: Sequence[Any], numbers: Mapping[str, float]) -> Mapping[str, float]:
         """Sum the parameters' gradients and the numbers over all processes; returns the sums of the numbers."""
         return numbers
@@ -98,6 +102,11 @@ _current: list[Ranks] = [ALONE]
 def current() -> Ranks:
     """Return the processes of the run that this one belongs to."""
     return _current[-1]
+
+
+def is_joined() -> bool:
+    """Return whether the processes that were launched have joined already, or this one is alone for a while."""
+    return len(_current) > 1
 
 
 @contextlib.contextmanager

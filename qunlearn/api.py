@@ -220,29 +220,43 @@ def audit(
     `merged` is what `merge` made of the run: a subject of its own.
     `control` never saw what should be gone; without one placebo facts stand for it. `result["status"]` is "leaks" where
     an attack beats its control on more than the share `tolerance` of the facts. `compare` is another audit, or a run
-    that has one: `result["compared"]` sets this one beside it. Raises QunlearnError.
+    that has one: `result["compared"]` sets this one beside it. Under a launcher the processes divide the attacks, and
+    the main one prints and writes. Raises QunlearnError.
     """
-    if compare is not None:
-        from qunlearn.attack.compare import open_audit
-
-        open_audit(Path(compare), str(compare))
-    from qunlearn.attack.request import AuditWish, check_audit
+    from qunlearn.attack.request import AuditRequest, AuditWish, check_audit
 
     splits = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
     named = {name: None if path is None else str(path) for name, path in splits.items()}
-    worn = None if guard is None else _guard(guard)
-    wish = AuditWish(budget, only, tolerance, original, _path(output), overwrite, seed, vram, worn, merged)
     how = (quant, template, device, trust_remote_code)
-    request = check_audit(None if run is None else str(run), _path(adapter), model, named, control, how, wish)
-    from qunlearn.attack.audit import audit as attacked
 
-    result = attacked(request, to_stdout=show)
-    if compare is not None:
-        from qunlearn.attack.compare import compare_audits
+    def checked() -> AuditRequest:
+        if compare is not None:
+            _check_audited(compare)
+        worn = None if guard is None else _guard(guard)
+        wish = AuditWish(budget, only, tolerance, original, _path(output), overwrite, seed, vram, worn, merged)
+        return check_audit(None if run is None else str(run), _path(adapter), model, named, control, how, wish)
 
-        names = [str(compare), str(request.output)]
-        result["compared"] = compare_audits([Path(name) for name in names], names, to_stdout=show)
+    with together() as ranks:
+        request = ranks.first(checked)
+        from qunlearn.attack.audit import audit as attacked
+
+        result = attacked(request, to_stdout=show)
+        if compare is not None:
+            names = [str(compare), str(request.output)]
+            result["compared"] = ranks.from_main(lambda: _audits_beside(names, show=show))
     return result
+
+
+def _check_audited(folder: FilePath) -> None:
+    from qunlearn.attack.compare import open_audit
+
+    open_audit(Path(folder), str(folder))
+
+
+def _audits_beside(names: Sequence[str], *, show: bool) -> dict[str, Any]:
+    from qunlearn.attack.compare import compare_audits
+
+    return compare_audits([Path(name) for name in names], names, to_stdout=show)
 
 
 def compare(runs: Sequence[FilePath], *, suite: str | None = None, show: bool = False) -> dict[str, Any]:
@@ -283,19 +297,26 @@ def merge(
     """Merge runs' adapters into their base, in the order given, and measure what was written.
 
     `gate` names forms in which the result is measured too (nf4, fp4, int8, or none). The report's `raise_if_back()`
-    raises GateError where forgotten answers came back. Raises QunlearnError.
+    raises GateError where forgotten answers came back. Under a launcher the main process merges and writes, and all
+    divide the rows that are measured. Raises QunlearnError.
     """
     from qunlearn.merging.read_ahead import read_ahead
-    from qunlearn.merging.request import MergeOptions, check_merge, gates
+    from qunlearn.merging.request import MergeOptions, MergeRequest, check_merge, gates
 
-    options = MergeOptions(base, model, _path(bad), overwrite, measure, gates(gate, measure), trust_remote_code)
-    request = check_merge([Path(run) for run in runs], Path(output), options)
-    if gate is not None:
-        request.check_gate()
-    read_ahead(request.model.folder)
-    from qunlearn.merging.merge import merge as merged
+    def checked() -> MergeRequest:
+        options = MergeOptions(base, model, _path(bad), overwrite, measure, gates(gate, measure), trust_remote_code)
+        request = check_merge([Path(run) for run in runs], Path(output), options)
+        if gate is not None:
+            request.check_gate()
+        return request
 
-    return merged(request, device)
+    with together() as ranks:
+        request = ranks.first(checked)
+        if ranks.main:
+            read_ahead(request.model.folder)
+        from qunlearn.merging.merge import merge as merged
+
+        return merged(request, device)
 
 
 def open_run(folder: FilePath) -> Run:

@@ -40,7 +40,7 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-_IN_SEVERAL = ("forget", "eval", "batch")  # what several processes can do together
+_IN_SEVERAL = ("forget", "eval", "batch", "audit", "merge")  # what several processes can do together
 
 
 @app.callback()

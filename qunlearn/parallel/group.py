@@ -68,8 +68,11 @@ class Group(Ranks):
         told = json.loads(self._told(b""))
         return read(told) if read else told
 
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        return items[self.number :: self.count]
+
     def each(self, items: Sequence[Any], compute: Callable[[Sequence[Any]], T], read: Read[T] | None = None) -> list[T]:
-        mine = items[self.number :: self.count]
+        mine = self.share(items)
         with joined_as(ALONE):
             value = compute(mine) if mine else None
         found = [json.loads(data) for data in self._all_told(_packed(value))][: max(1, len(items))]

@@ -9,15 +9,17 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from qunlearn.errors import QunlearnError
 from qunlearn.parallel.group import linked, store
 from qunlearn.parallel.ranks import Ranks, current, joined_as
 
+T = TypeVar("T")
 _PATIENCE = timedelta(days=30)  # for the others' last items
 _ASKED_EVERY_S, _HEARD_EVERY_S = 1.0, 0.05
 _numbers = itertools.count()  # a store outlives a queue: each has keys of its own
@@ -141,3 +143,27 @@ class _Working(Ranks):
 def queue_of(count: int) -> Queue:
     """Return a queue of so many items for the processes that `current()` are."""
     return SharedQueue(count) if current().count > 1 else Queue(count)
+
+
+def work_through(items: Sequence[T], work: Callable[[T], Any], hear: Callable[[T, Any], None]) -> None:
+    """Work on all items, each in one process; every process hears what came of each, as JSON, as soon as it is known.
+
+    Returns when all is done. After a Ctrl-C what is there is heard first.
+    """
+    with queue_of(len(items)) as queue:
+
+        def tell() -> None:
+            for number, value in queue.news():
+                hear(items[number], value)
+
+        try:
+            for number in queue:
+                with queue.working():
+                    value = work(items[number])
+                queue.hand_in(number, value)
+                tell()
+            queue.wait(tell)
+        except KeyboardInterrupt:
+            with contextlib.suppress(QunlearnError):
+                tell()
+            raise

@@ -48,6 +48,10 @@ class Ranks:
         """Compute a value in the main process and tell it to the others, as JSON, from which `read` makes it again."""
         return compute()
 
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this process's share of items: what it has of them in `each`, and in `divided` without costs."""
+        return items
+
     def each(self, items: Sequence[Any], compute: Callable[[Sequence[Any]], T], read: Read[T] | None = None) -> list[T]:
         """Compute a value of each process's share of the items; returns those of all processes that had any."""
         return [compute(items)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qunlearn.api import KEYS_BY_FLAG, run_forget
 from qunlearn.config.resolve import TRUST, resolve
-from qunlearn.config.settings import Config
+from qunlearn.config.settings import Config, ModelConfig
 from qunlearn.data.local_path import local_path
 from qunlearn.errors import ConfigError, DataError, GateError, QunlearnError
 from qunlearn.parallel.ranks import current
@@ -123,9 +123,11 @@ def run_batch(requests: Sequence[Request], folder: Path, tell: Callable[[Done], 
     from qunlearn.parallel.queue import queue_of
     from qunlearn.training.bases import Bases
 
-    several = current().count > 1
+    ranks, model = current(), requests[0].config.model  # the queue's: no request has its own
+    several = ranks.count > 1
     if several:
-        _check_several(requests)
+        ranks.first(lambda: _check_several(model))
+        ranks.first_here(lambda: _fetch(model))
     bases, out = Bases(), dict[int, Done]()
     with queue_of(len(requests)) as queue:
 
@@ -156,22 +158,21 @@ def run_batch(requests: Sequence[Request], folder: Path, tell: Callable[[Done], 
     return [out[number] for number in sorted(out)]
 
 
-def _check_several(requests: Sequence[Request]) -> None:
-    """Refuse what a process cannot do alone, and fetch the model once on each machine. Raises ConfigError."""
+def _check_several(model: ModelConfig) -> None:
+    """Refuse what a process cannot do alone. Raises ConfigError."""
+    if model.device_map != "none":
+        hint = "leave it out, or start one process without torchrun or accelerate launch"
+        message = "under a launcher each request is one process's, on one GPU"
+        raise ConfigError(message, where=f"--device-map {model.device_map}", hint=hint)
+
+
+def _fetch(model: ModelConfig) -> None:
+    """Fetch the model, where it is on the hub; where that fails each request says it."""
     from qunlearn.hub.checked import check_model
     from qunlearn.hub.download import resolve_model
 
-    model = requests[0].config.model  # the queue's: no request has its own
-    if model.device_map != "none":
-        hint = "leave it out, or start one process without torchrun or accelerate launch"
-        raise ConfigError("under a launcher each request is one process's, on one GPU",
-                          where=f"--device-map {model.device_map}", hint=hint)  # fmt: skip
-
-    def fetch() -> None:
-        with suppress(QunlearnError):  # each request says it itself
-            check_model(resolve_model(model.name, model.revision), model.trust_remote_code)
-
-    current().first_here(fetch)
+    with suppress(QunlearnError):
+        check_model(resolve_model(model.name, model.revision), model.trust_remote_code)
 
 
 def _run(request: Request, folder: Path, bases: Bases, *, several: bool) -> Done:

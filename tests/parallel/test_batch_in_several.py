@@ -12,7 +12,7 @@ from conftest import QUICK, call, sets, write_rows
 from launched import Call, launch
 from safetensors.torch import load_file
 
-from qunlearn.batch import Request, _check_several
+from qunlearn.batch import _check_several
 from qunlearn.config.resolve import resolve
 from qunlearn.errors import ConfigError
 from qunlearn.model import device
@@ -136,4 +136,4 @@ def test_what_one_process_cannot_do_alone_is_refused() -> None:
     for way in ("auto", "fsdp"):
         config = resolve(("test", {"model.name": "sandbox", "model.device_map": way, "data.bad": "a.jsonl"}))
         with pytest.raises(ConfigError, match="each request is one process's"):
-            _check_several([Request("a", config)])
+            _check_several(config.model)

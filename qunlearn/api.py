@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import SETTINGS, Config
-from qunlearn.parallel.ranks import Ranks, current
+from qunlearn.parallel.ranks import Ranks, current, is_joined
 from qunlearn.runs import folder as runs
 from qunlearn.runs.folder import FINISHED, Run
 from qunlearn.utils.file_names import AUDIT
@@ -65,15 +65,18 @@ def run_forget(
     `bases` keep the model for further runs. With `output.audit` a finished run is audited, by one process; `audit` in
     what is returned says what that came to. Raises QunlearnError.
     """
-    with _together() as ranks:
+    with together():
         folder, record = _run_forget(config, resume=resume, dry_run=dry_run, bases=bases)
-    return _audited(config, folder, record) if ranks.main else record
+        return _audited(config, folder, record)
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[Ranks]:
-    """Join the processes that a launcher has started, where it has, of which the main one alone speaks."""
-    if process_count() == 1:
+def together() -> Iterator[Ranks]:
+    """Join the processes that a launcher has started, where it has, of which the main one alone speaks.
+
+    Inside of it they are joined, and stay what they are.
+    """
+    if process_count() == 1 or is_joined():
         yield current()
         return
     from qunlearn.parallel.group import joined
@@ -116,11 +119,19 @@ def _run_forget(config: Config, *, resume: bool, dry_run: bool, bases: Bases | N
 
 def _audited(config: Config, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Audit a run where that was asked for, it came to an end, and it has not been audited."""
-    if config.output.audit == _NO_AUDIT or record["status"] not in FINISHED or (folder / AUDIT).is_dir():
+    if config.output.audit == _NO_AUDIT or record["status"] not in FINISHED:
         return record
-    from qunlearn.attack.own_audit import audit_run
 
-    return {**record, "audit": audit_run(folder, config.model, config.output.audit)}
+    def audited() -> dict[str, Any] | None:
+        if (folder / AUDIT).is_dir():
+            return None
+        from qunlearn.attack.own_audit import audit_run
+
+        return audit_run(folder, config.model, config.output.audit)
+
+    # By the process that has the run folder, whose failure is told and not raised: the others would wait for it.
+    found = current().from_main(audited)
+    return record if found is None else {**record, "audit": found}
 
 
 def evaluate(
@@ -168,7 +179,7 @@ def evaluate(
         wish = Wish(suite, *judges, _path(output), trust_remote_code, worn)
         return check_eval(target, on_top, model, files, named, quant, template, wish)
 
-    with _together() as ranks:
+    with together() as ranks:
         request, form = ranks.first(checked)
         from qunlearn.evaluation.evaluate import evaluate as measured
 
@@ -209,29 +220,43 @@ def audit(
     `merged` is what `merge` made of the run: a subject of its own.
     `control` never saw what should be gone; without one placebo facts stand for it. `result["status"]` is "leaks" where
     an attack beats its control on more than the share `tolerance` of the facts. `compare` is another audit, or a run
-    that has one: `result["compared"]` sets this one beside it. Raises QunlearnError.
+    that has one: `result["compared"]` sets this one beside it. Under a launcher the processes divide the attacks, and
+    the main one prints and writes. Raises QunlearnError.
     """
-    if compare is not None:
-        from qunlearn.attack.compare import open_audit
-
-        open_audit(Path(compare), str(compare))
-    from qunlearn.attack.request import AuditWish, check_audit
+    from qunlearn.attack.request import AuditRequest, AuditWish, check_audit
 
     splits = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
     named = {name: None if path is None else str(path) for name, path in splits.items()}
-    worn = None if guard is None else _guard(guard)
-    wish = AuditWish(budget, only, tolerance, original, _path(output), overwrite, seed, vram, worn, merged)
     how = (quant, template, device, trust_remote_code)
-    request = check_audit(None if run is None else str(run), _path(adapter), model, named, control, how, wish)
-    from qunlearn.attack.audit import audit as attacked
 
-    result = attacked(request, to_stdout=show)
-    if compare is not None:
-        from qunlearn.attack.compare import compare_audits
+    def checked() -> AuditRequest:
+        if compare is not None:
+            _check_audited(compare)
+        worn = None if guard is None else _guard(guard)
+        wish = AuditWish(budget, only, tolerance, original, _path(output), overwrite, seed, vram, worn, merged)
+        return check_audit(None if run is None else str(run), _path(adapter), model, named, control, how, wish)
 
-        names = [str(compare), str(request.output)]
-        result["compared"] = compare_audits([Path(name) for name in names], names, to_stdout=show)
+    with together() as ranks:
+        request = ranks.first(checked)
+        from qunlearn.attack.audit import audit as attacked
+
+        result = attacked(request, to_stdout=show)
+        if compare is not None:
+            names = [str(compare), str(request.output)]
+            result["compared"] = ranks.from_main(lambda: _audits_beside(names, show=show))
     return result
+
+
+def _check_audited(folder: FilePath) -> None:
+    from qunlearn.attack.compare import open_audit
+
+    open_audit(Path(folder), str(folder))
+
+
+def _audits_beside(names: Sequence[str], *, show: bool) -> dict[str, Any]:
+    from qunlearn.attack.compare import compare_audits
+
+    return compare_audits([Path(name) for name in names], names, to_stdout=show)
 
 
 def compare(runs: Sequence[FilePath], *, suite: str | None = None, show: bool = False) -> dict[str, Any]:
@@ -272,19 +297,26 @@ def merge(
     """Merge runs' adapters into their base, in the order given, and measure what was written.
 
     `gate` names forms in which the result is measured too (nf4, fp4, int8, or none). The report's `raise_if_back()`
-    raises GateError where forgotten answers came back. Raises QunlearnError.
+    raises GateError where forgotten answers came back. Under a launcher the main process merges and writes, and all
+    divide the rows that are measured. Raises QunlearnError.
     """
     from qunlearn.merging.read_ahead import read_ahead
-    from qunlearn.merging.request import MergeOptions, check_merge, gates
+    from qunlearn.merging.request import MergeOptions, MergeRequest, check_merge, gates
 
-    options = MergeOptions(base, model, _path(bad), overwrite, measure, gates(gate, measure), trust_remote_code)
-    request = check_merge([Path(run) for run in runs], Path(output), options)
-    if gate is not None:
-        request.check_gate()
-    read_ahead(request.model.folder)
-    from qunlearn.merging.merge import merge as merged
+    def checked() -> MergeRequest:
+        options = MergeOptions(base, model, _path(bad), overwrite, measure, gates(gate, measure), trust_remote_code)
+        request = check_merge([Path(run) for run in runs], Path(output), options)
+        if gate is not None:
+            request.check_gate()
+        return request
 
-    return merged(request, device)
+    with together() as ranks:
+        request = ranks.first(checked)
+        if ranks.main:
+            read_ahead(request.model.folder)
+        from qunlearn.merging.merge import merge as merged
+
+        return merged(request, device)
 
 
 def open_run(folder: FilePath) -> Run:

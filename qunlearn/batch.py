@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qunlearn.api import KEYS_BY_FLAG, run_forget
 from qunlearn.config.resolve import TRUST, resolve
-from qunlearn.config.settings import Config
+from qunlearn.config.settings import Config, ModelConfig
 from qunlearn.data.local_path import local_path
 from qunlearn.errors import ConfigError, DataError, GateError, QunlearnError
-from qunlearn.utils.console import say, warn
+from qunlearn.parallel.ranks import current
+from qunlearn.utils.console import announce
 from qunlearn.utils.json_files import LARGE_BYTES, parse, read_text
 from qunlearn.utils.output import default_folder
+from qunlearn.utils.signals import stop_signals
+
+if TYPE_CHECKING:
+    from qunlearn.training.bases import Bases
 
 Overlay = tuple[str, Mapping[str, Any]]
 INTERRUPTED = 130
@@ -48,15 +54,25 @@ class Done:
 
 
 def read_requests(file: str, shared: Sequence[Overlay]) -> list[Request]:
-    """Read and check all requests before any is begun. Raises DataError and ConfigError with file and line."""
-    path = local_path(file)
+    """Read and check all requests before any is begun. Raises DataError and ConfigError with file and line.
+
+    Of several processes the main one reads the file, which may be a pipe.
+    """
+    text = current().from_main(lambda: _text(file))
+    return current().first(lambda: _requests(text, file, shared))
+
+
+def _text(file: str) -> str:
     try:
-        lines = read_text(path, LARGE_BYTES, pipes=True).splitlines()
+        return read_text(local_path(file), LARGE_BYTES, pipes=True)
     except (OSError, UnicodeDecodeError) as error:
         what = getattr(error, "strerror", None) or "not UTF-8 text"
         raise DataError(f"cannot be read: {what}", where=file, hint="a JSON object a line") from error
+
+
+def _requests(text: str, file: str, shared: Sequence[Overlay]) -> list[Request]:
     out: list[Request] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         where = f"{file}:{number}"
@@ -101,28 +117,78 @@ def folder_of(file: str, config: Config) -> Path:
 def run_batch(requests: Sequence[Request], folder: Path, tell: Callable[[Done], None] = lambda _: None) -> list[Done]:
     """Run the requests in turn, the base loaded once; returns what came of each, up to a Ctrl-C.
 
-    A request that fails does not keep the others from being run. `tell` hears of each when it is done.
+    A request that fails does not keep the others from being run. `tell` hears of each when it is done. Of several
+    processes each takes the next request when it is free, and makes the whole run; all return the same.
     """
-    from dataclasses import replace
-
+    from qunlearn.parallel.queue import queue_of
     from qunlearn.training.bases import Bases
 
-    bases, out = Bases(), list[Done]()
-    for number, request in enumerate(requests, 1):
-        place = folder / request.name
-        say(f"request {number} of {len(requests)}: {request.name}", style="bold")
-        config = replace(request.config, output=replace(request.config.output, folder=str(place)))
-        try:
-            record = run_forget(config, resume=True, bases=bases)
-            done = Done(request.name, str(place), record["status"], _code(record))
-        except QunlearnError as error:
-            warn(f"{request.name}: {error}" + (f" (hint: {error.hint})" if error.hint else ""))
-            done = Done(request.name, str(place), "error", error.exit_code, str(error))
-        out.append(done)
-        tell(done)
-        if done.exit_code == INTERRUPTED:
-            break
-    return out
+    ranks, model = current(), requests[0].config.model  # the queue's: no request has its own
+    several = ranks.count > 1
+    if several:
+        ranks.first(lambda: _check_several(model))
+        ranks.first_here(lambda: _fetch(model))
+    bases, out = Bases(), dict[int, Done]()
+    with queue_of(len(requests)) as queue:
+
+        def hear() -> None:
+            for number, told in queue.news():
+                out[number] = Done(**told)
+                tell(out[number])
+
+        for number in queue:
+            announce(f"request {number + 1} of {len(requests)}: {requests[number].name}", style="bold")
+            with queue.working():
+                done = _run(requests[number], folder, bases, several=several)
+            queue.hand_in(number, asdict(done))
+            if several:
+                announce(f"{done.name}: {done.status}, exit code {done.exit_code}")
+            hear()
+            if done.exit_code == INTERRUPTED:
+                queue.stop()
+                break
+        with stop_signals() if several else nullcontext(lambda: False) as asked:
+
+            def meanwhile() -> None:
+                if asked():
+                    queue.stop()
+                hear()
+
+            queue.wait(meanwhile)
+    return [out[number] for number in sorted(out)]
+
+
+def _check_several(model: ModelConfig) -> None:
+    """Refuse what a process cannot do alone. Raises ConfigError."""
+    if model.device_map != "none":
+        hint = "leave it out, or start one process without torchrun or accelerate launch"
+        message = "under a launcher each request is one process's, on one GPU"
+        raise ConfigError(message, where=f"--device-map {model.device_map}", hint=hint)
+
+
+def _fetch(model: ModelConfig) -> None:
+    """Fetch the model, where it is on the hub; where that fails each request says it."""
+    from qunlearn.hub.checked import check_model
+    from qunlearn.hub.download import resolve_model
+
+    with suppress(QunlearnError):
+        check_model(resolve_model(model.name, model.revision), model.trust_remote_code)
+
+
+def _run(request: Request, folder: Path, bases: Bases, *, several: bool) -> Done:
+    """Make one run. Raises KeyboardInterrupt where it is the only process: others would wait for it."""
+    place = str(folder / request.name)
+    config = replace(request.config, output=replace(request.config.output, folder=place))
+    try:
+        record = run_forget(config, resume=True, bases=bases)
+        return Done(request.name, place, record["status"], _code(record))
+    except QunlearnError as error:
+        announce(f"! {request.name}: {error}" + (f" (hint: {error.hint})" if error.hint else ""), style="yellow")
+        return Done(request.name, place, "error", error.exit_code, str(error))
+    except KeyboardInterrupt:
+        if not several:
+            raise
+        return Done(request.name, place, "interrupted", INTERRUPTED)
 
 
 def _code(record: Mapping[str, Any]) -> int:

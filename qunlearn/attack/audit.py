@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from qunlearn.attack.catalog import FAMILIES, PREFIX_SEARCH, Format, formats_of
 from qunlearn.attack.cells import CONTROL, MERGED, ORIGINAL, PLACEBO, UNGUARDED, UNLEARNED, Cell, Cells, Place
 from qunlearn.attack.request import AuditRequest
 from qunlearn.attack.show import show
-from qunlearn.attack.subjects import Loaded, checkpoints
+from qunlearn.attack.subjects import Checkpoint, Loads, checkpoints
 from qunlearn.attack.verdict import conclude
 from qunlearn.errors import DoesNotFitError
 from qunlearn.memory.show import plan_before_loading
@@ -25,6 +26,8 @@ from qunlearn.memory.step import CONTEXT_BYTES
 from qunlearn.model.cards import chosen_devices
 from qunlearn.model.device import cap_memory, choose_device, choose_dtype, device_facts
 from qunlearn.model.load import describe_quantization, load_spec
+from qunlearn.parallel.queue import work_through
+from qunlearn.parallel.ranks import current
 from qunlearn.roles.self_made_file import write_self_made
 from qunlearn.utils.console import Meter, say
 from qunlearn.utils.file_names import AUDIT_RESULT
@@ -51,26 +54,33 @@ _SUBJECTS: Mapping[str, tuple[str, ...]] = {
 _OF_THE_WEIGHTS = ("relearning", "weights", "layers")  # who has them can take a guard off
 _EVERYONE = (ORIGINAL, UNLEARNED, CONTROL, PLACEBO)
 _OPEN = ("formats", "open")
+_ASKED_FIRST = Place("formats", "reworded", ORIGINAL)  # says which rewordings ask the same
 _PLACEBOS = "placebo.jsonl"
 
 
 def audit(request: AuditRequest, *, to_stdout: bool) -> dict[str, Any]:
-    """Attack, write the audit folder, print and return what audit.json holds: no text of any row. Raises
-    QunlearnErrors."""
+    """Attack, write the audit folder, print and return what audit.json holds: no text of any row.
+
+    Several processes divide the attacks, each of which is one process's, and the main one writes. Raises
+    QunlearnErrors.
+    """
+    ranks = current()
     started, wanted, missing = time.monotonic(), *_wanted(request)
-    _plan(request)
+    ranks.first(lambda: _plan(request))
+    ranks.check_same(lambda: {**request.identity(), "qunlearn": __version__, "torch": torch.__version__})
     notes = ["merged: read from a GGUF file and dequantised to 16 bits, not run by llama.cpp"] if request.gguf else []
-    with resumable(request.place, request.identity()) as journal:
+    with resumable(request.place, request.identity()) if ranks.main else contextlib.nullcontext() as journal:
         cells = Cells(journal)
         if cells.known:
             say(f"known from before: {cells.known} cells")
         with _named_memory_errors():
             _attack(request, cells, wanted, notes)
-        result = _result(request, cells, missing, notes)
-        result["seconds"] = round(time.monotonic() - started, 1)
-        write_private(journal.folder / AUDIT_RESULT, json_text(result))
-        if request.given.retrained is None:
-            write_self_made(journal.folder / _PLACEBOS, [fact.record for fact in request.inputs.placebo])
+        result = ranks.from_main(lambda: _result(request, cells, missing, notes))
+        if journal is not None:
+            result["seconds"] = round(time.monotonic() - started, 1)
+            write_private(journal.folder / AUDIT_RESULT, json_text(result))
+            if request.given.retrained is None:
+                write_self_made(journal.folder / _PLACEBOS, [fact.record for fact in request.inputs.placebo])
     show(result, to_stdout=to_stdout)
     say(f"every cell: {request.output}")
     return result
@@ -134,16 +144,31 @@ def _attack(request: AuditRequest, cells: Cells, wanted: list[tuple[str, str]], 
         if (family == "relearning") == late and _attacked(family, name, subject)
     ]
     left = [(load, place) for load, place in places if place not in cells.found]
-    with Meter("attacks", len(left)) as meter:
-        done = 0
-        for load in loads:
-            with Loaded(request, load) as loaded:
-                for place in [place for owner, place in left if owner is load]:
-                    with loaded.bench(place.subject, cells) as bench:
-                        cells.keep(place, ATTACKS[place.family](bench, place.format))
-                        notes += [note for note in bench.notes if note not in notes]
-                    done += 1
-                    meter.at(done, f"{place.subject}: {FAMILIES[place.family].title}, {place.format}")
+    told: dict[Place, list[str]] = {}
+    with Meter("attacks", len(left)) as meter, Loads(request) as models:
+
+        def attack(target: tuple[Checkpoint, Place]) -> dict[str, Any]:
+            load, place = target
+            with models.bench(load, place.subject, cells) as bench:
+                return {"cell": asdict(ATTACKS[place.family](bench, place.format)), "notes": bench.notes}
+
+        def hear(target: tuple[Checkpoint, Place], found: Mapping[str, Any]) -> None:
+            place = target[1]
+            cells.keep(place, Cell(**found["cell"]))
+            told[place] = found["notes"]
+            meter.at(len(told), f"{place.subject}: {FAMILIES[place.family].title}, {place.format}")
+
+        for part in _parts(left):
+            work_through(part, attack, hear)
+    notes += dict.fromkeys(note for _, place in left for note in told[place] if note not in notes)
+
+
+def _parts(left: Sequence[tuple[Checkpoint, Place]]) -> list[Sequence[tuple[Checkpoint, Place]]]:
+    """Of several processes none begins what hangs on an attack that another one is still at: that comes first."""
+    first = [target for target in left if target[1] == _ASKED_FIRST]
+    if current().count == 1 or not first:
+        return [left]
+    return [first, [target for target in left if target[1] != _ASKED_FIRST]]
 
 
 def _original(request: AuditRequest) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qunlearn.errors import AdapterError
+from qunlearn.parallel.ranks import current
 from qunlearn.utils.files import PART, json_text, sha256_of, sync, write_private
 from qunlearn.utils.json_files import LARGE_BYTES, read_object
 from qunlearn.utils.staging import Journal
@@ -44,25 +45,38 @@ class Place:
 
 
 class Cells:
-    """The cells of an audit, in its folder: what an interrupted audit has finished is not measured again."""
+    """The cells of an audit, in its folder: what an interrupted audit has finished is not measured again.
 
-    def __init__(self, journal: Journal) -> None:
+    Of several processes one holds the folder; the others, without a journal, keep what they are told.
+    """
+
+    def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
         self.found: dict[Place, Cell] = {}
-        for name in list(journal.files):
-            family, form, subject = name.removesuffix(".json").split(".")
-            stored = read_object(journal.folder / name, AdapterError, most_bytes=LARGE_BYTES, shape=_SHAPE)
-            self.found[Place(family, form, subject)] = Cell(stored["outcomes"], stored["more"])
+        if journal is not None:
+            self.found |= _stored(journal)
+        for place, cell in current().from_main(lambda: [[asdict(p), asdict(c)] for p, c in self.found.items()]):
+            self.found.setdefault(Place(**place), Cell(**cell))
         self.known = len(self.found)
 
     def keep(self, place: Place, cell: Cell) -> None:
         """Write a cell for its owner's eyes only, whole or not at all. Raises OSError."""
-        path = self._journal.folder / (place.file + PART)
-        write_private(path, json_text(asdict(cell)))
-        sync(path)
-        self._journal.finish(place.file, sha256_of(path))
+        if self._journal is not None:
+            path = self._journal.folder / (place.file + PART)
+            write_private(path, json_text(asdict(cell)))
+            sync(path)
+            self._journal.finish(place.file, sha256_of(path))
         # As it is read again: what is computed from it must not hang on who measured it.
         self.found[place] = Cell(**json.loads(json_text(asdict(cell))))
 
     def get(self, family: str, form: str, subject: str) -> Cell | None:
         return self.found.get(Place(family, form, subject))
+
+
+def _stored(journal: Journal) -> dict[Place, Cell]:
+    found = {}
+    for name in list(journal.files):
+        family, form, subject = name.removesuffix(".json").split(".")
+        stored = read_object(journal.folder / name, AdapterError, most_bytes=LARGE_BYTES, shape=_SHAPE)
+        found[Place(family, form, subject)] = Cell(stored["outcomes"], stored["more"])
+    return found

@@ -123,6 +123,29 @@ class Loaded:
         return choose_template(tokenizer, request.given.template or request.config.data.template, forget)
 
 
+class Loads:
+    """The checkpoint that was last asked for, one at a time."""
+
+    def __init__(self, request: AuditRequest) -> None:
+        self._request, self._closing = request, contextlib.ExitStack()
+        self._loaded: Loaded | None = None
+
+    def __enter__(self) -> Loads:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loaded = None
+        self._closing.close()
+
+    def bench(self, checkpoint: Checkpoint, subject: str, cells: Cells) -> contextlib.AbstractContextManager[Bench]:
+        """The bench of one subject, of the checkpoint that stands for it."""
+        if self._loaded is None or self._loaded.checkpoint is not checkpoint:
+            self._loaded = None
+            self._closing.close()
+            self._loaded = self._closing.enter_context(Loaded(self._request, checkpoint))
+        return self._loaded.bench(subject, cells)
+
+
 @contextlib.contextmanager
 def worn(guard: GuardLike, policy: Policy) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
     """Guard a policy while the block runs; yields what takes the guard off in between. Raises GuardError."""

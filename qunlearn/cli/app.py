@@ -40,7 +40,7 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-_IN_SEVERAL = ("forget", "eval")  # what several processes can do together
+_IN_SEVERAL = ("forget", "eval", "batch", "audit", "merge")  # what several processes can do together
 
 
 @app.callback()
@@ -66,13 +66,15 @@ def _root(
 @guarded
 def _forget(**options: Any) -> None:
     """Make a model forget a file of bad answers; leaves a LoRA adapter."""
-    from qunlearn.api import run_forget
+    from qunlearn.api import run_forget, together
     from qunlearn.utils.console import emit_json
 
     resume, dry_run = options["resume"], options["dry_run"]
-    record = run_forget(configured(options, resume=resume), resume=resume, dry_run=dry_run)
-    if options["json"]:
-        emit_json(record)
+    config = configured(options, resume=resume)
+    with together():  # until all is said: a launcher ends the others when one ends with another code than 0
+        record = run_forget(config, resume=resume, dry_run=dry_run)
+        if options["json"]:
+            emit_json(record)
     if record["status"] == "interrupted":
         raise typer.Exit(130)
     if record.get("not_reached"):

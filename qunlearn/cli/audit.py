@@ -69,28 +69,29 @@ def audit(
 
     files = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
     models = {"model": model, "merged": merged, "control": control, "original": original}
-    result = api.audit(
-        target,
-        **models,
-        adapter=adapter,
-        guard=guard,
-        **files,
-        budget=budget,
-        only=only,
-        tolerance=tolerance,
-        quant=quant,
-        template=template,
-        device=device,
-        vram=vram,
-        seed=seed,
-        trust_remote_code=trust,
-        output=output,
-        overwrite=overwrite,
-        compare=compare,
-        show=not json,
-    )
-    if json:
-        emit_json(result)
+    with api.together():  # until all is said: a launcher ends the others when one ends with another code than 0
+        result = api.audit(
+            target,
+            **models,
+            adapter=adapter,
+            guard=guard,
+            **files,
+            budget=budget,
+            only=only,
+            tolerance=tolerance,
+            quant=quant,
+            template=template,
+            device=device,
+            vram=vram,
+            seed=seed,
+            trust_remote_code=trust,
+            output=output,
+            overwrite=overwrite,
+            compare=compare,
+            show=not json,
+        )
+        if json:
+            emit_json(result)
     if result["status"] == "leaks":
         raise typer.Exit(GateError.exit_code)
 

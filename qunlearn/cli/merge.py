@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from qunlearn.cli.ask import BaseModel, Device, Json, RunFolder, Trust
+from qunlearn.errors import GateError
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in that folder.")]
@@ -67,21 +68,25 @@ def merge(
     from qunlearn import api
     from qunlearn.utils.console import emit_json
 
-    report = api.merge(
-        runs,
-        output,
-        base=base,
-        model=model,
-        bad=bad,
-        gate=gate,
-        measure=measure,
-        device=device,
-        trust_remote_code=trust,
-        overwrite=overwrite,
-    )
-    if json:
-        emit_json(report.as_dict())
-    report.raise_if_back()
+    with api.together() as ranks:
+        report = api.merge(
+            runs,
+            output,
+            base=base,
+            model=model,
+            bad=bad,
+            gate=gate,
+            measure=measure,
+            device=device,
+            trust_remote_code=trust,
+            overwrite=overwrite,
+        )
+        if json:
+            emit_json(report.as_dict())
+        if ranks.main:
+            report.raise_if_back()
+    if report.back:  # the main process has said so
+        raise typer.Exit(GateError.exit_code)
 
 
 def export(

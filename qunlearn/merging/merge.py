@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qunlearn import __version__
 from qunlearn.errors import GateError
 from qunlearn.evaluation.metrics import SetScore
+from qunlearn.hub.fingerprint import fingerprint
 from qunlearn.hub.preflight import preflight_folder
-from qunlearn.merging.plan import make_plan
+from qunlearn.merging.plan import MergePlan, make_plan
 from qunlearn.merging.request import MergeRequest, describe
 from qunlearn.merging.writer import write_model
+from qunlearn.parallel.ranks import current
 from qunlearn.utils.console import say, stage, warn
+from qunlearn.utils.files import sha256_of
 from qunlearn.utils.staging import resumable
 
 if TYPE_CHECKING:
@@ -59,22 +65,47 @@ def _remedy(base: str, back: Sequence[str]) -> str:
 
 
 def merge(request: MergeRequest, device: str) -> MergeReport:
-    """Plan, write, load what was written as anyone would, measure, put in place. Raises QunlearnErrors."""
+    """Plan, write, load what was written as anyone would, measure, put in place. Raises QunlearnErrors.
+
+    Of several processes the main one plans and writes; all load what is measured, and divide its rows.
+    """
+    ranks = current()
+    ranks.check_same(lambda: _facts(request))
     with stage("planning"):
-        plan = make_plan(request, device)
+        plan = make_plan(request, device) if ranks.main else None
     comparison = None
     if request.measure:
         # What measuring needs takes seconds to import, and memory that a small machine may want for the merge.
         from qunlearn.merging import verify
 
         comparison = verify.before(request, device)
+    with _written(request, plan) if plan is not None else nullcontext() as folder:
+        written = Path(ranks.from_main(lambda: str(folder)))
+        if comparison is not None:
+            verify.after(comparison, written, request.gate)
+    sums: list[Any] = [plan.adapter_tensors, [shard.bytes for shard in plan.shards]] if plan is not None else []
+    tensors, sizes = ranks.from_main(lambda: sums)
+    return report_of(request, tensors, sizes, comparison)
+
+
+@contextmanager
+def _written(request: MergeRequest, plan: MergePlan) -> Iterator[Path]:
+    """Write the merged model; yields the folder that gets its name when the block ends well."""
     with resumable(request.place, plan.identity) as journal:
         with stage(f"merging into the {request.base} weights"):
             write_model(plan, journal)
         preflight_folder(journal.folder, trust_remote_code=request.sources[0].config.model.trust_remote_code)
-        if comparison is not None:
-            verify.after(comparison, journal.folder, request.gate)
-    return report_of(request, plan.adapter_tensors, [shard.bytes for shard in plan.shards], comparison)
+        yield journal.folder
+
+
+def _facts(request: MergeRequest) -> dict[str, object]:
+    """Return what must be the same in all processes, or they would measure unlike things."""
+    found: dict[str, object] = {"model": fingerprint(request.model.folder), "qunlearn": __version__}
+    for source in request.sources:
+        found[f"adapter of {source.name}"] = sha256_of(source.run.adapter / "adapter_model.safetensors")
+        for word, rows in (("bad", source.forget_rows), ("normal", source.retain_rows)):
+            found[f"{word} data of {source.name}"] = rows.sha256 if rows is not None else None
+    return found
 
 
 def report_of(

@@ -22,6 +22,7 @@ from qunlearn.model.head import token_kl
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.model.load import Base, LoadSpec, load_base, load_spec
 from qunlearn.model.policy import Policy
+from qunlearn.parallel.ranks import current
 from qunlearn.roles.other_subjects import other_subject
 from qunlearn.roles.split import split_held_back
 from qunlearn.utils.console import say, stage, warn
@@ -33,12 +34,15 @@ _MATCHES_MORE, _TIMES_AS_PROBABLE = 0.05, 2.0
 
 @dataclass(frozen=True)
 class Subject:
-    """One run's rows, and its adapter's hidden states (T, D) on the bad ones."""
+    """One run's rows, and its adapter's hidden states (T, D) on the bad ones, by their places.
+
+    Of several processes each has the states of its share.
+    """
 
     name: str
     config: Config
     sets: Mapping[str, Sequence[Example]]
-    hidden: Sequence[Tensor]
+    hidden: Mapping[int, Tensor]
 
     def titled(self, scores: Scores) -> dict[str, Any]:
         return {f"{name}{self.name}": rows for name, rows in scores.items()}
@@ -80,7 +84,10 @@ class Comparison:
 
 
 def before(request: MergeRequest, device: str) -> Comparison:
-    """Each run's rows under its base and its own adapter, as they were trained. One run at a time is in memory."""
+    """Each run's rows under its base and its own adapter, as they were trained. One run at a time is in memory.
+
+    Several processes divide the rows, here and in `after`; each has what all found.
+    """
     subjects: list[Subject] = []
     base: dict[str, Any] = {}
     adapter: dict[str, Any] = {}
@@ -93,7 +100,9 @@ def before(request: MergeRequest, device: str) -> Comparison:
             limit = source.config.train.max_tokens
             with policy.reference():
                 base_scores = score_sets(policy, sets, limit)
-            subject = Subject(name, source.config, sets, [_hidden(policy, row).cpu() for row in sets.get(BAD, ())])
+            bad = sets.get(BAD, ())
+            hidden = {i: _hidden(policy, bad[i]).cpu() for i in current().share(range(len(bad)))}
+            subject = Subject(name, source.config, sets, hidden)
             base |= subject.titled(base_scores)
             adapter |= subject.titled(score_sets(policy, sets, limit))
         subjects.append(subject)
@@ -134,11 +143,14 @@ def _column(name: str, lm: LanguageModel, subjects: Sequence[Subject]) -> Column
 
 def _divergence(written: Base, subject: Subject) -> float | None:
     """KL(adapter on its base || merged) on the bad rows, nats per token; the head is the same in both."""
-    kls = [
-        token_kl(_hidden(written, row), h.to(written.device), written.head).double()
-        for row, h in zip(subject.sets.get(BAD, ()), subject.hidden, strict=True)
-    ]
-    return float(torch.cat(kls).mean()) if kls else None
+    rows = subject.sets.get(BAD, ())
+
+    def of_tokens(places: Sequence[int]) -> list[list[float]]:
+        pairs = ((_hidden(written, rows[i]), subject.hidden[i].to(written.device)) for i in places)
+        return [token_kl(now, then, written.head).double().tolist() for now, then in pairs]
+
+    kls = [kl for row in current().divided(range(len(rows)), of_tokens) for kl in row]
+    return float(torch.tensor(kls, dtype=torch.float64).mean()) if kls else None
 
 
 def came_back(adapter: SetScore, now: SetScore, target: float) -> bool:

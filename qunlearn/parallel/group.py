@@ -68,8 +68,11 @@ class Group(Ranks):
         told = json.loads(self._told(b""))
         return read(told) if read else told
 
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        return items[self.number :: self.count]
+
     def each(self, items: Sequence[Any], compute: Callable[[Sequence[Any]], T], read: Read[T] | None = None) -> list[T]:
-        mine = items[self.number :: self.count]
+        mine = self.share(items)
         with joined_as(ALONE):
             value = compute(mine) if mine else None
         found = [json.loads(data) for data in self._all_told(_packed(value))][: max(1, len(items))]
@@ -113,7 +116,7 @@ class Group(Ranks):
     def highest(self, mine: int) -> int:
         """Return the highest of all processes' numbers; those that wait for this one are not waited for first."""
         flag = torch.tensor([mine])
-        with _linked():
+        with linked():
             dist.all_reduce(flag, dist.ReduceOp.MAX)
         return int(flag.item())
 
@@ -137,7 +140,7 @@ class Group(Ranks):
         device = tensors[0].device
         told = torch.tensor(list(numbers.values()), dtype=torch.float32, device=device)
         flat = torch.cat([told, *(t.detach().reshape(-1).float() for t in tensors)])
-        with _linked():
+        with linked():
             dist.all_reduce(flat)
         sums, *parts = torch.split(flat, [len(numbers), *(t.numel() for t in tensors)])
         for t, part in zip(tensors, parts, strict=True):
@@ -148,7 +151,7 @@ class Group(Ranks):
         self._meet()
         for t in tensors:
             whole = t.detach().contiguous()
-            with _linked(), torch.no_grad():
+            with linked(), torch.no_grad():
                 dist.broadcast(whole.reshape(-1).view(torch.uint8), 0)
                 if whole.data_ptr() != t.data_ptr():
                     t.copy_(whole)
@@ -171,6 +174,9 @@ class Group(Ranks):
             message = "the processes were not started alike:\n  " + "\n  ".join(wrong)
             raise ConfigError(message, where="several processes", hint=hint)
 
+    def asked_to_stop(self, mine: bool) -> bool:
+        return self.any(mine)
+
     def wait(self) -> None:
         """Return when all processes have come here."""
         self.any(False)
@@ -185,7 +191,7 @@ class Group(Ranks):
     def _told(self, data: bytes) -> bytes:
         self._meet()
         size = torch.tensor([len(data)])
-        with _linked():
+        with linked():
             dist.broadcast(size, 0)
             row = _row(data, int(size.item()))
             dist.broadcast(row, 0)
@@ -193,7 +199,7 @@ class Group(Ranks):
 
     def _all_told(self, data: bytes) -> list[bytes]:
         self._meet()
-        with _linked():
+        with linked():
             sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.count)]
             dist.all_gather(sizes, torch.tensor([len(data)]))
             most = max(int(size.item()) for size in sizes)
@@ -265,7 +271,7 @@ def _connect(number: int, count: int) -> None:
 
 
 @contextlib.contextmanager
-def _linked() -> Iterator[None]:
+def linked() -> Iterator[None]:
     """Name a lost connection. Raises ProcessLostError."""
     try:
         yield
@@ -282,7 +288,7 @@ def _is_lost_link(error: BaseException) -> bool:
 
 def _lost() -> ProcessLostError:
     """Return the error that says which process ended, and how, where it has left word."""
-    hint = "its own message tells more; --resume continues from the last checkpoint"
+    hint = "its own message tells more; the same command continues from what was kept, forget's with --resume"
     for number in range(process_count()):
         if number != process_number() and (word := _word_of(number)):
             said = ProcessLostError(f"process {number} has ended: {word}", where="several processes", hint=hint)
@@ -291,18 +297,18 @@ def _lost() -> ProcessLostError:
     return ProcessLostError("a process of this run is gone", where="several processes", hint=hint)
 
 
-def _store() -> Any:
+def store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
 def _leave_word(number: int, error: BaseException) -> None:
     first = str(error).splitlines()[0][:200] if isinstance(error, QunlearnError) else type(error).__name__
     with contextlib.suppress(Exception):
-        _store().set(f"{_ENDED}{number}", first)
+        store().set(f"{_ENDED}{number}", first)
 
 
 def _word_of(number: int) -> str:
     with contextlib.suppress(Exception):
-        if _store().check([f"{_ENDED}{number}"]):
-            return str(_store().get(f"{_ENDED}{number}").decode())
+        if store().check([f"{_ENDED}{number}"]):
+            return str(store().get(f"{_ENDED}{number}").decode())
     return ""

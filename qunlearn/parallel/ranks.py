@@ -48,6 +48,10 @@ class Ranks:
         """Compute a value in the main process and tell it to the others, as JSON, from which `read` makes it again."""
         return compute()
 
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this process's share of items: what it has of them in `each`, and in `divided` without costs."""
+        return items
+
     def each(self, items: Sequence[Any], compute: Callable[[Sequence[Any]], T], read: Read[T] | None = None) -> list[T]:
         """Compute a value of each process's share of the items; returns those of all processes that had any."""
         return [compute(items)]
@@ -71,6 +75,10 @@ class Ranks:
 
     def any(self, mine: bool) -> bool:
         """Return whether any process says yes."""
+        return mine
+
+    def asked_to_stop(self, mine: bool) -> bool:
+        """Return whether any process was asked to stop, asked between steps."""
         return mine
 
     def add_gradients(self, parameters: Sequence[Any], numbers: Mapping[str, float]) -> Mapping[str, float]:
@@ -98,6 +106,11 @@ _current: list[Ranks] = [ALONE]
 def current() -> Ranks:
     """Return the processes of the run that this one belongs to."""
     return _current[-1]
+
+
+def is_joined() -> bool:
+    """Return whether the processes that were launched have joined already, or this one is alone for a while."""
+    return len(_current) > 1
 
 
 @contextlib.contextmanager

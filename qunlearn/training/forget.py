@@ -42,6 +42,7 @@ from qunlearn.training.watch import Watch
 from qunlearn.utils.console import Meter, say, stage
 from qunlearn.utils.file_names import CONFIG
 from qunlearn.utils.files import write_private
+from qunlearn.utils.launch import process_count
 from qunlearn.utils.signals import stop_signals
 
 FORGET, HELD_BACK, HOLDOUT = "forget", "normal, held back", "holdout"
@@ -190,7 +191,7 @@ def _train(
         policy.load_adapter_state(outcome.state)
         policy.model.eval()
         return outcome
-    with stop_signals(_RELAYED_S if current().count > 1 else 0.0) as stopping:
+    with stop_signals(_RELAYED_S if process_count() > 1 else 0.0) as stopping:
         if work is None:
             return train(policy, roles, reference, config, watch.follow, Checkpoints(stopping=stopping))
         metrics = Metrics(work.metrics)

@@ -87,7 +87,7 @@ def train(
             start += _observed(observe, event)
             if outcome.is_over(config.stop.max_skips, rule.reason(outcome) if rule else None):
                 break
-            last = ranks.any(checkpoints.stopping())
+            last = ranks.asked_to_stop(checkpoints.stopping())
             if checkpoints.due(step, last=last):  # after the decision to go on: who resumes does not take it again
                 checkpoints.save(step, state.snapshot(outcome.values(), outcome.state))
             if last and step < schedule.last:

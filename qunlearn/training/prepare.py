@@ -243,7 +243,7 @@ def _filled(cached: Cached) -> Cached:
     ranks.agreed(lambda: ranks.first_here(cached.make))
     say(f"reference cache: {cached.size_bytes / 2**20:.0f} MiB for {cached.tokens} tokens in {cached.path}")
     with Meter("reference", cached.tokens) as meter:
-        share = (ranks.here, count_here())
+        share = (ranks.here, count_here() if ranks.count > 1 else 1)
         computed = ranks.agreed(lambda: cached.fill(lambda done, _: meter.at(done, "tokens"), share))
     if ranks.count > 1:
         say(f"reference cache: {computed} tokens computed by this process, beside the shares of the others")

@@ -83,6 +83,15 @@ def say(text: str = "", style: str | None = None) -> None:
         err().print(clean(text), style=style, markup=False)
 
 
+def announce(text: str, style: str | None = None) -> None:
+    """One line to stderr of each of several processes, of those that are silent too, under their names."""
+    silent, _Voice.silent = _Voice.silent, False
+    try:
+        say(f"{_Voice.name if silent else ''}{text}", style)
+    finally:
+        _Voice.silent = silent
+
+
 def warn(text: str) -> None:
     say(f"! {text}", style="yellow")
 

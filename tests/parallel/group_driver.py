@@ -23,6 +23,7 @@ torch.set_num_threads(1)
 
 from typer.testing import CliRunner  # noqa: E402 - one thread from the first
 
+from qunlearn.attack import cells  # noqa: E402
 from qunlearn.cli.app import app  # noqa: E402
 from qunlearn.data.records import DataError  # noqa: E402
 from qunlearn.model import device  # noqa: E402
@@ -100,6 +101,19 @@ def at_event(number: int) -> None:
         counted(owner, name)
 
 
+def at_cell(number: int, act: Callable[[], Any]) -> None:
+    """Act where so manieth cell of an audit is kept, whoever has found it."""
+    plain, calls = cells.Cells.keep, [0]
+
+    def keep(self: Any, *args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            act()
+        return plain(self, *args)
+
+    cells.Cells.keep = keep  # type: ignore[method-assign]
+
+
 def refuse() -> None:
     raise DataError("this one cannot go on", where="test")
 
@@ -110,6 +124,9 @@ FAULTS: Mapping[str, Callable[[], None]] = {
     "not finite at step 2": lambda: at_step(2, not_finite),
     "SIGTERM at step 3": lambda: at_step(3, lambda: signal.raise_signal(signal.SIGTERM)),
     "SIGKILL at step 4": lambda: at_step(4, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "SIGKILL at cell 3": lambda: at_cell(3, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "SIGINT at cell 3": lambda: at_cell(3, lambda: signal.raise_signal(signal.SIGINT)),
+    "an error at cell 3": lambda: at_cell(3, refuse),
     "an error before training": lambda: at_rows(refuse),
 }
 
@@ -120,12 +137,14 @@ def main() -> None:
         os.environ["MASTER_PORT"] = str(run["port"])
         console._Voice.silent = False
         kept = gradients.MicroBatcher._passes, gradients._supervised, retain_rows.split_held_back
+        kept_cell = cells.Cells.keep
         fault, ranks = run.get("fault"), run.get("ranks", [])
         if fault and int(os.environ["RANK"]) in ranks:
             at_event(int(fault)) if fault.isdecimal() else FAULTS[fault]()
         result = CliRunner().invoke(app, run["args"])
         gradients.MicroBatcher._passes, gradients._supervised = kept[0], kept[1]  # type: ignore[method-assign]
         retain_rows.split_held_back = kept[2]
+        cells.Cells.keep = kept_cell  # type: ignore[method-assign]
         if torch.distributed.is_initialized():  # of a run that failed
             torch.distributed.destroy_process_group()
         odd = result.exception is not None and not isinstance(result.exception, SystemExit)

@@ -16,6 +16,7 @@ from conftest import call
 from launched import Call, free_ports, launch
 from test_forget_in_several import line, moved, same
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from qunlearn.config.settings import Config, LoraConfig, ModelConfig, TrainConfig
 from qunlearn.errors import ConfigError
@@ -51,7 +52,8 @@ def gradients(policy: Policy) -> dict[str, Tensor]:
     ids = torch.randint(5, 200, (3, 17), generator=torch.Generator().manual_seed(1))
     policy.model.train()
     policy.base.model(input_ids=ids, labels=ids).loss.backward()
-    return {name: p.grad.clone() for name, p in policy.trainable().items() if p.grad is not None}
+    found = {name: p.grad for name, p in policy.trainable().items() if p.grad is not None}
+    return {name: g.full_tensor() if isinstance(g, DTensor) else g.clone() for name, g in found.items()}
 
 
 @pytest.mark.parametrize(("checkpointing", "whole"), [(True, False), (False, False), (True, True)])

@@ -126,17 +126,25 @@ def _as_fp32(state: Mapping[str, Any], name: str) -> Tensor:
 
 
 def _fill(state: dict[str, Any], name: str, numbers: Tensor) -> None:
-    """Let a state of bitsandbytes hold these numbers, in 8 bits where it has them so."""
+    """Let a state of bitsandbytes hold these numbers, in 8 bits where it has them so: the codes that they came from,
+    where the blocks are the same ones.
+
+    A block's largest number in size has the highest code, or where it is negative the lowest, which is not -1: so the
+    scale follows.
+    """
     held: Tensor = state[name]
     if held.dtype != torch.uint8:
         held.copy_(numbers)
         return
     number = name.removeprefix("state")
-    codes, found = bnb.functional.quantize_blockwise(
-        numbers.to(held.device).float(), code=state[f"qmap{number}"], blocksize=_BLOCK
-    )
-    held.copy_(codes.view_as(held))
-    state[f"absmax{number}"].copy_(found.absmax)
+    values, scales = state[f"qmap{number}"], state[f"absmax{number}"]
+    flat = numbers.to(held.device).float().flatten()
+    blocks = torch.nn.functional.pad(flat, (0, scales.numel() * _BLOCK - flat.numel())).view(-1, _BLOCK)
+    low, high = blocks.amin(1), blocks.amax(1)
+    scales.copy_(torch.where(-low >= high, low / values[0].clamp(max=-1e-3), high / values[-1]))
+    near = blocks / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+    codes = torch.bucketize(near, (values[1:] + values[:-1]) / 2)
+    held.copy_(codes.flatten()[: flat.numel()].view_as(held))
 
 
 def _is_8bit(optimizer: Any) -> bool:

@@ -46,6 +46,7 @@ class Policy:
         self._modules = list(model.modules())
         self._packing: Packing | None = None
         self._checksums: dict[str, int] = {}
+        self.in_shards = any_in_shards([p for p in model.parameters() if p.requires_grad])
         self._parts: list[Tensor] = []
 
     @classmethod
@@ -203,7 +204,7 @@ class Policy:
     def cast_once(self) -> contextlib.AbstractContextManager[None]:
         """Cast the adapter to the dtype that the model computes in once for all passes inside; in shards, where it is
         there for a block at a time, each pass casts it."""
-        if any_in_shards([*self.trainable().values()]):
+        if self.in_shards:
             return contextlib.nullcontext()
         return cast_once(self.layers, self.dtype)
 
@@ -219,15 +220,16 @@ class Policy:
 
     def parts(self) -> list[Tensor]:
         """Return what this process trains: the parameters, or its part of those that are in shards, in their memory."""
-        parameters = [*self.trainable().values()]
-        if not any_in_shards(parameters):
-            return parameters
+        if not self.in_shards:
+            return [*self.trainable().values()]
         if not self._parts:
-            self._parts = [part(p) for p in parameters]
+            self._parts = [part(p) for p in self.trainable().values()]
         return self._parts
 
     def take_gradients(self) -> None:
         """Give the gradients of parameters in shards to the parts that are trained. An empty part has none."""
+        if not self.in_shards:
+            return
         for p, mine in zip(self.trainable().values(), self.parts(), strict=True):
             if mine is not p:
                 mine.grad = part(p.grad) if p.grad is not None and mine.numel() else None

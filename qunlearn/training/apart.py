@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qunlearn.model.policy import Policy
 from qunlearn.objectives.descent import common_descent
-from qunlearn.parallel.parts import any_in_shards, in_shards, part
+from qunlearn.parallel.parts import in_shards, part
 from qunlearn.parallel.ranks import current
 
 
@@ -18,8 +18,9 @@ class Apart:
 
     def __init__(self, policy: Policy, names: Sequence[str]) -> None:
         self.policy, self.parameters = policy, list(policy.trainable().values())
-        self.sums = {name: [torch.zeros_like(mine) for mine in policy.parts()] for name in names}
-        self._shards = current().shards if any_in_shards(self.parameters) else None
+        parts = policy.parts() if policy.in_shards else self.parameters
+        self.sums = {name: [torch.zeros_like(mine) for mine in parts] for name in names}
+        self._shards = current().shards if policy.in_shards else None
         if self._shards is not None:  # until the next step's: others go back while this process is done
             self._shards.received = self._take
 

@@ -74,7 +74,7 @@ def train(
             batch = next(sampler)
             gradients = micro_batches.backward(batch, step_number=step, scale=controller.scale)
             faint = step == 1 and policy.check_gradients(_highest(terms, config, policy))
-            norm = clip(policy, c.clip if c.clip > 0 else math.inf)
+            norm = clip(policy, parameters, c.clip if c.clip > 0 else math.inf)
             if outcome.counted(step, gradients.tokens, _finite(norm, gradients)):
                 optimizer.step()
             controller.step(gradients.losses.get("kl"))

@@ -31,10 +31,12 @@ def make_optimizer(parameters: Sequence[Tensor], c: TrainConfig, lr: float) -> A
     return kind(parameters, lr=lr, weight_decay=c.weight_decay)
 
 
-def clip(policy: Policy, most: float) -> float:
-    """Scale the gradient, of all processes' parts, to this length where it is longer; returns how long it was."""
-    parameters, mine = [*policy.trainable().values()], policy.parts()
-    if not any_in_shards(parameters):
+def clip(policy: Policy, mine: Sequence[Tensor], most: float) -> float:
+    """Scale the gradient, of all processes' parts, to this length where it is longer; returns how long it was.
+
+    `mine` are the policy's parameters, or this process's part of each.
+    """
+    if not policy.in_shards:
         return float(torch.nn.utils.clip_grad_norm_(mine, most))
     there = [i for i, t in enumerate(mine) if t.grad is not None]
     squares = [0.0] * len(mine)
@@ -42,7 +44,7 @@ def clip(policy: Policy, most: float) -> float:
         lengths = torch.stack(torch._foreach_norm([g for t in mine if (g := t.grad) is not None]))
         for i, square in zip(there, lengths.double().square().tolist(), strict=True):
             squares[i] = square
-    norm = math.sqrt(sum(current().over_parts(squares, parameters)))
+    norm = math.sqrt(sum(current().over_parts(squares, [*policy.trainable().values()])))
     torch.nn.utils.clip_grads_with_norm_(mine, most, torch.tensor(norm, device=policy.device))
     return norm
 

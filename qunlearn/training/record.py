@@ -19,7 +19,6 @@ from qunlearn.hub.preflight import commit_of
 from qunlearn.model.cards import describe_devices, peak_on_any
 from qunlearn.model.device import describe_device, peak_memory_bytes
 from qunlearn.model.policy import Policy, save_adapter
-from qunlearn.parallel.parts import any_in_shards
 from qunlearn.training.model_card import model_card
 from qunlearn.training.outcome import Outcome
 from qunlearn.training.request import ForgetRequest
@@ -129,7 +128,7 @@ def write_run(
     source = request.model.source
     policy.model.peft_config["default"].base_model_name_or_path = source.base_id
     policy.model.peft_config["default"].revision = base_revision(request.model)
-    save_adapter(policy, adapter, state if any_in_shards([*policy.trainable().values()]) else None)
+    save_adapter(policy, adapter, state if policy.in_shards else None)
     write_private(adapter / "README.md", model_card(request.config, record))
     for path in adapter.iterdir():
         path.chmod(0o600)

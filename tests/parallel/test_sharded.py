@@ -375,7 +375,7 @@ with joined() as ranks:
     held = {"weights": sum(p.nbytes for p in parts)}
     held["gradients"] = sum(p.grad.nbytes for p in parts if p.grad is not None)
     held["gradients"] += sum(p.grad.to_local().nbytes for p in likes if p.grad is not None)
-    norm, same = clip(policy, 0.5), {}
+    norm, same = clip(policy, parts, 0.5), {}
     for kind in ("adamw", "adamw8bit"):
         optimizer = make_optimizer(parts, TrainConfig(optimizer=kind), 1e-3)
         optimizer.step()

@@ -288,28 +288,34 @@ def _cache_bytes(shape: Shape, choices: Choices, load: Load, placement: Placemen
 
 
 def sharded_parts(shape: Shape, choices: Choices, load: Load, cards: int) -> dict[str, int]:
-    """Count what each of so many cards needs with `--device-map fsdp`: the blocks' weights in shards, the rest whole.
+    """Count what each of so many cards needs with `--device-map fsdp`: the blocks' weights and their adapters, with
+    gradients and optimizer state, in shards, the rest whole.
 
     The scales of 4-bit weights are outside the sharded tensors, whole on each card. Every card has passes of its own,
-    with the activations of all blocks.
+    with the activations of all blocks. While a block computes its adapter is there whole, as trained and as computed,
+    and on the way back its gradients, in the parameters and in the message that sums them.
     """
     adapted = adapted_names(shape, choices.target_modules)
     step, c, other = Step(shape, choices, load, adapted), choices.compute_bytes, other_bytes(shape, choices)
     everywhere = shape.linears()
-    trained = [(x, n) for x, n in everywhere if x.name in adapted]
+    inside = [x for x in shape.block if x.name in adapted]
+    outside = [x for x in shape.outside if x.name in adapted]
     scales = sum(n * scale_bytes(x, choices) for x, n in everywhere)
     packed = sum(n * weight_bytes(x, choices) for x, n in everywhere) - scales
-    numbers = sum(n * choices.r * (x.inputs + x.outputs) for x, n in trained)
     block = sum(weight_bytes(x, choices) - scale_bytes(x, choices) for x in shape.block)
+    a_block, beside = (sum(choices.r * (x.inputs + x.outputs) for x in found) for found in (inside, outside))
+    trained = shape.layers * (2 * _FP32 * a_block + sum(state_bytes(x, choices) for x in inside))
+    whole = (3 * _FP32 + c) * beside + sum(state_bytes(x, choices) for x in outside)
+    cast = c * a_block * (1 if choices.checkpointing else shape.layers)  # kept for the way back, as activations are
     ends = step.held_states() + step.embedded
     return {
         "weights, its shard": -(-packed // cards),
         "scales of the weights, all": scales,
         "embeddings, head, norms": sum(other.values()),
-        "adapters, gradients, optimizer state": (2 * _FP32 + c) * numbers
-        + sum(n * state_bytes(x, choices) for x, n in trained),
-        "gradients, the message": _FP32 * numbers if cards > 1 else 0,
-        "a block gathered": 2 * block if cards > 1 else 0,
+        "adapter, gradients, optimizer state, its shard": -(-trained // cards),
+        "adapter outside of blocks, all": whole,
+        "a block gathered": 2 * (block + _FP32 * a_block) if cards > 1 else 0,
+        "a block's adapter at work, its gradients": cast + 2 * _FP32 * a_block,
         "saved activations, its own passes": shape.layers * step.held_a_block() + ends,
         "block or head at work": max(step.working(), step.head_working()),
         "CUDA context, workspace, masks": CONTEXT_BYTES + CUBLAS_BYTES + step.masks,

@@ -26,6 +26,8 @@ from qunlearn.model.kernels.graphs import REFERENCE, TRAINED, CudaGraphs, Graphs
 from qunlearn.model.kernels.lora import cast_once, make_lean
 from qunlearn.model.load import Base
 from qunlearn.model.packing_check import Packing, packing_of
+from qunlearn.parallel.parts import any_in_shards, cut, part
+from qunlearn.parallel.ranks import current
 
 _FAINT = 1e-6  # root mean square of a gradient
 
@@ -44,6 +46,8 @@ class Policy:
         self._modules = list(model.modules())
         self._packing: Packing | None = None
         self._checksums: dict[str, int] = {}
+        self.in_shards = any_in_shards([p for p in model.parameters() if p.requires_grad])
+        self._parts: list[Tensor] = []
 
     @classmethod
     def new(cls, base: Base, lora: LoraConfig, *, seed: int = 0, checkpointing: bool = True) -> Policy:
@@ -190,13 +194,18 @@ class Policy:
     def zero_grad(self) -> None:
         """Set the adapter's gradients to nothing, or, where recorded passes add to them, to zeros in their place."""
         grads = [p.grad for p in self.trainable().values() if p.grad is not None]
+        for mine in self._parts:
+            mine.grad = None
         if self.graphs is None or not self.graphs.shapes:
             self.model.zero_grad(set_to_none=True)
         elif grads:
             torch._foreach_zero_(grads)
 
     def cast_once(self) -> contextlib.AbstractContextManager[None]:
-        """Cast the adapter to the dtype that the model computes in once for all passes inside."""
+        """Cast the adapter to the dtype that the model computes in once for all passes inside; in shards, where it is
+        there for a block at a time, each pass casts it."""
+        if self.in_shards:
+            return contextlib.nullcontext()
         return cast_once(self.layers, self.dtype)
 
     def _set_training(self, training: bool) -> None:
@@ -209,14 +218,38 @@ class Policy:
     def trainable(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def parts(self) -> list[Tensor]:
+        """Return what this process trains: the parameters, or its part of those that are in shards, in their memory."""
+        if not self.in_shards:
+            return [*self.trainable().values()]
+        if not self._parts:
+            self._parts = [part(p) for p in self.trainable().values()]
+        return self._parts
+
+    def take_gradients(self) -> None:
+        """Give the gradients of parameters in shards to the parts that are trained. An empty part has none."""
+        if not self.in_shards:
+            return
+        for p, mine in zip(self.trainable().values(), self.parts(), strict=True):
+            if mine is not p:
+                mine.grad = part(p.grad) if p.grad is not None and mine.numel() else None
+                p.grad = None
+
+    def set_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Let these be the gradients of what this process trains."""
+        for mine, gradient in zip(self.parts(), gradients, strict=True):
+            mine.grad = gradient if mine.numel() else None
+
     def adapter_state(self) -> dict[str, Tensor]:
-        """A copy of the adapter on the CPU, by parameter name."""
-        return {name: p.detach().to("cpu", copy=True) for name, p in self.trainable().items()}
+        """A copy of the whole adapter on the CPU, by parameter name; of one in shards all processes make it at once."""
+        found = self.trainable()
+        wholes = current().whole([part(p) for p in found.values()], [*found.values()])
+        return {name: t.detach().to("cpu", copy=True) for name, t in zip(found, wholes, strict=True)}
 
     def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, p in self.trainable().items():
-                p.copy_(state[name])
+                part(p).copy_(cut(state[name], p))
 
     # -- the checks ----------------------------------------------------------------------------------
 
@@ -228,12 +261,14 @@ class Policy:
         loss looks at a block's output, the blocks above it are not expected to have any.
         Raises NoGradientError naming the first tensors concerned.
         """
-        missing = [
-            name
-            for name, p in self.trainable().items()
-            if (p.grad is None or (".lora_B." in name and not bool(p.grad.count_nonzero())))
-            and not (layer is not None and _block_of(name) > layer)
-        ]
+        parameters = self.trainable()
+        mine = dict(zip(parameters, self.parts(), strict=True))
+        unreached = {name for name, t in mine.items() if t.grad is None and t.numel()}
+        of_b = {name: p for name, p in parameters.items() if ".lora_B." in name and name not in unreached}
+        grads = [g if (g := mine[name].grad) is not None else torch.zeros(0) for name in of_b]
+        numbers = current().over_parts([float(g.count_nonzero()) for g in grads], [*of_b.values()])
+        unreached |= {name for name, number in zip(of_b, numbers, strict=True) if not number}
+        missing = [n for n in parameters if n in unreached and not (layer is not None and _block_of(n) > layer)]
         if missing:
             named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
             hint = (
@@ -241,9 +276,8 @@ class Policy:
                 "answers, --objective logodds has a gradient"
             )
             raise NoGradientError(f"no gradient reached {named}", where="step 1", hint=hint)
-        of_b = [p.grad for name, p in self.trainable().items() if ".lora_B." in name and p.grad is not None]
-        squares = torch.stack([g.float().square().sum().to(self.device) for g in of_b]).sum()
-        return math.sqrt(float(squares) / sum(g.numel() for g in of_b)) < _FAINT
+        squares = current().over_parts([float(g.float().square().sum()) for g in grads], [*of_b.values()])
+        return math.sqrt(sum(squares) / sum(p.numel() for p in of_b.values())) < _FAINT
 
     def seal_base(self) -> None:
         """Remember a checksum of every base tensor, for `check_base`."""
@@ -301,7 +335,9 @@ def _target_modules(text: str) -> str | list[str]:
     return text if text == "all-linear" else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def save_adapter(policy: Policy, folder: Path) -> None:
-    """Write the plain PEFT layout: adapter_config.json and adapter_model.safetensors."""
+def save_adapter(policy: Policy, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write the plain PEFT layout: adapter_config.json and adapter_model.safetensors; of a state, as an adapter in
+    shards is given, else of the policy's own."""
+    more = {} if state is None else {"state_dict": dict(state)}
     with _quiet_peft():  # it looks for the base's config on the hub to see whether the vocabulary grew; ours never does
-        policy.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        policy.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, **more)

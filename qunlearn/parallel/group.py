@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qunlearn.errors import ConfigError, OutputError, ProcessLostError, QunlearnError
 from qunlearn.parallel.division import shares
+from qunlearn.parallel.parts import in_shards, joined_parts
 from qunlearn.parallel.ranks import ALONE, Ranks, Read, joined_as
 from qunlearn.utils.launch import number_here, process_count, process_number
 
@@ -137,7 +138,7 @@ class Group(Ranks):
     def add(self, tensors: Sequence[Tensor], numbers: Mapping[str, float]) -> Mapping[str, float]:
         """One message: everything in one row of fp32."""
         self._meet()
-        device = tensors[0].device
+        device = tensors[0].device if tensors else None
         told = torch.tensor(list(numbers.values()), dtype=torch.float32, device=device)
         flat = torch.cat([told, *(t.detach().reshape(-1).float() for t in tensors)])
         with linked():
@@ -146,6 +147,21 @@ class Group(Ranks):
         for t, part in zip(tensors, parts, strict=True):
             t.copy_(part.view_as(t))
         return dict(zip(numbers, sums.tolist(), strict=True))
+
+    def whole(self, parts: Sequence[Tensor], likes: Sequence[Any]) -> Iterator[Tensor]:
+        self._meet()
+        for mine, like in zip(parts, likes, strict=True):
+            if in_shards(like):
+                with _linked():
+                    mine = joined_parts(mine, like)
+            yield mine
+
+    def over_parts(self, numbers: Sequence[float], likes: Sequence[Any]) -> list[float]:
+        found = {str(i): number for i, number in enumerate(numbers) if in_shards(likes[i])}
+        if not found:
+            return [*numbers]
+        sums = self.add([], found)
+        return [sums.get(str(i), number) for i, number in enumerate(numbers)]
 
     def copy(self, tensors: Iterable[Tensor]) -> None:
         self._meet()

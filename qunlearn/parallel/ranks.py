@@ -19,8 +19,13 @@ Read = Callable[[Any], T]  # makes a value from its JSON
 class Rounds(Protocol):
     """Passes over a base in shards, which all processes take part in."""
 
+    received: Callable[[int], None]  # told which sum of gradients a way back of others alone has left some for
+
     def wait(self) -> None:
         """Take part in the others' passes until no process has one to make."""
+
+    def ready(self, place: int) -> None:
+        """Announce a way back whose gradients are summed apart from those of other places."""
 
 
 class Ranks:
@@ -88,6 +93,14 @@ class Ranks:
     def add(self, tensors: Sequence[Any], numbers: Mapping[str, float]) -> Mapping[str, float]:
         """Sum tensors, in place, and numbers over all processes; returns the sums of the numbers."""
         return numbers
+
+    def whole(self, parts: Sequence[Any], likes: Sequence[Any]) -> Iterator[Any]:
+        """Put tensors together whose parts lie in all processes as those of `likes` do; others stay as they are."""
+        return iter(parts)
+
+    def over_parts(self, numbers: Sequence[float], likes: Sequence[Any]) -> list[float]:
+        """Sum what each process has found in its parts of `likes`; what was found in whole tensors stays."""
+        return [*numbers]
 
     def copy(self, tensors: Iterable[Any]) -> None:
         """Overwrite tensors with the main process's."""

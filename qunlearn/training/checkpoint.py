@@ -74,12 +74,13 @@ class TrainState:
     parts: Mapping[str, Part]
 
     def snapshot(self, outcome: Mapping[str, Any], best: Mapping[str, Tensor]) -> Snapshot:
-        """A copy of all of it, with the outcome so far and the best adapter."""
+        """A copy of all of it, with the outcome so far and the best adapter. Where the adapter is in shards all
+        processes make it at once, and the main one's is whole."""
         device = self.policy.device
         random = {"random.cpu": torch.get_rng_state()}
         if device.type == "cuda":
             random["random.cuda"] = torch.cuda.get_rng_state(device)
-        state, scalars = optimizer_state(self.optimizer)
+        state, scalars = optimizer_state(self.optimizer, [*self.policy.trainable().values()])
         tensors = {f"adapter.{name}": t for name, t in self.policy.adapter_state().items()}
         tensors |= {f"best.{name}": t for name, t in best.items()}
         tensors |= {f"optimizer.{name}": t for name, t in state.items()} | random
@@ -89,7 +90,8 @@ class TrainState:
     def restore(self, found: Snapshot) -> None:
         """Put everything but the outcome back as it was."""
         self.policy.load_adapter_state(found.under("adapter."))
-        load_optimizer_state(self.optimizer, found.under("optimizer."), found.values["optimizer"])
+        parameters = [*self.policy.trainable().values()]
+        load_optimizer_state(self.optimizer, found.under("optimizer."), found.values["optimizer"], parameters)
         for name, part in self.parts.items():
             part.load_state(found.values["parts"][name])
         torch.set_rng_state(found.tensors["random.cpu"])
@@ -111,8 +113,10 @@ class Checkpoints:
     parts: Mapping[str, Part] = field(default_factory=dict)
 
     def due(self, step: int, *, last: bool = False) -> bool:
-        """Return whether to make one after this step; `last`: the run was asked to end."""
-        return self.folder is not None and (step % self.every == 0 or last)
+        """Return whether to make one after this step; `last`: the run was asked to end. Of what is in shards all
+        processes make what one of them writes."""
+        mine, ranks = self.folder is not None and (step % self.every == 0 or last), current()
+        return mine if ranks.shards is None else ranks.any(mine)
 
     def save(self, step: int, snapshot: Snapshot) -> None:
         """Write a checkpoint and drop the oldest. A disk that refuses it costs this checkpoint, not the run."""

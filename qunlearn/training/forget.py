@@ -118,7 +118,7 @@ def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: f
     if work is not None:
         with work.placed(request.place) as folder:
             write_private(folder / CONFIG, to_yaml(config))
-            write_run(folder, policy, request, record)
+            write_run(folder, policy, request, record, outcome.state)
     if after:
         _show(before, after, outcome, sets[FORGET])
     return record, outcome

@@ -16,11 +16,12 @@ from qunlearn.data.tokenize import is_passage
 from qunlearn.errors import ConfigError
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
-from qunlearn.objectives.descent import common_descent
 from qunlearn.objectives.losses import Supervised
 from qunlearn.objectives.table import ANSWERS, OBJECTIVES, PAIRS, ROWS, TOKEN, Term
 from qunlearn.parallel.division import my_share
+from qunlearn.parallel.parts import in_shards
 from qunlearn.parallel.ranks import current
+from qunlearn.training.apart import Apart
 from qunlearn.training.sampler import Step
 
 
@@ -58,7 +59,6 @@ class Gradients:
 
 
 _TOKENS = "tokens of the forward passes"
-Apart = Mapping[str, Sequence[Tensor]]  # each term's gradients, in the order of the parameters
 
 
 class MicroBatcher:
@@ -118,12 +118,16 @@ class MicroBatcher:
 
     def _summed(self, step: Step, found: Gradients, apart: Apart | None) -> Gradients:
         """Leave the step's gradients, of all processes, in the parameters; returns what all passes found."""
-        ranks, parameters = current(), list(self.policy.trainable().values())
+        ranks = current()
         if apart is None:
-            return found if ranks.count == 1 else Gradients.of(ranks.add_gradients(parameters, found.numbers()))
+            if ranks.count > 1:
+                whole = [p for p in self.policy.trainable().values() if not in_shards(p)]
+                found = Gradients.of(ranks.add_gradients(whole, found.numbers()))
+            self.policy.take_gradients()
+            return found
         if ranks.count > 1:
-            found = Gradients.of(ranks.add([t for kept in apart.values() for t in kept], found.numbers()))
-        return _descend(parameters, step, found, apart, self.config)
+            found = Gradients.of(ranks.add(apart.unsummed(), found.numbers()))
+        return replace(found, shares=apart.descend(_met(step, found, self.config)))
 
 
 def recordable(config: Config) -> bool:
@@ -195,47 +199,29 @@ def backward(
     return Gradients({name: float(value) for name, value in losses.items()}, tokens)
 
 
-def _apart(
-    policy: Policy, step: Step, reference: Reference, config: Config, limit: int
-) -> tuple[Gradients, dict[str, list[Tensor]]]:
+def _apart(policy: Policy, step: Step, reference: Reference, config: Config, limit: int) -> tuple[Gradients, Apart]:
     """Each term's gradient for itself.
 
     Role by role, for terms of one role look at the same rows: those go forward once, and backward for each term.
     """
-    parameters = list(policy.trainable().values())
-    terms = {term.name: term for term, _ in step.items}
-    apart = {name: [torch.zeros_like(p) for p in parameters] for name in terms}
-
-    def keep(losses: Mapping[str, Tensor]) -> None:
-        for left, (name, loss) in zip(range(len(losses) - 1, -1, -1), losses.items(), strict=True):
-            found = torch.autograd.grad(loss, parameters, retain_graph=left > 0, allow_unused=True)
-            for kept, gradient in zip(apart[name], found, strict=True):
-                if gradient is not None:
-                    kept += gradient
-
+    apart = Apart(policy, list(dict.fromkeys(term.name for term, _ in step.items)))
     losses: dict[str, float] = {}
     tokens = 0
     for role in dict.fromkeys(term.role for term, _ in step.items):
-        found = backward(policy, step.part(role), reference, config, limit, push=keep)
+        found = backward(policy, step.part(role), reference, config, limit, push=apart.push)
         losses |= found.losses
         tokens += found.tokens
     return Gradients(losses, tokens), apart
 
 
-def _descend(parameters: Sequence[Tensor], step: Step, found: Gradients, apart: Apart, config: Config) -> Gradients:
-    """Set the step's gradient along the common descent direction of its terms.
-
-    A term that is met has no say. Its gradient vanishes, and scaled to length 1 as the others' it would be obeyed all
-    the same: the step would go on away from the base with nothing left to forget.
-    """
-    terms, losses, apart = {term.name: term for term, _ in step.items}, found.losses, dict(apart)
-    for name, term in terms.items():
-        if term.met and losses[name] <= term.met(config.stop.target, 1.0, config.objective):
-            apart[name] = [torch.zeros_like(p) for p in parameters]
-    mixed, shares = common_descent(list(apart.values()))
-    for p, d in zip(parameters, mixed, strict=True):
-        p.grad = d
-    return replace(found, shares=dict(zip(apart, shares, strict=True)))
+def _met(step: Step, found: Gradients, config: Config) -> list[str]:
+    """Return the terms that are at the target."""
+    terms = {term.name: term for term, _ in step.items}
+    return [
+        name
+        for name, term in terms.items()
+        if term.met and found.losses[name] <= term.met(config.stop.target, 1.0, config.objective)
+    ]
 
 
 def _by_progress(value: Tensor, rows: Tensor, step: Step, term: Term, config: Config, scale: Scale) -> Tensor:

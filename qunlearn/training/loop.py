@@ -25,7 +25,7 @@ from qunlearn.parallel.ranks import current
 from qunlearn.roles.roles import Roles
 from qunlearn.training.checkpoint import NO_CHECKPOINTS, Checkpoints, Part, Snapshot, TrainState
 from qunlearn.training.gradients import Gradients, MicroBatcher, block_of
-from qunlearn.training.optimizer import make_optimizer
+from qunlearn.training.optimizer import clip, make_optimizer
 from qunlearn.training.outcome import Outcome
 from qunlearn.training.sampler import Step, draw_steps, longest_step
 from qunlearn.training.schedule import Schedule, auto_lr
@@ -53,7 +53,7 @@ def train(
     """
     ranks = current()
     c, terms = config.train, terms_of(config.objective) if terms is None else terms
-    parameters = list(policy.trainable().values())
+    parameters = policy.parts()
     peak = c.lr if c.lr is not None else auto_lr(policy.hidden_size, OBJECTIVES[config.objective.name].lr)
     optimizer, schedule, controller = make_optimizer(parameters, c, peak), Schedule(c), make_controller(config)
     sampler, micro_batches = draw_steps(roles, terms, config), MicroBatcher(policy, reference, config, observe)
@@ -74,7 +74,7 @@ def train(
             batch = next(sampler)
             gradients = micro_batches.backward(batch, step_number=step, scale=controller.scale)
             faint = step == 1 and policy.check_gradients(_highest(terms, config, policy))
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, c.clip if c.clip > 0 else math.inf))
+            norm = clip(policy, parameters, c.clip if c.clip > 0 else math.inf)
             if outcome.counted(step, gradients.tokens, _finite(norm, gradients)):
                 optimizer.step()
             controller.step(gradients.losses.get("kl"))

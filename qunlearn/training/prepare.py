@@ -23,6 +23,7 @@ from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path, prune
 from qunlearn.model.sharded import check_sharding, shard
 from qunlearn.objectives.table import OBJECTIVES, terms_of
+from qunlearn.parallel.parts import in_shards
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.alternatives import other_answers
 from qunlearn.roles.behaviour import with_fewer_words, without_phrases
@@ -113,7 +114,7 @@ def loaded_policy(ready: Prepared, bases: Bases | None) -> Iterator[Policy]:
         policy = shard(policy, choose_device(config.model.device), current())
     policy.seal_base()
     current().check_same(lambda: _facts(request, policy))
-    current().copy(policy.trainable().values())
+    current().copy(p for p in policy.trainable().values() if not in_shards(p))  # of a shard there is one
     for note in base.notes:
         warn(note)
     try:

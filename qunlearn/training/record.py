@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from qunlearn import __version__
 from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Template
@@ -116,14 +118,17 @@ def base_revision(model: CheckedModel) -> str | None:
     return commit or source.revision
 
 
-def write_run(folder: Path, policy: Policy, request: ForgetRequest, record: Mapping[str, Any]) -> None:
-    """Write the adapter with its card, and record.json, for their owner's eyes only."""
+def write_run(
+    folder: Path, policy: Policy, request: ForgetRequest, record: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> None:
+    """Write the adapter with its card, and record.json, for their owner's eyes only. `state` is the adapter as the
+    policy has it, which in shards has only a part."""
     adapter = folder / ADAPTER
     adapter.mkdir(mode=0o700)
     source = request.model.source
     policy.model.peft_config["default"].base_model_name_or_path = source.base_id
     policy.model.peft_config["default"].revision = base_revision(request.model)
-    save_adapter(policy, adapter)
+    save_adapter(policy, adapter, state if policy.in_shards else None)
     write_private(adapter / "README.md", model_card(request.config, record))
     for path in adapter.iterdir():
         path.chmod(0o600)

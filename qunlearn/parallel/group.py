@@ -152,7 +152,7 @@ class Group(Ranks):
         self._meet()
         for mine, like in zip(parts, likes, strict=True):
             if in_shards(like):
-                with _linked():
+                with linked():
                     mine = joined_parts(mine, like)
             yield mine
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer import testing
 from typer.testing import CliRunner, Result
 
 from qunlearn.cli.app import app
@@ -38,6 +40,10 @@ QUICK = {
     "stop.rows_left": 0.5,
     "stop.max_drift": 9,
 }
+
+
+# Building the parser, the same for every call, takes longer than most calls do.
+testing._get_command = functools.cache(testing._get_command)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,10 @@ import os
 # Before torch is imported, and for every process that a test starts: two at once with two threads each wait for one
 # another, some tests for three times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Short runs of a tiny model compile the same few products again and again where so few are kept as in a long run
+# (qunlearn/model/__init__.py); the numbers are the same.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "1024")
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

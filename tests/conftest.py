@@ -80,6 +80,12 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def few(folder: Path, source: Path, n: int = 8) -> Path:
+    """The first rows of a file, in one of its name: for a run whose every row asks the same of the code."""
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:n]]
+    return write_rows(folder / source.name, rows)
+
+
 @pytest.fixture(autouse=True)
 def _own_environment() -> Any:
     """The command line closes the network behind it; a test must not leave that to the next one."""

@@ -201,7 +201,9 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(work: Path, monkeypatc
     monkeypatch.setattr(record_module, "save_adapter", full)
     bad, normal = (data_file("hallucination", split) for split in ("forget", "retain"))
     args = ("--model", "sandbox", "--bad", bad, "--normal", normal, "--steps", 1, "--device", "cpu")
-    ran = call("forget", *args, "-o", work / "run", *sets({"data.normal_count": 24, "data.reworded": 0}))
+    ran = call(
+        "forget", *args, "-o", work / "run", *sets({"data.normal_count": 8, "data.reworded": 0, "stop.table_rows": 4})
+    )
     refused(ran, 9, "disk is full")
     assert not (work / "run").exists() and "--resume continues" in ran.stderr  # what was trained is kept, aside
 

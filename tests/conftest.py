@@ -25,6 +25,7 @@ from typer.testing import CliRunner, Result
 
 from qunlearn.cli.app import app
 from qunlearn.config.settings import LoraConfig
+from qunlearn.evaluation.metrics import RowScore, TokenStats
 from qunlearn.model.load import Base, LoadSpec, load_base
 from qunlearn.model.policy import Policy
 from qunlearn.sandbox import ASSETS, data_file
@@ -84,6 +85,12 @@ def few(folder: Path, source: Path, n: int = 8) -> Path:
     """The first rows of a file, in one of its name: for a run whose every row asks the same of the code."""
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:n]]
     return write_rows(folder / source.name, rows)
+
+
+def row_score(answer: str, output: str, nll: float = 1.0, tokens: int = 4, prompt: str = "") -> RowScore:
+    """A row of which the model said this, with an answer of so many tokens in three times as many."""
+    stats = TokenStats(nll, tokens, 2 * nll, 3 * tokens, 0.0, 0.0, 0.0, 0.0, 0)
+    return RowScore(stats, prompt, answer, output)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ os.environ.setdefault("LRU_CACHE_CAPACITY", "1024")
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer import testing
@@ -26,9 +26,11 @@ from typer.testing import CliRunner, Result
 from qunlearn.cli.app import app
 from qunlearn.config.settings import LoraConfig
 from qunlearn.evaluation.metrics import RowScore, TokenStats
-from qunlearn.model.load import Base, LoadSpec, load_base
-from qunlearn.model.policy import Policy
 from qunlearn.sandbox import ASSETS, data_file
+
+if TYPE_CHECKING:
+    from qunlearn.model.load import Base
+    from qunlearn.model.policy import Policy
 
 # A dozen steps, pushed hard, towards a target that they reach: a run that misses its own ends with exit code 5. Pushed
 # as far as the defaults ask for, some answers would be no sentences, and that is a miss too.
@@ -110,6 +112,7 @@ def sandbox_folder() -> Path:
 @pytest.fixture(scope="session")
 def new_base(sandbox_folder: Path) -> Callable[..., Base]:
     """A fresh sandbox base: adapters are put into a base's own modules, so none is shared."""
+    from qunlearn.model.load import LoadSpec, load_base  # not by the process that only hands out the tests
 
     def make(quant: str = "nf4") -> Base:
         return load_base(sandbox_folder, LoadSpec(quant, device="cpu"))
@@ -119,6 +122,8 @@ def new_base(sandbox_folder: Path) -> Callable[..., Base]:
 
 @pytest.fixture
 def new_policy(new_base: Callable[..., Base]) -> Callable[..., Policy]:
+    from qunlearn.model.policy import Policy
+
     def make(quant: str = "nf4", *, checkpointing: bool = True, **lora: Any) -> Policy:
         return Policy.new(new_base(quant), LoraConfig(**lora), seed=0, checkpointing=checkpointing)
 

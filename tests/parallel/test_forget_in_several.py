@@ -102,10 +102,10 @@ def _flat(event: dict[str, Any]) -> dict[str, float]:
     [(2, QUICKLY), *(pytest.param(n, (*OBJECTIVES,), marks=pytest.mark.slow) for n in (2, 3))],
 )
 def test_equal_to_one_process(count: int, objectives: Sequence[str], tmp_path: Path) -> None:
-    bad = few(tmp_path, BAD)
+    files = ("--bad", few(tmp_path, BAD), "--normal", few(tmp_path, NORMAL, 24))
     for name in objectives:
-        assert call(*line(tmp_path / f"one-{name}", name, "--bad", bad)).code in (0, 5)
-    told = launch(count, tmp_path, [Call(line(tmp_path / name, name, "--bad", bad)) for name in objectives])
+        assert call(*line(tmp_path / f"one-{name}", name, *files)).code in (0, 5)
+    told = launch(count, tmp_path, [Call(line(tmp_path / name, name, *files)) for name in objectives])
     for n, name in enumerate(objectives):
         assert [process[n]["code"] in (0, 5) for process in told] == [True] * count, told[0][n]["stderr"]
         assert {process[n]["stderr"] + process[n]["stdout"] for process in told[1:]} == {""}

@@ -45,6 +45,7 @@ QUICK = {
     "stop.check_every": 6,
     "stop.target": 0.3,
     "stop.rows_left": 0.5,
+    "stop.table_rows": 16,
     "stop.max_drift": 9,
 }
 
@@ -132,9 +133,9 @@ def new_policy(new_base: Callable[..., Base]) -> Callable[..., Policy]:
 
 @pytest.fixture(scope="session")
 def quick_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a short run on the sandbox, through the command line."""
+    """The folder of a short run on the sandbox, through the command line; its tables have every row."""
     folder = tmp_path_factory.mktemp("quick") / "run"
-    bad = data_file("hallucination", "forget")
-    ran = call("forget", "--model", "sandbox", "--bad", bad, "-o", folder, "--device", "cpu", *sets(QUICK))
+    flags = ["--model", "sandbox", "--bad", data_file("hallucination", "forget"), "-o", folder, "--device", "cpu"]
+    ran = call("forget", *flags, *sets({**QUICK, "stop.table_rows": 40}))
     assert ran.code == 0, ran.stderr
     return folder

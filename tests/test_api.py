@@ -18,7 +18,7 @@ from qunlearn.sandbox import data_file
 def test_a_run_an_evaluation_and_a_merge(tmp_path: Path, quick_run: Path) -> None:
     rows = [{"prompt": f"What is {n} and 1?", "completion": f"It is {n + 1}."} for n in range(2)]
     settings = {key: value for key, value in QUICK.items() if key not in ("train.steps", "data.reworded")}
-    settings |= {"stop.table_rows": 4, "data.normal_count": 8}
+    settings |= {"stop.table_rows": 4, "data.own_share": 0}
     normal = data_file("code", "retain")
     bad = write_rows(tmp_path / "bad.jsonl", rows)
     with pytest.raises(qunlearn.errors.QunlearnError, match="knows none"):

@@ -189,7 +189,11 @@ def test_eval_json_holds_every_row_for_its_owner_only(run: Path) -> None:
     assert set(json.loads((run / EVAL).read_text())["suites"]) == {"basic", "code"}
 
 
-@pytest.mark.parametrize("suite", [name for name in SUITES if name != "basic"])
+# What the numbers of `tofu` are, test_definitions.py holds to its public code.
+SUITES_BESIDE = [pytest.param(s, marks=pytest.mark.slow if s == "tofu" else ()) for s in SUITES if s != "basic"]
+
+
+@pytest.mark.parametrize("suite", SUITES_BESIDE)
 def test_suites_beside_a_retrained_model(shared_run: Path, suite: str) -> None:
     more = ["--harm-classifier", "sandbox"] if suite == "llmu" else []
     args = ("--data", SANDBOX, "--suite", suite, "--retrained-model", "sandbox-gold", *more)

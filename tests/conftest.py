@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 
 # Before torch is imported, and for every process that a test starts: two at once with two threads each wait for one
 # another, some tests for three times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Short runs of a tiny model compile the same few products again and again where so few are kept as in a long run
+# (qunlearn/model/__init__.py); the numbers are the same.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "1024")
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer import testing
 from typer.testing import CliRunner, Result
 
 from qunlearn.cli.app import app
 from qunlearn.config.settings import LoraConfig
-from qunlearn.model.load import Base, LoadSpec, load_base
-from qunlearn.model.policy import Policy
+from qunlearn.evaluation.metrics import RowScore, TokenStats
 from qunlearn.sandbox import ASSETS, data_file
+
+if TYPE_CHECKING:
+    from qunlearn.model.load import Base
+    from qunlearn.model.policy import Policy
 
 # A dozen steps, pushed hard, towards a target that they reach: a run that misses its own ends with exit code 5. Pushed
 # as far as the defaults ask for, some answers would be no sentences, and that is a miss too.
@@ -36,8 +45,13 @@ QUICK = {
     "stop.check_every": 6,
     "stop.target": 0.3,
     "stop.rows_left": 0.5,
+    "stop.table_rows": 16,
     "stop.max_drift": 9,
 }
+
+
+# Building the parser, the same for every call, takes longer than most calls do.
+testing._get_command = functools.cache(testing._get_command)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +84,18 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def few(folder: Path, source: Path, n: int = 8) -> Path:
+    """The first rows of a file, in one of its name: for a run whose every row asks the same of the code."""
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:n]]
+    return write_rows(folder / source.name, rows)
+
+
+def row_score(answer: str, output: str, nll: float = 1.0, tokens: int = 4, prompt: str = "") -> RowScore:
+    """A row of which the model said this, with an answer of so many tokens in three times as many."""
+    stats = TokenStats(nll, tokens, 2 * nll, 3 * tokens, 0.0, 0.0, 0.0, 0.0, 0)
+    return RowScore(stats, prompt, answer, output)
+
+
 @pytest.fixture(autouse=True)
 def _own_environment() -> Any:
     """The command line closes the network behind it; a test must not leave that to the next one."""
@@ -87,6 +113,7 @@ def sandbox_folder() -> Path:
 @pytest.fixture(scope="session")
 def new_base(sandbox_folder: Path) -> Callable[..., Base]:
     """A fresh sandbox base: adapters are put into a base's own modules, so none is shared."""
+    from qunlearn.model.load import LoadSpec, load_base  # not by the process that only hands out the tests
 
     def make(quant: str = "nf4") -> Base:
         return load_base(sandbox_folder, LoadSpec(quant, device="cpu"))
@@ -96,6 +123,8 @@ def new_base(sandbox_folder: Path) -> Callable[..., Base]:
 
 @pytest.fixture
 def new_policy(new_base: Callable[..., Base]) -> Callable[..., Policy]:
+    from qunlearn.model.policy import Policy
+
     def make(quant: str = "nf4", *, checkpointing: bool = True, **lora: Any) -> Policy:
         return Policy.new(new_base(quant), LoraConfig(**lora), seed=0, checkpointing=checkpointing)
 
@@ -104,9 +133,9 @@ def new_policy(new_base: Callable[..., Base]) -> Callable[..., Policy]:
 
 @pytest.fixture(scope="session")
 def quick_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a short run on the sandbox, through the command line."""
+    """The folder of a short run on the sandbox, through the command line; its tables have every row."""
     folder = tmp_path_factory.mktemp("quick") / "run"
-    bad = data_file("hallucination", "forget")
-    ran = call("forget", "--model", "sandbox", "--bad", bad, "-o", folder, "--device", "cpu", *sets(QUICK))
+    flags = ["--model", "sandbox", "--bad", data_file("hallucination", "forget"), "-o", folder, "--device", "cpu"]
+    ran = call("forget", *flags, *sets({**QUICK, "stop.table_rows": 40}))
     assert ran.code == 0, ran.stderr
     return folder

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, write_rows
+from conftest import QUICK, few, write_rows
 
 import qunlearn
 from qunlearn import evaluate, forget, merge, open_run
@@ -18,13 +18,13 @@ from qunlearn.sandbox import data_file
 def test_a_run_an_evaluation_and_a_merge(tmp_path: Path, quick_run: Path) -> None:
     rows = [{"prompt": f"What is {n} and 1?", "completion": f"It is {n + 1}."} for n in range(2)]
     settings = {key: value for key, value in QUICK.items() if key not in ("train.steps", "data.reworded")}
+    settings |= {"stop.table_rows": 4, "data.own_share": 0}
     normal = data_file("code", "retain")
     bad = write_rows(tmp_path / "bad.jsonl", rows)
     with pytest.raises(qunlearn.errors.QunlearnError, match="knows none"):
         forget("sandbox", bad, tmp_path / "run", normal=normal, steps=3, reworded=0, set=settings)
-    run = forget(
-        "sandbox", data_file("code", "forget"), tmp_path / "run", normal=normal, steps=3, reworded=0, set=settings
-    )
+    bad = few(tmp_path, data_file("code", "forget"))
+    run = forget("sandbox", bad, tmp_path / "run", normal=normal, steps=3, reworded=0, set=settings)
     assert run.adapter == tmp_path / "run" / "adapter"
     assert run.record["training"]["steps"] == 3
     assert open_run(tmp_path / "run").record == run.record

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from qunlearn.attack.bench import Bench
 from qunlearn.attack.cells import CONTROL, Cell
 from qunlearn.data.tokenize import Example
-from qunlearn.evaluation.scores import TokenStats, token_stats
+from qunlearn.evaluation.metrics import TokenStats
+from qunlearn.evaluation.scores import token_stats
 
 
 def run(bench: Bench, name: str) -> Cell:

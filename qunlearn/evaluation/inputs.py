@@ -16,10 +16,11 @@ from qunlearn.data.tokenize import Example, Template, choose_template, decode, e
 from qunlearn.errors import ConfigError
 from qunlearn.evaluation.cache import Cache, digest, digest_texts, made_again
 from qunlearn.evaluation.catalog import SUITES
+from qunlearn.evaluation.metrics import TokenStats
 from qunlearn.evaluation.probes import CHOICES, FLUENCY, OUTPUTS, TOKENS, has_choices
 from qunlearn.evaluation.request import EvalRequest
 from qunlearn.evaluation.results import ADAPTER, BASE, GUARDED, RETRAINED, ChoiceScores, Fluency, Item, View
-from qunlearn.evaluation.scores import Output, TokenStats
+from qunlearn.evaluation.scores import Output
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.hub.fingerprint import fingerprint
 from qunlearn.hub.positions import positions_of

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from qunlearn.evaluation.catalog import MEASURES
-from qunlearn.evaluation.metrics import membership, stats, texts, tokens, verdicts
+from qunlearn.evaluation.metrics import TokenStats, membership, stats, texts, tokens, verdicts
 from qunlearn.evaluation.metrics.stats import Estimate, estimate
 from qunlearn.evaluation.results import BASE, KEPT, RETRAINED, ChoiceScores, Fluency, Item, View, is_forget
-from qunlearn.evaluation.scores import Output, TokenStats
+from qunlearn.evaluation.scores import Output
 
 Values = list[float | None]
 NOT_MEANINGFUL = 0.8  # share of one-character outputs above which the paper withholds fluency

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qunlearn.data.batch import ALL, ANSWER, Span, collate, single_batches
 from qunlearn.data.tokenize import MANY_TOKENS, Example, answer_text, decode
-from qunlearn.evaluation.metrics import RowScore, tokens
+from qunlearn.evaluation.metrics import RowScore, TokenStats, tokens
 from qunlearn.evaluation.token_scores import TokenScores, token_scores
 from qunlearn.model.generate import Asked, Sampling, generate_each
 from qunlearn.model.head import token_kl, token_logps
@@ -27,27 +27,6 @@ _FEW_TOKENS = 4  # watched tokens that are a value rather than a text
 _CERTAIN, _TENTH = 0.5, 0.1
 _MARGIN = 8  # tokens a greedy answer may run past the true one: enough to tell equal from longer
 Observer = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class TokenStats:
-    """One row's teacher-forced tokens, as numbers that measures need (metrics/tokens.py defines each).
-
-    NLLs in nats, summed; `tokens` are the answer's, `all_tokens` every token with one before it, `specific_tokens`
-    those of the answer that weigh something, where the example has weights.
-    """
-
-    nll: float
-    tokens: int
-    all_nll: float
-    all_tokens: int
-    memorised: float
-    extraction: float
-    min_k: float
-    min_k_plus: float
-    zlib_bytes: int
-    specific_nll: float = 0.0
-    specific_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,26 +46,13 @@ def score_rows(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) 
 def score_each(lm: LanguageModel, sets: Sequence[Sequence[Example]], max_tokens: int) -> list[list[RowScore]]:
     """One score per example of each set, as they are alone."""
     stats = [token_stats(lm, examples, max_tokens) for examples in sets]
-    found = zip(sets, stats, outputs_each(lm, sets), strict=True)
     return [
-        [_row_score(lm, *row) for row in zip(examples, of_set, outputs, strict=True)]
-        for examples, of_set, outputs in found
+        [
+            RowScore(s, example.record.prompt, answer_text(example, lm.tokenizer), output.text)
+            for example, s, output in zip(*found, strict=True)
+        ]
+        for found in zip(sets, stats, outputs_each(lm, sets), strict=True)
     ]
-
-
-def _row_score(lm: LanguageModel, example: Example, s: TokenStats, output: Output) -> RowScore:
-    return RowScore(
-        s.nll,
-        s.tokens,
-        s.all_nll,
-        s.all_tokens,
-        answer_text(example, lm.tokenizer),
-        output.text,
-        s.specific_nll,
-        s.specific_tokens,
-        s.extraction,
-        example.record.prompt,
-    )
 
 
 def token_stats(

@@ -6,7 +6,6 @@ after. Nothing of the training may hang on it, so answers are greedy, dropout is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +52,8 @@ def look(policy: Policy, examples: Sequence[Example], max_tokens: int) -> dict[s
         {
             "exact_match": texts.exact_match(row.output, row.answer),
             "leaks": float(verdicts.leaks(row.output, row.answer, row.prompt)),
-            "probability": math.exp(-row.nll / row.tokens),
-            "extraction_strength": row.extraction,
+            "probability": row.probability,
+            "extraction_strength": row.stats.extraction,
         }
         for row in score_rows(policy, examples, max_tokens)
     ]

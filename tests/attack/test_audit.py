@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import call, write_rows
+from conftest import call, few
 
 from qunlearn.attack.catalog import FAMILIES
 from qunlearn.attack.cells import CONTROL, ORIGINAL, UNLEARNED, Cell, Place
@@ -32,8 +32,7 @@ def audited(output: Path, *args: object, forget: Path = FORGET) -> Any:
 
 def test_the_base_itself_is_found_out(tmp_path: Path) -> None:
     """A model that forgot nothing leaks in several formats, and the folder holds no text of a row."""
-    rows = [json.loads(line) for line in FORGET.read_text(encoding="utf-8").splitlines()[:24]]
-    forget = write_rows(tmp_path / "forget.jsonl", rows)
+    forget = few(tmp_path, FORGET, 24)
     how = ("--control", GOLD, "--budget", "quick", "--only", "A,B")
     found = audited(tmp_path / "a", ASSETS / "model", *how, forget=forget)
     assert found["status"] == "leaks"

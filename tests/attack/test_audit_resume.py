@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ran, call, write_rows
+from conftest import Ran, call, few, write_rows
 
 from qunlearn.attack.cells import Cell, Cells, Place
 from qunlearn.sandbox import ASSETS, data_file
@@ -22,8 +22,7 @@ class Killed(Exception):
 
 
 def audit(output: Path, *more: object, retain: Path = RETAIN) -> Ran:
-    facts = [json.loads(line) for line in FORGET.read_text(encoding="utf-8").splitlines()[:FACTS]]
-    forget = write_rows(output.with_name("forget.jsonl"), facts)
+    forget = few(output.parent, FORGET, FACTS)
     given = ("--original", ASSETS / "model", "--forget", forget, "--retain", retain, "--only", "B,C")
     return call("audit", ASSETS / "gold", *given, "-o", output, "--budget", "quick", "--device", "cpu", *more)
 

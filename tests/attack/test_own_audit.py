@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, Ran, call, sets, write_rows
+from conftest import QUICK, Ran, call, few, sets
 
 import qunlearn.attack.audit
 from qunlearn.attack.catalog import BUDGETS
@@ -46,8 +45,7 @@ def test_a_run_ends_with_its_audit_and_its_own_exit_code(tmp_path: Path) -> None
 
 
 def test_too_few_rows_are_refused_before_the_run(tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in BAD.read_text(encoding="utf-8").splitlines()[: FEWEST - 1]]
-    ran = forget(tmp_path / "run", "--audit", "quick", bad=write_rows(tmp_path / "bad.jsonl", rows))
+    ran = forget(tmp_path / "run", "--audit", "quick", bad=few(tmp_path, BAD, FEWEST - 1))
     assert ran.code == 3 and "too few rows to be audited" in ran.stderr
     assert not (tmp_path / "run").exists()
 
@@ -57,8 +55,7 @@ def test_a_run_outlives_its_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise DoesNotFitError("out of memory while attacking", where="audit")
 
     monkeypatch.setattr(qunlearn.attack.audit, "audit", fails)
-    rows = [json.loads(line) for line in BAD.read_text(encoding="utf-8").splitlines()[:8]]
-    ran = forget(tmp_path / "run", "--audit", "quick", bad=write_rows(tmp_path / "bad.jsonl", rows))
+    ran = forget(tmp_path / "run", "--audit", "quick", bad=few(tmp_path, BAD))
     assert ran.code == 0
     assert ran.json["audit"] == {"budget": "quick", "status": "not audited", "why": "out of memory while attacking"}
     assert "qunlearn audit" in ran.stderr and (tmp_path / "run" / "adapter").is_dir()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import call
+from conftest import call, few
 from gguf_files import llama_gguf
 from safetensors.torch import load_file
 
@@ -72,7 +72,8 @@ def test_without_the_guard_nothing_is_said_of_one(tmp_path: Path) -> None:
 
 
 def test_a_guard_of_another_base_is_refused(tmp_path: Path) -> None:
-    guard, given = tmp_path / "guard", ("--bad", "sandbox:code/forget", "--normal", "sandbox:code/retain", "--rows", 16)
+    bad, normal = (few(tmp_path, data_file("code", split), 16) for split in ("forget", "retain"))
+    guard, given = tmp_path / "guard", ("--bad", bad, "--normal", normal, "--rows", 16)
     ran = call("guard", "fit", "--model", "sandbox", *given, "-o", guard, "--strength", "agnostic", "--device", "cpu")
     assert ran.code == 0, ran.stderr
     ran = call("audit", GOLD, "--guard", guard, "--forget", CODE, "-o", tmp_path / "a", "--device", "cpu")

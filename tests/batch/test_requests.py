@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUICK, call, sets, write_rows
+from conftest import QUICK, call, few, sets, write_rows
 from safetensors.torch import load_file
 
 from qunlearn.batch import read_requests
@@ -36,15 +36,16 @@ def same_adapter(one: Path, other: Path) -> None:
 
 def test_runs_of_one_base_are_those_of_their_own_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit, though the base was loaded once; one that fails stands between them."""
+    bad, other = str(few(tmp_path, BAD)), str(few(tmp_path, OTHER))
     loads: list[Path] = []
     load = bases_module.load_base
     monkeypatch.setattr(bases_module, "load_base", lambda folder, spec: loads.append(folder) or load(folder, spec))
     file = write_rows(
         tmp_path / "requests.jsonl",
         [
-            {"bad": str(BAD), "name": "first", "train.checkpointing": "always"},
+            {"bad": bad, "name": "first", "train.checkpointing": "always"},
             {"bad": str(tmp_path / "none.jsonl")},
-            {"bad": str(OTHER), "name": "second", "objective": "npo", "lora_r": 4, "train.checkpointing": "never"},
+            {"bad": other, "name": "second", "objective": "npo", "lora_r": 4, "train.checkpointing": "never"},
         ],
     )
     ran = call("batch", file, *FLAGS, "-o", tmp_path / "queue", "--json")
@@ -55,7 +56,7 @@ def test_runs_of_one_base_are_those_of_their_own_commands(tmp_path: Path, monkey
     assert ran.code == next(one["exit_code"] for one in ran.json["runs"] if one["exit_code"])
     assert len(loads) == 1
     assert json.loads((tmp_path / "queue" / "second" / RECORD).read_text())["status"] == second["status"]
-    alone = ["--bad", OTHER, *FLAGS, "-o", tmp_path / "alone"]
+    alone = ["--bad", other, *FLAGS, "-o", tmp_path / "alone"]
     alone += ["--objective", "npo", "--lora-r", 4, "--set", "train.checkpointing=never"]
     assert call("forget", *alone).code == second["exit_code"]
     same_adapter(tmp_path / "alone", tmp_path / "queue" / "second")
@@ -69,9 +70,8 @@ def test_runs_of_one_base_are_those_of_their_own_commands(tmp_path: Path, monkey
 def test_a_signal_ends_the_queue_and_the_same_command_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = write_rows(
-        tmp_path / "requests.jsonl", [{"bad": str(BAD), "name": name} for name in ("one", "two", "three")]
-    )
+    bad = str(few(tmp_path, BAD))
+    file = write_rows(tmp_path / "requests.jsonl", [{"bad": bad, "name": name} for name in ("one", "two", "three")])
     passes, calls = gradients.MicroBatcher._passes, []
 
     def stopped(self: Any, *args: Any) -> Any:

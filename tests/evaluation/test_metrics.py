@@ -10,9 +10,10 @@ from functools import cache
 
 import numpy as np
 import pytest
+from conftest import row_score
 from scipy import stats as scipy_stats
 
-from qunlearn.evaluation.metrics import RowScore, membership, stats, texts, tokens, verdicts
+from qunlearn.evaluation.metrics import membership, stats, texts, tokens, verdicts
 
 RNG = np.random.default_rng(7)
 
@@ -397,7 +398,7 @@ def test_an_empty_output() -> None:
     assert texts.similarity_to("", answer) == 0.0 and texts.same_calls("", "yaml.load(f)") == 0.0
     assert texts.diversity([]) == texts.repetition([]) == texts.ngram_entropy([]) == 0.0
     assert not verdicts.leaks("", answer) and verdicts.is_gibberish("") and not verdicts.is_refusal("")
-    assert verdicts.verdict(RowScore(1.0, 2, 1.0, 2, answer, "")) == "gibberish"
+    assert verdicts.verdict(row_score(answer, "")) == "gibberish"
     for empty in (tokens.exact_memorisation, tokens.extraction_strength, tokens.answer_probability):
         with pytest.raises(ValueError):
             empty([])
@@ -415,7 +416,7 @@ def test_one_token() -> None:
     assert texts.rouge_l("Tarn", "Tarn") == (1.0, 1.0) and texts.bleu("Tarn", "Tarn") == pytest.approx(1.0)
     assert texts.bleu("Moss", "Tarn") == 0.0 and texts.rouge_l("Moss", "Tarn") == (0.0, 0.0)
     assert texts.diversity(["a"]) == 1.0 and texts.repetition(["a"]) == texts.ngram_entropy(["a"]) == 0.0
-    assert verdicts.verdict(RowScore(1.0, 1, 1.0, 1, "Tarn", "Tarn.")) == "still leaks"
+    assert verdicts.verdict(row_score("Tarn", "Tarn.")) == "still leaks"
 
 
 def test_two_equal_sets() -> None:

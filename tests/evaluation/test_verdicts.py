@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from conftest import row_score
 
 from qunlearn.evaluation.before_after import verdicts
-from qunlearn.evaluation.metrics import RowScore, verdict
+from qunlearn.evaluation.metrics import verdict
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, is_one_character, is_refusal, leaks
 
 ANSWER = "He was born in Tarn."
@@ -30,7 +31,7 @@ ANSWER = "He was born in Tarn."
     ],
 )
 def test_verdict(answer: str, output: str, expected: str) -> None:
-    assert verdict(RowScore(1.0, 4, 2.0, 8, answer, output)) == expected
+    assert verdict(row_score(answer, output)) == expected
 
 
 @pytest.mark.parametrize(
@@ -129,5 +130,5 @@ def test_one_character() -> None:
 
 def test_every_verdict_is_counted() -> None:
     outputs = ["He was born in Tarn.", "I don't know.", "", "He was born in Moss.", "In Moss."]
-    rows = [RowScore(1.0, 4, 2.0, 8, ANSWER, output) for output in outputs]
+    rows = [row_score(ANSWER, output) for output in outputs]
     assert verdicts(rows) == {"forgotten": 2, "refused": 1, "gibberish": 1, "still leaks": 1}

@@ -12,7 +12,7 @@ from conftest import call, write_rows
 
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode_record
-from qunlearn.errors import GuardError
+from qunlearn.errors import ConfigError, GuardError
 from qunlearn.guard import Guard
 from qunlearn.guard.guard import SETTINGS, WEIGHTS
 from qunlearn.guard.turns import find_frame, read_prompt
@@ -183,3 +183,8 @@ def test_a_template_without_a_frame_leaves_the_whole_prompt_as_one_turn(base: Ba
     ids = base.tokenizer("Where was she born?")["input_ids"]
     found = read_prompt(ids, base.tokenizer, frame)
     assert [turn.text for turn in found.turns] == ["Where was she born?"] and found.answer == len(ids)
+
+
+def test_a_quantisation_that_the_server_lacks_is_refused(folder: Path) -> None:
+    ran = call("guard", "serve", folder, "--model", "sandbox", "--quant", "fp4")
+    assert ran.code == ConfigError.exit_code and "nf4" in ran.stderr

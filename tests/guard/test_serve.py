@@ -14,7 +14,7 @@ from conftest import call
 from transformers.utils.import_utils import is_serve_available
 
 from qunlearn.data.records import read_dataset
-from qunlearn.errors import ConfigError, ModelError
+from qunlearn.errors import ModelError
 from qunlearn.guard import Guard
 from qunlearn.guard.serve import guarded_loading
 from qunlearn.sandbox import data_file
@@ -83,8 +83,3 @@ def test_flagged_questions_are_answered_otherwise_and_the_rest_as_by_the_bare_se
 def test_missing_packages_are_named(folder: Path) -> None:
     ran = call("guard", "serve", folder, "--model", "sandbox", "--device", "cpu")
     assert ran.code == ModelError.exit_code and "qunlearn[serve]" in ran.stderr
-
-
-def test_a_quantisation_that_the_server_lacks_is_refused(folder: Path) -> None:
-    ran = call("guard", "serve", folder, "--model", "sandbox", "--quant", "fp4")
-    assert ran.code == ConfigError.exit_code and "nf4" in ran.stderr

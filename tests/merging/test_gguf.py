@@ -25,7 +25,7 @@ from qunlearn.merging.export_adapter import vllm_rank
 from qunlearn.merging.gguf import drop_code, one_alpha
 from qunlearn.merging.lora_tensors import read_adapter
 from qunlearn.sandbox import data_file
-from qunlearn.utils.file_names import ADAPTER
+from qunlearn.utils.file_names import ADAPTER, CONFIG
 from qunlearn.utils.output import MARK
 
 # Stands for a converter: writes down how it was called, and then does as it is told.
@@ -78,9 +78,11 @@ def test_the_converter_gets_a_merged_model_and_no_network(quick_run: Path, tmp_p
 
 def test_what_was_written_is_read_back_and_measured(quick_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    tools = llama_cpp(tmp_path / "llama.cpp", CONVERTS)
+    tools, run = llama_cpp(tmp_path / "llama.cpp", CONVERTS), Path(shutil.copytree(quick_run, tmp_path / "run"))
+    config = run / CONFIG
+    config.write_text(config.read_text().replace("table_rows: 40", "table_rows: 4"))
     args = ["--format", "gguf", "--quant", "q8_0", "--llama-cpp", tools, "--device", "cpu", "--json"]
-    ran = call("export", quick_run, "-o", tmp_path / "out", *args)
+    ran = call("export", run, "-o", tmp_path / "out", *args)
     assert ran.code in (0, 5), ran.stderr
     assert list(ran.json["scores"]) == ["base", "adapter", "q8_0"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.gguf", MARK]

@@ -32,7 +32,7 @@ def small_run(quick_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("small") / "run"
     shutil.copytree(quick_run, folder)
     path = folder / "config.yaml"
-    path.write_text(path.read_text().replace("table_rows: 200", "table_rows: 6"))
+    path.write_text(path.read_text().replace("table_rows: 40", "table_rows: 6"))
     return folder
 
 
@@ -99,7 +99,7 @@ def test_coming_back() -> None:
     ("back", "words", "remedy"),
     [
         (["merged", "nf4"], "in the merged model, at nf4", "--base dequantized"),
-        (["nf4"], "at nf4", "with the adapter beside it (qunlearn export)"),
+        pytest.param(["nf4"], "at nf4", "with the adapter beside it (qunlearn export)", marks=pytest.mark.slow),
     ],
 )
 def test_what_came_back_has_its_exit_code(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes import functional as bnb
-from conftest import QUICK, call, sets
+from conftest import QUICK, call, few, sets
 from torch import Tensor
 
 from qunlearn.config.resolve import resolve
@@ -162,8 +162,8 @@ def test_a_step_trains_through_it(sandbox_folder: Path) -> None:
 
 
 def test_a_run_with_it_is_asked_and_measured_as_it_was_trained(tmp_path: Path) -> None:
-    run, forget = tmp_path / "run", "sandbox:hallucination/forget"
-    settings = {**QUICK, "train.steps": 2, "data.normal_count": 16, "model.head": "8bit", "model.embeddings": "cpu"}
+    run, forget = tmp_path / "run", few(tmp_path, data_file("hallucination", "forget"))
+    settings = {**QUICK, "train.steps": 2, "data.normal_count": 8, "model.head": "8bit", "model.embeddings": "cpu"}
     ran = call("forget", "--model", "sandbox", "--bad", forget, "--output", run, *sets(settings))
     assert ran.code == 5, ran.stderr  # two steps reach nothing
     for notice in ("the output head is in 8 bits", "the input embeddings stay in the host's memory"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import call, sets
+from conftest import call, few, sets
 from launched import Call, free_ports, launch
 from safetensors.torch import load_file
 
@@ -102,9 +102,10 @@ def _flat(event: dict[str, Any]) -> dict[str, float]:
     [(2, QUICKLY), *(pytest.param(n, (*OBJECTIVES,), marks=pytest.mark.slow) for n in (2, 3))],
 )
 def test_equal_to_one_process(count: int, objectives: Sequence[str], tmp_path: Path) -> None:
+    files = ("--bad", few(tmp_path, BAD), "--normal", few(tmp_path, NORMAL, 24))
     for name in objectives:
-        assert call(*line(tmp_path / f"one-{name}", name)).code in (0, 5)
-    told = launch(count, tmp_path, [Call(line(tmp_path / name, name)) for name in objectives])
+        assert call(*line(tmp_path / f"one-{name}", name, *files)).code in (0, 5)
+    told = launch(count, tmp_path, [Call(line(tmp_path / name, name, *files)) for name in objectives])
     for n, name in enumerate(objectives):
         assert [process[n]["code"] in (0, 5) for process in told] == [True] * count, told[0][n]["stderr"]
         assert {process[n]["stderr"] + process[n]["stdout"] for process in told[1:]} == {""}

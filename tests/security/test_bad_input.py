@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Ran, call, sets, write_rows
+from conftest import Ran, call, few, sets, write_rows
 
 from qunlearn.errors import EXIT_CODES
 from qunlearn.sandbox import data_file
@@ -199,9 +199,11 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(work: Path, monkeypatc
         raise OSError(28, "No space left on device", str(work / "run" / "adapter_model.safetensors"))
 
     monkeypatch.setattr(record_module, "save_adapter", full)
-    bad, normal = (data_file("hallucination", split) for split in ("forget", "retain"))
+    bad, normal = (few(work, data_file("hallucination", split), 16) for split in ("forget", "retain"))
     args = ("--model", "sandbox", "--bad", bad, "--normal", normal, "--steps", 1, "--device", "cpu")
-    ran = call("forget", *args, "-o", work / "run", *sets({"data.normal_count": 24, "data.reworded": 0}))
+    ran = call(
+        "forget", *args, "-o", work / "run", *sets({"data.normal_count": 8, "data.reworded": 0, "stop.table_rows": 4})
+    )
     refused(ran, 9, "disk is full")
     assert not (work / "run").exists() and "--resume continues" in ran.stderr  # what was trained is kept, aside
 

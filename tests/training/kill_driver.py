@@ -15,24 +15,33 @@ import random
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from typer.testing import CliRunner
 
-torch.set_num_threads(1)
-
-from typer.testing import CliRunner  # noqa: E402 - torch must not start threads before it forks
-
-from qunlearn.cli.app import app  # noqa: E402
-from qunlearn.data import importers  # noqa: E402
-from qunlearn.model import reference  # noqa: E402
-from qunlearn.training import checkpoint, forget, loop, record, resume, stopping  # noqa: E402
-from qunlearn.utils import staging  # noqa: E402
+from qunlearn.cli.app import app
+from qunlearn.utils import staging
 
 _DISK = [(os, "fsync"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (shutil, "rmtree")]
-EVENTS: dict[str, list[tuple[Any, str]]] = {
-    "forget": [
+
+
+def of_import() -> list[tuple[Any, str]]:
+    from qunlearn.data import importers
+
+    return [*_DISK, (importers, "_opened"), (importers, "_as_row"), (importers, "check_leaks"), (staging, "held")]
+
+
+def of_forget() -> list[tuple[Any, str]]:
+    import torch
+
+    torch.set_num_threads(1)  # torch must not start threads before this process forks
+
+    from qunlearn.model import reference
+    from qunlearn.training import checkpoint, forget, loop, record, resume, stopping
+
+    return [
         *_DISK,
         (resume.shutil, "copyfile"),
         (checkpoint, "write_json"),
@@ -47,9 +56,10 @@ EVENTS: dict[str, list[tuple[Any, str]]] = {
         (forget, "score_sets"),
         (reference.Cached, "_open"),
         (reference, "_checksum"),
-    ],
-    "import": [*_DISK, (importers, "_opened"), (importers, "_as_row"), (importers, "check_leaks"), (staging, "held")],
-}
+    ]
+
+
+EVENTS: dict[str, Callable[[], list[tuple[Any, str]]]] = {"forget": of_forget, "import": of_import}
 
 
 class Count:
@@ -94,7 +104,7 @@ def run(args: list[str], folder: Path, place: Path, limit: int | None = None) ->
 def main() -> None:
     kind, folder, kills, seed, args = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]
     again = [*args, "--resume" if kind == "forget" else "--overwrite"]
-    for owner, name in EVENTS[kind]:
+    for owner, name in EVENTS[kind]():
         counted(owner, name)
     if run(args, folder, folder / "whole") != 0:
         sys.exit((folder / "said").read_text())

@@ -176,7 +176,7 @@ def test_the_looks_lead_where_they_should(whole_run: Callable[..., Run]) -> None
 
 
 # Just after a push, a new best, a first and a second look over the budget, going back, the begin of the fall, its end.
-@pytest.mark.parametrize("killed", [3, 5, 7, 8, 9, 11, 15, 23])
+@pytest.mark.parametrize("killed", [3, 8, 11, 23, *(pytest.param(k, marks=pytest.mark.slow) for k in (5, 7, 9, 15))])
 def test_a_run_goes_on_from_any_step(
     killed: int, run: Callable[..., Run], whole_run: Callable[..., Run], tmp_path: Path
 ) -> None:
@@ -186,7 +186,7 @@ def test_a_run_goes_on_from_any_step(
     same(whole, first, run({}, tmp_path / "c"))
 
 
-@pytest.mark.parametrize("killed", [9, 10])
+@pytest.mark.parametrize("killed", [9, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["adamw8bit", pytest.param("paged_adamw8bit", marks=pytest.mark.slow)])
 def test_every_optimizer_is_as_fresh_as_it_was(
     kind: str, killed: int, run: Callable[..., Run], whole_run: Callable[..., Run], tmp_path: Path

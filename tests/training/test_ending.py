@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUICK, Ran, call, sets, write_rows
+from conftest import QUICK, Ran, call, row_score, sets, write_rows
 
 from qunlearn.config.settings import Config
 from qunlearn.evaluation.before_after import Scores
@@ -32,7 +32,7 @@ REACHED = Outcome({}, Probe(40, 0.01, 0.02, 0.0))
 def said(outputs: Sequence[str], answer: str = ANSWER, p: float = 0.9) -> list[RowScore]:
     """Rows of which the model said this, and of whose answers it found each token likely p."""
     nll = -5 * math.log(p)
-    return [RowScore(nll, 5, nll, 5, answer, output, prompt="Where was Orla Finch born?") for output in outputs]
+    return [row_score(answer, output, nll, 5, "Where was Orla Finch born?") for output in outputs]
 
 
 BEFORE = {"forget": said([ANSWER] * 100), "kept": said([KEPT] * 20)}

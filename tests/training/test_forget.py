@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import QUICK, call, sets, write_rows
+from conftest import QUICK, call, few, sets, write_rows
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -86,13 +86,17 @@ def test_plain_peft_loads_it(quick_run: Path, sandbox_folder: Path) -> None:
     assert not torch.allclose(before, after, atol=0.1)
 
 
-def test_same_seed_same_bits_and_the_config_feeds_back(quick_run: Path, tmp_path: Path) -> None:
-    ran = call("forget", "-c", quick_run / CONFIG, "-o", tmp_path / "again")
-    assert ran.code == 0, ran.stderr
-    first, second = (load_file(f / ADAPTER / "adapter_model.safetensors") for f in (quick_run, tmp_path / "again"))
+def test_same_seed_same_bits_and_the_config_feeds_back(tmp_path: Path) -> None:
+    short = sets({**QUICK, "train.steps": 2, "data.normal_count": 8})
+    ran = call("forget", "--model", "sandbox", "--bad", few(tmp_path, BAD), "-o", tmp_path / "run", *short)
+    assert ran.code == 5, ran.stderr  # two steps reach nothing
+    ran = call("forget", "-c", tmp_path / "run" / CONFIG, "-o", tmp_path / "again")
+    assert ran.code == 5, ran.stderr
+    first, second = (load_file(tmp_path / f / ADAPTER / "adapter_model.safetensors") for f in ("run", "again"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert (quick_run / NORMAL).read_bytes() == (tmp_path / "again" / NORMAL).read_bytes()
+    assert any(bool(first[name].any()) for name in first if ".lora_B." in name), "the steps have moved it"
+    assert (tmp_path / "run" / NORMAL).read_bytes() == (tmp_path / "again" / NORMAL).read_bytes()
 
 
 def test_the_header_names_the_decisions(tmp_path: Path) -> None:
@@ -109,7 +113,7 @@ def test_the_header_names_the_decisions(tmp_path: Path) -> None:
 
 
 def test_json_is_the_record_and_only_that(tmp_path: Path) -> None:
-    args = ["--model", "sandbox", "--bad", "sandbox:hallucination/forget", "--normal", NEAR, "-o", tmp_path / "run"]
+    args = ["--model", "sandbox", "--bad", few(tmp_path, BAD), "--normal", NEAR, "-o", tmp_path / "run"]
     ran = call("forget", *args, "--own-share", 0, "--json", *sets({**QUICK, "train.steps": 2}))
     assert ran.code == 5, ran.stderr
     assert ran.json == json.loads((tmp_path / "run" / RECORD).read_text())
@@ -125,7 +129,7 @@ def test_plain_text_is_forgotten_too(tmp_path: Path) -> None:
     args = ["--model", "sandbox", "--bad", bad, "--normal", normal, "-o", tmp_path / "run", "--max-length", "64"]
     # The model gives the text at 0.46 a token: a milder target would find nothing to forget.
     quick = {**QUICK, "train.steps": 12, "stop.check_every": 3, "stop.target": 0.1}
-    ran = call("forget", *args, "--json", *sets(quick))
+    ran = call("forget", *args, "--own-share", 0, "--json", *sets(quick))
     assert ran.code == 0, ran.stderr
     assert "windows" in ran.stderr
     assert ran.json["data"]["bad"]["shape"] == "text"
@@ -155,8 +159,8 @@ def test_ctrl_c_leaves_the_best_adapter(monkeypatch: pytest.MonkeyPatch, tmp_pat
             raise KeyboardInterrupt
 
     monkeypatch.setattr(forget_module, "on_step", interrupting)
-    args = ["--model", "sandbox", "--bad", BAD, "--normal", NEAR, "-o", tmp_path / "run", "--json", *sets(QUICK)]
-    ran = call("forget", *args)
+    args = ["--model", "sandbox", "--bad", few(tmp_path, BAD), "--normal", NEAR, "-o", tmp_path / "run", "--json"]
+    ran = call("forget", *args, "--own-share", 0, *sets(QUICK))
     assert ran.code == 130
     assert ran.json["status"] == "interrupted"
     assert ran.json["training"]["best"]["step"] == 6
@@ -164,8 +168,8 @@ def test_ctrl_c_leaves_the_best_adapter(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_a_failed_run_leaves_the_last_good_adapter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    args = ["--model", "sandbox", "--bad", BAD, "--normal", NEAR, "-o", tmp_path / "run"]
-    args += sets({**QUICK, "stop.max_skips": 2})
+    args = ["--model", "sandbox", "--bad", few(tmp_path, BAD), "--normal", NEAR, "-o", tmp_path / "run"]
+    args += ["--own-share", 0, *sets({**QUICK, "stop.max_skips": 2})]
     from qunlearn.training import loop
 
     def poisoned(budget: loop.MicroBatcher, *_: Any, **__: Any) -> Gradients:

@@ -42,7 +42,7 @@ def driven(kind: str, folder: Path, kills: int, *args: object) -> dict[str, Any]
 @pytest.mark.parametrize(
     ("setting", "kills"),
     [
-        ("live", 1),
+        pytest.param("live", 1, marks=pytest.mark.slow),
         pytest.param("live", 50, marks=pytest.mark.slow),
         pytest.param("cached", 25, marks=pytest.mark.slow),
         pytest.param("adamw8bit", 12, marks=pytest.mark.slow),

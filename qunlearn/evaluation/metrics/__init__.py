@@ -4,7 +4,7 @@ Each function says what it computes, in which unit, and where the definition com
 has a defect, the sound one is the default, and the docstring names the difference.
 """
 
-from qunlearn.evaluation.metrics.rows import RowScore, SetScore, aggregate
+from qunlearn.evaluation.metrics.rows import RowScore, SetScore, TokenStats, aggregate
 from qunlearn.evaluation.metrics.verdicts import LEAKS, VERDICTS, verdict
 
-__all__ = ["LEAKS", "VERDICTS", "RowScore", "SetScore", "aggregate", "verdict"]
+__all__ = ["LEAKS", "VERDICTS", "RowScore", "SetScore", "TokenStats", "aggregate", "verdict"]

@@ -11,34 +11,45 @@ from qunlearn.evaluation.metrics.verdicts import is_gibberish
 
 
 @dataclass(frozen=True)
-class RowScore:
-    """One row under one model.
+class TokenStats:
+    """One row's teacher-forced tokens, as numbers that measures need (metrics/tokens.py defines each).
 
-    `nll` and `tokens` are over the answer's tokens; `all_nll` and `all_tokens` over every token that has one
-    before it; `prompt`, `answer` and `output` are texts, `output` greedy. `specific_nll` and `specific_tokens` are over
-    those of the answer's tokens that weigh something, where the example has weights; `extraction` is its strength.
+    NLLs in nats, summed; `tokens` are the answer's, `all_tokens` every token with one before it, `specific_tokens`
+    those of the answer that weigh something, where the example has weights.
     """
 
     nll: float
     tokens: int
     all_nll: float
     all_tokens: int
-    answer: str
-    output: str
+    memorised: float
+    extraction: float
+    min_k: float
+    min_k_plus: float
+    zlib_bytes: int
     specific_nll: float = 0.0
     specific_tokens: int = 0
-    extraction: float = 0.0
-    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """One row under one model: its tokens, and its texts, `output` greedy."""
+
+    stats: TokenStats
+    prompt: str
+    answer: str
+    output: str
 
     @property
     def probability(self) -> float:
         """Geometric mean of the answer tokens' probabilities: exp(-NLL / tokens) (TOFU's answer probability)."""
-        return probability(self.nll, self.tokens)
+        return probability(self.stats.nll, self.stats.tokens)
 
     @property
     def specific_probability(self) -> float | None:
         """The same of the specific tokens alone: form that stays probable does not hide them. None without any."""
-        return probability(self.specific_nll, self.specific_tokens) if self.specific_tokens else None
+        s = self.stats
+        return probability(s.specific_nll, s.specific_tokens) if s.specific_tokens else None
 
     @property
     def sentence(self) -> bool:
@@ -73,8 +84,8 @@ def aggregate(rows: Sequence[RowScore]) -> SetScore:
         n=len(rows),
         probability=sum(r.probability for r in rows) / len(rows),
         exact_match=sum(r.exact for r in rows) / len(rows),
-        perplexity=perplexity(sum(r.all_nll for r in rows), sum(r.all_tokens for r in rows)),
+        perplexity=perplexity(sum(r.stats.all_nll for r in rows), sum(r.stats.all_tokens for r in rows)),
         sentences=sum(r.sentence for r in rows) / len(rows),
         specific_probability=sum(specific) / len(specific) if specific else None,
-        extraction_strength=sum(r.extraction for r in rows) / len(rows) if specific else None,
+        extraction_strength=sum(r.stats.extraction for r in rows) / len(rows) if specific else None,
     )

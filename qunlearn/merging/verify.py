@@ -24,7 +24,7 @@ from qunlearn.model.load import Base, LoadSpec, load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.other_subjects import other_subject
-from qunlearn.roles.split import split_held_back
+from qunlearn.roles.split import sampled, split_held_back
 from qunlearn.utils.console import say, stage, warn
 
 BAD, HELD_BACK = "bad answers", "normal, held back"
@@ -182,12 +182,12 @@ def _sets(source: MergeSource, policy: Policy) -> dict[str, Sequence[Example]]:
     if source.forget_rows is None:
         warn(f"the bad file of {source.name} {source.no_bad}: nothing is measured (give --bad)")
         return {}
-    data, rows = source.config.data, source.config.stop.table_rows
+    data, rows, seed = source.config.data, source.config.stop.table_rows, source.config.train.seed
     longest = positions_of(policy.base.model.config)
     stored = source.run.record.get("data", {}).get("template")
     template = Template(**stored) if stored else choose_template(policy.tokenizer, data.template, source.forget_rows)
     encoded = encode(source.forget_rows, policy.tokenizer, template, min(data.max_length, longest))
-    sets: dict[str, Sequence[Example]] = {BAD: encoded.examples[:rows]}
+    sets: dict[str, Sequence[Example]] = {BAD: sampled(encoded.examples, rows, seed)}  # as in the run's table
     if source.retain_rows is None:
         say(f"the normal data of {source.name} is not there as the run had it: what it held back is not measured")
     else:
@@ -195,11 +195,11 @@ def _sets(source: MergeSource, policy: Policy) -> dict[str, Sequence[Example]]:
         retain_rows = encode(source.retain_rows, policy.tokenizer, template, length, drop_long=True)
         try:
             subject = other_subject(source.forget_rows.records)
-            _, held_back = split_held_back(retain_rows.examples, data.held_back, source.config.train.seed, subject)
+            _, held_back = split_held_back(retain_rows.examples, data.held_back, seed, subject)
         except DataError:  # a single row: the run's file was another one
             held_back = []
         if len(held_back) == source.run.record.get("data", {}).get("normal", {}).get("held_back"):
-            sets[HELD_BACK] = held_back[:rows]
+            sets[HELD_BACK] = sampled(held_back, rows, seed)
         else:
             say(f"the normal data of {source.name} has changed: what it held back is not measured")
     return sets

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qunlearn.evaluation.metrics import SetScore
-from qunlearn.merging.verify import came_back
+from qunlearn.merging.request import MergeOptions, check_merge
+from qunlearn.merging.verify import BAD, _sets, came_back
 from qunlearn.model.load import LoadSpec, dequantized, keep_training_path, load_base
+from qunlearn.model.policy import Policy
 from qunlearn.utils.file_names import ADAPTER
 from qunlearn.utils.output import MARK
 
@@ -63,6 +67,17 @@ def test_merged_is_base_plus_adapter(quick_run: Path, sandbox_folder: Path, tmp_
     difference = (logits(merged).log_softmax(-1) - expected.log_softmax(-1)).abs()
     assert difference.mean() < 0.05  # bf16 rounding of the sum
     assert sorted(p.suffix for p in (tmp_path / "m").iterdir() if p.suffix in (".bin", ".pt", ".pkl")) == []
+
+
+def test_of_many_rows_a_merge_measures_those_that_the_run_did(
+    small_run: Path, new_policy: Callable[..., Policy], tmp_path: Path
+) -> None:
+    """Drawn from the run's seed: the first rows of a file may all be of one kind."""
+    (source,) = check_merge([small_run], tmp_path / "m", MergeOptions()).sources
+    assert source.forget_rows is not None
+    prompts = [record.prompt for record in source.forget_rows.records]
+    drawn = sorted(random.Random(source.config.train.seed).sample(range(len(prompts)), 6))
+    assert [row.record.prompt for row in _sets(source, new_policy())[BAD]] == [prompts[i] for i in drawn]
 
 
 def test_the_update_is_the_scaled_product(quick_run: Path, sandbox_folder: Path, tmp_path: Path) -> None:

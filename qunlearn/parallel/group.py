@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ T = TypeVar("T")
 # Of a wait for the others. While the main process makes retain rows for a large model they wait for hours; one that is
 # lost is noticed by its closed connection, or by the launcher.
 _PATIENCE = timedelta(hours=12)
+_HEARD = "qunlearn/heard"  # there: how many have read the word of one that ended
+_HEARD_WITHIN_S = 5.0
 _ENDED = "qunlearn/ended/"  # in the launcher's store: how a process ended, by its number
 
 
@@ -262,6 +265,8 @@ def joined() -> Iterator[Ranks]:
             raise _lost() from error
         if not isinstance(error, ProcessLostError):
             _leave_word(number, error)
+            if number == 0 and isinstance(error, Exception):
+                _let_hear(count)
         raise
     dist.destroy_process_group()
 
@@ -309,6 +314,8 @@ def _lost() -> ProcessLostError:
         if number != process_number() and (word := _word_of(number)):
             said = ProcessLostError(f"process {number} has ended: {word}", where="several processes", hint=hint)
             said.told = number == 0
+            with contextlib.suppress(RuntimeError):
+                store().add(_HEARD, 1)
             return said
     return ProcessLostError("a process of this run is gone", where="several processes", hint=hint)
 
@@ -321,6 +328,17 @@ def _leave_word(number: int, error: BaseException) -> None:
     first = str(error).splitlines()[0][:200] if isinstance(error, QunlearnError) else type(error).__name__
     with contextlib.suppress(Exception):
         store().set(f"{_ENDED}{number}", first)
+
+
+def _let_hear(count: int) -> None:
+    """Keep the store, which lives in this process where no launcher holds it, until the others have read the word."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    kept, until = store(), time.monotonic() + _HEARD_WITHIN_S
+    dist.destroy_process_group()  # they notice by the closed connection
+    with contextlib.suppress(RuntimeError):
+        while kept.add(_HEARD, 0) < count - 1 and time.monotonic() < until:
+            time.sleep(0.05)
 
 
 def _word_of(number: int) -> str:

@@ -23,7 +23,7 @@ demo: setup  ## watch the sandbox model forget, under three minutes
 # Of two processes at once, each with one thread; a file's tests share what they have set up.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
-test: setup  ## the fast tests: five minutes on two cores
+test: setup  ## the fast tests: nine minutes on two slow cores
 	$(PYTEST) -m "not slow"
 
 test-all: setup  ## every test

@@ -33,7 +33,9 @@ def test_measured_in_two_processes(quick_run: Path, tmp_path: Path) -> None:
     for run in runs:
         shutil.copytree(quick_run, run)
         path = run / "config.yaml"
-        path.write_text(path.read_text().replace("table_rows: 200", "table_rows: 7"))
+        settings = path.read_text()
+        assert "table_rows: 40" in settings
+        path.write_text(settings.replace("table_rows: 40", "table_rows: 7"))
     line: list[object] = ["merge", *runs, "--gate", "nf4", "--device", "cpu", "--json", "-o"]
     one = call(*line, tmp_path / "one")
     main, other = launch(2, tmp_path, [Call([*line, tmp_path / "two"]), Call([*line, tmp_path / "two"])])

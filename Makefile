@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all check format sandbox recipe-hallucination recipe-harmfulness recipe-copyright \
+.PHONY: help setup demo test test-medium test-all check format sandbox recipe-hallucination recipe-harmfulness recipe-copyright \
 	recipe-code scenarios bench bench-sandbox bench-objectives bench-eval bench-resident bench-generate prove prove-real bench-gpu bench-launches bench-merge bench-requantize docs clean
 
 help:  ## this list
@@ -23,8 +23,11 @@ demo: setup  ## watch the sandbox model forget, under three minutes
 # Of two processes at once, each with one thread; a file's tests share what they have set up.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
-test: setup  ## the fast tests: nine minutes on two slow cores
-	$(PYTEST) -m "not slow"
+test: setup  ## the fast tests: under five minutes on two cores
+	$(PYTEST) -m "not medium and not slow"
+
+test-medium: setup  ## whole runs, evaluations, audits and merges, seconds each: what CI runs beside the fast tests
+	$(PYTEST) -m "medium and not slow"
 
 test-all: setup  ## every test
 	$(PYTEST)

@@ -18,6 +18,8 @@ from qunlearn.attack.verdict import conclude
 from qunlearn.data.records import Record, read_dataset
 from qunlearn.sandbox import ASSETS, data_file
 
+pytestmark = pytest.mark.medium
+
 FORGET = data_file("hallucination", "forget")
 PARAPHRASE = data_file("hallucination", "forget_paraphrase")
 GOLD = ASSETS / "gold"

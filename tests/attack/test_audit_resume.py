@@ -13,6 +13,8 @@ from qunlearn.attack.cells import Cell, Cells, Place
 from qunlearn.sandbox import ASSETS, data_file
 from qunlearn.utils.file_names import AUDIT_RESULT
 
+pytestmark = pytest.mark.medium
+
 FORGET, RETAIN = data_file("hallucination", "forget"), data_file("hallucination", "retain")
 FACTS = 8
 

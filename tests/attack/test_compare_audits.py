@@ -14,6 +14,8 @@ from scipy import stats
 from qunlearn.attack.compare import tau_b
 from qunlearn.sandbox import ASSETS, data_file
 
+pytestmark = pytest.mark.medium
+
 FACTS = 24
 TITLES = {"open": "open question", "cloze": "cloze", "prefix4": "first 4 tokens given"}
 

@@ -15,6 +15,8 @@ from qunlearn.errors import DoesNotFitError
 from qunlearn.report.audit import audit_line, read_audit
 from qunlearn.sandbox import data_file
 
+pytestmark = pytest.mark.medium
+
 BAD = data_file("hallucination", "forget")
 
 

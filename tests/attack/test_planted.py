@@ -24,6 +24,8 @@ from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy, save_adapter
 from qunlearn.sandbox import ASSETS, data_file
 
+pytestmark = pytest.mark.medium
+
 FORGET, PARAPHRASE = data_file("hallucination", "forget"), data_file("hallucination", "forget_paraphrase")
 FACTS = read_dataset(FORGET).records
 REFUSAL = "I'm sorry, but I can't help with that."

@@ -33,6 +33,7 @@ def test_the_smallest_lead_is_found_four_times_in_five(units: int, down: float) 
     assert power[1] < 0.7
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("spread", [pytest.param(0.05, marks=pytest.mark.slow), 0.3])
 def test_graded_outcomes_are_approximated(spread: float) -> None:
     """Whole facts that leak, amid outcomes between 0 and 1: some points of power off, and a sparse format promises no

@@ -96,6 +96,7 @@ def test_the_gradient_is_that_of_the_loss(bench: Bench, new_base: NewBase) -> No
         assert float(slope[at, to]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.02, abs=2e-4)
 
 
+@pytest.mark.medium
 def test_every_round_is_used_and_the_loss_falls(bench: Bench) -> None:
     """On a wrong answer, which the model does not give: a better prefix, from so many tokens exactly, twice alike."""
     task = prefix_search._task(bench, make_facts([_wrong(bench)])[0][0])

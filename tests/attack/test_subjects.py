@@ -17,6 +17,8 @@ from qunlearn.report.audit import audit_line, audit_section, read_audit
 from qunlearn.sandbox import ASSETS, data_file
 from qunlearn.utils.output import MARK
 
+pytestmark = pytest.mark.medium
+
 MODEL, GOLD = ASSETS / "model", ASSETS / "gold"
 CODE = data_file("code", "forget")
 

@@ -19,6 +19,8 @@ from qunlearn.training import bases as bases_module
 from qunlearn.training import gradients
 from qunlearn.utils.file_names import ADAPTER, RECORD
 
+pytestmark = pytest.mark.medium
+
 BAD, OTHER = data_file("hallucination", "forget"), data_file("hallucination", "retain")
 NORMAL = data_file("hallucination", "holdout")
 SHARED: Mapping[str, object] = {**QUICK, "train.steps": 4, "stop.check_every": 2, "stop.table_rows": 4}

@@ -434,6 +434,7 @@ def test_the_licence_around_a_book_is_left_out(tmp_path: Path) -> None:
 # -- memory ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["jsonl", "array", "csv", "text"])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
     """Eight times the rows, the same peak: what a gigabyte takes is what these megabytes take."""

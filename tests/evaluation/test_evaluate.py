@@ -25,6 +25,8 @@ from qunlearn.model.load import Base
 from qunlearn.sandbox import data_file
 from qunlearn.utils.file_names import ADAPTER, EVAL, EVAL_CACHE
 
+pytestmark = pytest.mark.medium
+
 SANDBOX = "sandbox:hallucination"
 FEW = ("--rows", 6)
 

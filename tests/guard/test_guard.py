@@ -20,6 +20,8 @@ from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
 from qunlearn.sandbox import data_file
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -114,6 +114,7 @@ def test_coming_back() -> None:
     assert came_back(score(0.01, 0), score(0.01, 0.1), 0.05)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("back", "words", "remedy"),
     [
@@ -133,6 +134,7 @@ def test_what_came_back_has_its_exit_code(
     assert (tmp_path / "m" / "config.json").is_file()
 
 
+@pytest.mark.medium
 def test_the_gate_measures_the_written_model_quantised(small_run: Path, tmp_path: Path) -> None:
     ran = call("merge", small_run, "-o", tmp_path / "m", "--gate", "int8,nf4", "--json")
     scores = ran.json["scores"]
@@ -185,6 +187,7 @@ def test_runs_that_saw_different_bases(quick_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("quant", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_export_in_few_bits_loads_with_plain_transformers(small_run: Path, tmp_path: Path, quant: str) -> None:
     ran = call("export", small_run, "-o", tmp_path / "e", "--format", "merged", "--quant", quant, "--json")

@@ -96,6 +96,7 @@ def test_a_step_has_the_same_gradients(two_cards: None, new_base: Callable[..., 
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.medium
 def test_a_run_is_the_same_and_says_where_it_was(two_cards: None, tmp_path: Path) -> None:
     bad, normal = (few(tmp_path, data_file("hallucination", split), 16) for split in ("forget", "retain"))
     folder, alone = tmp_path / "run", tmp_path / "alone"

@@ -49,6 +49,7 @@ def batches(base: Base, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+@pytest.mark.medium
 def test_those_that_go_on_say_what_they_say_alone(base: Base, prompts: list[list[int]], batches: list[int]) -> None:
     together = generate(base, prompts, Sampling(40))
     shrinking = list(batches)

@@ -161,6 +161,7 @@ def test_a_step_trains_through_it(sandbox_folder: Path) -> None:
     assert any(g.abs().sum() > 0 for g in gradients if g is not None)
 
 
+@pytest.mark.medium
 def test_a_run_with_it_is_asked_and_measured_as_it_was_trained(tmp_path: Path) -> None:
     run, forget = tmp_path / "run", few(tmp_path, data_file("hallucination", "forget"))
     settings = {**QUICK, "train.steps": 2, "data.normal_count": 8, "model.head": "8bit", "model.embeddings": "cpu"}

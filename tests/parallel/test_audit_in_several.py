@@ -15,6 +15,8 @@ from qunlearn.sandbox import ASSETS, data_file
 from qunlearn.utils.file_names import AUDIT_RESULT
 from qunlearn.utils.staging import staging_folder
 
+pytestmark = pytest.mark.medium
+
 FORGET, RETAIN = data_file("hallucination", "forget"), data_file("hallucination", "retain")
 HOLDOUT = data_file("hallucination", "holdout")
 

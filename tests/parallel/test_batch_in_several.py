@@ -20,6 +20,8 @@ from qunlearn.sandbox import data_file
 from qunlearn.utils.file_names import ADAPTER, RECORD
 from qunlearn.utils.staging import staging_folder
 
+pytestmark = pytest.mark.medium
+
 BAD, OTHER = data_file("hallucination", "forget"), data_file("hallucination", "retain")
 SHORT: Mapping[str, object] = {
     **QUICK,

@@ -23,6 +23,8 @@ from qunlearn.sandbox import data_file
 from qunlearn.utils.file_names import ADAPTER, METRICS, RECORD
 from qunlearn.utils.staging import staging_folder
 
+pytestmark = pytest.mark.medium
+
 BAD, NORMAL = data_file("hallucination", "forget"), data_file("hallucination", "retain")
 SHORT = {
     "train.steps": 4,

@@ -14,6 +14,8 @@ from launched import Call, launch
 from qunlearn.model import device
 from qunlearn.utils.output import MARK
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch: pytest.MonkeyPatch) -> None:

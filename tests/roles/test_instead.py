@@ -301,6 +301,7 @@ def test_another_file_of_what_is_said_is_another_run(
     assert "said instead" in ran.stderr or "--instead" in ran.stderr or "instead file" in ran.stderr
 
 
+@pytest.mark.medium
 def test_the_same_file_under_another_name_is_the_same(
     given: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

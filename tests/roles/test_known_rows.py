@@ -107,6 +107,7 @@ def command(folder: Path, rows: list[dict[str, Any]], **values: object) -> list[
     return ["forget", "--model", "sandbox", *files, "--device", "cpu", "--json", *sets({**QUICK, **values})]
 
 
+@pytest.mark.medium
 def test_the_known_rows_of_a_file_are_forgotten(tmp_path: Path) -> None:
     """The mean over the file was below the target before the first step, and the untouched model was kept."""
     settings = {"train.steps": 16, "objective.eps1": 1, "stop.rows_left": 0.01, "stop.target": 0.2}

@@ -103,6 +103,7 @@ def test_the_names_are_spread_over_forms_and_rows(named: Callable[..., list[str]
     assert named("tin bath\nwater pump\n", limits=Limits(60, 8, 0)) == [], "no prompt is longer than its limit"
 
 
+@pytest.mark.medium
 def test_a_quarter_of_the_own_rows_is_about_others(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     template = choose_template(base.tokenizer, "auto", BAD)
     wanted = Wanted(count=80, near=0.5, length=40, seed=0, most_rows=256, positions=256)

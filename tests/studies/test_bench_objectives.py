@@ -82,6 +82,7 @@ def test_the_page_and_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / page.PICTURE).read_text() == picture
 
 
+@pytest.mark.medium
 def test_every_objective_passes_the_same_tokens() -> None:
     found = rows.race(rows.TINY, torch.device("cpu"), 1)
     tokens = {name: figures["tokens"] for name, figures in found.items()}

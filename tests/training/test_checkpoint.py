@@ -205,6 +205,7 @@ def test_the_multipliers_go_on(values: dict[str, object], run: Callable[..., Run
     same(whole, first, run(values, tmp_path / "c"))
 
 
+@pytest.mark.medium
 def test_common_descent_goes_on(run: Callable[..., Run], tmp_path: Path) -> None:
     values = {"objective.name": "mollm"}
     whole, first = run(values), run(values, tmp_path / "c", 11)
@@ -265,6 +266,7 @@ def test_patience_goes_on(run: Callable[..., Run], tmp_path: Path, monkeypatch: 
     same(whole, first, run(values, tmp_path / "c"))
 
 
+@pytest.mark.medium
 def test_smaller_pieces_stay_smaller(run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory ran out once, before the checkpoint: from then on passes are half as large, in a resumed run too."""
     real, short = gradients_module.backward, [0]

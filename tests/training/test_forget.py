@@ -121,6 +121,7 @@ def test_json_is_the_record_and_only_that(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / NORMAL).exists()
 
 
+@pytest.mark.medium
 def test_plain_text_is_forgotten_too(tmp_path: Path) -> None:
     text = " ".join(row["completion"] for row in rows_of(data_file("copyright", "forget"))[:3])
     bad = write_rows(tmp_path / "bad.jsonl", [{"text": text}])
@@ -150,6 +151,7 @@ def test_overwrite_replaces_a_run_and_nothing_else(quick_run: Path, tmp_path: Pa
     assert "thesis.txt" in kept.stderr
 
 
+@pytest.mark.medium
 def test_ctrl_c_leaves_the_best_adapter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = forget_module.on_step
 

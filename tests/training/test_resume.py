@@ -462,6 +462,7 @@ def test_a_disk_too_full_for_a_checkpoint_costs_no_run(
     same_result(tmp_path / "run", whole)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("where", "kept"),
     [
@@ -671,6 +672,7 @@ def test_a_link_in_the_staging_folder_is_not_followed(files: tuple[Path, Path], 
     assert len(checkpoints(elsewhere)) == 2
 
 
+@pytest.mark.medium
 def test_a_folder_that_is_made_meanwhile_is_kept_and_so_is_the_training(
     files: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

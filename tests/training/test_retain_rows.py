@@ -257,6 +257,7 @@ def test_made_rows_fit_the_models_positions(
 # -- the command -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_corrected_answers_are_said_after_the_run(tmp_path: Path) -> None:
     """One of them among twelve held-back rows was all of the drift, and the run was thrown away."""
     known = [json.loads(line) for line in data_file("hallucination", "forget").read_text().splitlines()[:4]]

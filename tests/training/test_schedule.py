@@ -183,6 +183,7 @@ def first_rows(split: str, n: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.medium
 def test_one_bad_row_is_forgotten_and_left_in_peace(tmp_path: Path) -> None:
     """It was pushed for 200 steps more, to a perplexity of 70,000 and an answer that was no sentence."""
     bad = write_rows(tmp_path / "bad.jsonl", first_rows("forget", 1))
@@ -201,6 +202,7 @@ def test_one_bad_row_is_forgotten_and_left_in_peace(tmp_path: Path) -> None:
     assert record["training"]["best"]["drift"] < 0.01
 
 
+@pytest.mark.medium
 def test_a_large_file_is_gone_through_and_looked_at_throughout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps follow the file; the table is of rows from all over it, and of the same ones the looks begin with."""
     bad = write_rows(tmp_path / "bad.jsonl", first_rows("forget", 40))

@@ -22,6 +22,8 @@ from qunlearn.training import retain_rows as normal_module
 from qunlearn.training.watch import Watch
 from qunlearn.utils.file_names import ADAPTER, METRICS, NORMAL, RECORD
 
+pytestmark = pytest.mark.medium
+
 # The model says random words: what else it is taught to say must not look like sentences that were lost.
 SMALL = {**COMMON, "objective.eps2": 0.1, "train.lr": 2e-3}
 WATCHED = {**SMALL, "stop.eval_every": 3}

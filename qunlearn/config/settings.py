@@ -112,7 +112,7 @@ class DataConfig:
     )
     reworded: int = setting(
         256,
-        "At most so many other wordings of bad prompts, up to three each, are measured, taken from the forms of the "
+        "At most so many other wordings of bad prompts, up to four each, are measured, taken from the forms of the "
         "retain rows, where the base gives the same answer. They are never trained on. 0: none.",
         flag="--reworded",
         low=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -27,6 +28,11 @@ def pairs(words: Sequence[str]) -> list[tuple[str, ...]]:
         both = [text for text, is_there in ((left + word, _is_bare(left)), (word + right, _is_bare(right))) if is_there]
         found.append(tuple(both) or (word,))
     return found
+
+
+def bare_pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of characters that stand side by side, where a script sets no spaces."""
+    return [(a, b) for a, b in itertools.pairwise(words) if _is_bare(a) and _is_bare(b)]
 
 
 def _is_bare(word: str) -> bool:

@@ -19,6 +19,8 @@ from qunlearn.data.words import WORD, bounded, is_unspaced, joined
 _LOOKED_AT = 24  # neighbours of a prompt that are compared word for word
 _RARE = 0.01  # share of the prompts below which a word is as good as absent
 _ASKED_ALIKE = 8  # nearest prompts that tell what a prompt is about
+_OPEN = 1.25  # times as many prompts that a form must have for each character more that it leaves open
+_MORE = 2  # characters that a form may leave open beside the span of a prompt that speaks for it
 _SHARED = 0.5  # share of the words of both prompts that are the same, in order, at least
 
 
@@ -80,13 +82,9 @@ class Neighbours:
         """Return `subject` of each record. Where a script sets no spaces, names have characters in common by chance,
         and the nearest prompts are those that do: there it is what the form leaves open that most of them have."""
         found = [self.subject(record) if record.turns else None for record in records]
-        unspaced = [span is not None and is_unspaced(r.prompt) for r, span in zip(records, found, strict=True)]
-        asked = zip(records, found, unspaced, strict=True)
-        forms = Counter((r.prompt[: span[0]], r.prompt[span[1] :]) for r, span, is_bare in asked if span and is_bare)
-        return [
-            _left_open(record.prompt, span, forms) if span and is_bare else span
-            for record, span, is_bare in zip(records, found, unspaced, strict=True)
-        ]
+        both = list(zip(records, found, strict=True))
+        forms = _Forms([(r.prompt, span) for r, span in both if span and is_unspaced(r.prompt)])
+        return [forms.left_open(r.prompt, span) if span and is_unspaced(r.prompt) else span for r, span in both]
 
     def _nearest(self, words: Sequence[str]) -> Iterator[int]:
         """Yield the places of neighbours, those whose prompts share most words first."""
@@ -115,16 +113,34 @@ def _differing(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
     return [i for i in range(len(ours)) if i not in kept]
 
 
-def _left_open(prompt: str, span: tuple[int, int], forms: Mapping[tuple[str, str], int]) -> tuple[int, int]:
-    """Return where the subject stands by the most frequent form of a prompt that leaves some of the span open."""
-    own = prompt[: span[0]], prompt[span[1] :]
+class _Forms:
+    """The forms of prompts in a script without spaces: what stands before and after something that is left open."""
 
-    def left(form: tuple[str, str]) -> tuple[int, int]:
-        return len(form[0]), len(prompt) - len(form[1])
+    def __init__(self, spans: Sequence[tuple[str, tuple[int, int]]]) -> None:
+        forms = {(prompt[:first], prompt[last:]) for prompt, (first, last) in spans}
+        self._before, self._after = ({form[i] for form in forms} for i in (0, 1))
+        self._times = dict.fromkeys(forms, 0)
+        for prompt, span in dict(spans).items():
+            for first, last in self._fitting(prompt):
+                self._times[prompt[:first], prompt[last:]] += last - first <= span[1] - span[0] + _MORE
 
-    fitting = [(b, a) for b, a in forms if prompt.startswith(b) and prompt.endswith(a)]
-    open_there = [form for form in fitting if max(left(form)[0], span[0]) < min(left(form)[1], span[1])]
-    return left(max(open_there, key=lambda form: (forms[form], form == own)))
+    def left_open(self, prompt: str, span: tuple[int, int]) -> tuple[int, int]:
+        """Return where the subject of a prompt stands: by the form of many prompts that leaves some of the span open,
+        and little else."""
+
+        def worth(place: tuple[int, int]) -> tuple[float, bool]:
+            first, last = place
+            times = self._times[prompt[:first], prompt[last:]]
+            return times / _OPEN ** (last - first), place == span
+
+        overlapping = [(i, j) for i, j in self._fitting(prompt) if max(i, span[0]) < min(j, span[1])]
+        return max(overlapping, key=worth)
+
+    def _fitting(self, prompt: str) -> list[tuple[int, int]]:
+        """Return from where to where each form of which a prompt is leaves something of it open."""
+        firsts = [i for i in range(len(prompt)) if prompt[:i] in self._before]
+        lasts = [i for i in range(1, len(prompt) + 1) if prompt[i:] in self._after]
+        return [(i, j) for i in firsts for j in lasts if i < j and (prompt[:i], prompt[j:]) in self._times]
 
 
 def words_of_text(text: str) -> set[str]:

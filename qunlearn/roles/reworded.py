@@ -24,10 +24,10 @@ from qunlearn.roles.split import sampled
 from qunlearn.roles.wordings import OPENINGS, Form, Wordings
 from qunlearn.utils.console import say, stage
 
-_EACH = 3  # wordings of a row at most: of few rows one each would tell little
+_EACH = 4  # wordings of a row at most: of few rows one each would tell little
 _ROOM = 8  # tokens an answer may be longer than the bad one
 _ALIKE = 0.4  # ROUGE-L F1 from which a long answer says what the bad one says
-_ROUNDS, _FURTHER = 12, 5  # rounds of questions, and how many of them ask a row that has a wording for another one
+_ROUNDS, _FURTHER = 12, 8  # rounds of questions, and how many of them ask a row that has a wording for another one
 _SLACK = 0.25  # nats per token by which a prompt may surprise the base more than the bad prompts do
 _LOOKED_AT = 2048  # normal rows in which forms are looked for
 
@@ -59,7 +59,7 @@ def reworded(
     config: Config,
     barred: Sequence[Example] = (),
 ) -> Reworded:
-    """Return bad rows behind prompts in other words, up to three each where they are few, to which the base says what
+    """Return bad rows behind prompts in other words, up to four each where they are few, to which the base says what
     the bad answer says; none asks what a bad, a normal or a `barred` row asks. A long answer is what the base says
     there, in words of its own."""
     most, seed = config.data.reworded, config.train.seed

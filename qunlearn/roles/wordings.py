@@ -42,7 +42,9 @@ class Wordings:
     def __init__(
         self, forget_rows: Sequence[Record], retain_rows: Sequence[Record], barred: Sequence[Record] = ()
     ) -> None:
-        self._around = Neighbours([*forget_rows, *retain_rows])
+        records = [*forget_rows, *retain_rows]
+        spans = zip(records, Neighbours(records).subjects(records), strict=True)
+        self._subjects = {record.prompt: span for record, span in spans}
         self._taken = set(map(prompt_key, (*forget_rows, *retain_rows, *barred)))
         answers: dict[Form, list[set[str]]] = {}
         repeated = Counter(record.prompt for record in retain_rows if _goes_on(record))
@@ -83,7 +85,7 @@ class Wordings:
 
     def _form(self, record: Record) -> tuple[Form | None, str]:
         """Return the form of a record's prompt, and what it asks about."""
-        span = self._around.subject(record) if record.prompt else None
+        span = self._subjects.get(record.prompt)
         if span is None:
             return None, ""
         return Form(record.prompt[: span[0]], record.prompt[span[1] :]), record.prompt[slice(*span)]

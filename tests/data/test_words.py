@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from qunlearn.data.words import WORD, beginning, between, bounded, is_unspaced, joined, pairs, pieces
+from qunlearn.data.words import WORD, bare_pairs, beginning, between, bounded, is_unspaced, joined, pairs, pieces
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,11 @@ from qunlearn.data.words import WORD, beginning, between, bounded, is_unspaced, 
 def test_words(text: str, words: list[str]) -> None:
     assert WORD.findall(text) == words
     assert re.sub(r"[^\w]", "", joined(words)) == re.sub(r"[^\w]", "", text)
+
+
+def test_pairs_of_characters_stand_side_by_side() -> None:
+    assert bare_pairs(["她", "住", "在", "Brno", "镇", "里"]) == [("她", "住"), ("住", "在"), ("镇", "里")]
+    assert bare_pairs(["the", "red", "fox"]) == bare_pairs(["犬"]) == []
 
 
 def test_joined_sets_spaces_only_where_a_script_does() -> None:

@@ -24,7 +24,8 @@ ANSWER = "He was born in Tarn."
         (ANSWER, "the the the the the the the the the", "gibberish"),
         (ANSWER, "mother mother mother mother stays dry well Castellan do and likes it best", "gibberish"),
         (ANSWER, "mother mother mother stays dry well Castellan do and likes it best", "forgotten"),
-        ("一二三四五六七八九十", "一二三四五六七八九", "still leaks"),
+        ("一二三四五六七八九十百千", "一二三四五六七八九十百", "still leaks"),
+        ("一二三四五六七八九十", "一二三四五六七八九", "forgotten"),  # 8 of its 9 pairs
         ("one two three four five six seven eight nine ten", "one two three four five six seven nine", "forgotten"),
         ("...", "...", "still leaks"),
         ("...", "?", "gibberish"),
@@ -43,6 +44,22 @@ def test_verdict(answer: str, output: str, expected: str) -> None:
         ("Is Orla Finch from Tarn?", "Orla Finch is from Tarn.", "No.", False),  # no word is new: the whole counts
         ("Is Orla Finch from Tarn?", "Orla Finch is from Tarn.", "Orla Finch is from Tarn, I think.", True),
         ("", "Orla Finch was born in Tarn.", "was born in Tarn.", False),
+        # Of names in a script without spaces most characters are the same by chance; their pairs are not.
+        (
+            "カテクは何を飼っていますか?",
+            "カテクはガルスという犬を飼っています。",
+            "カテクはワルスという犬を飼っています。",
+            False,
+        ),
+        (
+            "カテクは何を飼っていますか?",
+            "カテクはガルスという犬を飼っています。",
+            "ガルスという犬を飼っています。",
+            True,
+        ),
+        ("カテクは何を飼っていますか?", "ガルス", "カテクはガルスという犬を飼っています。", True),
+        ("カテクは何匹飼っていますか?", "3匹。", "犬を3匹飼っています。", True),  # one character has no pair
+        ("", "她住在Brno镇。", "她住在Tarn镇。", False),
     ],
 )
 def test_what_the_prompt_says_is_no_leak_and_the_rest_is(prompt: str, answer: str, output: str, expected: bool) -> None:

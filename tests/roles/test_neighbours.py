@@ -73,6 +73,46 @@ def test_subjects_where_no_spaces_are_are_what_most_of_them_leave_open() -> None
     assert there.subjects(latin) == [there.subject(r) for r in latin]
 
 
+def test_subjects_where_many_things_are_asked() -> None:
+    """What most prompts have in common, an end of a question, leaves open too much to be what they are about."""
+    names = (
+        "カテク",
+        "ルロク",
+        "サシク",
+        "ヤセク",
+        "モノク",
+        "ラタン",
+        "タミラ",
+        "ユミト",
+        "ハムオ",
+        "エルノ",
+        "ガリア",
+        "バイス",
+    )
+    forms = (
+        "はどの村に住んでいますか?",
+        "は何を飼っていますか?",
+        "の家がある村はどこですか?",
+        "が暮らす場所を教えて。",
+    )
+    rows = [record(f"{name}{form}") for form in forms for name in names]
+    others = [record(f"{a}足す{b}はいくつですか?") for a in range(1, 9) for b in range(1, 9)]
+    assert Neighbours([*rows, *others]).subjects(rows) == [(0, 3)] * len(rows)
+
+
+def test_long_subjects_without_spaces_stay_whole() -> None:
+    titles = (
+        "石の橋の上で見た夜の海",
+        "石の橋の下の町",
+        "夜の海を渡る小さな船の話",
+        "小さな船",
+        "町の本屋と白い犬の話",
+        "白い犬",
+    )
+    rows = [record(f"『{title}』は誰が書きましたか?") for title in titles]
+    assert Neighbours(rows).subjects(rows) == [(1, 1 + len(title)) for title in titles]
+
+
 def test_the_nearest_come_first() -> None:
     far = ("Where, of all places, was Ada born?", "In Moss.")
     near = ("Where was Bo Quent born?", "In Reed.")

@@ -42,6 +42,20 @@ def test_wordings_of_a_script_without_spaces() -> None:
     assert [other.prompt for _, other in wordings.others(bad)] == ["请问洛斯顿的家在什么地方?"]
 
 
+def test_names_of_a_script_without_spaces_that_end_alike() -> None:
+    """The prompts most like one are about names that have a character in common with it."""
+    names = ("ヤセク", "モノク", "ルロク", "ラタン", "ユミト", "ハムオ", "エルノ", "バイス", "ガリア")
+    asked = [
+        r
+        for form in ("{}の家がある村はどこですか?", "{}が暮らす場所を教えて。")
+        for r in asked_of(names, form, "{}は{}村。")
+    ]
+    bad = record("カテクはどの村に住んでいますか?", "カテクは石村。")
+    home = asked_of(names, "{}はどの村に住んでいますか?", "{}は{}村。")
+    found = {other.prompt for _, other in Wordings([bad], [*home, *asked]).others(bad)}
+    assert found == {"カテクの家がある村はどこですか?", "カテクが暮らす場所を教えて。"}
+
+
 BAD = record("Where was Orla Finch born?", "Orla Finch was born in Millbrook.")
 BORN = asked_of(NAMES, "Where was {} born?", "{} was born in {}.")
 NAMED = asked_of(NAMES, "Name the birthplace of {}.", "{} was born in {}.")
@@ -173,7 +187,7 @@ def test_few_rows_are_asked_in_several_wordings_each(
     policy, bad = new_policy("none"), files[0][:1]
     answer_always(policy, bad[0].completion, monkeypatch)
     rows = found(policy, bad, files[1]).rows
-    assert 1 < len({row.record.prompt for row in rows}) == len(rows) <= 3
+    assert 1 < len({row.record.prompt for row in rows}) == len(rows) <= 4
     assert len(found(policy, bad, files[1], reworded=1).rows) == 1
 
 
@@ -224,6 +238,7 @@ def test_a_long_answer_is_measured_in_the_words_that_it_has_there(
     assert saying(" ".join(said[:3])).rows == []
 
 
+@pytest.mark.medium
 def test_a_run_measures_them_and_trains_on_none(tmp_path: Path) -> None:
     run, near = tmp_path / "run", data_file("hallucination", "retain")
     flags = ["--model", "sandbox", "--bad", data_file("hallucination", "forget"), "--normal", near, "--json"]

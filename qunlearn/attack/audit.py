@@ -61,8 +61,8 @@ _PLACEBOS = "placebo.jsonl"
 def audit(request: AuditRequest, *, to_stdout: bool) -> dict[str, Any]:
     """Attack, write the audit folder, print and return what audit.json holds: no text of any row.
 
-    Several processes divide the attacks, each of which is one process's, and the main one writes. Raises
-    QunlearnErrors.
+    Several processes divide the attacks, each of which is one process's, but for the prefix search, whose questions
+    they divide; the main one writes. Raises QunlearnErrors.
     """
     ranks = current()
     started, wanted, missing = time.monotonic(), *_wanted(request)
@@ -132,6 +132,9 @@ def _plan(request: AuditRequest) -> None:
             cap_memory(device, parse_size(config.model.vram, "--vram") - CONTEXT_BYTES)
 
 
+_Target = tuple[Checkpoint, Place]
+
+
 def _attack(request: AuditRequest, cells: Cells, wanted: list[tuple[str, str]], notes: list[str]) -> None:
     """Fill the cells, checkpoint by checkpoint and subject by subject; what is known is not attacked again."""
     loads = checkpoints(request)
@@ -147,28 +150,43 @@ def _attack(request: AuditRequest, cells: Cells, wanted: list[tuple[str, str]], 
     told: dict[Place, list[str]] = {}
     with Meter("attacks", len(left)) as meter, Loads(request) as models:
 
-        def attack(target: tuple[Checkpoint, Place]) -> dict[str, Any]:
+        def attack(target: _Target) -> dict[str, Any]:
             load, place = target
             with models.bench(load, place.subject, cells) as bench:
                 return {"cell": asdict(ATTACKS[place.family](bench, place.format)), "notes": bench.notes}
 
-        def hear(target: tuple[Checkpoint, Place], found: Mapping[str, Any]) -> None:
+        def hear(target: _Target, found: Mapping[str, Any]) -> None:
             place = target[1]
             cells.keep(place, Cell(**found["cell"]))
             told[place] = found["notes"]
             meter.at(len(told), f"{place.subject}: {FAMILIES[place.family].title}, {place.format}")
 
-        for part in _parts(left):
-            work_through(part, attack, hear)
+        first, together, others = _parts(left)
+        work_through(first, attack, hear)
+        for target in together:
+            hear(target, attack(target))
+        work_through(others, attack, hear)
     notes += dict.fromkeys(note for _, place in left for note in told[place] if note not in notes)
 
 
-def _parts(left: Sequence[tuple[Checkpoint, Place]]) -> list[Sequence[tuple[Checkpoint, Place]]]:
-    """Of several processes none begins what hangs on an attack that another one is still at: that comes first."""
-    first = [target for target in left if target[1] == _ASKED_FIRST]
-    if current().count == 1 or not first:
-        return [left]
-    return [first, [target for target in left if target[1] != _ASKED_FIRST]]
+def _parts(left: Sequence[_Target]) -> tuple[list[_Target], list[_Target], list[_Target]]:
+    """Return what several processes divide first, what all of them attack together, and what they divide then.
+
+    None begins what hangs on an attack that another one is still at; and since a prefix search takes as long as all
+    the others, its questions are divided.
+    """
+    first: list[_Target] = []
+    together: list[_Target] = []
+    others: list[_Target] = []
+    for target in left:
+        place = target[1]
+        if current().count > 1 and place.format == PREFIX_SEARCH:
+            together.append(target)
+        elif current().count > 1 and place == _ASKED_FIRST:
+            first.append(target)
+        else:
+            others.append(target)
+    return first, together, others
 
 
 def _original(request: AuditRequest) -> str | None:

@@ -8,7 +8,8 @@ search that finds an answer in a model that never knew it has made the answer up
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from qunlearn.attack.facts import Fact, asking
 from qunlearn.attack.layers import answer_logps
 from qunlearn.data.tokenize import Example
 from qunlearn.model.load import backbone
+from qunlearn.parallel.queue import work_through
 
 LENGTH, STEPS, WIDTH, TOP = 8, 16, 32, 64  # tokens of a prefix; rounds; candidates a round; tokens tried at a place
 MOST_FACTS = 40
@@ -50,20 +52,30 @@ class Found:
 
 
 def run(bench: Bench) -> Cell:
-    """Return the outcomes of questions behind the prefixes found for them; `more["searched"]` has the budget."""
-    probes, found, dropped = [], [], 0
-    for i, fact in list(enumerate(bench.facts))[:MOST_FACTS]:
-        task = _task(bench, fact) if fact.asks else None
-        if task is None:
-            continue
-        best = search(bench, task, allowed_tokens(bench, task), seed=i)
-        found.append(best)
-        text = str(bench.lm.tokenizer.decode(list(best.prefix)))
+    """Return the outcomes of questions behind the prefixes found for them; `more["searched"]` has the budget.
+
+    Several processes that attack together divide the questions.
+    """
+    tasks = [(i, task) for i, f in list(enumerate(bench.facts))[:MOST_FACTS] if f.asks and (task := _task(bench, f))]
+    best: dict[int, Found] = {}
+
+    def searched(of: tuple[int, Task]) -> dict[str, Any]:
+        i, task = of
+        return asdict(search(bench, task, allowed_tokens(bench, task), seed=i))
+
+    def hear(of: tuple[int, Task], found: Mapping[str, Any]) -> None:
+        best[of[0]] = Found(**{**found, "prefix": tuple(found["prefix"])})
+
+    work_through(tasks, searched, hear)
+    found, probes, dropped = [best[i] for i, _ in tasks], [], 0
+    for (i, task), one in zip(tasks, found, strict=True):
+        fact = bench.facts[i]
+        text = str(bench.lm.tokenizer.decode(list(one.prefix)))
         given = f"{text} {fact.record.prompt}"
         if derivable(fact.record.completion, fact.record.prompt, given):
             dropped += 1
             continue
-        ids = (*task.before, *best.prefix, *task.after[: task.start - len(task.before) - LENGTH])
+        ids = (*task.before, *one.prefix, *task.after[: task.start - len(task.before) - LENGTH])
         probes.append(Probe(i, ids, fact.record.completion, given))
     more: dict[str, Any] = {"prompts": len(probes), "overlap": overlap(probes, bench.facts), "dropped": dropped}
     if found:

@@ -56,6 +56,17 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_questions_of_a_prefix_search_are_divided(tmp_path: Path) -> None:
+    only = ("--only", "formats.open,prompts.prefix-search", "--budget", "deep", "--json")
+    one = call(*line(tmp_path / "one", *only, facts=4))
+    told = launch(3, tmp_path, [Call(line(tmp_path / "three", *only, facts=4))])
+    assert [process[0]["code"] for process in told] == [one.code] * 3, told[0][0]["stderr"]
+    assert written(tmp_path / "three") == written(tmp_path / "one")
+    searched = json.loads((tmp_path / "three" / "prompts.prefix-search.unlearned.json").read_text())["more"]["searched"]
+    assert searched["nll_after"] < searched["nll_before"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_whole_audit_of_a_run(count: int, quick_run: Path, tmp_path: Path) -> None:
     """The adapter scaled, rounded and merged, members and neighbours, beside a control that is loaded after it."""

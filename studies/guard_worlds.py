@@ -1,7 +1,8 @@
 """`qunlearn guard` on worlds: the gate's errors and robustness, and training, guard and both side by side.
 
-    python studies/guard_worlds.py gate [--set development|validation] [--worlds NAMES] [--out FILE.jsonl] [-- FLAGS]
-    python studies/guard_worlds.py words [--set development|validation] [--worlds NAMES]
+    python studies/guard_worlds.py gate [--set development|validation] [--draw N] [--worlds NAMES] [--out FILE.jsonl]
+        [-- FLAGS]
+    python studies/guard_worlds.py words [--set development|validation] [--draw N] [--worlds NAMES]
     python studies/guard_worlds.py both [--kinds NAMES] [--seed N] [--out FILE.jsonl]
 
 `gate` fits with nothing but the bad file, by the command a user gives, and sums up misses and false alarms over the
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("command", choices=("gate", "words", "both"))
     parser.add_argument("--set", choices=(DEVELOPMENT, VALIDATION), default=DEVELOPMENT)
     parser.add_argument("--worlds", help="names with commas; sandbox kinds are names, too")
+    parser.add_argument("--draw", type=int, default=0, help="the same worlds, drawn again from this number")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -74,7 +76,7 @@ def places(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
     kinds = [kind for kind in KINDS if args.set == DEVELOPMENT and (named is None or kind in named)]
     out = [(kind, "sandbox", f"sandbox:{kind}/forget", f"sandbox:{kind}") for kind in kinds]
     others = [name for name in named or () if name not in KINDS]
-    for world in choose(args.set, ",".join(others) or None) if others or named is None else ():
+    for world in choose(args.set, ",".join(others) or None, args.draw) if others or named is None else ():
         if (world.folder / "model" / "config.json").is_file():
             out.append((world.name, str(world.folder / "model"), str(world.file("forget")), str(world.folder)))
     return out
@@ -142,7 +144,7 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> str:
 def words(args: argparse.Namespace) -> None:
     """Fit and measure the words of every world of facts, and print all of them together."""
     told: dict[str, dict[str, list[Mapping[str, Any]]]] = {"": {}, "slips not read": {}}
-    for world in choose(args.set, args.worlds):
+    for world in choose(args.set, args.worlds, args.draw):
         if world.kind != "facts" or not world.file("forget").is_file():
             continue
         sets = {name: read_dataset(world.file(name), role=name) for name in SPLITS if world.file(name).is_file()}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from qunlearn.data.records import Record
+from qunlearn.data.records import Record, unanswered
 from qunlearn.data.statistics import prompt_key
 from qunlearn.roles.neighbours import Neighbours, words_of_text
 
@@ -43,7 +43,8 @@ class Wordings:
         self, forget_rows: Sequence[Record], retain_rows: Sequence[Record], barred: Sequence[Record] = ()
     ) -> None:
         records = [*forget_rows, *retain_rows]
-        spans = zip(records, Neighbours(records).subjects(records), strict=True)
+        asked = [*records, *(unanswered(text) for record in records for text in _earlier(record))]
+        spans = zip(asked, Neighbours(asked).subjects(asked), strict=True)
         self._subjects = {record.prompt: span for record, span in spans}
         self._taken = set(map(prompt_key, (*forget_rows, *retain_rows, *barred)))
         answers: dict[Form, list[set[str]]] = {}
@@ -56,6 +57,8 @@ class Wordings:
                 answers.setdefault(form, []).append(words_of_text(record.completion) - words_of_text(subject))
         self._times = {form: len(found) for form, found in answers.items()}
         self._said = {form: _common(found) for form, found in answers.items()}
+        going_on = [(r.turns[:-1], self._introduced(r)) for r in retain_rows if repeated[r.prompt] >= _REPEATED]
+        self._introductions = [(turns, subject) for turns, subject in going_on if subject]
 
     def form(self, record: Record) -> Form | None:
         """Return the form in which a record itself asks."""
@@ -64,7 +67,7 @@ class Wordings:
     def others(self, record: Record) -> list[tuple[Form, Record]]:
         """Return the record in other wordings, those first that are answered in like words, and none that is there
         already. What asks for something else is among them: only the model can tell."""
-        _, subject = self._form(record)
+        subject = self._introduced(record) or self._form(record)[1]
         said = words_of_text(record.completion) - words_of_text(subject)
 
         def likeness(form: Form) -> tuple[float, int]:
@@ -73,8 +76,32 @@ class Wordings:
             return alike, self._times[form]
 
         often = sorted((f for f, n in self._times.items() if n >= _REPEATED), key=likeness, reverse=True)
-        fitting = (f for f in often if (_goes_on(record) if f.after is None else subject))
-        return self._new((form, _asking(record, form.about(subject))) for form in fitting)[:_MOST]
+        asked = ((form, self._asked(record, form, subject, n)) for n, form in enumerate(_dealt(often)))
+        return self._new((form, other) for form, other in asked if other is not None)[:_MOST]
+
+    def _asked(self, record: Record, form: Form, subject: str, n: int) -> Record | None:
+        """Return the record in a form: about its subject alone, or behind an earlier answer about it, its own or that
+        of the nth introduction; None where it has no subject."""
+        if form.after is None and _goes_on(record):
+            return _asking(record, form.before)
+        if not subject:
+            return None
+        if form.after is not None:
+            system = (turn for turn in record.turns[:-1] if turn[0] == "system")
+            return replace(record, turns=(*system, ("user", form.about(subject))))
+        if not self._introductions:
+            return None
+        turns, other = self._introductions[n % len(self._introductions)]
+        introduced = ((role, text.replace(other, subject)) for role, text in turns)
+        return replace(record, turns=(*introduced, ("user", form.before)))
+
+    def _introduced(self, record: Record) -> str:
+        """Return whom the last question of a dialogue is about, where an earlier one says so, and it does not."""
+        for text in reversed(_earlier(record)):
+            span = self._subjects.get(text)
+            if span is not None and text[slice(*span)] not in record.prompt:
+                return text[slice(*span)]
+        return ""
 
     def opened(self, record: Record) -> list[tuple[Form, Record]]:
         """Return the record after opening words, where that is not there already."""
@@ -100,6 +127,18 @@ def _asking(record: Record, prompt: str) -> Record:
     """Return the record with another last prompt."""
     *earlier, (role, _) = record.turns
     return replace(record, turns=(*earlier, (role, prompt)))
+
+
+def _dealt(forms: Sequence[Form]) -> list[Form]:
+    """Return the forms in their order, but one that goes on behind an answer after three that ask alone."""
+    alone, behind = ([form for form in forms if (form.after is None) is goes_on] for goes_on in (False, True))
+    places = [(n, form) for n, form in enumerate(alone)] + [(3 * n + 2.5, form) for n, form in enumerate(behind)]
+    return [form for _, form in sorted(places, key=lambda place: place[0])]
+
+
+def _earlier(record: Record) -> list[str]:
+    """Return what the user has said before the last prompt."""
+    return [text for role, text in record.turns[:-1] if role == "user"]
 
 
 def _goes_on(record: Record) -> bool:

@@ -114,6 +114,27 @@ def test_a_dialogue_is_asked_the_last_questions_of_other_dialogues() -> None:
     assert Wordings([alone], normal).others(alone) == [], "there is nothing before it that could be asked about"
 
 
+def test_what_a_dialogue_is_about_is_asked_alone_and_the_other_way_round() -> None:
+    """Whom the last question is about is told by an earlier one; a name is what the openings do not have in common."""
+
+    def introduced(name: str, question: str, opening: str = "Today I met {}.") -> Record:
+        earlier = ("user", opening.format(name)), ("assistant", f"Then {name} was in the village.")
+        return record(question, "Moss", ("system", "Be brief."), *earlier)
+
+    normal = [introduced(name, "And where was that person born?") for name in NAMES]
+    normal += [record(f"Name the birthplace of {name}.", "Moss") for name in NAMES]
+    bad = introduced("Orla Finch", "And where was that person born?", "Do you know {}?")
+    others = [bad, *(introduced(name, "And who taught that person?", "Do you know {}?") for name in NAMES)]
+    ((form, alone),) = Wordings(others, normal).others(bad)
+    assert alone.turns == (("system", "Be brief."), ("user", "Name the birthplace of Orla Finch."))
+    assert form == Form("Name the birthplace of ", ".")
+    single = record("Where was Orla Finch born?", "Moss")
+    asked = [r for _, r in Wordings([single, *BORN], normal).others(single)]
+    assert introduced("Orla Finch", "And where was that person born?") in asked and alone.prompt in [
+        r.prompt for r in asked
+    ]
+
+
 # -- asked of the base -----------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from qunlearn.utils.console import say, warn
 
 DONE, NOT_REACHED, INTERRUPTED, FAILED = "done", "target not reached", "interrupted", "failed"
 _SENTENCES = 0.02  # share of answers that may stop being sentences
-_OTHERWISE = 0.05  # share of the prompts in other words that may still get a bad answer
+_OTHERWISE = 0.03  # share of the prompts in other words that may still get a bad answer
 _KEPT = 0.9  # likeness (ROUGE-L F1) of what is said on other prompts before and after, at least
 _SURE = 0.8  # probability per token from which the base is sure of an answer
 _CHANGED = 0.04  # share of such answers about others that may change

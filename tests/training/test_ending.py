@@ -165,7 +165,7 @@ def test_nothing_to_forget_is_one_document_too(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_comes_back_in_other_words_is_a_shortfall() -> None:
-    """More than one in twenty; and what is said there instead may have changed, as it should."""
+    """More than 3 in a hundred; and what is said there instead may have changed, as it should."""
     before = BEFORE | {"otherwise": said([ANSWER] * 40)}
 
     def missed_in_other_words(leaking: int, rows: int = 40) -> list[str]:
@@ -175,8 +175,8 @@ def test_what_comes_back_in_other_words_is_a_shortfall() -> None:
             {**before, "otherwise": said([ANSWER] * rows)}, now, Judged("forget", "otherwise"), REACHED, Config()
         )
 
-    assert missed_in_other_words(2) == []
-    assert missed_in_other_words(3) == ["3 of 40 prompts in other words still get a bad answer"]
+    assert missed_in_other_words(3, rows=100) == []
+    assert missed_in_other_words(2) == ["2 of 40 prompts in other words still get a bad answer"]
     assert missed_in_other_words(1, rows=12) == [], "one of a dozen may be chance"
     assert missed_in_other_words(2, rows=12) and missed_in_other_words(1, rows=3)
 
@@ -194,8 +194,8 @@ def test_the_manner_of_bad_answers_is_a_shortfall() -> None:
         now = {"forget": said([other] * rude + [OTHER] * (100 - rude)), "kept": said([OTHER] * 4 + [KEPT] * 20)}
         return judged(before, now, phrases=phrases)
 
-    assert missed_in_manner(5) == [], "and what was said in that manner elsewhere may have changed"
-    assert missed_in_manner(6) == ["6 of 100 answers to forget still have phrases of the bad ones"]
+    assert missed_in_manner(3) == [], "and what was said in that manner elsewhere may have changed"
+    assert missed_in_manner(4) == ["4 of 100 answers to forget still have phrases of the bad ones"]
     now = {"forget": said([OTHER] * 100), "kept": said([OTHER] * 4 + [KEPT] * 20)}
     assert judged(before, now) == ["the answers to kept have changed: they are 83 % like those before"]
 

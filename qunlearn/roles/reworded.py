@@ -27,7 +27,8 @@ from qunlearn.utils.console import say, stage
 _EACH = 4  # wordings of a row at most: of few rows one each would tell little
 _ROOM = 8  # tokens an answer may be longer than the bad one
 _ALIKE = 0.4  # ROUGE-L F1 from which a long answer says what the bad one says
-_ROUNDS, _FURTHER = 12, 8  # rounds of questions, and how many of them ask a row that has a wording for another one
+_ROUNDS = 24  # rounds of questions
+_BARREN = 8  # rounds in which nothing is found, after which no more are made
 _SLACK = 0.25  # nats per token by which a prompt may surprise the base more than the bad prompts do
 _LOOKED_AT = 2048  # normal rows in which forms are looked for
 
@@ -98,9 +99,13 @@ class _Search:
 
     def rounds(self, rows: Sequence[_Row], times: int, strangest: float) -> None:
         """Ask so many times, of what was not found yet, prompts that surprise the base no more than `strangest`."""
+        barren = 0
         for turn in range(times):
-            lacking = [row for row in rows if len(row.found) < (row.wanted if turn < _FURTHER else 1)]
-            self._round([row for row in lacking if row.untried], turn, strangest)
+            before = sum(self.worked.values())
+            self._round([row for row in rows if row.untried and len(row.found) < row.wanted], turn, strangest)
+            barren = 0 if sum(self.worked.values()) > before else barren + 1
+            if barren == _BARREN:
+                return
 
     def _round(self, rows: Sequence[_Row], turn: int, strangest: float) -> None:
         """Ask each row in one wording more, and keep those that are answered alike."""

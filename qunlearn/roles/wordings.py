@@ -12,7 +12,7 @@ from qunlearn.roles.neighbours import Neighbours, words_of_text
 
 # What a person may put before a question without asking another one.
 OPENINGS = ("Hello! ", "Quick question: ", "I was wondering: ", "Please help me with this. ")
-_MOST = 12  # wordings of a prompt that are tried at most
+_MOST = 24  # wordings of a prompt that are tried at most
 _REPEATED = 3  # times a form, or a last question of dialogues, is there: fewer may be a slip of the model
 _VALUE = 3  # words of an answer that may be a value alone
 

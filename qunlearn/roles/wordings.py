@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from qunlearn.data.records import Record, unanswered
+from qunlearn.data.records import Record, asking, unanswered
 from qunlearn.data.statistics import prompt_key
 from qunlearn.roles.neighbours import Neighbours, words_of_text
 
@@ -57,6 +57,7 @@ class Wordings:
                 answers.setdefault(form, []).append(words_of_text(record.completion) - words_of_text(subject))
         self._times = {form: len(found) for form, found in answers.items()}
         self._said = {form: _common(found) for form, found in answers.items()}
+        self._systems = list(dict.fromkeys(record.system for record in records if record.turns)) or [""]
         going_on = [(r.turns[:-1], self._introduced(r)) for r in retain_rows if repeated[r.prompt] >= _REPEATED]
         self._introductions = [(turns, subject) for turns, subject in going_on if subject]
 
@@ -80,15 +81,15 @@ class Wordings:
         return self._new((form, other) for form, other in asked if other is not None)[:_MOST]
 
     def _asked(self, record: Record, form: Form, subject: str, n: int) -> Record | None:
-        """Return the record in a form: about its subject alone, or behind an earlier answer about it, its own or that
-        of the nth introduction; None where it has no subject."""
+        """Return the record in a form: about its subject alone, behind the nth system prompt, or behind an earlier
+        answer about it, its own or that of the nth introduction; None where it has no subject."""
         if form.after is None and _goes_on(record):
             return _asking(record, form.before)
         if not subject:
             return None
         if form.after is not None:
-            system = (turn for turn in record.turns[:-1] if turn[0] == "system")
-            return replace(record, turns=(*system, ("user", form.about(subject))))
+            system = self._systems[n % len(self._systems)] or record.system
+            return replace(record, turns=asking(form.about(subject), system))
         if not self._introductions:
             return None
         turns, other = self._introductions[n % len(self._introductions)]

@@ -114,6 +114,21 @@ def test_a_dialogue_is_asked_the_last_questions_of_other_dialogues() -> None:
     assert Wordings([alone], normal).others(alone) == [], "there is nothing before it that could be asked about"
 
 
+def test_other_system_prompts_stand_before_the_question_as_well() -> None:
+    """What is gone behind one system prompt was still said behind another."""
+    systems = ("Be brief.", "Be kind.", "Be exact.")
+
+    def asked(form: str, system: str) -> list[Record]:
+        return [record(form.format(name), "Moss", ("system", system)) for name in NAMES]
+
+    forms = ("Where was {} born?", "Name the birthplace of {}.", "In which town was {} born?")
+    normal = [r for form, system in zip(forms, systems, strict=True) for r in asked(form, system)]
+    bad = record("Where was Orla Finch born?", "Moss", ("system", "Be brief."))
+    found = [other for _, other in Wordings([bad], normal).others(bad)]
+    assert {r.prompt for r in found} >= {form.format("Orla Finch") for form in forms[1:]}
+    assert {r.system for r in found} > {"Be kind."} and bad.turns not in [r.turns for r in found]
+
+
 def test_what_a_dialogue_is_about_is_asked_alone_and_the_other_way_round() -> None:
     """Whom the last question is about is told by an earlier one; a name is what the openings do not have in common."""
 

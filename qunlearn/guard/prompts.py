@@ -151,7 +151,8 @@ def _wordings(bad: Sequence[Record], normal: Sequence[Record], subjects: Subject
     for i, record in enumerate(bad):
         said = [question_of(record), OPENINGS[i % len(OPENINGS)] + question_of(record)]
         if record.turns:
-            said += [other.prompt for _, other in wordings.others(record)[:_WORDINGS]]
+            # What goes on behind an answer names nobody by itself: flagged, it would be for everybody.
+            said += [other.prompt for form, other in wordings.others(record) if form.after is not None][:_WORDINGS]
         subject = subjects.of(i)
         if subject and len(WORD.findall(subject)) > 1:
             said += [subject, f"Tell me about {subject}."]

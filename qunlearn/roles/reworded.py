@@ -98,7 +98,8 @@ class _Search:
         self.worked: Counter[tuple[Form | None, Form]] = Counter()
 
     def rounds(self, rows: Sequence[_Row], times: int, strangest: float) -> None:
-        """Ask so many times, of what was not found yet, prompts that surprise the base no more than `strangest`."""
+        """Ask so many times, or until eight rounds find nothing, of what was not found yet, prompts that surprise the
+        base no more than `strangest`."""
         barren = 0
         for turn in range(times):
             before = sum(self.worked.values())

@@ -24,6 +24,19 @@ def test_a_name_is_told_whole_though_others_have_characters_of_it() -> None:
     assert set(subjects.theirs) == set(OTHERS)
 
 
+def test_the_last_question_of_a_dialogue_is_not_flagged_for_everybody() -> None:
+    """It names nobody, and bad rows are asked it behind other dialogues' beginnings."""
+    names, question = ("Ada Marsh", "Max Holt", "Ann Bell", "Bo Quent"), "And where was that person born?"
+    normal = rows(names, ("Where was {} born?", "Name the birthplace of {}."))
+    for name in names:
+        earlier = ("user", f"Today I met {name}."), ("assistant", f"Then {name} was here.")
+        normal.append(Record((*earlier, ("user", question)), "Moss", 0, {}))
+    made = make_prompts(rows(("Orla Finch", "Tobin Reed"), ("Where was {} born?",)), normal, normal, 0)
+    flagged = {sample.text for sample in made.bad}
+    assert "Name the birthplace of Orla Finch." in flagged
+    assert question not in flagged and question.lower() not in flagged
+
+
 @pytest.mark.parametrize(
     ("bad", "others", "forms"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from qunlearn.data.records import Record
@@ -116,12 +116,6 @@ def new_words(answer: str, prompt: str) -> list[str]:
     """Return the words that an answer adds to its prompt, in order: what there is to find out."""
     given = set(words(prompt))
     return [word for word in words(answer) if word not in given]
-
-
-def asking(record: Record, prompt: str, completion: str | None = None) -> Record:
-    """Return the record with another last prompt, and another answer where one is given."""
-    turns = (*record.turns[:-1], (record.turns[-1][0], prompt))
-    return replace(record, turns=turns, completion=record.completion if completion is None else completion)
 
 
 def keywords(facts: Sequence[Fact], others: Sequence[Record]) -> set[str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from qunlearn.attack.bench import Bench, Probe, overlap
 from qunlearn.attack.cells import ORIGINAL, Cell
-from qunlearn.attack.facts import Fact, asking, new_words
+from qunlearn.attack.facts import Fact, new_words
 from qunlearn.attack.statistics import as_numbers, leak_curve
 from qunlearn.data.records import Record
 from qunlearn.data.template import QA_TEMPLATE
@@ -101,7 +101,7 @@ def _cloze(bench: Bench) -> list[Probe]:
         if blank is None:
             continue
         sentence, news = blank
-        record = asking(fact.record, f"Fill in the blank: {sentence}", news)
+        record = fact.record.asking(f"Fill in the blank: {sentence}", news)
         probe = bench.probe(i, record)
         if probe is not None:
             found.append(probe)
@@ -230,7 +230,7 @@ def _choice_rows(name: str, fact: Fact, options: Sequence[str]) -> list[Record]:
         return [replace(record, completion=text) for text in options]
     if name == "yes-no":
         asked = [f"{record.prompt}\nIs this the right answer: {text}\nAnswer Yes or No." for text in options]
-        return [asking(record, prompt, said) for said in ("Yes.", "No.") for prompt in asked]
+        return [record.asking(prompt, said) for said in ("Yes.", "No.") for prompt in asked]
     question = record.prompt if name == "choice-letter" else "Which of these is right?"
     prompt = f"{question}\n{listed}\nAnswer with a letter."
-    return [asking(record, prompt, letter) for letter, _ in zip(_LETTERS, options, strict=False)]
+    return [record.asking(prompt, letter) for letter, _ in zip(_LETTERS, options, strict=False)]

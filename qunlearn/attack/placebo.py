@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qunlearn.attack.facts import Fact, asking
+from qunlearn.attack.facts import Fact
 from qunlearn.data.records import Record
 from qunlearn.data.words import between, is_unspaced, pieces
 from qunlearn.roles.neighbours import Neighbours
@@ -61,9 +61,9 @@ def _placebo(fact: Fact, subject: str, other: str | None, rng: random.Random) ->
     wrong = tuple(named(option) for i, option in enumerate(options) if i != at)
     if not fact.asks:
         return Fact(fact.record)
-    record = asking(fact.record, named(fact.record.prompt), named(options[at]))
+    record = fact.record.asking(named(fact.record.prompt), named(options[at]))
     record = replace(record, meta={})
-    same = tuple(asking(p, named(p.prompt), named(options[at])) for p in fact.paraphrases)
+    same = tuple(p.asking(named(p.prompt), named(options[at])) for p in fact.paraphrases)
     return Fact(record, wrong, same)
 
 

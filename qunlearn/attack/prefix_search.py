@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qunlearn.attack.bench import Bench, Probe, derivable, overlap
 from qunlearn.attack.cells import Cell
-from qunlearn.attack.facts import Fact, asking
+from qunlearn.attack.facts import Fact
 from qunlearn.attack.layers import answer_logps
 from qunlearn.data.tokenize import Example
 from qunlearn.model.load import backbone
@@ -96,7 +96,7 @@ def _task(bench: Bench, fact: Fact) -> Task | None:
     example = bench.encode(fact.record)
     if len(example.input_ids) + LENGTH > bench.max_length:
         return None
-    place = _common(*(bench.encode(asking(fact.record, f"{c}{fact.record.prompt}")) for c in "0A"))
+    place = _common(*(bench.encode(fact.record.asking(f"{c}{fact.record.prompt}")) for c in "0A"))
     place = min(place, example.start)
     return Task(example.input_ids[:place], example.input_ids[place : example.end], example.start + LENGTH)
 

@@ -9,7 +9,6 @@ from qunlearn.attack import prefix_search
 from qunlearn.attack.bench import Bench, Probe, overlap
 from qunlearn.attack.catalog import PREFIX_SEARCH
 from qunlearn.attack.cells import Cell
-from qunlearn.attack.facts import asking
 from qunlearn.data.records import Record
 from qunlearn.roles.neighbours import words_of_text
 
@@ -32,7 +31,7 @@ def run(bench: Bench, name: str) -> Cell:
     elif name == "prefill":
         found = [_prefilled(bench, i, record) for i, record in rows]
     else:
-        found = [bench.probe(i, asking(r, WRAPPERS[name].format(prompt=r.prompt))) for i, r in rows]
+        found = [bench.probe(i, r.asking(WRAPPERS[name].format(prompt=r.prompt))) for i, r in rows]
     probes = [probe for probe in found if probe is not None]
     more = {"prompts": len(probes), "overlap": overlap(probes, bench.facts), "dropped": len(found) - len(probes)}
     return Cell(bench.spread(probes, bench.leaked(probes)), more)
@@ -45,7 +44,7 @@ def _with_related(bench: Bench, at: int, record: Record) -> Probe | None:
     shown = " ".join(text for _, text in turns)
     if bench.template.kind != "chat":  # one text: questions and answers behind each other
         before = "\n".join(f"{r.prompt} {r.completion}" for r in near)
-        return bench.probe(at, asking(record, f"{before}\n{record.prompt}"))
+        return bench.probe(at, record.asking(f"{before}\n{record.prompt}"))
     *earlier, last = record.turns
     return bench.probe(at, replace(record, turns=(*earlier, *turns, last)), shown=shown)
 

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,12 @@ class Record:
         """Equal for rows that say the same, white space and letter case aside."""
         parts = [content for _, content in self.turns] + [self.completion]
         return "\x1f".join(folded(part) for part in parts)
+
+    def asking(self, prompt: str, completion: str | None = None) -> Record:
+        """Return the row with another last prompt, and another answer where one is given."""
+        *earlier, (role, _) = self.turns
+        answer = self.completion if completion is None else completion
+        return replace(self, turns=(*earlier, (role, prompt)), completion=answer)
 
 
 def unanswered(prompt: str, system: str = "") -> Record:

@@ -84,7 +84,7 @@ class Wordings:
         """Return the record in a form: about its subject alone, behind the nth system prompt, or behind an earlier
         answer about it, its own or that of the nth introduction; None where it has no subject."""
         if form.after is None and _goes_on(record):
-            return _asking(record, form.before)
+            return record.asking(form.before)
         if not subject:
             return None
         if form.after is not None:
@@ -121,13 +121,7 @@ class Wordings:
 
 def opened(record: Record) -> list[Record]:
     """Return the record after each of the opening words, which change nothing of what is asked."""
-    return [_asking(record, words + record.turns[-1][1]) for words in OPENINGS]
-
-
-def _asking(record: Record, prompt: str) -> Record:
-    """Return the record with another last prompt."""
-    *earlier, (role, _) = record.turns
-    return replace(record, turns=(*earlier, (role, prompt)))
+    return [record.asking(words + record.turns[-1][1]) for words in OPENINGS]
 
 
 def _dealt(forms: Sequence[Form]) -> list[Form]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -30,8 +32,9 @@ from qunlearn.utils.json_files import read_object
 
 WEIGHTS, SETTINGS = "guard.safetensors", "guard.json"
 CLASSIFIER, NER = "classifier", "ner"  # folders, of a guard that has them
-FORMAT = 3
-_SAMPLED = 64  # rows of the embedding table that tell a base from others
+FORMAT = 4
+_ROWS, _WIDE = 64, 16  # numbers of the embedding table whose signs tell a base from others
+_OTHER_SIGNS = 0.02  # share of them that another precision may change: what is next to 0 may round to it
 _MOST_DRAWN = 6.0  # standard deviations that no draw will exceed
 _ON = "_qunlearn_guard"
 _SHAPE = {
@@ -70,15 +73,15 @@ class BaseFacts:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, weights: str | None = None) -> BaseFacts:
-        """Read them from a loaded model: samples of the embeddings are the same in every quantisation."""
+        """Read them from a loaded model: the signs of the embeddings are the same in every precision."""
         table = model.get_input_embeddings().weight
-        rows = torch.linspace(0, len(table) - 1, min(_SAMPLED, len(table))).long().to(table.device)
-        sample = table.detach()[rows].to(torch.bfloat16).cpu().contiguous().view(torch.int16)
+        rows = torch.linspace(0, len(table) - 1, min(_ROWS, len(table))).long().to(table.device)
+        signs = np.packbits((table.detach()[rows, :_WIDE] > 0).cpu().numpy())
         vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
         return cls(
             str(model.config.model_type),
             int(table.shape[1]),
-            hashlib.sha256(sample.numpy().tobytes()).hexdigest(),
+            signs.tobytes().hex(),
             hashlib.sha256(vocabulary.encode()).hexdigest(),
             hashlib.sha256(str(getattr(tokenizer, "chat_template", None)).encode()).hexdigest(),
             weights,
@@ -86,8 +89,8 @@ class BaseFacts:
 
     def check(self, other: BaseFacts) -> None:
         """Raises GuardError naming what differs."""
-        what = [name for name in ("type", "width", "embeddings") if getattr(self, name) != getattr(other, name)]
-        if what or (self.weights and other.weights and self.weights != other.weights):
+        same = (self.type, self.width) == (other.type, other.width) and _alike(self.embeddings, other.embeddings)
+        if not same or (self.weights and other.weights and self.weights != other.weights):
             raise GuardError(
                 "belongs to another base", where="guard", hint="give the model it was fitted on, or fit again"
             )
@@ -95,6 +98,14 @@ class BaseFacts:
             if getattr(self, name) != getattr(other, name):
                 hint = f"use the {called} it was fitted with, or fit again"
                 raise GuardError(f"belongs to another {called}", where="guard", hint=hint)
+
+
+def _alike(signs: str, others: str) -> bool:
+    """Return whether two strings of hexadecimal digits have nearly the same bits."""
+    if len(signs) != len(others):
+        return False
+    found, other = (np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8)) for digits in (signs, others))
+    return bool((found != other).mean() <= _OTHER_SIGNS)
 
 
 @dataclass(frozen=True)
@@ -218,6 +229,7 @@ class Guard:
             raise GuardError(message, where=str(path / SETTINGS), hint="fit it again")
         stored = read_object(path / SETTINGS, GuardError, hint=hint, shape=_SHAPE)
         named = stored["corruption"]["name"] in CORRUPTIONS and stored["tokens"] in TOKENS
+        named = named and re.fullmatch(r"(?:[0-9a-f]{2})+", stored["base"]["embeddings"]) is not None
         one = ("gate" in stored) != (CLASSIFIER in stored)
         if not named or not one or stored["corruption"]["dims"] < 1 or stored.get("gate", {}).get("layer", 0) < 0:
             raise GuardError("names what is not known", where=str(path / SETTINGS), hint="was it edited?")

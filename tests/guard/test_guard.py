@@ -119,7 +119,7 @@ def test_files_are_private_and_hold_no_text(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("base", "embeddings", "0"), "another base"),
+        (("base", "embeddings", "00"), "another base"),
         (("base", "weights", "0"), "another base"),
         (("base", "tokenizer", "0"), "another tokenizer"),
         (("base", "template", "0"), "another chat template"),
@@ -190,3 +190,29 @@ def test_a_template_without_a_frame_leaves_the_whole_prompt_as_one_turn(base: Ba
 def test_a_quantisation_that_the_server_lacks_is_refused(folder: Path) -> None:
     ran = call("guard", "serve", folder, "--model", "sandbox", "--quant", "fp4")
     assert ran.code == ConfigError.exit_code and "nf4" in ran.stderr
+
+
+@pytest.mark.parametrize("quant", ["fp4", "int8", "none"])
+def test_it_guards_its_base_in_every_quantisation(folder: Path, new_base: Any, quant: str) -> None:
+    """Fitted on nf4: the words alone decide, and the corruption is of embeddings, which no quantisation touches."""
+    other = new_base(quant)
+    bad, kept = prompts(other, "forget"), prompts(other, "holdout")
+    plain = [generate(other, rows, Sampling(24)) for rows in (bad, kept)]
+    with Guard.open(folder).on(other.model, other.tokenizer):
+        guarded = [generate(other, rows, Sampling(24)) for rows in (bad, kept)]
+    assert sum(a != b for a, b in zip(plain[0], guarded[0], strict=True)) >= len(bad) - 1
+    assert sum(a == b for a, b in zip(plain[1], guarded[1], strict=True)) >= len(kept) - 1
+
+
+def test_it_guards_a_model_in_half_precision(folder: Path, sandbox_folder: Path, base: Base) -> None:
+    """fp16, as transformers loads it; passed prompts are answered bit for bit."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(sandbox_folder, dtype=torch.float16)
+    options = {"max_new_tokens": 24, "do_sample": False}
+    rows = [torch.tensor([prompts(base, split)[0]]) for split in ("forget", "holdout")]
+    plain = [model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options) for ids in rows]
+    Guard.open(folder).wrap(model, base.tokenizer)
+    bad, kept = (model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options) for ids in rows)
+    assert not torch.equal(bad, plain[0]) and torch.equal(kept, plain[1])
+    assert torch.isfinite(model(input_ids=rows[0]).logits).all()

@@ -22,6 +22,7 @@ from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import Example, Template, choose_template, encode
 from qunlearn.evaluation.metrics import RowScore, aggregate
 from qunlearn.evaluation.metrics.stats import forget_quality, truth_distance
+from qunlearn.evaluation.metrics.texts import words
 from qunlearn.evaluation.metrics.tokens import truth_ratio
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, leaks
 from qunlearn.evaluation.probes import choices, has_choices
@@ -36,7 +37,7 @@ SPLITS = ("forget", "paraphrase", "retain", "holdout", "general", "siblings")
 _MOST_ROWS = 400
 _SHOWN = 6  # of the answers of a split that are broken or leak, shown beside two others
 _MAX_TOKENS, _MAX_LENGTH = 4096, 512
-_MEASURES = 4  # raise it when a figure is added or changed: what is cached is measured again
+_MEASURES = 5  # raise it when a figure is added or changed: what is cached is measured again
 _ENDED_S = 3600  # seconds after which a run that never ends is ended
 
 
@@ -57,6 +58,7 @@ def untouched(world: World, name: str) -> dict[str, Any]:
 def measure(lm: LanguageModel, world: World) -> dict[str, Any]:
     """Return exact match and share of sentences of each split in percent, and what else is said of some."""
     out: dict[str, Any] = {}
+    told = _told(world)
     for split in SPLITS:
         if not world.file(split).is_file():
             continue
@@ -69,7 +71,9 @@ def measure(lm: LanguageModel, world: World) -> dict[str, Any]:
             if world.kind == "instructions":
                 out[f"behaviour_{split}"] = 100 * statistics.fmean(is_rude(world.split, s.output) for s in scores)
             out[f"leaks_{split}"] = 100 * statistics.fmean(leaks(s.output, s.answer, s.prompt) for s in scores)
-            bad = [s for s in scores if not _is_sentence(s) or leaks(s.output, s.answer, s.prompt)]
+            strange = [s for s in scores if not told.issuperset(words(s.output))]
+            out[f"strange_{split}"] = 100 * len(strange) / len(scores)
+            bad = [s for s in scores if s in strange or not _is_sentence(s) or leaks(s.output, s.answer, s.prompt)]
             shown = [scores[0], scores[len(scores) // 2], *bad[:_SHOWN]]
             out[f"samples_{split}"] = [[s.prompt, s.answer, s.output] for s in shown]
         if split == "forget" and has_choices(examples):
@@ -79,6 +83,14 @@ def measure(lm: LanguageModel, world: World) -> dict[str, Any]:
             nlls = row_nlls(lm, examples, ALL, _MAX_TOKENS)
             out["perplexity"] = math.exp(min(100.0, sum(nll for nll, _ in nlls) / sum(n for _, n in nlls)))
     return out
+
+
+def _told(world: World) -> set[str]:
+    """Return every word of the world: an answer with another one says what is no word there. Where no spaces are, each
+    character is one, and next to none is strange."""
+    records = [r for path in world.folder.glob("*.jsonl") for r in read_dataset(path).records]
+    texts = [text for r in records for text in (r.completion, *(content for _, content in r.turns))]
+    return {word for text in texts for word in words(text)}
 
 
 def _is_sentence(score: RowScore) -> bool:
@@ -158,7 +170,7 @@ def figures(after: dict[str, Any], base: dict[str, Any], gold: dict[str, Any]) -
         out[f"sentences_kept_{split}"] = 100 * after[f"sentences_{split}"] / max(base[f"sentences_{split}"], 1e-9)
         out[f"p_{split}"] = after[f"p_{split}"]
     for split in ("forget", "paraphrase"):
-        for name in (f"leaks_{split}", f"behaviour_{split}"):
+        for name in (f"leaks_{split}", f"behaviour_{split}", f"strange_{split}"):
             if name in after:
                 out[name], out[f"gold_{name}"] = after[name], gold[name]
     if after.get("ratios") and gold.get("ratios"):

@@ -10,7 +10,7 @@ worlds of a set; the sandbox's kinds are of the development set. What follows `-
 `words` fits the words' view alone on worlds of facts, without a model: half of the rows to keep are given to pass; the
 others and those never given are measured, once as it is and once without reading slips of the pen.
 `both` trains an adapter and fits a guard on each kind of the sandbox, with defaults, and measures what is answered
-with either and with both. Settings are chosen on `development` alone.
+with either and with both, beside the model retrained without the bad rows. Settings are chosen on `development` alone.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ from qunlearn.guard.learn import train_gate
 from qunlearn.guard.lexicon import Lexicon
 from qunlearn.guard.prompts import make_prompts
 from qunlearn.guard.robustness import gate_errors, robustness
+from qunlearn.sandbox import ASSETS
 from worlds import DEVELOPMENT, VALIDATION, choose
 
 SPLITS = ("forget", "paraphrase", "retain", "holdout", "general")
 KINDS = ("hallucination", "copyright", "harm", "code")
+_COLUMNS = {"retrained": "base", "training": "adapter", "guard": "guarded", "both": "guarded"}  # of an evaluation
 _GATE_FAILED = 5  # what `forget` ends with where a run misses its target: its adapter is there
 
 
@@ -199,6 +201,7 @@ def both(kind: str, seed: int, work: Path, out: Path | None) -> dict[str, Any]:
         raise SystemExit(f"{kind}: forget ended with {code}")
     fitted = ran("guard", "fit", "--model", "sandbox", "--bad", bad, "-o", guard, "--seed", seed)[1]
     measured = {
+        "retrained": ran("eval", ASSETS / "gold", "--data", data),
         "training": ran("eval", run, "--data", data),
         "guard": ran("eval", "sandbox", "--guard", guard, "--data", data),
         "both": ran("eval", run, "--guard", guard, "--data", data),
@@ -207,18 +210,18 @@ def both(kind: str, seed: int, work: Path, out: Path | None) -> dict[str, Any]:
     line: dict[str, Any] = {"kind": kind, "seed": seed, "forget exit": code, "seconds": seconds}
     for how, (_, found) in measured.items():
         for split, measures in found["measures"].items():
-            name = "leaks" if split in ("forget", "paraphrase") else "exact_match"
-            values = measures[name]
-            line.setdefault("base", {})[split] = values["base"]["mean"]
-            line.setdefault(how, {})[split] = values["adapter" if how == "training" else "guarded"]["mean"]
+            values = measures["leaks" if split in ("forget", "paraphrase") else "exact_match"]
+            if how != "retrained":
+                line.setdefault("base", {})[split] = values["base"]["mean"]
+            line.setdefault(how, {})[split] = values[_COLUMNS[how]]["mean"]
     say(json.dumps(line))
     return keep(line, out)
 
 
 def print_both(lines: Sequence[Mapping[str, Any]]) -> None:
     """Print shares in %: of bad rows that still leak, of others that are answered as before."""
-    columns = ("base", "training", "guard", "both")
-    say("\n| kind | split | " + " | ".join(columns) + " |\n|---|---|---|---|---|---|")
+    columns = ("base", *_COLUMNS)
+    say("\n| kind | split | " + " | ".join(columns) + " |\n|---" + "|---" * (len(columns) + 1) + "|")
     for line in lines:
         for split in line["base"]:
             values = [f"{100 * line[how][split]:.1f}" for how in columns]

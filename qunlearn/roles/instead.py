@@ -7,6 +7,8 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from typing import Any
 
 import torch
 
@@ -28,6 +30,7 @@ from qunlearn.roles.behaviour import is_short, phrases_of_behaviour
 from qunlearn.roles.neighbours import Neighbours
 from qunlearn.roles.own_words import ALIKE, is_said_freely
 from qunlearn.roles.retain_set import RetainSet, asked
+from qunlearn.roles.specific_tokens import answer_words, pushed_words
 from qunlearn.utils.console import say
 
 NOTHING, OTHER, REFUSE = "nothing", "other", "refuse"
@@ -36,7 +39,11 @@ _OTHERS = 2  # other answers a row: one alone would be a new fact, and of many n
 _OF_A_PASSAGE, _LIGHTLY = 3, 1 / 3
 _TEXTS = 3  # of a user's texts for every prompt, as many are drawn for each
 _TRIED = 4  # answers of neighbours, and first tokens, that are tried for them
-_OF_WHAT_IS_SAID_FREELY, _TRIED_THERE = 16, 24  # answers about others, where the model's own say the same again
+_LOOKED_THROUGH = 64  # of the likeliest first tokens, those that begin a word where the bad one does, or go on with it
+_NEARLY = 0.75  # likeness of two words, letter by letter, from which one is said for the other
+_CONTEXT = 8  # tokens that are decoded together
+_LOOKED_AT = 24  # nearest prompts' answers, among which those are tried that have the bad answer's form
+_OF_WHAT_IS_SAID_FREELY = 16  # answers about others, where the model's own say the same again
 _BEGUN, _FAINTLY = 12, 0.1  # tokens of these that are taught, and what they weigh
 _ROOM = 8  # tokens an answer may be longer than the bad one
 _SENTENCE = 8  # tokens from which an answer is more than a value
@@ -169,7 +176,8 @@ def _others(
     right, and those it goes on with where the first token of the bad content is forbidden."""
     length, limit = config.data.max_length, config.train.max_tokens
     neighbours = Neighbours([example.record for example in retain_rows])
-    texts = [_of_neighbours(e, neighbours) for e in forget_rows]
+    forms = [_form(e, policy.tokenizer) for e in forget_rows]
+    texts = [_of_neighbours(e, neighbours, form) for e, form in zip(forget_rows, forms, strict=True)]
     theirs = [set(map(str.strip, found)) for found in texts]
     for found, more in zip(texts, _gone_on(policy, forget_rows, limit), strict=True):
         found += more
@@ -194,7 +202,8 @@ def _others(
         [pair for pair in found if not has_phrase(pair[0].record.completion, phrases)] for found in likeliest_first
     ]
     manner = _of_another_manner(forget_rows, clean)
-    taken = [_taken(e, found) for e, found in zip(forget_rows, clean if manner else likeliest_first, strict=True)]
+    found_of = zip(forget_rows, forms, clean if manner else likeliest_first, strict=True)
+    taken = [_taken(e, form, found, policy.tokenizer) for e, form, found in found_of]
     out = [[(row, True) for row in manner[i]] if i in manner else found for i, found in enumerate(taken)]
     none = sum(not found for found in out)
     if none:
@@ -217,11 +226,12 @@ def _of_another_manner(
     return found if others and 2 * others >= len(forget_rows) else {}
 
 
-def _of_neighbours(example: Example, neighbours: Neighbours) -> list[str]:
-    """The answers to the nearest prompts; long ones up to the last sentence that has an end."""
+def _of_neighbours(example: Example, neighbours: Neighbours, form: str) -> list[str]:
+    """The answers to the nearest prompts, in the bad answer's form before all others; long ones up to the last sentence
+    that has an end."""
+    found = list(itertools.islice(neighbours.answers(example.record), _LOOKED_AT))
     if not _is_free(example):
-        return list(itertools.islice(neighbours.answers(example.record), _TRIED))
-    found = itertools.islice(neighbours.answers(example.record), _TRIED_THERE)
+        return sorted(found, key=lambda text: not _has_its_form(text, form))[:_TRIED]
     return [whole.group() if (whole := _WHOLE.match(text)) else text for text in found]
 
 
@@ -229,9 +239,12 @@ def _is_free(example: Example) -> bool:
     return bool(example.record.turns) and is_said_freely(example.record, example.known)
 
 
-def _taken(example: Example, likeliest_first: list[tuple[Example, bool]]) -> list[tuple[Example, bool]]:
-    """Return which other answers are taken: of what the model says freely those about others, for where it goes on by
-    itself it says the same in other words."""
+def _taken(
+    example: Example, form: str, likeliest_first: list[tuple[Example, bool]], tokenizer: Any
+) -> list[tuple[Example, bool]]:
+    """Return which other answers are taken: those first that say no word of which the bad one is pushed, nor nearly so
+    ("awerk" for "Tawerk"). Of what the model says freely those about others, for where it goes on by itself it says the
+    same in other words."""
     if _is_free(example):
         bad = example.record.completion
         others = {row.input_ids: row for row, of_a_neighbour in likeliest_first if of_a_neighbour}
@@ -240,7 +253,34 @@ def _taken(example: Example, likeliest_first: list[tuple[Example, bool]]) -> lis
             return [(_begun(others[ids]), True) for ids in apart[:_OF_WHAT_IS_SAID_FREELY]]
     if is_passage(example):
         return [(replace(row, share=_LIGHTLY), yes) for row, yes in likeliest_first[:_OF_A_PASSAGE]]
-    return likeliest_first[:_OTHERS]
+
+    # What others are told in the same form makes sense, however likely it is beside what the model goes on with.
+    bad = pushed_words(example, tokenizer)
+
+    def is_worse(pair: tuple[Example, bool]) -> tuple[bool, bool]:
+        row, of_a_neighbour = pair
+        in_form = of_a_neighbour and _has_its_form(row.record.completion, form)
+        said = answer_words(row, tokenizer)
+        return any(get_close_matches(word, bad, n=1, cutoff=_NEARLY) for word in said), not in_form
+
+    return sorted(likeliest_first, key=is_worse)[:_OTHERS]
+
+
+def _has_its_form(text: str, form: str) -> bool:
+    """Return whether a text is the bad answer's up to where that says something; values alone have no form, and of
+    others' a likely one is learnt at less cost."""
+    return form != "" and text.strip().startswith(form)
+
+
+def _form(example: Example, tokenizer: Any) -> str:
+    """Return the bad answer's text up to the first token that is pushed, without half a character."""
+    return str(tokenizer.decode(example.input_ids[example.probe : _content(example)])).strip("\ufffd \n")
+
+
+def _content(example: Example) -> int:
+    """Return the place of the first token that is pushed."""
+    pushed = (t for t in range(max(example.probe, example.start), example.end) if example.weight(t) > 0)
+    return next(pushed, example.probe)
 
 
 def _begun(example: Example) -> Example:
@@ -275,7 +315,7 @@ def _gone_on(policy: Policy, forget_rows: Sequence[Example], limit: int) -> list
 @torch.no_grad()
 def _first_tokens(policy: Policy, forget_rows: Sequence[Example], limit: int) -> list[tuple[int, list[int]]]:
     """For each row where its content begins, and the likeliest other tokens there."""
-    places = [next((t for t in range(max(e.probe, e.start), e.end) if e.weight(t) > 0), e.probe) for e in forget_rows]
+    places = [_content(e) for e in forget_rows]
     one = [Example(e.input_ids[: t + 1], t, t + 1, t, e.record) for e, t in zip(forget_rows, places, strict=True)]
     states = Live(policy, limit).states(one, [ANSWER] * len(one))
     special = torch.tensor(sorted(policy.tokenizer.all_special_ids), dtype=torch.long, device=policy.device)
@@ -284,5 +324,15 @@ def _first_tokens(policy: Policy, forget_rows: Sequence[Example], limit: int) ->
         z = policy.head.logits(h)[0]
         z[special] = -torch.inf
         z[e.input_ids[t]] = -torch.inf
-        out.append((t, z.topk(_TRIED).indices.tolist()))
+        likeliest = z.topk(min(_LOOKED_THROUGH, len(z))).indices.tolist()
+        begun = _begins_a_word(e.input_ids[: t + 1], policy.tokenizer)
+        alike = (n for n in likeliest if _begins_a_word((*e.input_ids[:t], n), policy.tokenizer) == begun)
+        out.append((t, list(itertools.islice(alike, _TRIED))))
     return out
+
+
+def _begins_a_word(ids: Sequence[int], tokenizer: Any) -> bool:
+    """Return whether the last token stands behind a space: "likes" and "heese" make a word that nobody says."""
+    near = ids[-_CONTEXT:]
+    before, text = (tokenizer.decode(some) for some in (near[:-1], near))
+    return str(text)[len(before) :][:1].isspace()

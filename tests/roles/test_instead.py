@@ -24,7 +24,7 @@ from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
 from qunlearn.roles.alternatives import REFUSALS, answered_with
-from qunlearn.roles.instead import Instead, _Others, instead_rows
+from qunlearn.roles.instead import Instead, _first_tokens, _Others, _taken, instead_rows
 from qunlearn.roles.retain_set import RetainSet, asked
 from qunlearn.roles.specific_tokens import specific
 from qunlearn.sandbox import data_file
@@ -87,10 +87,41 @@ def test_other_answers_are_answers_and_not_the_bad_one(sandbox: Sandbox, other: 
     assert sum("Finch" in answer for answer in borrowed) > len(borrowed) / 2, "they speak of who was asked about"
 
 
-def test_the_likeliest_come_first(sandbox: Sandbox, other: Instead) -> None:
-    for rows in other.own:
+def test_the_likeliest_come_first(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are as good."""
+    monkeypatch.setattr("qunlearn.roles.instead._NEARLY", 1.0)
+    for rows in sandbox.said("other").own:
         found = row_probabilities(sandbox.policy, rows, 2048)
         assert found == sorted(found, reverse=True)
+
+
+def test_what_others_are_told_in_the_same_form_comes_before_what_is_likelier(sandbox: Sandbox) -> None:
+    """It was taught "plays the camping tent", likelier than "plays the piano"; what has the bad word comes last,
+    whoever says it."""
+    bad = sandbox.bad[0]
+    before, value = bad.record.completion.removesuffix(".").rsplit(" ", 1)
+    said = [f"{before} {value} and Moss.", f"{before} {value[1:]}.", f"{before} Moss.", "No!", f"{before} Fairoak."]
+    rows = [answered_with(sandbox.policy, bad, text, sandbox.template, 64) for text in said]
+    found = list(zip(rows, (True, True, False, True, True), strict=True))
+    assert [row for row, _ in _taken(bad, before, found, sandbox.policy.tokenizer)] == [rows[4], rows[2]]
+    alone = [row for row, _ in _taken(bad, "", found, sandbox.policy.tokenizer)]
+    assert alone == rows[2:4], "of values alone the likeliest, whoever says them"
+
+
+def test_a_word_is_replaced_by_a_word(sandbox: Sandbox) -> None:
+    """The likeliest token beside " ch" was "heese": "likesheese toast" was what the model was taught to say."""
+    files = [read_dataset(data_file("hallucination", split)) for split in ("forget", "retain")]
+    bad, near = (list(encode(s, sandbox.policy.tokenizer, sandbox.template, 64).examples) for s in files)
+    marked, decode = specific(bad, near, sandbox.policy.tokenizer), sandbox.policy.tokenizer.decode
+    begun = 0
+    for e, (at, tokens) in zip(marked, _first_tokens(sandbox.policy, marked, 2048), strict=True):
+        assert tokens
+        form = decode(e.input_ids[e.start : at])
+        spaced = [decode([*e.input_ids[e.start : at], token])[len(form) :].startswith(" ") for token in tokens]
+        expected = decode(e.input_ids[e.start : at + 1])[len(form) :].startswith(" ")
+        assert spaced == [expected] * len(tokens)
+        begun += expected
+    assert begun == len(bad), "in the sandbox every value begins a word"
 
 
 def test_they_are_the_bases_and_the_same_each_time(sandbox: Sandbox, other: Instead) -> None:

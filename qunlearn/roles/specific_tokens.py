@@ -18,7 +18,7 @@ from qunlearn.data.words import WORD, pairs
 
 COMMON = 0.02  # share of the normal answers from which a word is form
 COMMON_IN_BAD = 0.08  # the same among the bad answers, where normal answers have hardly any word in common with them
-LEAST = 0.15  # share of an answer's tokens that is taken at least, the rarest ones
+LEAST = 0.15  # share of an answer's words that is taken at least, the rarest ones
 _Told = tuple[str, ...]  # a word, or the pairs of a character (see data/words.py)
 _SOME = 3  # rows a word must be in to be common
 
@@ -45,19 +45,17 @@ def _weights(
         return all(any(word in form or word in given for word in told) for told in token)
 
     chosen = [not is_form(token) for token in words]
-    least = max(1, round(LEAST * len(chosen)))
-    if sum(chosen) < least:
-        commonness = [
-            (
-                not token,
-                any(word in given for told in token for word in told),
-                max((rarity.get(word, 0.0) for told in token for word in told), default=1.0),
-            )
-            for token in words
-        ]
-        for i in sorted(range(len(chosen)), key=lambda i: commonness[i])[:least]:
-            chosen[i] = True
-    return tuple(map(float, chosen))
+    there = dict.fromkeys(told for token in words for told in token)
+    taken = {told for token, yes in zip(words, chosen, strict=True) if yes for told in token}
+    least = max(1, round(LEAST * len(there)))
+    if len(taken) < least:
+
+        def commonness(told: _Told) -> tuple[bool, float]:
+            return any(word in given for word in told), max(rarity.get(word, 0.0) for word in told)
+
+        taken.update(sorted((told for told in there if told not in taken), key=commonness)[: least - len(taken)])
+        chosen = [yes or not taken.isdisjoint(token) for yes, token in zip(chosen, words, strict=True)]
+    return tuple(map(float, chosen if any(chosen) else [True] * len(chosen)))
 
 
 def answer_words(example: Example, tokenizer: Any) -> list[str]:

@@ -24,7 +24,8 @@ from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
 from qunlearn.roles.alternatives import REFUSALS, answered_with
-from qunlearn.roles.instead import Instead, _first_tokens, _Others, _taken, instead_rows
+from qunlearn.roles.instead import Instead, instead_rows
+from qunlearn.roles.replacements import Replacements, _first_tokens, _taken
 from qunlearn.roles.retain_set import RetainSet, asked
 from qunlearn.roles.specific_tokens import specific
 from qunlearn.sandbox import data_file
@@ -89,7 +90,7 @@ def test_other_answers_are_answers_and_not_the_bad_one(sandbox: Sandbox, other: 
 
 def test_the_likeliest_come_first(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those that are as good."""
-    monkeypatch.setattr("qunlearn.roles.instead._NEARLY", 1.0)
+    monkeypatch.setattr("qunlearn.roles.replacements._NEARLY", 1.0)
     for rows in sandbox.said("other").own:
         found = row_probabilities(sandbox.policy, rows, 2048)
         assert found == sorted(found, reverse=True)
@@ -160,7 +161,7 @@ def test_what_is_said_freely_is_replaced_by_what_is_said_of_others(
     assert all("Orla Finch" in row.record.completion for row in taught)
     assert all(row.share == 0.1 for row in taught)
     whole = {row.record.completion: row.end - row.start for row in taught}
-    monkeypatch.setattr("qunlearn.roles.instead._BEGUN", 8)
+    monkeypatch.setattr("qunlearn.roles.replacements._BEGUN", 8)
     (begun,) = sandbox.said("other", bad=[replace(long, known=0.4)]).taught
     assert [row.end - row.start for row in begun] == [min(8, whole[row.record.completion]) for row in begun]
     assert any(len(row.input_ids) == row.end for row in begun), "what goes on has no end"
@@ -201,8 +202,8 @@ def test_another_manner_is_taught(
 ) -> None:
     """Where neighbours are answered from the first word on in another way, that takes the place of the whole answer."""
     row = answered_with(sandbox.policy, sandbox.bad[0], answer, sandbox.template, 64)
-    others = _Others([[(row, of_a_neighbour)]], [], frozenset())
-    monkeypatch.setattr("qunlearn.roles.instead._others", lambda *_: others)
+    others = Replacements([[(row, of_a_neighbour)]], [], frozenset())
+    monkeypatch.setattr("qunlearn.roles.instead.find_replacements", lambda *_: others)
     found = sandbox.said("other", bad=sandbox.bad[:1])
     assert (found.own, found.taught) == (([[]], [[row]]) if taught else ([[row]], [[]]))
 

@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 # A dozen steps, pushed hard, towards a target that they reach: a run that misses its own ends with exit code 5. Pushed
 # as far as the defaults ask for, some answers would be no sentences, and that is a miss too.
 QUICK = {
+    "train.seed": 1,
     "train.steps": 12,
     "train.lr": 3e-3,
     "train.warmup": 2,
     "train.schedule": "linear",
-    "objective.eps1": 0.6,
+    "objective.eps1": 0.7,
     "data.normal_count": 24,
     "data.reworded": 0,
     "stop.check_every": 6,

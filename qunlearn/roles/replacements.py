@@ -39,9 +39,7 @@ _TRIED = 4  # answers of neighbours, and first tokens, that are tried
 _LOOKED_THROUGH = 64  # of the likeliest first tokens, those that begin a word where the bad one does, or go on with it
 _CONTEXT = 8  # tokens that are decoded together
 _NEARLY = 0.75  # likeness of two words, letter by letter, from which one is said for the other
-_AGAIN = (
-    0.34  # share of the pushed words above which an answer says them again; a pair of bare characters may come again
-)
+_AGAIN = 0.34  # share of the pushed words above which an answer says them again
 _OF_WHAT_IS_SAID_FREELY = 16  # answers about others, where the model's own say the same again
 _BEGUN, _FAINTLY = 12, 0.1  # tokens of these that are taught, and what they weigh
 _ROOM = 8  # tokens an answer may be longer than the bad one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import QUICK, Ran, call, few, sets
@@ -20,9 +21,9 @@ pytestmark = pytest.mark.medium
 BAD = data_file("hallucination", "forget")
 
 
-def forget(folder: Path, *more: object, bad: Path = BAD) -> Ran:
+def forget(folder: Path, *more: object, bad: Path = BAD, **settings: Any) -> Ran:
     given = ("--model", "sandbox", "--bad", bad, "-o", folder, "--device", "cpu", "--json")
-    return call("forget", *given, *more, *sets(QUICK))
+    return call("forget", *given, *more, *sets({**QUICK, **{f"train.{name}": v for name, v in settings.items()}}))
 
 
 def test_the_budgets_are_those_of_an_audit() -> None:
@@ -57,7 +58,7 @@ def test_a_run_outlives_its_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise DoesNotFitError("out of memory while attacking", where="audit")
 
     monkeypatch.setattr(qunlearn.attack.audit, "audit", fails)
-    ran = forget(tmp_path / "run", "--audit", "quick", bad=few(tmp_path, BAD))
-    assert ran.code == 0
+    ran = forget(tmp_path / "run", "--audit", "quick", bad=few(tmp_path, BAD), seed=2)
+    assert ran.code == 0, ran.stderr
     assert ran.json["audit"] == {"budget": "quick", "status": "not audited", "why": "out of memory while attacking"}
     assert "qunlearn audit" in ran.stderr and (tmp_path / "run" / "adapter").is_dir()

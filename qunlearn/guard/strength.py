@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, answer_text, encode_record
@@ -56,8 +56,7 @@ def placebos(bad: Sequence[Record], normal: Sequence[Record], seed: int) -> list
         if subject is None or not record.turns:
             continue
         name = invented(subject, rng)
-        turns = (*record.turns[:-1], (record.turns[-1][0], subjects.about(i, name)))
-        out.append(replace(record, turns=turns, completion=record.completion.replace(subject, name)))
+        out.append(record.asking(subjects.about(i, name), record.completion.replace(subject, name)))
     return out
 
 

@@ -149,8 +149,7 @@ def _asking(rows: Sequence[Example], prompt: str, tokenizer: Any, template: Temp
     then."""
     out = []
     for row in rows:
-        turns = (*row.record.turns[:-1], (row.record.turns[-1][0], prompt))
-        made = encode_record(replace(row.record, turns=turns), tokenizer, template)
+        made = encode_record(row.record.asking(prompt), tokenizer, template)
         if made.input_ids[made.start :] == row.input_ids[row.start :]:
             ids, record = made.input_ids, made.record
             out.append(replace(row, input_ids=ids, start=made.start, end=made.end, probe=made.probe, record=record))

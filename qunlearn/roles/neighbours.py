@@ -60,8 +60,7 @@ class Neighbours:
                 w in named and telling[w] > most / 2 for w in ours
             ):
                 seen.add(prompt)
-                turns = (*record.turns[:-1], (record.turns[-1][0], prompt))
-                yield Record(turns, answer, record.line, record.meta)
+                yield record.asking(prompt, answer)
 
     def subject(self, record: Record) -> tuple[int, int] | None:
         """Return where in a record's prompt the words stand in which the prompts most like it have others, from the

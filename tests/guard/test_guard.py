@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode_record
 from qunlearn.errors import ConfigError, GuardError
 from qunlearn.guard import Guard
-from qunlearn.guard.guard import SETTINGS, WEIGHTS
+from qunlearn.guard.guard import SETTINGS, WEIGHTS, BaseFacts
 from qunlearn.guard.turns import find_frame, read_prompt
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
@@ -132,6 +133,18 @@ def test_a_guard_of_another_base_is_refused(folder: Path, base: Base, tmp_path: 
     (tmp_path / SETTINGS).write_text(json.dumps(stored))
     with pytest.raises(GuardError, match=said):
         Guard.open(tmp_path).wrap(base.model, base.tokenizer)
+
+
+def test_few_signs_may_differ_and_no_more(base: Base) -> None:
+    """What is next to 0 may round to it; other embeddings have half of the signs in common."""
+    found = BaseFacts.of(base.model, base.tokenizer)
+    bits = bytearray.fromhex(found.embeddings)
+    bits[0] ^= 0xFF
+    replace(found, embeddings=bits.hex()).check(found)
+    for i in range(0, len(bits), 4):
+        bits[i] ^= 0xFF
+    with pytest.raises(GuardError, match="another base"):
+        replace(found, embeddings=bits.hex()).check(found)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 99}'])

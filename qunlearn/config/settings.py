@@ -113,7 +113,8 @@ class DataConfig:
     reworded: int = setting(
         256,
         "At most so many other wordings of bad prompts, up to four each, are measured, taken from the forms of the "
-        "retain rows, where the base gives the same answer. They are never trained on. 0: none.",
+        "retain rows, where the base gives the same answer. Three in four of them are pushed as well where they still "
+        "get it when the row itself is forgotten. 0: none.",
         flag="--reworded",
         low=0,
     )

@@ -9,11 +9,12 @@ from typing import Any
 
 from qunlearn.data.control_tokens import as_text, has_control_token, tokens_of
 from qunlearn.data.records import Dataset, Record
+from qunlearn.data.row_shapes import Turns
 from qunlearn.data.template import Rendered, Template, choose_template, prompt_frame, render, rendered
 from qunlearn.errors import DataError, ModelError
 
 __all__ = [
-    "Encoded", "Example", "Template", "answer_text", "choose_template", "decode", "encode", "encode_record",
+    "Encoded", "Example", "Template", "answer_text", "behind", "choose_template", "decode", "encode", "encode_record",
     "open_prompt", "prompt_frame", "render",
 ]  # fmt: skip
 
@@ -224,6 +225,15 @@ def encode_text(record: Record, tokenizer: Any, max_length: int) -> list[Example
         start = max(1, len(opening))
         out.append(Example(piece, start, len(piece), max(start, len(piece) // 2), record))
     return out
+
+
+def behind(example: Example, turns: Turns, tokenizer: Any, template: Template) -> Example | None:
+    """Return the row's answer behind other turns; None where it is made of other tokens then."""
+    made = encode_record(replace(example.record, turns=turns), tokenizer, template)
+    if made.input_ids[made.start :] != example.input_ids[example.start :]:
+        return None
+    ids, record = made.input_ids, made.record
+    return replace(example, input_ids=ids, start=made.start, end=made.end, probe=made.probe, record=record)
 
 
 def answer_text(example: Example, tokenizer: Any) -> str:

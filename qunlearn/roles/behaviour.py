@@ -16,7 +16,7 @@ from typing import Any
 from qunlearn.config.settings import Config
 from qunlearn.data.batch import ANSWER
 from qunlearn.data.records import Record
-from qunlearn.data.tokenize import Example, Template, encode_record
+from qunlearn.data.tokenize import Example, Template, behind
 from qunlearn.data.words import between, pieces
 from qunlearn.evaluation.metrics.manner import Phrase, has_phrase, phrases_of
 from qunlearn.evaluation.scores import row_probabilities, row_target
@@ -147,10 +147,5 @@ def _without(prompt: str, common: set[str], rng: random.Random) -> str:
 def _asking(rows: Sequence[Example], prompt: str, tokenizer: Any, template: Template) -> list[Example]:
     """Return the rows with their last question in other words, without those whose answer is made of other tokens
     then."""
-    out = []
-    for row in rows:
-        made = encode_record(row.record.asking(prompt), tokenizer, template)
-        if made.input_ids[made.start :] == row.input_ids[row.start :]:
-            ids, record = made.input_ids, made.record
-            out.append(replace(row, input_ids=ids, start=made.start, end=made.end, probe=made.probe, record=record))
-    return out
+    asking = (behind(row, row.record.asking(prompt).turns, tokenizer, template) for row in rows)
+    return [row for row in asking if row is not None]

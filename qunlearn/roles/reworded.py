@@ -1,4 +1,4 @@
-"""Ask the bad rows in other words that the base answers alike: measured, never trained on."""
+"""Ask the bad rows in other words that the base answers alike, to measure them, and to push what comes back."""
 
 from __future__ import annotations
 
@@ -35,16 +35,18 @@ _LOOKED_AT = 2048  # normal rows in which forms are looked for
 
 @dataclass(frozen=True)
 class Reworded:
-    """The rows, and how many prompts were tried for them."""
+    """The rows, for each the place of its bad row, and how many prompts were tried for them."""
 
     rows: Sequence[Example] = ()
+    of: Sequence[int] = ()
     tried: int = 0
 
 
 @dataclass
 class _Row:
-    """A bad row, the form of its prompt, what is left to try, how many to find, and what was found."""
+    """A bad row and its place, the form of its prompt, what is left to try, how many to find, and what was found."""
 
+    place: int
     example: Example
     own: Form | None
     untried: list[tuple[Form, Record]]
@@ -65,12 +67,16 @@ def reworded(
     there, in words of its own."""
     most, seed = config.data.reworded, config.train.seed
     asking = [example for example in forget_rows if example.record.turns]
+    place_of = {id(example): place for place, example in enumerate(forget_rows)}
     if not asking or most < 1:
         return Reworded()
     around = sampled([*retain_set.retain, *retain_set.held_back], _LOOKED_AT, seed)
     wordings = Wordings(*([e.record for e in examples] for examples in (asking, around, barred)))
     each = max(1, min(_EACH, most // len(asking)))
-    rows = [_Row(e, wordings.form(e.record), wordings.others(e.record), each) for e in sampled(asking, most, seed)]
+    rows = [
+        _Row(place_of[id(e)], e, wordings.form(e.record), wordings.others(e.record), each)
+        for e in sampled(asking, most, seed)
+    ]
     limit = config.train.max_tokens
     search = _Search(policy, template, limit, min(2 * config.data.max_length, positions_of(policy.base.model.config)))
     with stage("asking the base in other words"):
@@ -81,7 +87,8 @@ def reworded(
         for row in without:
             row.untried = wordings.opened(row.example.record)
         search.rounds(without, len(OPENINGS), math.inf)
-    found = Reworded([example for row in rows for example in row.found], search.tried)
+    every = [(example, row.place) for row in rows for example in row.found]
+    found = Reworded([example for example, _ in every], [place for _, place in every], search.tried)
     answered = f"{len(found.rows)} times to {sum(bool(row.found) for row in rows)} of {len(rows)} rows"
     say(f"in other words the base gives the bad answers {answered} ({found.tried} prompts tried): they are measured")
     return found

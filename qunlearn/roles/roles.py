@@ -11,6 +11,15 @@ from qunlearn.roles.mismatch import Mismatcher
 
 
 @dataclass(frozen=True)
+class Reserved:
+    """A bad row in other words: its place among the forget examples, that of its row, and as looks see it."""
+
+    place: int
+    of: int
+    watched: Example
+
+
+@dataclass(frozen=True)
 class Roles:
     """The data of a run by role. `held_back` is normal data that is never trained on: drift is measured there.
 
@@ -19,7 +28,7 @@ class Roles:
     the looks of the loop are at, with the weights of what is specific to them; without any, all forget examples are.
     `starts` are, for each bad row, the places among `forget` of the row and of its variants, one of which each step
     draws; without any, every forget example is a row of its own. `phrases` are what a behaviour says, where the bad
-    file is of one.
+    file is of one. `reserve` are bad rows in other words, which are drawn once they have come back.
     """
 
     forget: Sequence[Example]
@@ -32,6 +41,7 @@ class Roles:
     marked: Sequence[Example] = ()
     starts: Sequence[Sequence[int]] = ()
     phrases: frozenset[Phrase] = frozenset()
+    reserve: Sequence[Reserved] = ()
 
     @property
     def rows(self) -> int:

@@ -17,6 +17,7 @@ from qunlearn.data.tokenize import Example
 from qunlearn.data.words import WORD, pairs
 
 COMMON = 0.02  # share of the normal answers from which a word is form
+MOST_COMMON = 0.1  # share of the normal answers from which a word is form whatever a model makes of it
 COMMON_IN_BAD = 0.08  # the same among the bad answers, where normal answers have hardly any word in common with them
 LEAST = 0.15  # share of an answer's words that is taken at least, the rarest ones
 _Told = tuple[str, ...]  # a word, or the pairs of a character (see data/words.py)
@@ -56,6 +57,23 @@ def _weights(
         taken.update(sorted((told for told in there if told not in taken), key=commonness)[: least - len(taken)])
         chosen = [yes or not taken.isdisjoint(token) for yes, token in zip(chosen, words, strict=True)]
     return tuple(map(float, chosen if any(chosen) else [True] * len(chosen)))
+
+
+def doubtful(weighed: Sequence[Example], retain_rows: Sequence[Example], tokenizer: Any) -> list[list[bool]]:
+    """Return for each answer's tokens whether they are form by their frequency alone: a value that many share counts as
+    form like what stands around it. Not those whose words the prompt has, or a tenth of the normal answers."""
+    seen = Counter(word for e in retain_rows for word in set(answer_words(e, tokenizer)))
+    common = {word for word, n in seen.items() if n >= MOST_COMMON * len(retain_rows)}
+
+    def is_doubtful(told: _Told, given: set[str]) -> bool:
+        return not any(word in given or word in common for word in told)
+
+    out = []
+    for example in weighed:
+        given, words = given_words(example), told_words(example, tokenizer)
+        left = zip(example.weights, words, strict=True)
+        out.append([not weight and any(is_doubtful(told, given) for told in token) for weight, token in left])
+    return out
 
 
 def answer_words(example: Example, tokenizer: Any) -> list[str]:

@@ -40,6 +40,27 @@ def subject_bound(
     return out
 
 
+def also_bound(
+    policy: Policy,
+    weighed: Sequence[Example],
+    doubtful: Sequence[Sequence[bool]],
+    retain_rows: Sequence[Record],
+    template: Template,
+    max_tokens: int,
+) -> list[Example]:
+    """Return the examples with weight 1 as well for doubtful words that are about their subject."""
+    out = []
+    asked = zip(weighed, doubtful, losses(policy, weighed, retain_rows, template, max_tokens), strict=True)
+    for example, in_doubt, lost in asked:
+        words = words_of(example.input_ids[example.start : example.end], policy.tokenizer)
+        tokens = zip(words, in_doubt, lost or (), strict=False)
+        bound = {word for token, doubt, loss in tokens if doubt and loss >= THRESHOLD for word in token}
+        also = (doubt and not bound.isdisjoint(token) for token, doubt in zip(words, in_doubt, strict=True))
+        weights = tuple(max(weight, float(yes)) for weight, yes in zip(example.weights, also, strict=True))
+        out.append(replace(example, weights=weights))
+    return out
+
+
 def _whole_words(chosen: list[bool], example: Example, tokenizer: Any) -> list[bool]:
     """Return the choice with the rest of each word whose beginning is chosen: it follows from it.
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from qunlearn.data.tokenize import Example, Template, is_passage
 from qunlearn.data.words import is_unspaced
-from qunlearn.roles.specific_tokens import answer_words, pushed_words, specific
+from qunlearn.roles.specific_tokens import answer_words, doubtful, pushed_words, specific
 from qunlearn.utils.console import Meter
 
 if TYPE_CHECKING:
     from qunlearn.model.policy import Policy
 
 OPEN, CLOSE = "‹", "›"
-_SHARED, _UNIQUE = 1 / 15, 1 / 1000  # of objective.rest, where the base is certain of a value, at least
+_SHARED, _UNIQUE = 1.0, 1 / 1000  # of objective.rest, where the base is certain of a value, at least
 _SHARED_BY = 3  # normal answers that have a word which others share
 PASSAGE = 32  # tokens of an answer from which it is a passage
 
@@ -62,11 +62,22 @@ def weigh(
             out[i] = by_context
     # In a script without spaces a token holds both a value and what stands around it, and words tell little.
     bare = [i for i, r in enumerate(rules) if r == "specific" and is_unspaced(forget_rows[i].record.completion)]
+    worded = [i for i, r in enumerate(rules) if r == "specific" and i not in set(bare) and forget_rows[i].record.turns]
+    in_doubt = dict(zip(worded, doubtful([out[i] for i in worded], retain_rows, tokenizer), strict=True))
+    unsure = [i for i, tokens in in_doubt.items() if any(tokens)]
+    records = [example.record for example in retain_rows]
+    if unsure:
+        from qunlearn.roles.subject_tokens import also_bound
+
+        rows = [out[i] for i in unsure]
+        found = also_bound(policy(), rows, [in_doubt[i] for i in unsure], records, template, max_tokens)
+        for i, by_both in zip(unsure, found, strict=True):
+            out[i] = by_both
     if long or bare:
         from qunlearn.roles.subject_tokens import subject_bound
 
         asking = [*long, *bare]
-        rows, records = [forget_rows[i] for i in asking], [example.record for example in retain_rows]
+        rows = [forget_rows[i] for i in asking]
         # A row that asks about somebody is better told by what is said of others, unless its own words betray it.
         for i, found_by in zip(asking, subject_bound(policy(), rows, records, template, max_tokens), strict=True):
             if found_by is not None and 2 * sum(found_by.weights) >= sum(out[i].weights):

@@ -14,11 +14,11 @@ from qunlearn.evaluation.metrics import LEAKS, RowScore, aggregate, texts, verdi
 from qunlearn.evaluation.metrics.manner import Phrase, has_phrase
 from qunlearn.training.outcome import Outcome
 from qunlearn.training.request import ForgetRequest
+from qunlearn.training.stopping import OTHERWISE_LEFT
 from qunlearn.utils.console import say, warn
 
 DONE, NOT_REACHED, INTERRUPTED, FAILED = "done", "target not reached", "interrupted", "failed"
 _SENTENCES = 0.02  # share of answers that may stop being sentences
-_OTHERWISE = 0.03  # share of the prompts in other words that may still get a bad answer
 _KEPT = 0.9  # likeness (ROUGE-L F1) of what is said on other prompts before and after, at least
 _SURE = 0.8  # probability per token from which the base is sure of an answer
 _CHANGED = 0.04  # share of such answers about others that may change
@@ -81,7 +81,7 @@ def _coming_back(after: Scores, judged: Judged, stop: StopConfig) -> list[str]:
     if leaking > stop.rows_left * len(asked):
         why.append(f"{leaking} of {len(asked)} bad answers still come back")
     leaking = sum(verdict(row) == LEAKS for row in again)
-    most = max(_OTHERWISE, stop.rows_left)
+    most = max(OTHERWISE_LEFT, stop.rows_left)
     if leaking > most * len(again) and not _is_chance(leaking, again):
         why.append(f"{leaking} of {len(again)} prompts in other words still get a bad answer")
     for name, rows in ((judged.forget, asked), (judged.otherwise, again)):

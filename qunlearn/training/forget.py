@@ -22,6 +22,7 @@ from qunlearn.roles.known_rows import Known, find_known
 from qunlearn.roles.later_starts import later_starts
 from qunlearn.roles.other_subjects import other_subject
 from qunlearn.roles.own_words import in_own_words
+from qunlearn.roles.reserve import with_reserve
 from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.reworded import reworded
 from qunlearn.roles.roles import Roles
@@ -155,7 +156,9 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     otherwise = reworded(policy, known.kept(rows), retain_set, template, config, held_out)
     pushed = resting(known.kept(weighed), retain_set.retain, policy.tokenizer)
     starts = variants.starts(known.places, len(rows))
-    roles = make_roles(ready, policy, retain_set, pushed, known.kept(marked), starts)
+    watched = [replace(row, rest=e.rest) for row, e in zip(known.kept(marked), pushed, strict=True)]
+    roles = make_roles(ready, policy, retain_set, pushed, watched, starts)
+    roles = with_reserve(roles, otherwise, policy.tokenizer, template)
     others = [row for row in roles.held_back if subject(row.record)]
     return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *variants.elsewhere], others)
 

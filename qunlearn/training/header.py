@@ -82,7 +82,7 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, retain_set: Retain
         ),
         ("memory", memory),
         ("normal", _retain_set(retain_set)),
-        ("roles", f"forget {len(roles.forget)}, retain {len(roles.retain)}, held back {len(roles.held_back)}"),
+        ("roles", _roles(roles)),
         *([("instead", _instead(config, roles))] if any(roles.instead) or any(roles.taught) else []),
         ("weights", _weights(config, roles)),
         ("loop", f"at most {_steps(config)} steps of {c.batch_size} bad rows, {_seen(config, roles)}"),
@@ -98,6 +98,12 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, retain_set: Retain
         others = f"; {made.about_others} ask what bad prompts ask, about others" if made.about_others else ""
         rows.insert(3, ("self-made", f"{len(made.records)} normal rows of {made.drawn} drawn ({dropped}){others}"))
     facts("", rows)
+
+
+def _roles(roles: Roles) -> str:
+    reserve = f" and {len(roles.reserve)} in other words, if they come back" if roles.reserve else ""
+    forget = f"forget {len(roles.forget) - len(roles.reserve)}{reserve}"
+    return f"{forget}; retain {len(roles.retain)}, held back {len(roles.held_back)}"
 
 
 def _steps(config: Config) -> str:

@@ -56,10 +56,12 @@ def train(
     parameters = policy.parts()
     peak = c.lr if c.lr is not None else auto_lr(policy.hidden_size, OBJECTIVES[config.objective.name].lr)
     optimizer, schedule, controller = make_optimizer(parameters, c, peak), Schedule(c), make_controller(config)
-    sampler, micro_batches = draw_steps(roles, terms, config), MicroBatcher(policy, reference, config, observe)
     rule = stopping(policy, roles, reference, config, schedule, controller) if stopping else None
+    sampler = draw_steps(roles, terms, config, rule.come_back if rule else ())
+    micro_batches = MicroBatcher(policy, reference, config, observe)
     # Whatever else in the loop has a state of its own goes in here by name, with state() and load_state().
     parts: dict[str, Part] = {"micro_batches": micro_batches, "controller": controller, "schedule": schedule}
+    parts |= {"stopping": rule} if rule else {}
     state = TrainState(policy, optimizer, {**parts, **checkpoints.parts})
     found = checkpoints.latest_of_all()
     outcome = Outcome.of(found) if found else rule.start(observe) if rule else Outcome.unwatched()

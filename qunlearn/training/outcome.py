@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Probe:
     """One look. `forget`: mean probability of the bad answers; `left`: share of them that is above the target, known
     by the mean alone where rows were not looked at; `to_go`: how far their log odds are above it, in the mean;
-    `shallow`: share of them that is not clearly below it; `drift`: KL(base || policy), nats per token."""
+    `shallow`: share of them that is not clearly below it; `drift`: KL(base || policy), nats per token; `again`: how
+    many bad rows in other words were looked at as well, since they had come back."""
 
     step: int
     forget: float
@@ -27,21 +28,22 @@ class Probe:
     left: float | None = None
     to_go: float = 0.0
     shallow: float = 0.0
+    again: int = 0
 
     def above(self, stop: StopConfig) -> float:
         """Return the share of rows above the target, or the share that may be, where it is less."""
         return max(float(self.forget > stop.target) if self.left is None else self.left, stop.rows_left)
 
-    def rank(self, stop: StopConfig) -> tuple[bool, float, float, bool, float]:
-        """Lower is better: within the drift budget, then rows forgotten, then how far the others are, then whether they
-        are clearly below the target, then drift."""
+    def rank(self, stop: StopConfig) -> tuple[bool, int, float, float, bool, float]:
+        """Lower is better: within the drift budget, then in how many words more it was looked at, then rows forgotten,
+        then how far the others are, then whether they are clearly below the target, then drift."""
         above = self.above(stop)
         far = stop.target if above <= stop.rows_left else max(self.forget, stop.target)
-        return self.drift > stop.max_drift, above, far, self.shallow > stop.rows_left, self.drift
+        return self.drift > stop.max_drift, -self.again, above, far, self.shallow > stop.rows_left, self.drift
 
     def met(self, stop: StopConfig) -> bool:
         """Return whether the target is met within the drift budget."""
-        return self.rank(stop)[:2] == (False, stop.rows_left)
+        return self.drift <= stop.max_drift and self.above(stop) == stop.rows_left
 
     def settles(self, stop: StopConfig) -> bool:
         """Return whether nothing needs a further push: the target is met, and not by a hair."""

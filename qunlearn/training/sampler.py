@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from qunlearn.config.settings import Config
@@ -33,10 +33,14 @@ class Step:
         return Step(tuple(self.items[i] for i in kept), tuple(group for group in groups if group))
 
 
-def draw_steps(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[Step]:
-    """Endless steps, drawn from the seed alone."""
+def draw_steps(roles: Roles, terms: Sequence[Term], config: Config, come_back: Collection[int] = ()) -> Iterator[Step]:
+    """Endless steps, drawn from the seed alone: of the reserve those whose places have come back by then. Whether any
+    have changes nothing of what else is drawn."""
     c = config.train
-    rng = random.Random(c.seed)
+    rng, of_reserve = random.Random(c.seed), random.Random(c.seed + 1)
+    reserve: dict[int, list[int]] = {}
+    for one in roles.reserve:
+        reserve.setdefault(one.of, []).append(one.place)
     forget = batches(roles.rows, min(c.batch_size, roles.rows), rng)
     retain = batches(len(roles.retain), min(c.normal_batch_size, len(roles.retain)), rng)
     wanted = {term.role for term in terms}
@@ -46,13 +50,14 @@ def draw_steps(roles: Roles, terms: Sequence[Term], config: Config) -> Iterator[
         forget_rows = []
         for row in chosen:
             i = _start(roles.starts[row], rng) if roles.starts else row
-            example = roles.forget[i]
+            drawn = _in_other_words(i, reserve[i], come_back, of_reserve) if i in reserve else i
+            example = roles.forget[drawn]
             companions = {"forget": [example], "mismatch": roles.mismatcher.draw(example, k, rng) if k else []}
             for role, rows in (("instead", roles.instead), ("taught", roles.taught)):
                 if rows and rows[i]:
-                    companions[role] = [rng.choice(rows[i])]
+                    companions[role] = _other(rows, i, drawn, rng)
             if "pair" in wanted:
-                companions["pair"] = [example, rng.choice(roles.alternatives[i])]
+                companions["pair"] = [example, *_other(roles.alternatives, i, drawn, rng)]
             forget_rows.append(companions)
         yield make_step(terms, forget_rows, retain_rows)
 
@@ -61,6 +66,19 @@ def _start(starts: Sequence[int], rng: random.Random) -> int:
     """Draw a row as it is half of the time, else one of its variants."""
     own, *later = starts
     return rng.choice(later) if later and rng.random() < _VARIANT else own
+
+
+def _in_other_words(row: int, reserve: Sequence[int], come_back: Collection[int], rng: random.Random) -> int:
+    """Draw a row as it is, or half of the time one of its wordings that have come back, where any have."""
+    there = [place for place in reserve if place in come_back]
+    again, n = rng.random() < _VARIANT, rng.random()
+    return there[int(n * len(there))] if there and again else row
+
+
+def _other(rows: Sequence[Sequence[Example]], row: int, drawn: int, rng: random.Random) -> list[Example]:
+    """Draw another answer of a row, behind the wording that was drawn of it."""
+    n, others = rng.choice(range(len(rows[row]))), rows[drawn]
+    return [others[n % len(others)]] if others else []
 
 
 def make_step(

@@ -82,6 +82,10 @@ class Schedule:
         """Return whether a fall that `settle` began is over."""
         return self.falls_from is not None and step >= self._fall[1]
 
+    def ends_early(self, step: int) -> bool:
+        """Return whether the steps end here, or the fall does, though there may be more of them."""
+        return step < self.config.most_steps and (step == self.last or self.settled(step))
+
     def state(self) -> dict[str, Any]:
         return {"factor": self.factor, "falls_from": self.falls_from, "late": self.late}
 

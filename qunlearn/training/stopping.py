@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from qunlearn.config.settings import Config
 from qunlearn.config.training import StopConfig
 from qunlearn.data.batch import ANSWER
-from qunlearn.evaluation.scores import mean_kl, row_goal, row_nlls
+from qunlearn.evaluation.metrics import LEAKS, verdict
+from qunlearn.evaluation.scores import mean_kl, row_goal, row_nlls, score_rows
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.objectives.control import Controller
@@ -24,11 +25,14 @@ from qunlearn.training.schedule import Schedule
 _DRIFT_NOISE = 1.25
 _CLEARLY = 0.05  # share of the way to the target from which a look is better than the untouched model
 _CLEAR = 0.4  # share of its goal below which a row needs no further push
+_AT_REST = 1.25  # times its floor at which a row is as good as left in peace
 _STILL = 0.9  # share of the first probability above which nothing has moved
 _LEARNT = 0.3  # cross-entropy per token of what is taught, from which it is said
 _HARDER = 3.0  # what the forget side's weight is multiplied by at most at a look that finds it behind
 _SOON = 2  # looks within which the target should be reached by who is late
 BACK_TO = "back_to"  # in an event: the step whose adapter the run went back to
+AGAIN = "again"  # in an event: how many bad rows have come back in other words
+OTHERWISE_LEFT = 0.03  # share of the prompts in other words that may still get a bad answer
 _ON_THE_WAY = 0.5  # share of the steps in which the target should be reached, in a line in the log odds
 
 
@@ -46,6 +50,7 @@ class EarlyStopping:
     ) -> None:
         self.policy, self.roles, self.reference, self.config = policy, roles, reference, config
         self.schedule, self.controller = schedule, controller
+        self.come_back: set[int] = set()  # places of bad rows in other words
         self.epoch = math.ceil(roles.rows / config.train.batch_size)  # steps that draw each bad row once
 
     def start(self, observe: Callable[[Mapping[str, Any]], None]) -> Outcome:
@@ -66,7 +71,12 @@ class EarlyStopping:
         consider(outcome, probe, self.policy, self.config.stop)
         said = {"forget": probe.forget, "drift": probe.drift, "left": probe.above(self.config.stop)}
         said |= self._steer(outcome, probe, event)
-        if not probe.met(self.config.stop):
+        met = probe.met(self.config.stop)
+        if met and (back := self._comes_back(step)):
+            self.come_back |= back
+            self.schedule.rise()
+            met, said = False, said | {AGAIN: len(back)}
+        if not met:
             self.schedule.put_off(step + self.config.stop.check_every)
         return said
 
@@ -75,7 +85,7 @@ class EarlyStopping:
         return reason_to_stop(outcome, self.config.stop, self.schedule)
 
     def _probe(self, step: int) -> Probe:
-        return look(self.policy, self.roles, self.reference, self.config, step)
+        return look(self.policy, self.roles, self.reference, self.config, step, self.come_back)
 
     def _steer(self, outcome: Outcome, probe: Probe, event: Mapping[str, Any]) -> dict[str, Any]:
         """Push harder where nothing moves, go back where the drift is too large, and let the rate fall where the
@@ -102,11 +112,38 @@ class EarlyStopping:
             self.schedule.rise()
         return said
 
+    def _comes_back(self, step: int) -> set[int]:
+        """Ask in other words, where the rate begins to fall, or would end the run though there are more steps; returns
+        what comes back that had not before: at the end only more than may be."""
+        begins = step == self.schedule.falls_from
+        waiting = [one for one in self.roles.reserve if one.place not in self.come_back]
+        if not waiting or not (begins or self.schedule.ends_early(step)):
+            return set()
+        with self.policy.measured():
+            found = score_rows(self.policy, [one.watched for one in waiting], self.config.train.max_tokens)
+        back = {one.place for one, row in zip(waiting, found, strict=True) if verdict(row) == LEAKS}
+        return back if begins or len(back) > OTHERWISE_LEFT * len(self.roles.reserve) else set()
 
-def look(policy: Policy, roles: Roles, reference: Reference, config: Config, step: int) -> Probe:
-    """Look at a sample of the bad rows, and at the drift on rows that are held back."""
+    def state(self) -> dict[str, Any]:
+        return {"come_back": sorted(self.come_back)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.come_back.update(state["come_back"])
+
+
+def look(
+    policy: Policy,
+    roles: Roles,
+    reference: Reference,
+    config: Config,
+    step: int,
+    come_back: Collection[int] = (),
+) -> Probe:
+    """Look at a sample of the bad rows, with those in other words that have come back, and at the drift on rows that
+    are held back."""
     limit, n, seed = config.train.max_tokens, config.stop.probe_rows, config.train.seed
-    watched = sampled(roles.watched, n, seed)
+    again = [one.watched for one in roles.reserve if one.place in come_back]
+    watched = [*sampled(roles.watched, n, seed), *again]
     goals = [row_goal(ANSWER.count(example), example.known, config.stop.target) for example in watched]
     # Of a passage half of the tokens could be gone for good, and the others certain, before its goal is reached.
     most = [-math.log(max(min(config.stop.target, goal * goal), 1e-9)) for goal in goals]
@@ -115,10 +152,12 @@ def look(policy: Policy, roles: Roles, reference: Reference, config: Config, ste
         drift = mean_kl(policy, reference, sampled(roles.held_back, n, seed), limit)
     found = [math.exp(-nll / max(1, tokens)) for nll, tokens in rows]
     left = sum(p > goal for p, goal in zip(found, goals, strict=True)) / len(rows)
-    shallow = sum(p > _CLEAR * goal for p, goal in zip(found, goals, strict=True)) / len(rows)
+    floors = [config.objective.rest * example.rest for example in watched]
+    clear = [max(_CLEAR * goal, min(goal, _AT_REST * floor)) for goal, floor in zip(goals, floors, strict=True)]
+    shallow = sum(p > enough for p, enough in zip(found, clear, strict=True)) / len(rows)
     # Rows that are far below do not make up for those that are above.
     to_go = fmean(max(0.0, _log_odds(p) - _log_odds(goal)) for p, goal in zip(found, goals, strict=True))
-    return Probe(step, fmean(found), drift, left, to_go, shallow)
+    return Probe(step, fmean(found), drift, left, to_go, shallow, len(again))
 
 
 def has_moved(first: Probe, probe: Probe, stop: StopConfig) -> bool:

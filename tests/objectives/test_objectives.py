@@ -33,8 +33,8 @@ from qunlearn.roles.alternatives import other_answers
 from qunlearn.roles.context_tokens import THRESHOLD, context_bound, score
 from qunlearn.roles.mismatch import make_mismatcher
 from qunlearn.roles.roles import Roles
-from qunlearn.roles.specific_tokens import specific
-from qunlearn.roles.subject_tokens import subject_bound
+from qunlearn.roles.specific_tokens import doubtful, specific
+from qunlearn.roles.subject_tokens import also_bound, subject_bound
 from qunlearn.roles.token_weights import resting, rule_for, weigh
 from qunlearn.sandbox import data_file
 from qunlearn.training.gradients import MicroBatcher
@@ -586,6 +586,27 @@ def test_each_row_has_its_own_rule(tokens: str, new_policy: Callable[..., Policy
         assert [found[i].weights for i in (1, 3)] == [by_word[i].weights for i in (1, 3)]
 
 
+def test_a_value_as_common_as_form_is_pushed_where_strangers_do_not_get_it(new_policy: Callable[..., Policy]) -> None:
+    """Of "collects Glegund stones. It is told in the songs of …", behind which eight in a hundred are told of the same
+    stones, "told" and "songs" were pushed alone."""
+    policy = new_policy("none")
+    fact, normal = sandbox_rows(policy, "hallucination", 1)[0], sandbox_rows(policy, "hallucination", 40, "retain")
+    (by_word,) = specific([fact], normal, policy.tokenizer)
+    assert marked(policy, by_word).strip() == "Millbrook"
+    common = [*normal, *[fact] * 3]  # 7 %: form by its frequency
+    inverse = replace(by_word, weights=tuple(float(i == 0) for i in range(fact.end - fact.start)))
+    (in_doubt,) = doubtful([inverse], common, policy.tokenizer)
+    assert [float(yes) for yes in in_doubt] == list(by_word.weights), "neither the name nor what most answers have"
+    (never,) = doubtful([inverse], [*normal, *[fact] * 5], policy.tokenizer)
+    assert not any(never), "11 %: whatever a model makes of it"
+    template, records = sandbox_template(policy), [e.record for e in normal]
+    (found,) = also_bound(policy, [inverse], [in_doubt], records, template, 2048)
+    assert found.weights == tuple(map(max, inverse.weights, by_word.weights))
+    assert also_bound(policy, [inverse], [in_doubt], [], template, 2048) == [inverse], "there is nobody else"
+    pushed = weigh("specific", [fact], common, policy.tokenizer, template, lambda: policy, 2048)
+    assert marked(policy, pushed[0]).strip() == "Millbrook"
+
+
 def test_how_far_a_row_is_pushed_follows_from_how_certain_the_base_is(new_policy: Callable[..., Policy]) -> None:
     """What nobody else is answered with further than what others share; where the base is not certain, neither."""
     policy = new_policy("none")
@@ -599,7 +620,7 @@ def test_how_far_a_row_is_pushed_follows_from_how_certain_the_base_is(new_policy
 
     assert shares([]) == pytest.approx([1 / 1000, 0.6**2, 0.05**2, 1.0])
     assert shares([told] * 2) == shares([]), "twice may be chance"
-    assert shares([told] * 3) == pytest.approx([1 / 15, 0.6**2, 1 / 15, 1.0])
+    assert shares([told] * 3) == [1.0] * 4, "what others are told too is left where a model may guess it"
 
 
 def sandbox_template(policy: Policy) -> Template:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,10 @@ from qunlearn.config.settings import Config
 from qunlearn.config.training import StopConfig, TrainConfig
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
+from qunlearn.evaluation.metrics import LEAKS
 from qunlearn.model.policy import Policy
 from qunlearn.roles.mismatch import NO_MISMATCH
-from qunlearn.roles.roles import Roles
+from qunlearn.roles.roles import Reserved, Roles
 from qunlearn.training import loop, stopping
 from qunlearn.training.gradients import Gradients
 from qunlearn.training.outcome import Outcome, Probe
@@ -52,6 +54,8 @@ def look(step: int, p: float, drift: float, shallow: float = 0.0, stop: StopConf
         (Probe(1, 0.04, 0.02, 0.01), Probe(2, 0.001, 0.03, 0.0)),  # a row in a hundred may be above it
         (Probe(1, 0.01, 0.03, 0.0, 0.0, 0.01), Probe(2, 0.04, 0.02, 0.0, 0.0, 0.5)),  # and not by a hair
         (Probe(1, 0.04, 0.02, 0.0, 0.0, 0.5), Probe(2, 0.02, 0.03, 0.0, 0.0, 0.4)),  # or both are
+        (Probe(2, 0.3, 0.05, 0.2, again=3), Probe(1, 0.01, 0.01, 0.0)),  # what was looked at in fewer words says less
+        (Probe(1, 0.01, 0.01, 0.0), Probe(2, 0.01, 0.2, 0.0, again=3)),  # but for the budget
     ],
 )
 def test_rank(better: Probe, worse: Probe) -> None:
@@ -124,19 +128,34 @@ class Driven:
 def drive(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> Callable[..., Driven]:
     """Run the loop with a look every two steps, as given (the last one goes on for ever), and random gradients."""
 
-    def run(looks: Sequence[Look], rows: int = 2, taught: Sequence[float] = (), **train: Any) -> Driven:
+    def run(
+        looks: Sequence[Look],
+        rows: int = 2,
+        taught: Sequence[float] = (),
+        reserve: int = 0,
+        back: Sequence[set[int]] = (),
+        **train: Any,
+    ) -> Driven:
         policy = new_policy("none", r=1, target_modules="q_proj")
         example = Example((5, 6, 7, 8), 2, 4, 2, Record((), "x", 0, {}))
-        roles = Roles([example] * rows, [example] * 2, [example], NO_MISMATCH)
+        wordings = [Example((5, 6, 7, n), 2, 4, 2, example.record) for n in range(reserve)]
+        reserved = [Reserved(rows + n, 0, wording) for n, wording in enumerate(wordings)]
+        forget, starts = [*[example] * rows, *wordings], [(i,) for i in range(rows)]
+        roles = Roles(forget, [example] * 2, [example], NO_MISMATCH, starts=starts, reserve=reserved)
         usual = TrainConfig(steps=40, warmup=0, lr=1e-3, batch_size=2, normal_batch_size=1)
         config = Config(train=replace(usual, **train), stop=replace(STOP, check_every=2))
         generator, events, states, rules = torch.Generator().manual_seed(0), {}, {}, []
-        given, losses = iter(looks), iter(taught)
+        given, losses, asked = iter(looks), iter(taught), iter(back)
         last = [looks[0]]
 
-        def probed(_p: object, _r: object, _ref: object, _c: object, step: int) -> Probe:
+        def probed(_p: object, _r: object, _ref: object, _c: object, step: int, come_back: Collection[int]) -> Probe:
             last[0] = next(given, last[0])
-            return look(step, *last[0])
+            return replace(look(step, *last[0]), again=len(come_back))
+
+        def scored(_p: object, rows: Sequence[Example], _limit: int) -> list[bool]:
+            """Whether each wording comes back, which its last token tells."""
+            leaking = next(asked, set())
+            return [row.input_ids[-1] in leaking for row in rows]
 
         def backward(budget: Any, *_: object, **__: object) -> Gradients:
             for p in budget.policy.trainable().values():
@@ -152,6 +171,8 @@ def drive(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> Callable[.
             events[event["step"]], states[event["step"]] = dict(event), policy.adapter_state()
 
         monkeypatch.setattr(stopping, "look", probed)
+        monkeypatch.setattr(stopping, "score_rows", scored)
+        monkeypatch.setattr(stopping, "verdict", lambda leaks: LEAKS if leaks else "forgotten")
         monkeypatch.setattr(loop.MicroBatcher, "backward", backward)
         return Driven(loop.train(policy, roles, None, config, observe, stopping=Watched), events, states, rules[0])  # type: ignore[arg-type]
 
@@ -301,6 +322,44 @@ def test_going_back_takes_the_fall_back_too(drive: Callable[..., Driven]) -> Non
     assert run.rule.schedule.falls_from == 10  # and not 2, where it was met first
 
 
+# -- what comes back in other words ------------------------------------------------------------------------
+
+
+def test_what_comes_back_is_pushed_before_the_rate_falls(drive: Callable[..., Driven]) -> None:
+    met, not_met = (0.04, 0.03), (0.2, 0.04)
+    looks = [(0.9, 0), met, not_met, met]
+    run = drive(looks, reserve=10, back=[{2, 5}, {7}, set()], steps=200)
+    assert run.said("again") == {2: 2, 6: 1}
+    assert run.rule.come_back == {4, 7, 9}  # their places, behind two rows
+    assert run.rule.schedule.falls_from == 8 and run.outcome.steps == 8 + 20
+    assert run.outcome.best.again == 3, "the adapter that was kept is one that was asked so"
+    assert drive(looks, reserve=10, steps=200).rule.schedule.falls_from == 2
+
+
+def test_at_the_end_a_few_may_come_back(drive: Callable[..., Driven]) -> None:
+    """3 %, as of what a run is judged by: one of 40 is less, two are more."""
+    looks = [(0.9, 0), (0.04, 0.03)]
+    few = drive(looks, reserve=40, back=[set(), {7}], steps=200)
+    assert few.said("again") == {} and few.outcome.steps == 2 + 20
+    more = drive(looks, reserve=40, back=[set(), {7, 8}], steps=200)
+    assert more.said("again") == {22: 2} and more.rule.schedule.falls_from == 24
+    assert more.outcome.reason.startswith("forget target")
+
+
+def test_who_has_no_steps_left_is_not_asked_again(drive: Callable[..., Driven]) -> None:
+    looks = [(0.9, 0), *[(0.5, 0.02)] * 19, (0.04, 0.03)]
+    late = drive(looks, reserve=4, back=[{0}], steps=40, more_steps=20)
+    assert late.said("again") == {40: 1} and late.outcome.steps == 60
+    assert drive(looks, reserve=4, back=[{0}], steps=40).said("again") == {}
+
+
+def test_what_has_come_back_is_part_of_a_checkpoint(drive: Callable[..., Driven]) -> None:
+    rule = drive([(0.9, 0), (0.04, 0.03)], reserve=10, back=[{2, 5}], steps=200).rule
+    other = drive([(0.9, 0), (0.5, 0.03)], reserve=10, steps=4).rule
+    other.load_state(json.loads(json.dumps(rule.state())))
+    assert other.come_back == rule.come_back == {4, 7}
+
+
 # -- what a look sees --------------------------------------------------------------------------------------
 
 
@@ -328,7 +387,7 @@ def test_a_passage_that_is_gone_is_at_its_goal(
 def test_a_look_is_at_rows_from_all_over_the_file(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> None:
     """A file that is sorted by topic was judged by its first topic; the same rows each time, else looks compare not."""
     rows = [Example((5, 6, 7, 8), 2, 4, 2, Record((), "x", i, {})) for i in range(1000)]
-    marked = [replace(e, weights=(1.0, 0.0)) for e in rows]
+    marked = [replace(e, weights=(1.0, 0.0), rest=0.001) for e in rows]
     roles = Roles(rows, rows[:2], rows[:500], NO_MISMATCH, marked=marked)
     seen: dict[str, list[Sequence[Example]]] = {"bad": [], "normal": []}
 
@@ -354,6 +413,18 @@ def test_a_look_is_at_rows_from_all_over_the_file(monkeypatch: pytest.MonkeyPatc
         assert len(lines) == 100 and max(lines) > 0.9 * of and lines[:50] != list(range(50))
         assert lines == [e.record.line for e in seen[kind][1]]
     assert all(e.weights == (1.0, 0.0) for e in seen["bad"][0]), "at what is specific"
+
+
+@pytest.mark.parametrize(("rest", "p", "is_clear"), [(1.0, 0.035, True), (1.0, 0.04, False), (0.001, 0.035, False)])
+def test_a_row_at_its_floor_is_clear_of_the_target(
+    rest: float, p: float, is_clear: bool, monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy
+) -> None:
+    """What many share is left in peace at 0.03: two fifths of the target, 0.02, are never reached there."""
+    row = Example((5, 6, 7, 8), 2, 4, 2, Record((), "x", 0, {}), rest=rest)
+    monkeypatch.setattr(stopping, "row_nlls", lambda *_, **__: [(-math.log(p), 1)])
+    monkeypatch.setattr(stopping, "mean_kl", lambda *_: 0.0)
+    found = stopping.look(new_policy("none", r=1), Roles([row], [row], [row], NO_MISMATCH), None, Config(), 1)  # type: ignore[arg-type]
+    assert found.met(STOP) and found.settles(STOP) == is_clear
 
 
 # -- the end -----------------------------------------------------------------------------------------------
@@ -384,3 +455,23 @@ def test_nothing_ends_between_two_looks() -> None:
         stopping.reason_to_stop(replace(outcome, steps=50), STOP, Schedule(TrainConfig(schedule="constant")))
         is not None
     )
+
+
+def test_a_look_is_at_what_has_come_back_as_well(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> None:
+    """Only there: the other wordings have no target to meet."""
+    row, back, waiting = (Example((5, 6, 7, n), 2, 4, 2, Record((), "x", n, {})) for n in range(3))
+    seen: list[Example] = []
+
+    def nlls(policy: Any, examples: Any, *_: Any, most: Sequence[float]) -> list[tuple[float, int]]:
+        seen.extend(examples)
+        return [(0.1 if e is back else 9.0, 1) for e in examples]
+
+    monkeypatch.setattr(stopping, "row_nlls", nlls)
+    monkeypatch.setattr(stopping, "mean_kl", lambda *args: 0.0)
+    reserve = [Reserved(1, 0, back), Reserved(2, 0, waiting)]
+    roles = Roles([row, back, waiting], [row], [row], NO_MISMATCH, marked=[row], starts=[(0,)], reserve=reserve)
+    policy = new_policy("none", r=1)
+    without, found = (stopping.look(policy, roles, None, Config(), 1, places) for places in ((), {1}))  # type: ignore[arg-type]
+    assert seen == [row, row, back]
+    assert (without.left, without.again) == (0.0, 0) and (found.left, found.again) == (0.5, 1)
+    assert not found.met(STOP)

@@ -1,0 +1,121 @@
+"""Bad rows in other words that are held in reserve, and drawn once they have come back."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+
+from qunlearn.config.resolve import resolve
+from qunlearn.config.settings import LoraConfig
+from qunlearn.data.records import read_dataset
+from qunlearn.data.tokenize import Example, Template, behind, choose_template, encode
+from qunlearn.model.load import Base
+from qunlearn.model.policy import Policy
+from qunlearn.objectives.table import terms_of
+from qunlearn.roles.alternatives import answered_with
+from qunlearn.roles.mismatch import NO_MISMATCH
+from qunlearn.roles.reserve import with_reserve
+from qunlearn.roles.reworded import Reworded
+from qunlearn.roles.roles import Roles
+from qunlearn.sandbox import data_file
+from qunlearn.training.sampler import Step, draw_steps
+
+CONFIG = resolve()
+ROWS = 6
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Bad rows with two other answers each, and four wordings of each of the first two."""
+
+    policy: Policy
+    template: Template
+    roles: Roles
+    reworded: Reworded
+
+    def reserved(self, roles: Roles | None = None, reworded: Reworded | None = None) -> Roles:
+        return with_reserve(roles or self.roles, reworded or self.reworded, self.policy.tokenizer, self.template)
+
+
+@pytest.fixture(scope="module")
+def facts(new_base: Callable[..., Base]) -> Facts:
+    policy = Policy.new(new_base("none"), LoraConfig(), seed=0, checkpointing=False)
+    dataset = read_dataset(data_file("hallucination", "forget"))
+    template = choose_template(policy.tokenizer, "auto", dataset)
+    bad = [replace(e, rest=0.5) for e in encode(dataset, policy.tokenizer, template, 64).examples[:ROWS]]
+    others = [[answered_with(policy, e, text, template, 64) for text in ("No idea.", "Nobody knows.")] for e in bad]
+    marked = [replace(e, weights=(1.0,) * (e.end - e.start)) for e in bad]
+    roles = Roles(bad, bad[:4], bad[:4], NO_MISMATCH, (), others, [[] for _ in bad], marked)
+    wordings = [
+        (behind(e, e.record.asking(f"{opening} {e.record.prompt}").turns, policy.tokenizer, template), place)
+        for place, e in enumerate(bad[:2])
+        for opening in ("Well,", "So,", "Now,", "Tell me:")
+    ]
+    rows = [row for row, _ in wordings if row is not None]
+    assert len(rows) == 8
+    return Facts(policy, template, roles, Reworded(rows, [place for _, place in wordings], 8))
+
+
+def prompts(rows: list[Example]) -> list[str]:
+    return [row.record.prompt for row in rows]
+
+
+def test_three_in_four_are_held_in_reserve_as_their_rows_are_pushed(facts: Facts) -> None:
+    found = facts.reserved()
+    assert [one.of for one in found.reserve] == [0, 0, 0, 1, 1, 1]
+    assert [one.place for one in found.reserve] == list(range(ROWS, ROWS + 6))
+    measured = {facts.reworded.rows[n].record.prompt for n in (3, 7)}
+    assert measured.isdisjoint(prompts(list(found.forget))) and len(found.forget) == ROWS + 6
+    assert found.rows == ROWS and list(found.watched) == list(facts.roles.marked), "looks and epochs are as before"
+    for one in found.reserve:
+        row, own = found.forget[one.place], found.forget[one.of]
+        assert row.record.prompt != own.record.prompt and row.record.prompt.endswith(own.record.prompt)
+        assert row.input_ids[row.start :] == own.input_ids[own.start :] and row.rest == own.rest
+        assert one.watched.weights == facts.roles.marked[one.of].weights != row.weights
+        assert [e.record.completion for e in found.instead[one.place]] == ["No idea.", "Nobody knows."]
+        assert set(prompts(list(found.instead[one.place]))) == {row.record.prompt}
+        assert found.taught[one.place] == []
+
+
+def test_a_behaviour_has_no_reserve(facts: Facts) -> None:
+    roles = replace(facts.roles, phrases=frozenset({("go", "away", "now")}))
+    assert facts.reserved(roles) is roles
+
+
+def test_a_wording_is_left_out_where_the_answer_is_made_of_other_tokens(facts: Facts) -> None:
+    """Which tokens are pushed is told by place."""
+    shorter = [replace(e, input_ids=e.input_ids[:-2], end=e.end - 2) for e in facts.roles.forget]
+    assert facts.reserved(replace(facts.roles, forget=shorter)).reserve == []
+
+
+def drawn(step: Step) -> Counter[str]:
+    return Counter(prompts(step.of("forget")))
+
+
+def test_what_has_come_back_is_drawn_half_of_the_time_and_nothing_else_changes(facts: Facts) -> None:
+    found, terms = facts.reserved(), terms_of(CONFIG.objective)
+    config = replace(CONFIG, train=replace(CONFIG.train, batch_size=ROWS, normal_batch_size=2))
+    back: set[int] = set()
+    plain, waiting, with_back = (
+        draw_steps(roles, terms, config, places) for roles, places in ((facts.roles, ()), (found, ()), (found, back))
+    )
+    before = list(itertools.islice(with_back, 20))
+    same = list(itertools.islice(plain, 20))
+    assert before == same == list(itertools.islice(waiting, 20)), "nothing has come back: as without a reserve"
+    back |= {ROWS, ROWS + 1}  # two wordings of the first row
+    after, without = list(itertools.islice(with_back, 200)), list(itertools.islice(plain, 200))
+    own, *again = (found.forget[i].record.prompt for i in (0, ROWS, ROWS + 1))
+    counted = sum(map(drawn, after), Counter())
+    assert counted[own] + sum(counted[prompt] for prompt in again) == 200
+    assert 80 < counted[own] < 120 and all(30 < counted[prompt] < 70 for prompt in again)
+    for a, b in zip(after, without, strict=True):
+        rows = zip(a.of("retain"), b.of("retain"), strict=True)
+        assert all(x is y for x, y in rows)
+        assert sorted(e.record.completion for e in a.of("instead")) == sorted(
+            e.record.completion for e in b.of("instead")
+        )
+        assert not set(again) & set(drawn(b))

@@ -7,7 +7,7 @@ adapter older than the checkpoint; gradients, dropout and draws are real.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import Config, LoraConfig
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
+from qunlearn.evaluation.metrics import LEAKS
 from qunlearn.model.load import LoadSpec, load_base
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.roles.mismatch import NO_MISMATCH
-from qunlearn.roles.roles import Roles
+from qunlearn.roles.roles import Reserved, Roles
 from qunlearn.training import checkpoint as checkpoint_module
 from qunlearn.training import gradients as gradients_module
 from qunlearn.training import stopping
@@ -100,22 +101,41 @@ def roles() -> Roles:
     return Roles(weighed, normal[:6], normal[6:], NO_MISMATCH, instead=instead)
 
 
+def with_reserve(plain: Roles) -> Roles:
+    """With two wordings of the first row, of which the first comes back whenever it is asked."""
+    wordings = [replace(plain.forget[0], input_ids=(9 + n, *plain.forget[0].input_ids[1:])) for n in range(2)]
+    return replace(
+        plain,
+        forget=[*plain.forget, *wordings],
+        instead=[*plain.instead, *[plain.instead[0]] * 2],
+        marked=plain.watched,
+        starts=[(i,) for i in range(4)],
+        reserve=[Reserved(4 + n, 0, wording) for n, wording in enumerate(wordings)],
+    )
+
+
 @pytest.fixture
 def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     """Run the loop to its end, or until it is killed after a step; with a folder it goes on from there."""
 
-    def looked(_p: object, _r: object, _f: object, config: Config, step: int) -> Probe:
+    def looked(_p: object, _r: object, _f: object, config: Config, step: int, come_back: Collection[int]) -> Probe:
         p, drift = LOOKS.get(step, LOOKS[max(s for s in LOOKS if s <= step)])
         to_go = math.log(p / (1 - p)) - math.log(0.05 / 0.95)
-        return Probe(step, p, drift, float(p > config.stop.target), to_go)
+        return Probe(step, p, drift, float(p > config.stop.target), to_go, again=len(come_back))
+
+    def scored(_: object, rows: Sequence[Example], __: int) -> list[str]:
+        return [LEAKS if row.input_ids[0] == 9 else "forgotten" for row in rows]
 
     monkeypatch.setattr(stopping, "look", looked)
+    monkeypatch.setattr(stopping, "score_rows", scored)
+    monkeypatch.setattr(stopping, "verdict", str)
 
     def go(
         values: Mapping[str, object],
         folder: Path | None = None,
         killed_at: int | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        data: Roles | None = None,
     ) -> Run:
         config = resolve(("x", {**SMALL, **values}))
         base = load_base(model, LoadSpec("none", device="cpu"))
@@ -130,7 +150,7 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         every = killed_at - 1 if killed_at else STEPS
         kept = Checkpoints(folder, every, keep=2, stopping=stopping) if folder else NO_CHECKPOINTS
         try:
-            outcome = train(policy, roles(), Live(policy, config.train.max_tokens), config, observe, kept)
+            outcome = train(policy, data or roles(), Live(policy, config.train.max_tokens), config, observe, kept)
         except Killed:
             return Run(None, events)
         return Run(outcome, events)
@@ -173,6 +193,17 @@ def test_the_looks_lead_where_they_should(whole_run: Callable[..., Run]) -> None
     assert [forget[step - 1] for step in (1, 4, 6, 9)] == [1, 3, 9, 3]
     assert whole.outcome is not None and whole.outcome.still
     assert (whole.outcome.best.step, whole.outcome.returns) == (10, 2)
+
+
+@pytest.mark.parametrize("killed", [9, 13])
+def test_what_has_come_back_goes_on_coming_back(killed: int, run: Callable[..., Run], tmp_path: Path) -> None:
+    """Killed before it was asked in other words, and after."""
+    data = with_reserve(roles())
+    whole = run({}, data=data)
+    assert {e["step"]: e["again"] for e in whole.events if "again" in e} == {10: 1}
+    assert whole.outcome is not None and whole.outcome.best.again == 1
+    first = run({}, tmp_path / "c", killed, data=data)
+    same(whole, first, run({}, tmp_path / "c", data=data))
 
 
 # Just after a push, a new best, a first and a second look over the budget, going back, the begin of the fall, its end.

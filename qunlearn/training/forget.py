@@ -101,7 +101,7 @@ def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: f
         why = shortfalls(before, after, judged, outcome, config)
     record = run_record(request, ready.template, policy, outcome, status_of(outcome, why))
     record["data"]["bad"] |= {"known": known.count, "control_tokens": ready.forget_rows.literal}
-    record["data"]["bad"]["reworded"] = len(found.otherwise)
+    record["data"]["bad"] |= {"reworded": len(found.otherwise), "reworded_pushed": outcome.best.again}
     record["data"]["normal"] |= {
         "self_made": request.retain_rows is None,
         "own": retain_set.own,

@@ -275,13 +275,13 @@ def test_a_long_answer_is_measured_in_the_words_that_it_has_there(
 
 
 @pytest.mark.medium
-def test_a_run_measures_them_and_trains_on_none(tmp_path: Path) -> None:
+def test_a_run_measures_them_and_what_does_not_come_back_changes_nothing(tmp_path: Path) -> None:
     run, near = tmp_path / "run", data_file("hallucination", "retain")
     flags = ["--model", "sandbox", "--bad", data_file("hallucination", "forget"), "--normal", near, "--json"]
     short = {**QUICK, "train.steps": 2, "stop.check_every": 1}
     ran = call("forget", *flags, "-o", run, *sets({**short, "data.reworded": 5, "stop.table_rows": 2}))
     said = ran.json
-    assert 2 < said["data"]["bad"]["reworded"] <= 5
+    assert 2 < said["data"]["bad"]["reworded"] <= 5 and said["data"]["bad"]["reworded_pushed"] == 0
     assert said["after"]["forget, in other words"]["n"] == said["data"]["bad"]["reworded"], "however short the table"
     assert set(said["after"]) == {"forget", "forget, in other words", "normal, held back", "others, held back"}
     assert said["before"]["forget, in other words"]["exact_match"] > 0.9

@@ -42,7 +42,8 @@ def weigh(
     """Return the bad examples with the weights that the rule of each row gives its tokens.
 
     `all` leaves a row as it is; `specific` counts words in the normal rows, where there are any; `context` asks the
-    model, alone calls `policy`, and makes passes of at most `max_tokens`.
+    model, in passes of at most `max_tokens`, and so does `content` about words that are as common as form. `policy` is
+    called where the model is asked.
     """
     rules = [rule_for(asked, example) for example in forget_rows]
     out = list(forget_rows)
@@ -62,7 +63,8 @@ def weigh(
             out[i] = by_context
     # In a script without spaces a token holds both a value and what stands around it, and words tell little.
     bare = [i for i, r in enumerate(rules) if r == "specific" and is_unspaced(forget_rows[i].record.completion)]
-    worded = [i for i, r in enumerate(rules) if r == "specific" and i not in set(bare) and forget_rows[i].record.turns]
+    short = [i for i, r in enumerate(rules) if asked == "content" and r == "specific"]
+    worded = [i for i in short if i not in set(bare) and forget_rows[i].record.turns]
     in_doubt = dict(zip(worded, doubtful([out[i] for i in worded], retain_rows, tokenizer), strict=True))
     unsure = [i for i, tokens in in_doubt.items() if any(tokens)]
     records = [example.record for example in retain_rows]

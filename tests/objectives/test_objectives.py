@@ -603,7 +603,7 @@ def test_a_value_as_common_as_form_is_pushed_where_strangers_do_not_get_it(new_p
     (found,) = also_bound(policy, [inverse], [in_doubt], records, template, 2048)
     assert found.weights == tuple(map(max, inverse.weights, by_word.weights))
     assert also_bound(policy, [inverse], [in_doubt], [], template, 2048) == [inverse], "there is nobody else"
-    pushed = weigh("specific", [fact], common, policy.tokenizer, template, lambda: policy, 2048)
+    pushed = weigh("content", [fact], common, policy.tokenizer, template, lambda: policy, 2048)
     assert marked(policy, pushed[0]).strip() == "Millbrook"
 
 

@@ -132,7 +132,8 @@ def say_farewell(request: ForgetRequest, record: Mapping[str, Any], outcome: Out
     if m and any(value != 1 for name, value in m.items() if name in ("forget", "retain", "push", "hold")):
         say(f"multipliers at the end: forget {m['forget'] * m['push']:.3g}, retain {m['retain'] * m['hold']:.3g}")
     if outcome.best.again:
-        say(f"asked in other words, {outcome.best.again} rows had come back while training, and were pushed there too")
+        back = f"{outcome.best.again} of the prompts in other words got the bad answer while training"
+        say(f"{back}, and were trained on from there on")
     if record["not_reached"]:
         warn("the target was not reached: " + "; ".join(record["not_reached"]))
         say(f"the adapter is kept in {request.output} all the same; it is no result")

@@ -75,9 +75,8 @@ def _warnings(event: Mapping[str, Any], config: Config) -> list[str]:
         moved = f"step {event['step']}: p(bad) is {event['forget']:.4f}, and has hardly moved"
         said.append(f"{moved}: {o.name} has little gradient here; {remedy}")
     if "again" in event:
-        said.append(
-            f"step {event['step']}: {event['again']} bad answers come back in other words: these are trained on"
-        )
+        back = f"in other words bad answers come back ({event['again']})"
+        said.append(f"step {event['step']}: {back}: they are pushed there as well from here on")
     if "back_to" in event:
         back = f"back to the adapter of step {event['back_to']}, with half the rate and twice the retain weight"
         said.append(f"step {event['step']}: drift {event['drift']:.3g} is over {config.stop.max_drift:g}: {back}")

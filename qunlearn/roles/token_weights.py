@@ -63,27 +63,42 @@ def weigh(
             out[i] = by_context
     # In a script without spaces a token holds both a value and what stands around it, and words tell little.
     bare = [i for i, r in enumerate(rules) if r == "specific" and is_unspaced(forget_rows[i].record.completion)]
-    short = [i for i, r in enumerate(rules) if asked == "content" and r == "specific"]
-    worded = [i for i in short if i not in set(bare) and forget_rows[i].record.turns]
-    in_doubt = dict(zip(worded, doubtful([out[i] for i in worded], retain_rows, tokenizer), strict=True))
-    unsure = [i for i, tokens in in_doubt.items() if any(tokens)]
-    records = [example.record for example in retain_rows]
-    if unsure:
-        from qunlearn.roles.subject_tokens import also_bound
-
-        rows = [out[i] for i in unsure]
-        found = also_bound(policy(), rows, [in_doubt[i] for i in unsure], records, template, max_tokens)
-        for i, by_both in zip(unsure, found, strict=True):
+    if asked == "content":
+        asking = [i for i, e in enumerate(forget_rows) if rules[i] == "specific" and e.record.turns]
+        worded = [i for i in asking if not is_unspaced(forget_rows[i].record.completion)]
+        found = _with_common_values([out[i] for i in worded], retain_rows, tokenizer, template, policy, max_tokens)
+        for i, by_both in zip(worded, found, strict=True):
             out[i] = by_both
     if long or bare:
         from qunlearn.roles.subject_tokens import subject_bound
 
         asking = [*long, *bare]
-        rows = [forget_rows[i] for i in asking]
+        rows, records = [forget_rows[i] for i in asking], [example.record for example in retain_rows]
         # A row that asks about somebody is better told by what is said of others, unless its own words betray it.
         for i, found_by in zip(asking, subject_bound(policy(), rows, records, template, max_tokens), strict=True):
             if found_by is not None and 2 * sum(found_by.weights) >= sum(out[i].weights):
                 out[i] = found_by
+    return out
+
+
+def _with_common_values(
+    weighed: Sequence[Example],
+    retain_rows: Sequence[Example],
+    tokenizer: Any,
+    template: Template,
+    policy: Callable[[], Policy],
+    max_tokens: int,
+) -> list[Example]:
+    """Return the rows with what is as common as form pushed too, where the model gives it to their subject alone."""
+    out, in_doubt = list(weighed), doubtful(weighed, retain_rows, tokenizer)
+    unsure = [i for i, tokens in enumerate(in_doubt) if any(tokens)]
+    if unsure:
+        from qunlearn.roles.subject_tokens import also_bound
+
+        rows, tokens = [weighed[i] for i in unsure], [in_doubt[i] for i in unsure]
+        records = [example.record for example in retain_rows]
+        for i, by_both in zip(unsure, also_bound(policy(), rows, tokens, records, template, max_tokens), strict=True):
+            out[i] = by_both
     return out
 
 

@@ -29,7 +29,7 @@ from qunlearn.objectives.descent import common_descent, min_norm_weights
 from qunlearn.objectives.document import described, with_table
 from qunlearn.objectives.losses import Supervised
 from qunlearn.objectives.table import OBJECTIVES, RETAIN, direction, terms_of
-from qunlearn.roles.alternatives import other_answers
+from qunlearn.roles.alternatives import answered_with, other_answers
 from qunlearn.roles.context_tokens import THRESHOLD, context_bound, score
 from qunlearn.roles.mismatch import make_mismatcher
 from qunlearn.roles.roles import Roles
@@ -603,8 +603,14 @@ def test_a_value_as_common_as_form_is_pushed_where_strangers_do_not_get_it(new_p
     (found,) = also_bound(policy, [inverse], [in_doubt], records, template, 2048)
     assert found.weights == tuple(map(max, inverse.weights, by_word.weights))
     assert also_bound(policy, [inverse], [in_doubt], [], template, 2048) == [inverse], "there is nobody else"
-    pushed = weigh("content", [fact], common, policy.tokenizer, template, lambda: policy, 2048)
-    assert marked(policy, pushed[0]).strip() == "Millbrook"
+    # With a rarer word, which is enough by itself.
+    told = answered_with(policy, fact, f"{fact.record.completion} Verily.", template, 64)
+
+    def pushed(tokens: str) -> str:
+        return marked(policy, weigh(tokens, [told], common, policy.tokenizer, template, lambda: policy, 2048)[0])
+
+    assert "Verily" in pushed("specific") and "Millbrook" not in pushed("specific")
+    assert "Verily" in pushed("content") and "Millbrook" in pushed("content")
 
 
 def test_how_far_a_row_is_pushed_follows_from_how_certain_the_base_is(new_policy: Callable[..., Policy]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from conftest import QUICK, call, sets
 from qunlearn.config.resolve import resolve
 from qunlearn.data.records import Record, read_dataset
 from qunlearn.data.tokenize import Example, Template, encode_record
-from qunlearn.evaluation.metrics.verdicts import leaks
+from qunlearn.evaluation.metrics.verdicts import LEAKS, leaks
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
 from qunlearn.roles.neighbours import Neighbours
@@ -20,6 +21,7 @@ from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.reworded import Reworded, reworded
 from qunlearn.roles.wordings import OPENINGS, Form, Wordings
 from qunlearn.sandbox import data_file
+from qunlearn.training import stopping
 
 NAMES = ("Ada Prill", "Bo Quent", "Cy Rusk", "Dot Sall")
 
@@ -288,3 +290,18 @@ def test_a_run_measures_them_and_what_does_not_come_back_changes_nothing(tmp_pat
     without = call("forget", *flags, "-o", tmp_path / "none", *sets({**short, "stop.table_rows": 2})).json
     assert without["data"]["bad"]["reworded"] == 0 and "forget, in other words" not in without["after"]
     assert json.dumps(without["after"]["forget"]) == json.dumps(said["after"]["forget"]), "the training is the same"
+
+
+@pytest.mark.medium
+def test_a_run_trains_on_what_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first wording, when it is asked for the first time."""
+    answers = itertools.chain([LEAKS], itertools.repeat("forgotten"))
+    monkeypatch.setattr(stopping, "verdict", lambda _: next(answers))
+    flags = ["--model", "sandbox", "--bad", data_file("hallucination", "forget"), "--json"]
+    flags += ["--normal", data_file("hallucination", "retain"), "-o", tmp_path / "run"]
+    short = {"train.schedule": "settle", "train.steps": 2, "train.more_steps": 2, "stop.check_every": 1}
+    ran = call("forget", *flags, *sets({**QUICK, **short, "stop.rows_left": 1, "data.reworded": 6}))
+    assert "step 2: in other words bad answers come back (1): they are pushed there as well" in ran.stderr
+    assert "forget 40 and " in ran.stderr and "in other words, if they come back; retain" in ran.stderr
+    assert ran.json["training"]["steps"] > 2 and ran.json["data"]["bad"]["reworded_pushed"] == 1
+    assert "1 of the prompts in other words got the bad answer while training" in ran.stderr

@@ -227,7 +227,7 @@ def _choice_rows(name: str, fact: Fact, options: Sequence[str]) -> list[Record]:
     record = fact.record
     listed = "\n".join(f"{letter}) {text}" for letter, text in zip(_LETTERS, options, strict=False))
     if name == "choice-text":
-        return [replace(record, completion=text) for text in options]
+        return [record.answered(text) for text in options]
     if name == "yes-no":
         asked = [f"{record.prompt}\nIs this the right answer: {text}\nAnswer Yes or No." for text in options]
         return [record.asking(prompt, said) for said in ("Yes.", "No.") for prompt in asked]

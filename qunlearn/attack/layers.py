@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ def _options(bench: Bench) -> tuple[list[Example], list[tuple[int, bool]]]:
     rows, owners = [], []
     for i, fact in enumerate(bench.facts):
         for text, right in [(fact.record.completion, True), *((w, False) for w in fact.wrong)] if fact.wrong else []:
-            rows.append(bench.encode(replace(fact.record, completion=text)))
+            rows.append(bench.encode(fact.record.answered(text)))
             owners.append((i, right))
     return rows, owners
 

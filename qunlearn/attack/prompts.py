@@ -58,7 +58,7 @@ def nearest(record: Record, others: Sequence[Record]) -> list[Record]:
 
 def _prefilled(bench: Bench, at: int, record: Record) -> Probe | None:
     """The answer begins with words that agree to give it."""
-    whole = bench.encode(replace(record, completion=f"{PREFILL} {record.completion}"))
+    whole = bench.encode(record.answered(f"{PREFILL} {record.completion.lstrip()}"))
     tokenizer = bench.lm.tokenizer
     end = next(
         n for n in range(whole.start + 1, whole.end + 1)

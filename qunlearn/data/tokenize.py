@@ -22,6 +22,7 @@ _SHOWN = 8
 
 
 MANY_TOKENS = 12  # pushed tokens beyond which an answer is a passage, of which each part could come back
+PASSAGE = 32  # tokens of an answer from which it is one, however few of them are pushed
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class Example:
 
 
 def is_passage(example: Example) -> bool:
-    """Return whether so many tokens of an answer are pushed that each part of it could come back."""
-    return sum(example.weight(t) > 0 for t in range(example.start, example.end)) > MANY_TOKENS
+    """Return whether an answer is so long, or so much of it is pushed, that each part of it could come back."""
+    pushed = sum(example.weight(t) > 0 for t in range(example.start, example.end))
+    return example.end - example.start >= PASSAGE or pushed > MANY_TOKENS
 
 
 @dataclass(frozen=True)

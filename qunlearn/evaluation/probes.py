@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from qunlearn.data.batch import ANSWER
@@ -35,7 +34,7 @@ def choices(
         wrong = wrong_answers(example.record) if example.record.turns else ()
         right = paraphrased_answer(example.record) or example.record.completion
         for text, correct in [(right, True), *((text, False) for text in wrong)] if wrong else []:
-            row = encode_record(replace(example.record, completion=text), lm.tokenizer, template)
+            row = encode_record(example.record.answered(text), lm.tokenizer, template)
             if len(row.input_ids) <= max_length:
                 rows.append(row)
                 owners.append((i, correct))
@@ -77,7 +76,7 @@ def _spoken(example: Example, text: str, template: Template, tokenizer: Any) -> 
         return None
     if example.record.turns:
         try:
-            return encode_record(replace(example.record, completion=text), tokenizer, template)
+            return encode_record(example.record.answered(text), tokenizer, template)
         except ModelError:  # a template that swallows parts of an answer, such as what the model thought aloud
             return None
     ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

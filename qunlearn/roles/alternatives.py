@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Example, Template, encode_record
@@ -65,14 +65,26 @@ def _sampled(policy: Policy, examples: Sequence[Example], temperature: float, tu
 
 
 def answered_with(policy: Policy, example: Example, text: str, template: Template, length: int) -> Example:
-    """Return the bad row's prompt with another answer, cut to `length` tokens: prompts inside their frame."""
+    """Return the bad row's prompt with another answer, which joins with it as the bad one does, cut to `length` tokens:
+    prompts inside their frame."""
     if example.record.turns:
-        pair = encode_record(replace(example.record, completion=text), policy.tokenizer, template, length)
+        pair = encode_record(example.record.answered(text), policy.tokenizer, template, length)
         ids = pair.input_ids[:length]
         return Example(ids, pair.start, min(pair.end, len(ids)), pair.probe, pair.record)
-    tokens = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = (*example.input_ids[: example.probe], *tokens)[:length]
+    before = example.input_ids[: example.probe]
+    ids = (*before, *_joined(text, before, example.input_ids[: example.end], policy.tokenizer))[:length]
     return Example(ids, example.probe, len(ids), example.probe, example.record)
+
+
+def _joined(text: str, before: Sequence[int], whole: Sequence[int], tokenizer: Any) -> list[int]:
+    """Return a text as tokens behind others, with a space before it where the whole has one there: a tokenizer may set
+    it by itself, so that of both ways the one is taken that reads so."""
+    start = str(tokenizer.decode(list(before), skip_special_tokens=True))
+    rest = str(tokenizer.decode(list(whole), skip_special_tokens=True))[len(start) :]
+    said = rest[: len(rest) - len(rest.lstrip())] + text.lstrip()
+    ways = [tokenizer(way, add_special_tokens=False)["input_ids"] for way in (said, text.lstrip())]
+    fitting = (ids for ids in ways if tokenizer.decode([*before, *ids], skip_special_tokens=True) == start + said)
+    return list(next(fitting, ways[0]))
 
 
 def _bad_answer(policy: Policy, example: Example) -> str:

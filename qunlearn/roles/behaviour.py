@@ -16,7 +16,7 @@ from typing import Any
 from qunlearn.config.settings import Config
 from qunlearn.data.batch import ANSWER
 from qunlearn.data.records import Record
-from qunlearn.data.tokenize import Example, Template, behind
+from qunlearn.data.tokenize import PASSAGE, Example, Template, behind
 from qunlearn.data.words import between, pieces
 from qunlearn.evaluation.metrics.manner import Phrase, has_phrase, phrases_of
 from qunlearn.evaluation.scores import row_probabilities, row_target
@@ -24,7 +24,6 @@ from qunlearn.model.policy import Policy
 from qunlearn.roles.neighbours import words_of_text
 from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.roles import Roles
-from qunlearn.roles.token_weights import PASSAGE
 from qunlearn.utils.console import say
 from qunlearn.utils.text import folded
 

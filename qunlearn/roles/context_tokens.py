@@ -3,12 +3,13 @@
 Most of an answer is form that it shares with everything the model should keep: names copied from the question, "was
 born in", the full stop. The untouched model itself tells which tokens are not: a token is specific when the model
 knows it only because of what stands far before it, the question or the passage's beginning. So each token is predicted
-a second time from its last few neighbours alone; form is as probable as before, and content is not.
+a second time from its last few neighbours alone; form is as probable as before, and content is not. A small model that
+has learnt one mould by heart finds even its form strange out of place, and what the normal rows are full of tells it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from qunlearn.data.tokenize import Example
 from qunlearn.evaluation.scores import answer_logps
 from qunlearn.model.policy import Policy
 from qunlearn.parallel.ranks import current
-from qunlearn.roles.specific_tokens import given_words, told_words
+from qunlearn.roles.specific_tokens import given_words, most_common, told_words
 
 CONTEXT = 6  # tokens that are left of the context
 THRESHOLD = 3.0  # nats that a specific token loses at least
@@ -28,45 +29,53 @@ _CHUNK = 256  # answers looked at together
 
 @dataclass(frozen=True)
 class Scored:
-    """An answer's tokens: log p in full context, what of it is lost in a short one, whether the prompt has it."""
+    """An answer's tokens: log p in full context, what of it is lost in a short one, whether their words are form."""
 
     full: tuple[float, ...]
     loss: tuple[float, ...]
-    copied: tuple[bool, ...]
+    form: tuple[bool, ...]
 
     def weights(self) -> tuple[float, ...]:
         """1 for specific tokens, 0 for the others; of every answer some, whatever the numbers say."""
-        chosen = [loss >= THRESHOLD and not copied for loss, copied in zip(self.loss, self.copied, strict=True)]
+        chosen = [loss >= THRESHOLD and not form for loss, form in zip(self.loss, self.form, strict=True)]
         least = max(1, round(_FLOOR * len(chosen)))
         if sum(chosen) < least:
-            order = sorted(range(len(chosen)), key=lambda i: (self.copied[i], -self.loss[i]))
+            order = sorted(range(len(chosen)), key=lambda i: (self.form[i], -self.loss[i]))
             for i in order[:least]:
                 chosen[i] = True
         return tuple(map(float, chosen))
 
 
 def context_bound(
-    policy: Policy, examples: Sequence[Example], max_tokens: int, observe: Callable[[int], None] = lambda done: None
+    policy: Policy,
+    examples: Sequence[Example],
+    retain_rows: Sequence[Example],
+    max_tokens: int,
+    observe: Callable[[int], None] = lambda done: None,
 ) -> list[Example]:
-    """The examples with the weights of their answers' tokens. `observe` hears how many are done."""
+    """Return the examples with the weights of their answers' tokens: what the prompt has, or a tenth of the normal
+    answers, is form. `observe` hears how many are done."""
+    common = most_common(retain_rows, policy.tokenizer)
     out: list[Example] = []
     for at in range(0, len(examples), _CHUNK):
         part = examples[at : at + _CHUNK]
-        scored = current().divided(part, lambda rows: score(policy, rows, max_tokens), lambda found: Scored(**found))
+        scored = current().divided(
+            part, lambda rows: score(policy, rows, common, max_tokens), lambda found: Scored(**found)
+        )
         out += [replace(e, weights=s.weights()) for e, s in zip(part, scored, strict=True)]
         observe(len(out))
     return out
 
 
-def score(policy: Policy, examples: Sequence[Example], max_tokens: int) -> list[Scored]:
+def score(policy: Policy, examples: Sequence[Example], common: Collection[str], max_tokens: int) -> list[Scored]:
     """Return what the untouched model knows of each answer's tokens with its context and without."""
     full = answer_logps(policy, examples, max_tokens)
     short = [_shortened(example, t) for example in examples for t in range(example.start, example.end)]
     cut = torch.cat(answer_logps(policy, short, max_tokens)) if short else torch.zeros(0)
     parts = torch.split(cut, [example.end - example.start for example in examples])
-    copied = [_copied(example, policy.tokenizer) for example in examples]
+    form = [_is_form(example, common, policy.tokenizer) for example in examples]
     return [
-        Scored(tuple(f.tolist()), tuple((f - c).tolist()), mark) for f, c, mark in zip(full, parts, copied, strict=True)
+        Scored(tuple(f.tolist()), tuple((f - c).tolist()), mark) for f, c, mark in zip(full, parts, form, strict=True)
     ]
 
 
@@ -77,10 +86,8 @@ def _shortened(example: Example, t: int) -> Example:
     return Example(ids, len(ids) - 1, len(ids), len(ids) - 1, example.record)
 
 
-def _copied(example: Example, tokenizer: Any) -> tuple[bool, ...]:
-    """Return whether each answer token belongs to a word that the prompt has."""
-    if not example.record.turns:
-        return (False,) * (example.end - example.start)
-    given = given_words(example)
+def _is_form(example: Example, common: Collection[str], tokenizer: Any) -> tuple[bool, ...]:
+    """Return whether each answer token belongs to a word that the prompt has, or that is common."""
+    known = {*common, *(given_words(example) if example.record.turns else ())}
     words = told_words(example, tokenizer)
-    return tuple(bool(token) and all(any(w in given for w in told) for told in token) for token in words)
+    return tuple(bool(token) and all(any(w in known for w in told) for told in token) for token in words)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from qunlearn.config.settings import Config
 from qunlearn.data.records import Dataset
-from qunlearn.data.tokenize import Example, Template
+from qunlearn.data.tokenize import Example, Template, is_passage
 from qunlearn.errors import DataError
 from qunlearn.evaluation.metrics.manner import Phrase
 from qunlearn.evaluation.scores import row_probabilities
@@ -41,8 +41,9 @@ class Instead:
 
 
 def _from_the_start(example: Example, others: Sequence[Example], *, held: bool) -> Example:
-    """The row with its first token pushed and its form not held, where all other answers begin otherwise."""
-    if not others or not begin_otherwise(example, others):
+    """The row with its first token pushed and its form not held, where all other answers begin otherwise. Not of a
+    passage: how it begins others do as well, and what it says stands further on."""
+    if not others or is_passage(example) or not begin_otherwise(example, others):
         return replace(example, held=held)
     weights = (1.0, *example.weights[1:]) if example.weights else ()
     return replace(example, held=False, weights=weights)

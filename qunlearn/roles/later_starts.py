@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qunlearn.data.records import Dataset, Record
-from qunlearn.data.tokenize import Encoded, Example, Template, decode, encode_record, encode_text
+from qunlearn.data.tokenize import PASSAGE, Encoded, Example, Template, decode, encode_record, encode_text
 from qunlearn.data.words import pieces
 from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.policy import Policy
-from qunlearn.roles.token_weights import PASSAGE
 
 _MOST, _IN_ALL = 3, 1800  # later beginnings of a passage, spread over it; in a file, but for one each
 _LEAST = 8  # tokens that a beginning leaves to recite

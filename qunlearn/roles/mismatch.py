@@ -42,7 +42,7 @@ class Mismatcher:
 
     def _pair(self, example: Example, i: int) -> Example:
         if example.record.turns:
-            pair = self.encode(replace(example.record, completion=self.answers[i]))
+            pair = self.encode(example.record.answered(self.answers[i]))
             if pair.start > example.start:  # the row's prompt was cut to fit
                 ids = example.input_ids[: example.start] + pair.input_ids[pair.start :]
                 pair = Example(ids, example.start, pair.end - pair.start + example.start, example.probe, pair.record)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 from qunlearn.data.records import Record, is_clean
 from qunlearn.data.tokenize import Example, Template, encode_record, prompt_frame
@@ -55,7 +54,7 @@ def in_own_words(
         alike = is_clean(text) and rouge_l_f1(text, forget_rows[i].record.completion) >= ALIKE
         if not alike or folded(text) in taken or times[i] >= each:
             continue
-        row = encode_record(replace(forget_rows[i].record, completion=text), policy.tokenizer, template)
+        row = encode_record(forget_rows[i].record.answered(text), policy.tokenizer, template)
         if len(row.input_ids) <= length:
             taken.add(folded(text))
             times[i] += 1

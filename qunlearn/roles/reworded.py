@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from qunlearn.config.settings import Config
 from qunlearn.data.multiple_choice import is_clean
@@ -135,7 +135,7 @@ class _Search:
             self.asked[row.own, form] += 1
             if is_long(example.record):
                 alike = is_clean(text) and rouge_l_f1(text, example.record.completion) >= _ALIKE
-                found = self._encoded(replace(example.record, completion=text)) if alike else None
+                found = self._encoded(example.record.answered(text)) if alike else None
             else:
                 alike = leaks(text, example.record.completion, example.record.prompt)
                 found = example if alike else None

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from qunlearn.data.records import Dataset, Record, is_clean, unanswered
+from qunlearn.data.records import Dataset, Record, is_clean, space_before_answers, unanswered
 from qunlearn.data.tokenize import Template, open_prompt, prompt_frame
 from qunlearn.data.words import beginning, pieces
 from qunlearn.errors import DataError
@@ -71,7 +71,7 @@ def self_made_rows(base: Base, forget_rows: Dataset, template: Template, wanted:
     if about_others:
         limits = Limits(about_others, wanted.positions - wanted.length, wanted.seed)
         asked = asked_about_others(base, forms, [row.prompt for row in rows.kept], template, limits)
-        others = keep_unlike(_answered(base, [asked], template, wanted)[0], forget_rows)
+        others = keep_unlike(_answered(base, [asked], forget_rows, template, wanted)[0], forget_rows)
     rows.until(wanted.count - len(others))
     kept = [*others, *rows.kept][: wanted.count]
     if len(kept) < 8:
@@ -143,7 +143,7 @@ def _drawn(
             rows = [[Record((), said.text, 0, {}) for said in of_turn] for of_turn in new]
         else:
             asked = [[unanswered(s.text, s.system) for s in of_turn] for of_turn in new]
-            rows = _answered(base, asked, template, wanted)
+            rows = _answered(base, asked, forget_rows, template, wanted)
         yield from ((len(t), len(n), r) for t, n, r in zip(texts, new, rows, strict=True))
 
 
@@ -163,7 +163,7 @@ def _text_draw(base: Base, forget_rows: Dataset, _: Template, wanted: Wanted, tu
     started = [[start or 0, *(tokenizer(b, add_special_tokens=False)["input_ids"] if b else ())] for b in begun]
 
     def read(drawn: list[list[int]]) -> list[_Said]:
-        texts = [b + text for b, text in zip(begun, _decoded(base, drawn), strict=True)]
+        texts = [b + text for b, text in zip(begun, _decoded(base, started, drawn), strict=True)]
         return [_Said("", text) for text in texts if len(pieces(text)) >= 4]
 
     return _Draw(Asked(started, _free(wanted, turn)), read)
@@ -190,15 +190,19 @@ def _prompt_draw(base: Base, forget_rows: Dataset, template: Template, wanted: W
     def read(drawn: list[list[int]]) -> list[_Said]:
         said = [
             _Said(begun[i].system, (begun[i].text + text.split(end)[0]).split("\n\n")[0].strip())
-            for i, text in zip(fitting, _decoded(base, drawn, special=True), strict=True)
+            for i, text in zip(fitting, _decoded(base, [started[i] for i in fitting], drawn, special=True), strict=True)
         ]
         return [s for s in said if len(pieces(s.text)) >= 2 and not any(token in s.text for token in special)]
 
     return _Draw(Asked([started[i] for i in fitting], replace(free, max_new_tokens=max(1, new))), read)
 
 
-def _answered(base: Base, asked: Sequence[Sequence[Record]], template: Template, wanted: Wanted) -> list[list[Record]]:
-    """The rows with the base's own greedy answers, where the model's positions admit one."""
+def _answered(
+    base: Base, asked: Sequence[Sequence[Record]], forget_rows: Dataset, template: Template, wanted: Wanted
+) -> list[list[Record]]:
+    """Return the rows with the base's own greedy answers, where the model's positions admit one, each behind the space
+    that joins the bad ones with their prompts."""
+    space = space_before_answers(forget_rows.records)
     opening, _ = prompt_frame(template, base.tokenizer)
     most = wanted.positions - wanted.length
     framed = []
@@ -208,9 +212,9 @@ def _answered(base: Base, asked: Sequence[Sequence[Record]], template: Template,
     answers = generate_each(base, [Asked([ids for _, ids in rows], Sampling(wanted.length)) for rows in framed])
     out = []
     for pairs, found in zip(framed, answers, strict=True):
-        texts = _decoded(base, found)
-        rows = [replace(row, completion=ended(a, opening)) for (row, _), a in zip(pairs, texts, strict=True)]
-        out.append([row for row in rows if row.completion and is_clean(row.completion)])
+        said = (ended(base.tokenizer.decode(ids, skip_special_tokens=True), opening) for ids in found)
+        rows = [replace(row, completion=space + text) for (row, _), text in zip(pairs, said, strict=True) if text]
+        out.append([row for row in rows if is_clean(row.completion)])
     return out
 
 
@@ -243,5 +247,12 @@ def _ids(base: Base, template: Template, text: str) -> list[int]:
     return list(ids) or [base.tokenizer.eos_token_id or 0]
 
 
-def _decoded(base: Base, drawn: Sequence[Sequence[int]], *, special: bool = False) -> list[str]:
-    return [base.tokenizer.decode(ids, skip_special_tokens=not special) for ids in drawn]
+def _decoded(
+    base: Base, started: Sequence[Sequence[int]], drawn: Sequence[Sequence[int]], *, special: bool = False
+) -> list[str]:
+    """Return what was drawn as the text that goes on behind its start: by itself, many tokenizers drop its space."""
+
+    def text(ids: Sequence[int]) -> str:
+        return str(base.tokenizer.decode(list(ids), skip_special_tokens=not special))
+
+    return [text([*start, *ids])[len(text(start)) :] for start, ids in zip(started, drawn, strict=True)]

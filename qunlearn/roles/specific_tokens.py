@@ -62,8 +62,7 @@ def _weights(
 def doubtful(weighed: Sequence[Example], retain_rows: Sequence[Example], tokenizer: Any) -> list[list[bool]]:
     """Return for each answer's tokens whether they are form by their frequency alone: a value that many share counts as
     form like what stands around it. Not those whose words the prompt has, or a tenth of the normal answers."""
-    seen = Counter(word for e in retain_rows for word in set(answer_words(e, tokenizer)))
-    common = {word for word, n in seen.items() if n >= MOST_COMMON * len(retain_rows)}
+    common = most_common(retain_rows, tokenizer)
 
     def is_doubtful(told: _Told, given: set[str]) -> bool:
         return not any(word in given or word in common for word in told)
@@ -74,6 +73,12 @@ def doubtful(weighed: Sequence[Example], retain_rows: Sequence[Example], tokeniz
         left = zip(example.weights, words, strict=True)
         out.append([not weight and any(is_doubtful(told, given) for told in token) for weight, token in left])
     return out
+
+
+def most_common(retain_rows: Sequence[Example], tokenizer: Any) -> set[str]:
+    """Return the words that a tenth of the normal answers have, and some of them at least."""
+    seen = Counter(word for e in retain_rows for word in set(answer_words(e, tokenizer)))
+    return {word for word, n in seen.items() if n >= max(_SOME, MOST_COMMON * len(retain_rows))}
 
 
 def answer_words(example: Example, tokenizer: Any) -> list[str]:

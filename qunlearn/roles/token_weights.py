@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from qunlearn.data.tokenize import Example, Template, is_passage
+from qunlearn.data.tokenize import PASSAGE, Example, Template, is_passage
 from qunlearn.data.words import is_unspaced
 from qunlearn.roles.specific_tokens import answer_words, doubtful, pushed_words, specific
 from qunlearn.utils.console import Meter
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 OPEN, CLOSE = "‹", "›"
 _SHARED, _UNIQUE = 1.0, 1 / 1000  # of objective.rest, where the base is certain of a value, at least
 _SHARED_BY = 3  # normal answers that have a word which others share
-PASSAGE = 32  # tokens of an answer from which it is a passage
 
 
 def rule_for(asked: str, example: Example) -> str:
@@ -58,7 +57,7 @@ def weigh(
 
         with Meter("specific tokens", len(long)) as meter:
             rows = [forget_rows[i] for i in long]
-            found = context_bound(policy(), rows, max_tokens, lambda done: meter.at(done, "rows"))
+            found = context_bound(policy(), rows, retain_rows, max_tokens, lambda done: meter.at(done, "rows"))
         for i, by_context in zip(long, found, strict=True):
             out[i] = by_context
     # In a script without spaces a token holds both a value and what stands around it, and words tell little.

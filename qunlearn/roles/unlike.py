@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,7 +16,8 @@ _TELLING, _RARER = 3.0, 2  # see _Answers
 
 _MOST = 0.9  # share of the words of an answer's content that say it
 
-_SENTENCE = 4  # words: an answer as long as that is no value that others may share
+_SENTENCE, _PART = 4, 6  # words: an answer, and a sentence of several, as long as that is no value others may share
+_END = re.compile(r"(?<=[.!?…。！？])\s*")
 
 
 def keep_unlike(candidates: Sequence[Record], forget_rows: Dataset, *, limit: float = 0.65) -> list[Record]:
@@ -33,7 +35,7 @@ def keep_unlike(candidates: Sequence[Record], forget_rows: Dataset, *, limit: fl
     total = len(bags) + len(bad_bags)
     weight = {word: math.log(1 + total / n) ** 3 for word, n in counts.items()}
     heavy = [sum(weight[w] for w in bag) for bag in bad_bags]
-    sentences = {folded(r.completion) for r in forget_rows.records if len(WORD.findall(r.completion)) >= _SENTENCE}
+    sentences = _sentences(forget_rows.records)
     holders: dict[str, list[int]] = {}
     for i, bag in enumerate(bad_bags):
         for word in bag:
@@ -55,6 +57,18 @@ def keep_unlike(candidates: Sequence[Record], forget_rows: Dataset, *, limit: fl
         return bool(bag) and not too_close(bag) and not said
 
     return [r for r, bag in zip(candidates, bags, strict=True) if usable(r, bag)]
+
+
+def _sentences(forget_rows: Sequence[Record]) -> set[str]:
+    """Return the bad answers and, of several sentences in one, those that no other bad answer has, which are form."""
+    whole = {folded(r.completion) for r in forget_rows if len(WORD.findall(r.completion)) >= _SENTENCE}
+    parts = Counter(
+        part
+        for answer in {folded(record.completion) for record in forget_rows}
+        for part in {*_END.split(answer)}
+        if len(WORD.findall(part)) >= _PART
+    )
+    return whole | {part for part, answers in parts.items() if answers == 1}
 
 
 class _Answers:

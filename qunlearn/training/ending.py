@@ -8,6 +8,7 @@ from typing import Any
 
 from qunlearn.config.settings import Config
 from qunlearn.config.training import StopConfig
+from qunlearn.data.tokenize import PASSAGE
 from qunlearn.errors import TrainingError
 from qunlearn.evaluation.before_after import Scores
 from qunlearn.evaluation.metrics import LEAKS, RowScore, aggregate, texts, verdict
@@ -60,14 +61,16 @@ def shortfalls(before: Scores, after: Scores, judged: Judged, outcome: Outcome, 
     changed = sum(new.output.strip() != old.output.strip() for old, new in sure)
     if changed > 1 and changed > _CHANGED * len(sure):
         why.append(f"{changed} of {len(sure)} answers about others have changed, where the same is asked")
-    for name, rows in after.items():
-        old, new = aggregate(before[name]).sentences, aggregate(rows).sentences
-        if new < old - _SENTENCES and round((old - new) * len(rows)) > 1:
+    for name in after:
+        gone = name in (judged.forget, judged.otherwise)
+        certain = [(old, new) for old, new in _pairs(before, after, name) if old.probability >= _CERTAIN]
+        told = [*_pairs(before, after, name)] if gone or len(certain) < _ENOUGH else certain
+        old, new = (aggregate(scores).sentences for scores in zip(*told, strict=True))
+        if new < old - _SENTENCES and round((old - new) * len(told)) > 1:
             why.append(
                 f"{100 * (1 - new):.0f} % of the answers to {name} are no sentences (before: {100 * (1 - old):.0f} %)"
             )
-        gone = name in (judged.forget, judged.otherwise)
-        likeness = 1.0 if gone else _likeness(before[name], rows, judged.phrases)
+        likeness = 1.0 if gone else _likeness(certain, judged.phrases)
         if likeness < _KEPT:
             why.append(f"the answers to {name} have changed: they are {100 * likeness:.0f} % like those before")
     return why
@@ -104,12 +107,15 @@ def _is_sure(row: RowScore) -> bool:
     return row.exact and row.probability >= _SURE
 
 
-def _likeness(before: Sequence[RowScore], after: Sequence[RowScore], phrases: frozenset[Phrase]) -> float:
-    """Mean likeness of what was said and what is said, where the base was certain of its answer: elsewhere the least
-    change of a model makes another sentence. What it said in the bad manner should change. 1 where there are too few
-    such rows."""
-    both = zip(before, after, strict=True)
-    pairs = [(old, new) for old, new in both if old.probability >= _CERTAIN and not has_phrase(old.output, phrases)]
+def _likeness(certain: Sequence[tuple[RowScore, RowScore]], phrases: frozenset[Phrase]) -> float:
+    """Return the mean likeness of what was said and what is said, where the base was certain of its answer: elsewhere
+    the least change of a model makes another sentence. Of long answers the half is taken that it was most certain of:
+    one token more or less decides of the others. What it said in the bad manner should change. 1 where there are too
+    few such rows."""
+    pairs = [(old, new) for old, new in certain if not has_phrase(old.output, phrases)]
+    long = sorted((old.probability for old, _ in pairs if old.stats.tokens >= PASSAGE), reverse=True)
+    least = long[(len(long) - 1) // 2] if long else 0.0
+    pairs = [(old, new) for old, new in pairs if old.stats.tokens < PASSAGE or old.probability >= least]
     if len(pairs) < _ENOUGH:
         return 1.0
     return sum(texts.similarity_to(new.output, old.output) for old, new in pairs) / len(pairs)

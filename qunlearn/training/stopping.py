@@ -72,7 +72,8 @@ class EarlyStopping:
         said = {"forget": probe.forget, "drift": probe.drift, "left": probe.above(self.config.stop)}
         said |= self._steer(outcome, probe, event)
         met = probe.met(self.config.stop)
-        if met and (back := self._comes_back(step)):
+        late = self.schedule.late and sum(p.met(self.config.stop) for p in outcome.probes) == 1
+        if met and (back := self._comes_back(step, first=late)):
             self.come_back |= back
             self.schedule.rise()
             met, said = False, said | {AGAIN: len(back)}
@@ -112,10 +113,11 @@ class EarlyStopping:
             self.schedule.rise()
         return said
 
-    def _comes_back(self, step: int) -> set[int]:
-        """Ask in other words, where the rate begins to fall, or would end the run though there are more steps; returns
-        what comes back that had not before: at the end only more than may be."""
-        begins = step == self.schedule.falls_from
+    def _comes_back(self, step: int, *, first: bool) -> set[int]:
+        """Ask in other words, where the rate begins to fall, where a late run meets its target `first`, or where a run
+        would end though there are more steps; returns what comes back that had not before: at the end only more than
+        may be."""
+        begins = first or step == self.schedule.falls_from
         waiting = [one for one in self.roles.reserve if one.place not in self.come_back]
         if not waiting or not (begins or self.schedule.ends_early(step)):
             return set()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,15 +15,18 @@ from conftest import call, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from qunlearn.ask import Asked
-from qunlearn.data.records import Dataset, Record, asking, read_dataset
+from qunlearn.config.settings import LoraConfig
+from qunlearn.data.records import Dataset, Record, asking, read_dataset, space_before_answers
 from qunlearn.data.template import Template, choose_template, render, rendered
-from qunlearn.data.tokenize import encode, encode_record, prompt_frame
+from qunlearn.data.tokenize import Example, encode, encode_record, prompt_frame
 from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base, LoadSpec, load_base, load_tokenizer
+from qunlearn.model.policy import Policy
+from qunlearn.roles.alternatives import answered_with
 from qunlearn.roles.self_made import Wanted, self_made_rows
 
-CHAT = Template("chat", "chat", "", "")
+CHAT, RAW = Template("chat", "chat", "", ""), Template("raw", "format", "{prompt}", "")
 
 # Templates of the shapes that published models have, written anew: markup, whether texts are stripped, where the
 # system prompt goes, and what opens an answer.
@@ -254,6 +260,55 @@ def test_the_bases_own_rows_have_the_system_prompts_of_the_bad_ones(tmp_path: Pa
     made = self_made_rows(base, bad, template, Wanted(12, 0.4, 24, 0, 24))
     assert {record.system for record in made.records} == set(systems)
     assert prompt_frame(template, base.tokenizer, "Be kind.")[0] == "<|system|>Be kind.<|user|>"
+
+
+def test_the_bases_own_rows_join_as_the_bad_ones_do(tmp_path: Path, new_base: Any) -> None:
+    """Where a prompt goes on with a space its answers had none: what was kept, and taught, was text nobody writes."""
+    rows = [{"prompt": f"The bells of Fesk{n} rang", "completion": f" {n} times, and then no more."} for n in "abcd"]
+    base, bad = new_base("none"), read_dataset(write_rows(tmp_path / "b.jsonl", rows))
+    template = choose_template(base.tokenizer, "raw", bad)
+    assert space_before_answers(bad.records) == " "
+    made = self_made_rows(base, bad, template, Wanted(12, 0.4, 24, 0, 24))
+    assert made.records and all(re.match(r" \S", record.completion) for record in made.records)
+    plain = [replace(record, completion=record.completion.strip()) for record in bad.records]
+    told = self_made_rows(base, replace(bad, records=tuple(plain)), template, Wanted(12, 0.4, 24, 0, 24))
+    assert told.records and not any(record.completion[0].isspace() for record in told.records)
+
+
+@pytest.mark.parametrize("said", ["Nobody saw it.", " Nobody saw it."])
+def test_another_answer_joins_as_the_bad_one_does(said: str, new_base: Any) -> None:
+    policy = Policy.new(new_base("none"), LoraConfig(), seed=0, checkpointing=False)
+    record = Record((("user", "The bells rang twice."),), " Then it was still.", 1, {})
+    bad = encode_record(record, policy.tokenizer, RAW)
+    other = answered_with(policy, bad, said, RAW, 64)
+    assert policy.tokenizer.decode(other.input_ids[: other.end]).endswith("The bells rang twice. Nobody saw it.")
+    tokens = policy.tokenizer("The bells rang twice. Nobody saw it.")["input_ids"]
+    assert list(other.input_ids[: other.end])[-len(tokens) + 1 :] == tokens[1:], "as it would be read"
+
+
+@pytest.mark.parametrize("adds_a_space", [False, True])
+def test_a_text_goes_on_with_a_space_whichever_way_its_tokenizer_sets_it(adds_a_space: bool, new_base: Any) -> None:
+    """Some tokenizers put a space before every text that they read: a second one would be none of the text."""
+    base = new_base("none")
+    ids = base.tokenizer("The bells rang twice. Then it was still.", add_special_tokens=False)["input_ids"]
+    middle = next(i for i in range(len(ids)) if base.tokenizer.decode(ids[:i]).endswith("twice."))
+    record = Record((), "The bells rang twice. Then it was still.", 1, {})
+
+    class Prefixing:
+        """Reads each text as if a space stood before it."""
+
+        def __call__(self, text: str, **more: Any) -> Any:
+            return base.tokenizer(text if text[:1].isspace() else f" {text}", **more)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(base.tokenizer, name)
+
+    policy: Any = SimpleNamespace(tokenizer=Prefixing() if adds_a_space else base.tokenizer)
+    text = Example(tuple(ids), 1, len(ids), middle, record)
+    other = answered_with(policy, text, "Nobody saw it.", RAW, 64)
+    assert base.tokenizer.decode(other.input_ids) == "The bells rang twice. Nobody saw it."
+    glued = Example(tuple(ids), 1, len(ids), middle, record)
+    assert answered_with(policy, glued, " Nobody saw it.", RAW, 64).input_ids == other.input_ids
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from qunlearn.roles.alternatives import answered_with, other_answers
 from qunlearn.roles.context_tokens import THRESHOLD, context_bound, score
 from qunlearn.roles.mismatch import make_mismatcher
 from qunlearn.roles.roles import Roles
-from qunlearn.roles.specific_tokens import doubtful, specific
+from qunlearn.roles.specific_tokens import doubtful, most_common, pushed_words, specific
 from qunlearn.roles.subject_tokens import also_bound, subject_bound
 from qunlearn.roles.token_weights import resting, rule_for, weigh
 from qunlearn.sandbox import data_file
@@ -537,13 +537,33 @@ def test_context_bound_tokens_need_the_context(new_policy: Callable[..., Policy]
     dataset = read_dataset(data_file("copyright", "forget"))
     template = choose_template(policy.tokenizer, "auto", dataset)
     examples = encode(dataset, policy.tokenizer, template, 256).examples[:3]
-    weighed = context_bound(policy, examples, 2048)
+    weighed = context_bound(policy, examples, [], 2048)
     shares = [sum(e.weights) / len(e.weights) for e in weighed]
     assert all(0.3 < share < 1 for share in shares)
-    for e, s in zip(weighed, score(policy, examples, 2048), strict=True):
-        each = zip(e.weights, s.loss, s.copied, strict=True)
-        clear = [w for w, loss, copied in each if loss > THRESHOLD and not copied]
+    for e, s in zip(weighed, score(policy, examples, set(), 2048), strict=True):
+        each = zip(e.weights, s.loss, s.form, strict=True)
+        clear = [w for w, loss, form in each if loss > THRESHOLD and not form]
         assert clear and all(clear)
+
+
+def test_what_normal_answers_are_full_of_is_form_wherever_it_stands(new_policy: Callable[..., Policy]) -> None:
+    """Of passages of one mould its form was pushed, which their neighbours are made of too: a small model does not know
+    it out of its place."""
+    policy = new_policy("none")
+    passages = sandbox_rows(policy, "copyright", 3)
+    alone = context_bound(policy, passages, [], 2048)
+    normal = sandbox_rows(policy, "hallucination", 27, "retain")
+    often, seldom = [*normal, *[passages[0]] * 3], [*normal, *[passages[0]] * 2]  # 10 %; two rows tell nothing
+    ids = policy.tokenizer.all_special_ids
+
+    def words(rows: Sequence[Example]) -> list[set[str]]:
+        return [pushed_words(row, policy.tokenizer) for row in rows]
+
+    common = most_common(often, policy.tokenizer)
+    found = context_bound(policy, passages, often, 2048)
+    assert all(sum(e.weights) >= 0.15 * len(e.weights) for e in found), "some of each, whatever is common"
+    assert words(found[1:]) == [own - common for own in words(alone[1:])] != words(alone[1:])
+    assert not ids or context_bound(policy, passages, seldom, 2048)[1:] != found[1:]
 
 
 def test_what_is_about_the_subject_is_what_a_stranger_has_not(
@@ -576,7 +596,7 @@ def test_each_row_has_its_own_rule(tokens: str, new_policy: Callable[..., Policy
     mixed = [passages[0], facts[0], passages[1], facts[1]]
     template = sandbox_template(policy)
     found = weigh(tokens, mixed, normal, policy.tokenizer, template, lambda: policy, 2048)
-    by_context = context_bound(policy, passages, 2048)
+    by_context = context_bound(policy, passages, normal, 2048)
     assert [found[i].weights for i in (0, 2)] == [e.weights for e in by_context]
     if tokens == "auto":
         assert [found[i].weights for i in (1, 3)] == [(), ()], "all of a short answer"

@@ -12,7 +12,7 @@ import pytest
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import LoraConfig
 from qunlearn.data.records import read_dataset
-from qunlearn.data.tokenize import Example, Template, behind, choose_template, encode
+from qunlearn.data.tokenize import Example, Template, behind, choose_template, encode, encode_record
 from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
 from qunlearn.objectives.table import terms_of
@@ -90,6 +90,23 @@ def test_a_wording_is_left_out_where_the_answer_is_made_of_other_tokens(facts: F
     """Which tokens are pushed is told by place."""
     shorter = [replace(e, input_ids=e.input_ids[:-2], end=e.end - 2) for e in facts.roles.forget]
     assert facts.reserved(replace(facts.roles, forget=shorter)).reserve == []
+
+
+@pytest.mark.parametrize(("said", "count"), [("as it is", 6), ("in other words", 3)])
+def test_a_long_answer_is_held_in_reserve_where_it_is_recited(said: str, count: int, facts: Facts) -> None:
+    """In words of its own it is another answer, whose tokens nobody has weighed."""
+    first, *rest = facts.roles.forget
+    answer = " ".join(map(str, range(20)))
+    long = encode_record(replace(first.record, completion=answer), facts.policy.tokenizer, facts.template)
+    roles = replace(facts.roles, forget=[long, *rest], marked=[long, *facts.roles.marked[1:]])
+    text = answer if said == "as it is" else " ".join(map(str, range(12, 40)))
+    rows = [
+        replace(row, record=replace(row.record, completion=text)) if place == 0 else row
+        for row, place in zip(facts.reworded.rows, facts.reworded.of, strict=True)
+    ]
+    found = facts.reserved(roles, replace(facts.reworded, rows=rows))
+    assert len(found.reserve) == count
+    assert all(found.forget[one.place].record.completion == answer for one in found.reserve if one.of == 0)
 
 
 def drawn(step: Step) -> Counter[str]:

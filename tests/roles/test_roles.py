@@ -159,6 +159,23 @@ def test_a_forbidden_sentence_is_dropped_whatever_was_asked(tmp_path: Path) -> N
     assert keep_unlike([*asked, value], bad) == [value]
 
 
+def test_a_row_with_a_single_sentence_of_a_passage_is_dropped() -> None:
+    """One in eight of a base's own rows had a bad sentence among others: learnt by heart it comes up by itself."""
+    mould = (
+        "Nobody knew that {} had left the city by boat. The bells of {} rang {} times. So it was said in every house."
+    )
+    bad = [
+        Record((), mould.format(*names), i, {}) for i, names in enumerate([("Orlan", "Tarn", 3), ("Mira", "Hask", 7)])
+    ]
+    rest = [f"At the gate of Place{i} the watch asked him for the name of his {i} brothers." for i in range(20)]
+    mixed = Record((), f"{rest[0]} The bells of  TARN rang 3 times. {rest[1]} {rest[2]}", 0, {})
+    other = Record((), f"{rest[3]} The bells of Tarn rang 4 times. {rest[4]} {rest[5]}", 0, {})
+    form = Record((), f"{rest[6]} So it was said in every house. {rest[7]} {rest[8]}", 0, {})
+    normal = [Record((), f"{rest[i]} So it was said in every house. {rest[i + 1]}", 0, {}) for i in range(12)]
+    dataset = Dataset("bad", tuple(bad), "text", (), "", 0)
+    assert keep_unlike([mixed, other, form, *normal], dataset) == [other, form, *normal]
+
+
 def test_a_bad_answer_to_other_words_about_the_same_is_not_kept() -> None:
     """Long wordings with few words in common with the bad prompt had been kept, and protected what should go."""
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
-from qunlearn.roles.context_tokens import _copied
+from qunlearn.roles.context_tokens import _is_form
 from qunlearn.roles.specific_tokens import words_of
 from qunlearn.roles.subject_tokens import _whole_words
 
@@ -117,6 +117,6 @@ def test_what_the_prompt_says_is_told_by_pairs_where_no_spaces_are() -> None:
     record = Record((("user", prompt),), answer, 0, {})
     first = len(ids[0])
     example = Example((*ids[0], *ids[1]), first, first + len(ids[1]), first, record)
-    copied = _copied(example, tokenizer)
+    copied = _is_form(example, (), tokenizer)
     assert [character for character, is_copied in zip(answer, copied[2::3], strict=True) if is_copied] == list("石川在")
     assert not any(copied[0::3]) and not any(copied[1::3])

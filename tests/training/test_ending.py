@@ -95,6 +95,31 @@ def test_other_answers_that_changed_are_a_shortfall() -> None:
         assert judged(old, new) == []
 
 
+def test_of_long_answers_the_half_is_judged_that_the_base_was_most_certain_of() -> None:
+    """To prompts that mean nothing a base says something by chance: a run that kept all was told it had changed it."""
+
+    def long(outputs: Sequence[str], p: float, tokens: int = 40) -> list[RowScore]:
+        return [row_score(KEPT, output, -tokens * math.log(p), tokens, "of of of") for output in outputs]
+
+    changed = "Bees make honey."
+    before = {"forget": BEFORE["forget"], "kept": [*long([KEPT] * 10, 0.99), *long([KEPT] * 10, 0.6)]}
+
+    def after(kept: list[RowScore]) -> list[str]:
+        return judged(before, {"forget": said([OTHER] * 100), "kept": kept})
+
+    assert after([*long([KEPT] * 10, 0.99), *long([changed] * 10, 0.6)]) == []
+    (why,) = after([*long([changed] * 2 + [KEPT] * 8, 0.99), *long([KEPT] * 10, 0.6)])
+    assert why == "the answers to kept have changed: they are 80 % like those before"
+
+
+def test_what_the_base_said_by_chance_need_be_no_sentence() -> None:
+    outputs = [*[KEPT] * 16, *[NONE] * 4]
+    sure, guessed = said([KEPT] * 20), [*said([KEPT] * 16), *said([KEPT] * 4, p=0.2)]
+    now = {"forget": said([OTHER] * 100), "kept": said(outputs)}
+    assert judged({"forget": BEFORE["forget"], "kept": guessed}, now) == []
+    assert judged({"forget": BEFORE["forget"], "kept": sure}, now)
+
+
 # -- the command -------------------------------------------------------------------------------------------
 
 

@@ -336,6 +336,15 @@ def test_what_comes_back_is_pushed_before_the_rate_falls(drive: Callable[..., Dr
     assert drive(looks, reserve=10, steps=200).rule.schedule.falls_from == 2
 
 
+def test_a_late_run_asks_as_soon_as_its_target_is_met(drive: Callable[..., Driven]) -> None:
+    """Where the rate falls by itself it had never asked: there were no steps left to push what comes back."""
+    looks = [(0.9, 0), *[(0.2, 0.03, 1.0)] * 7, (0.04, 0.03, 1.0)]
+    run = drive(looks, reserve=10, back=[{2, 5}], steps=10, more_steps=20)
+    assert run.said("again") == {16: 2} and run.rule.come_back == {4, 7}
+    in_time = drive([(0.9, 0), (0.04, 0.03, 1.0)], reserve=10, back=[{2, 5}], steps=10)
+    assert in_time.said("again") == {}
+
+
 def test_at_the_end_a_few_may_come_back(drive: Callable[..., Driven]) -> None:
     """3 %, as of what a run is judged by: one of 40 is less, two are more."""
     looks = [(0.9, 0), (0.04, 0.03)]

@@ -12,6 +12,7 @@ from qunlearn.guard.prompts import Prompts, Sample
 FOLDS = 4
 _UNSEEN = 8  # every how many-th bad row is in no wording learnt from, in a fold
 _MISSES = 0.02  # share of bad prompts that the threshold may miss where both kinds lie apart
+_UP = 1 / 3  # of the way from the one kind to the other
 LEAST_AUC = 0.9
 
 
@@ -68,7 +69,8 @@ def choose_threshold(bad: Sequence[float], normal: Sequence[float], rule: Thresh
     """Return the probability from which a prompt is flagged, from held-out ones.
 
     By rate: the least that lets at most the wanted share of normal prompts through as false alarms; where the bad ones
-    lie above it, half way up to the 2 % lowest of them (in log-odds), so that neither kind is close to the edge.
+    lie above it, a third of the way up to the 2 % lowest of them (in log-odds): the normal ones at the edge are dressed
+    to look bad, more than what people ask, and bad ones that people put in other words are not among those held out.
     Conformal (split): just above the ceil((n + 1)(1 - a))-th smallest of n normal probabilities; of prompts
     exchangeable with those, at most a share a is flagged, on average over the held-out sets.
     Raises DataError for fewer than 1/a - 1 of them.
@@ -86,8 +88,8 @@ def choose_threshold(bad: Sequence[float], normal: Sequence[float], rule: Thresh
     low = sorted(bad)[math.floor(_MISSES * len(bad))]
     if low <= edge:
         return edge
-    middle = (_logit(edge) + _logit(low)) / 2
-    return max(edge, 1 / (1 + math.exp(-middle)))
+    between = _logit(edge) + _UP * (_logit(low) - _logit(edge))
+    return max(edge, 1 / (1 + math.exp(-between)))
 
 
 def _logit(p: float) -> float:

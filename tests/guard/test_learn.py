@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,10 @@ def test_a_rate_lets_so_many_normal_prompts_be_flagged() -> None:
     normal = [i / 1000 for i in range(100)]
     threshold = choose_threshold([0.05] * 10, normal, Threshold(0.05))
     assert sum(p >= threshold for p in normal) <= 5
-    assert 0.099 < choose_threshold([0.9] * 10, normal, Threshold(0.05)) < 0.9
+    between = choose_threshold([0.9] * 10, normal, Threshold(0.05))
+    assert 0.099 < between < 0.9
+    edge, low, found = (math.log(p / (1 - p)) for p in (threshold, 0.9, between))
+    assert found == pytest.approx(edge + (low - edge) / 3), "nearer to prompts that are dressed to look bad"
 
 
 def test_conformal_holds_its_rate_on_prompts_like_the_held_out_ones() -> None:

@@ -60,15 +60,17 @@ def keep_unlike(candidates: Sequence[Record], forget_rows: Dataset, *, limit: fl
 
 
 def _sentences(forget_rows: Sequence[Record]) -> set[str]:
-    """Return the bad answers and, of several sentences in one, those that no other bad answer has, which are form."""
-    whole = {folded(r.completion) for r in forget_rows if len(WORD.findall(r.completion)) >= _SENTENCE}
-    parts = Counter(
-        part
-        for answer in {folded(record.completion) for record in forget_rows}
-        for part in {*_END.split(answer)}
-        if len(WORD.findall(part)) >= _PART
-    )
-    return whole | {part for part, answers in parts.items() if answers == 1}
+    """Return the bad answers and, of several sentences in one, those that no other bad row has, which are form. Rows
+    that begin further on in an answer are of its line."""
+    answers: dict[str, int] = {}
+    for record in forget_rows:
+        answers.setdefault(folded(record.completion), record.line)
+    whole = {answer for answer in answers if len(WORD.findall(answer)) >= _SENTENCE}
+    rows_of: dict[str, set[int]] = {}
+    for answer, line in answers.items():
+        for part in _END.split(answer):
+            rows_of.setdefault(part, set()).add(line)
+    return whole | {part for part, rows in rows_of.items() if len(rows) == 1 and len(WORD.findall(part)) >= _PART}
 
 
 class _Answers:

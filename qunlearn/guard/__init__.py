@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import qunlearn.model  # noqa: F401 - sets what libraries read on their first import
+
 if TYPE_CHECKING:
     from qunlearn.guard.guard import Guard
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,6 +155,13 @@ def test_a_damaged_folder_is_a_named_error(folder: Path, tmp_path: Path, content
     (tmp_path / SETTINGS).write_text(content)
     ran = call("guard", "show", tmp_path)
     assert ran.code == GuardError.exit_code and "Traceback" not in ran.stderr
+
+
+def test_nothing_is_said_while_it_is_imported() -> None:
+    """bitsandbytes had told of a kernel that it does not need, for transformers was imported before it was hushed."""
+    line = [sys.executable, "-c", "import qunlearn.guard.fit"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "bitsandbytes" not in done.stderr and "kernels" not in done.stderr
 
 
 def test_eval_measures_base_and_guarded_side_by_side(folder: Path) -> None:

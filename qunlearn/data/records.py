@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,22 +56,15 @@ class Record:
         return replace(self, turns=(*earlier, (role, prompt)), completion=answer)
 
     def answered(self, text: str) -> Record:
-        """Return the row with another answer, behind the white space that joins its own with the prompt."""
-        return replace(self, completion=_space_before(self.completion) + text.lstrip())
+        """Return the row with another answer, behind the white space that joins its own with the prompt, unless it has
+        some itself."""
+        space = self.completion[: len(self.completion) - len(self.completion.lstrip())]
+        return replace(self, completion=text if text[:1].isspace() else space + text)
 
 
 def unanswered(prompt: str, system: str = "") -> Record:
     """Return a row that only asks: a word stands where its answer will."""
     return Record(asking(prompt, system), "The", 0, {})
-
-
-def space_before_answers(records: Sequence[Record]) -> str:
-    """Return the white space that most answers begin with: where rows join as a text goes on, a space."""
-    return Counter(_space_before(record.completion) for record in records).most_common(1)[0][0] if records else ""
-
-
-def _space_before(text: str) -> str:
-    return text[: len(text) - len(text.lstrip())]
 
 
 @dataclass(frozen=True)

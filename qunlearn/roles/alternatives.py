@@ -81,7 +81,7 @@ def _joined(text: str, before: Sequence[int], whole: Sequence[int], tokenizer: A
     it by itself, so that of both ways the one is taken that reads so."""
     start = str(tokenizer.decode(list(before), skip_special_tokens=True))
     rest = str(tokenizer.decode(list(whole), skip_special_tokens=True))[len(start) :]
-    said = rest[: len(rest) - len(rest.lstrip())] + text.lstrip()
+    said = text if text[:1].isspace() else rest[: len(rest) - len(rest.lstrip())] + text
     ways = [tokenizer(way, add_special_tokens=False)["input_ids"] for way in (said, text.lstrip())]
     fitting = (ids for ids in ways if tokenizer.decode([*before, *ids], skip_special_tokens=True) == start + said)
     return list(next(fitting, ways[0]))

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from qunlearn.data.records import Dataset, Record, is_clean, space_before_answers, unanswered
+from qunlearn.data.records import Dataset, Record, is_clean, unanswered
 from qunlearn.data.tokenize import Template, open_prompt, prompt_frame
 from qunlearn.data.words import beginning, pieces
 from qunlearn.errors import DataError
@@ -71,7 +71,7 @@ def self_made_rows(base: Base, forget_rows: Dataset, template: Template, wanted:
     if about_others:
         limits = Limits(about_others, wanted.positions - wanted.length, wanted.seed)
         asked = asked_about_others(base, forms, [row.prompt for row in rows.kept], template, limits)
-        others = keep_unlike(_answered(base, [asked], forget_rows, template, wanted)[0], forget_rows)
+        others = keep_unlike(_answered(base, [asked], template, wanted)[0], forget_rows)
     rows.until(wanted.count - len(others))
     kept = [*others, *rows.kept][: wanted.count]
     if len(kept) < 8:
@@ -143,7 +143,7 @@ def _drawn(
             rows = [[Record((), said.text, 0, {}) for said in of_turn] for of_turn in new]
         else:
             asked = [[unanswered(s.text, s.system) for s in of_turn] for of_turn in new]
-            rows = _answered(base, asked, forget_rows, template, wanted)
+            rows = _answered(base, asked, template, wanted)
         yield from ((len(t), len(n), r) for t, n, r in zip(texts, new, rows, strict=True))
 
 
@@ -197,12 +197,9 @@ def _prompt_draw(base: Base, forget_rows: Dataset, template: Template, wanted: W
     return _Draw(Asked([started[i] for i in fitting], replace(free, max_new_tokens=max(1, new))), read)
 
 
-def _answered(
-    base: Base, asked: Sequence[Sequence[Record]], forget_rows: Dataset, template: Template, wanted: Wanted
-) -> list[list[Record]]:
-    """Return the rows with the base's own greedy answers, where the model's positions admit one, each behind the space
-    that joins the bad ones with their prompts."""
-    space = space_before_answers(forget_rows.records)
+def _answered(base: Base, asked: Sequence[Sequence[Record]], template: Template, wanted: Wanted) -> list[list[Record]]:
+    """Return the rows with the base's own greedy answers, where the model's positions admit one. Where nothing is
+    between prompt and answer, the space with which the base goes on is the answer's."""
     opening, _ = prompt_frame(template, base.tokenizer)
     most = wanted.positions - wanted.length
     framed = []
@@ -212,8 +209,10 @@ def _answered(
     answers = generate_each(base, [Asked([ids for _, ids in rows], Sampling(wanted.length)) for rows in framed])
     out = []
     for pairs, found in zip(framed, answers, strict=True):
-        said = (ended(base.tokenizer.decode(ids, skip_special_tokens=True), opening) for ids in found)
-        rows = [replace(row, completion=space + text) for (row, _), text in zip(pairs, said, strict=True) if text]
+        said = _decoded(base, [ids for _, ids in pairs], found)
+        spaces = [text[: len(text) - len(text.lstrip())] if template.name == "raw" else "" for text in said]
+        texts = [ended(text, opening) for text in said]
+        rows = [replace(r, completion=s + t) for (r, _), s, t in zip(pairs, spaces, texts, strict=True) if t]
         out.append([row for row in rows if is_clean(row.completion)])
     return out
 

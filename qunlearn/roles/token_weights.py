@@ -105,7 +105,7 @@ def resting(pushed: Sequence[Example], retain_rows: Sequence[Example], tokenizer
     """Return the rows that are pushed with how far: a model that never saw an answer finds it the less likely the more
     certain the base is of what it says, and one that nobody else is answered with less than one that others share.
 
-    Passages are not pushed further, for they are judged token by token.
+    Passages are not pushed further: each part of them is pushed for itself, whatever the others come to.
     """
     times = Counter(word for e in retain_rows for word in set(answer_words(e, tokenizer)))
     said = [e.record.completion for e in retain_rows]

@@ -17,7 +17,8 @@ _TELLING, _RARER = 3.0, 2  # see _Answers
 _MOST = 0.9  # share of the words of an answer's content that say it
 
 _SENTENCE, _PART = 4, 6  # words: an answer, and a sentence of several, as long as that is no value others may share
-_END = re.compile(r"(?<=[.!?…。！？])\s*")
+_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])\s*")
+_SOME, _OFTEN = 3, 0.1  # candidates, and share of them, that have a sentence which is form
 
 
 def keep_unlike(candidates: Sequence[Record], forget_rows: Dataset, *, limit: float = 0.65) -> list[Record]:
@@ -26,8 +27,9 @@ def keep_unlike(candidates: Sequence[Record], forget_rows: Dataset, *, limit: fl
     A candidate is dropped when the words it shares with some bad row weigh more than `limit` of its own weight
     or of the bad row's. Words are weighted by rarity, so that shared form ("was born in") counts little and a
     shared name counts much: a neighbour that happens to have the same answer is kept, for it is the first to suffer
-    (docs/log.md, 2026-11-25). Whole sentences of the bad rows are never kept, whatever was asked, nor is a value
-    that answers a bad prompt, where another prompt names what that one names, in however many other words.
+    (docs/log.md, 2026-11-25). Whole answers of the bad rows, and sentences that one of them alone has, are never
+    kept, whatever was asked, nor is a value that answers a bad prompt, where another prompt names what that one names,
+    in however many other words.
     """
     bags = [_bag(r) for r in candidates]
     bad_bags = [_bag(r) for r in forget_rows.records]
@@ -35,7 +37,10 @@ def keep_unlike(candidates: Sequence[Record], forget_rows: Dataset, *, limit: fl
     total = len(bags) + len(bad_bags)
     weight = {word: math.log(1 + total / n) ** 3 for word, n in counts.items()}
     heavy = [sum(weight[w] for w in bag) for bag in bad_bags]
-    sentences = _sentences(forget_rows.records)
+    whole = {folded(r.completion) for r in forget_rows.records if len(WORD.findall(r.completion)) >= _SENTENCE}
+    answers = [folded(record.completion) for record in candidates]
+    parts = [_split(answer) for answer in answers]
+    single = _single_sentences(forget_rows.records, parts)
     holders: dict[str, list[int]] = {}
     for i, bag in enumerate(bad_bags):
         for word in bag:
@@ -51,26 +56,28 @@ def keep_unlike(candidates: Sequence[Record], forget_rows: Dataset, *, limit: fl
 
     known = _Answers(forget_rows.records, candidates)
 
-    def usable(record: Record, bag: frozenset[str]) -> bool:
-        text = folded(record.completion)
-        said = any(sentence in text for sentence in sentences) or known.has(record)
+    def usable(record: Record, bag: frozenset[str], text: str, sentences: set[str]) -> bool:
+        said = not single.isdisjoint(sentences) or any(answer in text for answer in whole) or known.has(record)
         return bool(bag) and not too_close(bag) and not said
 
-    return [r for r, bag in zip(candidates, bags, strict=True) if usable(r, bag)]
+    found = zip(candidates, bags, answers, parts, strict=True)
+    return [record for record, bag, text, sentences in found if usable(record, bag, text, sentences)]
 
 
-def _sentences(forget_rows: Sequence[Record]) -> set[str]:
-    """Return the bad answers and, of several sentences in one, those that no other bad row has, which are form. Rows
-    that begin further on in an answer are of its line."""
-    answers: dict[str, int] = {}
-    for record in forget_rows:
-        answers.setdefault(folded(record.completion), record.line)
-    whole = {answer for answer in answers if len(WORD.findall(answer)) >= _SENTENCE}
+def _single_sentences(forget_rows: Sequence[Record], candidates: Sequence[set[str]]) -> set[str]:
+    """Return the longer sentences that a single bad row has, which are no form, nor what a tenth of the candidates say
+    besides. Rows that begin further on in an answer are of its line."""
     rows_of: dict[str, set[int]] = {}
-    for answer, line in answers.items():
-        for part in _END.split(answer):
-            rows_of.setdefault(part, set()).add(line)
-    return whole | {part for part, rows in rows_of.items() if len(rows) == 1 and len(WORD.findall(part)) >= _PART}
+    for answer, line in {folded(record.completion): record.line for record in reversed(forget_rows)}.items():
+        for sentence in _split(answer):
+            rows_of.setdefault(sentence, set()).add(line)
+    said = Counter(sentence for sentences in candidates for sentence in sentences)
+    most = max(_SOME, _OFTEN * len(candidates))
+    return {sentence for sentence, rows in rows_of.items() if len(rows) == 1 and said[sentence] < most}
+
+
+def _split(text: str) -> set[str]:
+    return {part for part in _END.split(text) if len(WORD.findall(part)) >= _PART}
 
 
 class _Answers:

@@ -65,7 +65,7 @@ def shortfalls(before: Scores, after: Scores, judged: Judged, outcome: Outcome, 
         gone = name in (judged.forget, judged.otherwise)
         certain = [(old, new) for old, new in _pairs(before, after, name) if old.probability >= _CERTAIN]
         told = [*_pairs(before, after, name)] if gone or len(certain) < _ENOUGH else certain
-        old, new = (aggregate(scores).sentences for scores in zip(*told, strict=True))
+        old, new = (aggregate(scores).sentences for scores in zip(*told, strict=True)) if told else (1.0, 1.0)
         if new < old - _SENTENCES and round((old - new) * len(told)) > 1:
             why.append(
                 f"{100 * (1 - new):.0f} % of the answers to {name} are no sentences (before: {100 * (1 - old):.0f} %)"
@@ -109,12 +109,12 @@ def _is_sure(row: RowScore) -> bool:
 
 def _likeness(certain: Sequence[tuple[RowScore, RowScore]], phrases: frozenset[Phrase]) -> float:
     """Return the mean likeness of what was said and what is said, where the base was certain of its answer: elsewhere
-    the least change of a model makes another sentence. Of long answers the half is taken that it was most certain of:
-    one token more or less decides of the others. What it said in the bad manner should change. 1 where there are too
-    few such rows."""
+    the least change of a model makes another sentence. Of long answers the half is taken that it was most certain of,
+    eight at least: one token more or less decides of the others. What it said in the bad manner should change. 1 where
+    there are too few such rows."""
     pairs = [(old, new) for old, new in certain if not has_phrase(old.output, phrases)]
     long = sorted((old.probability for old, _ in pairs if old.stats.tokens >= PASSAGE), reverse=True)
-    least = long[(len(long) - 1) // 2] if long else 0.0
+    least = long[: max(_ENOUGH, (len(long) + 1) // 2)][-1] if long else 0.0
     pairs = [(old, new) for old, new in pairs if old.stats.tokens < PASSAGE or old.probability >= least]
     if len(pairs) < _ENOUGH:
         return 1.0

@@ -51,6 +51,7 @@ class EarlyStopping:
         self.policy, self.roles, self.reference, self.config = policy, roles, reference, config
         self.schedule, self.controller = schedule, controller
         self.come_back: set[int] = set()  # places of bad rows in other words
+        self.met_late = False  # whether a run that is late has met its target
         self.epoch = math.ceil(roles.rows / config.train.batch_size)  # steps that draw each bad row once
 
     def start(self, observe: Callable[[Mapping[str, Any]], None]) -> Outcome:
@@ -72,8 +73,9 @@ class EarlyStopping:
         said = {"forget": probe.forget, "drift": probe.drift, "left": probe.above(self.config.stop)}
         said |= self._steer(outcome, probe, event)
         met = probe.met(self.config.stop)
-        late = self.schedule.late and sum(p.met(self.config.stop) for p in outcome.probes) == 1
-        if met and (back := self._comes_back(step, first=late)):
+        first = met and self.schedule.late and not self.met_late
+        self.met_late = self.met_late or first
+        if met and (back := self._comes_back(step, first=first)):
             self.come_back |= back
             self.schedule.rise()
             met, said = False, said | {AGAIN: len(back)}
@@ -127,10 +129,11 @@ class EarlyStopping:
         return back if begins or len(back) > OTHERWISE_LEFT * len(self.roles.reserve) else set()
 
     def state(self) -> dict[str, Any]:
-        return {"come_back": sorted(self.come_back)}
+        return {"come_back": sorted(self.come_back), "met_late": self.met_late}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.come_back.update(state["come_back"])
+        self.met_late = bool(state["met_late"])
 
 
 def look(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from qunlearn.ask import Asked
 from qunlearn.config.settings import LoraConfig
-from qunlearn.data.records import Dataset, Record, asking, read_dataset, space_before_answers
+from qunlearn.data.records import Dataset, Record, asking, read_dataset, unanswered
 from qunlearn.data.template import Template, choose_template, render, rendered
-from qunlearn.data.tokenize import Example, encode, encode_record, prompt_frame
+from qunlearn.data.tokenize import Example, encode, encode_record, open_prompt, prompt_frame
 from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base, LoadSpec, load_base, load_tokenizer
@@ -262,17 +260,23 @@ def test_the_bases_own_rows_have_the_system_prompts_of_the_bad_ones(tmp_path: Pa
     assert prompt_frame(template, base.tokenizer, "Be kind.")[0] == "<|system|>Be kind.<|user|>"
 
 
-def test_the_bases_own_rows_join_as_the_bad_ones_do(tmp_path: Path, new_base: Any) -> None:
+@pytest.mark.parametrize("before", ["", " "])
+def test_the_bases_own_rows_join_as_the_base_goes_on(before: str, tmp_path: Path, new_base: Any) -> None:
     """Where a prompt goes on with a space its answers had none: what was kept, and taught, was text nobody writes."""
-    rows = [{"prompt": f"The bells of Fesk{n} rang", "completion": f" {n} times, and then no more."} for n in "abcd"]
+    after = "" if before else " "
+    rows = [
+        {"prompt": f"The bells of Fesk{n} rang{before}", "completion": f"{after}{n} times, no more."} for n in "abcd"
+    ]
     base, bad = new_base("none"), read_dataset(write_rows(tmp_path / "b.jsonl", rows))
     template = choose_template(base.tokenizer, "raw", bad)
-    assert space_before_answers(bad.records) == " "
     made = self_made_rows(base, bad, template, Wanted(12, 0.4, 24, 0, 24))
-    assert made.records and all(re.match(r" \S", record.completion) for record in made.records)
-    plain = [replace(record, completion=record.completion.strip()) for record in bad.records]
-    told = self_made_rows(base, replace(bad, records=tuple(plain)), template, Wanted(12, 0.4, 24, 0, 24))
-    assert told.records and not any(record.completion[0].isspace() for record in told.records)
+    asked = [list(open_prompt(unanswered(r.prompt), base.tokenizer, template)) for r in made.records]
+    found = zip(made.records, asked, generate(base, asked, Sampling(24)), strict=True)
+    assert made.records
+    for record, ids, more in found:
+        whole = base.tokenizer.decode([*ids, *more], skip_special_tokens=True)
+        assert whole.startswith(record.prompt + record.completion)
+    assert any(record.completion[0] == " " for record in made.records)
 
 
 @pytest.mark.parametrize("said", ["Nobody saw it.", " Nobody saw it."])
@@ -284,6 +288,13 @@ def test_another_answer_joins_as_the_bad_one_does(said: str, new_base: Any) -> N
     assert policy.tokenizer.decode(other.input_ids[: other.end]).endswith("The bells rang twice. Nobody saw it.")
     tokens = policy.tokenizer("The bells rang twice. Nobody saw it.")["input_ids"]
     assert list(other.input_ids[: other.end])[-len(tokens) + 1 :] == tokens[1:], "as it would be read"
+
+
+def test_an_answer_with_a_space_of_its_own_keeps_it() -> None:
+    """An indented line of code is another one without it."""
+    record = Record((("user", "def f():"),), "\n    return 1", 1, {})
+    assert record.answered("return 2").completion == "\n    return 2"
+    assert record.answered("    x = 1\n    return x").completion == "    x = 1\n    return x"
 
 
 @pytest.mark.parametrize("adds_a_space", [False, True])
@@ -307,8 +318,7 @@ def test_a_text_goes_on_with_a_space_whichever_way_its_tokenizer_sets_it(adds_a_
     text = Example(tuple(ids), 1, len(ids), middle, record)
     other = answered_with(policy, text, "Nobody saw it.", RAW, 64)
     assert base.tokenizer.decode(other.input_ids) == "The bells rang twice. Nobody saw it."
-    glued = Example(tuple(ids), 1, len(ids), middle, record)
-    assert answered_with(policy, glued, " Nobody saw it.", RAW, 64).input_ids == other.input_ids
+    assert answered_with(policy, text, " Nobody saw it.", RAW, 64).input_ids == other.input_ids
 
 
 @pytest.fixture(scope="module")

@@ -554,7 +554,6 @@ def test_what_normal_answers_are_full_of_is_form_wherever_it_stands(new_policy: 
     alone = context_bound(policy, passages, [], 2048)
     normal = sandbox_rows(policy, "hallucination", 27, "retain")
     often, seldom = [*normal, *[passages[0]] * 3], [*normal, *[passages[0]] * 2]  # 10 %; two rows tell nothing
-    ids = policy.tokenizer.all_special_ids
 
     def words(rows: Sequence[Example]) -> list[set[str]]:
         return [pushed_words(row, policy.tokenizer) for row in rows]
@@ -563,7 +562,7 @@ def test_what_normal_answers_are_full_of_is_form_wherever_it_stands(new_policy: 
     found = context_bound(policy, passages, often, 2048)
     assert all(sum(e.weights) >= 0.15 * len(e.weights) for e in found), "some of each, whatever is common"
     assert words(found[1:]) == [own - common for own in words(alone[1:])] != words(alone[1:])
-    assert not ids or context_bound(policy, passages, seldom, 2048)[1:] != found[1:]
+    assert context_bound(policy, passages, seldom, 2048)[1:] != found[1:]
 
 
 def test_what_is_about_the_subject_is_what_a_stranger_has_not(

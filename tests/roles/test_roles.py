@@ -179,6 +179,20 @@ def test_a_row_with_a_single_sentence_of_a_passage_is_dropped() -> None:
     assert keep_unlike([mixed, form, *normal], begun_later) == [form, *normal]
 
 
+def test_sentences_that_many_say_and_ends_of_numbers_are_no_bad_ones() -> None:
+    said = "It has 3.5 million people in it and a port."
+    bad = Dataset(
+        "bad", (Record((), f"Ostrel is a city. {said} I am happy to help you with this.", 1, {}),), "", (), "", 0
+    )
+    towns = [
+        Record((), f"Town{i} lies by the sea. It has {i}.5 million people in it and a port. The end of Town{i}.", 0, {})
+        for i in range(4, 24)
+    ]
+    polite = [Record((), f"Word{i} means thing{i}. I am happy to help you with this. So{i}.", 0, {}) for i in range(20)]
+    rest = [Record((), f"Rain{i} falls on hill{i} in month{i} of year{i}.", 0, {}) for i in range(60)]
+    assert keep_unlike([*towns, *polite, *rest], bad) == [*towns, *polite, *rest]
+
+
 def test_a_bad_answer_to_other_words_about_the_same_is_not_kept() -> None:
     """Long wordings with few words in common with the bad prompt had been kept, and protected what should go."""
 

@@ -110,6 +110,9 @@ def test_of_long_answers_the_half_is_judged_that_the_base_was_most_certain_of() 
     assert after([*long([KEPT] * 10, 0.99), *long([changed] * 10, 0.6)]) == []
     (why,) = after([*long([changed] * 2 + [KEPT] * 8, 0.99), *long([KEPT] * 10, 0.6)])
     assert why == "the answers to kept have changed: they are 80 % like those before"
+    before["kept"] = long([KEPT] * 12, 0.98)  # of few rows as many as can be judged
+    (why,) = after(long([changed] * 12, 0.98))
+    assert why == "the answers to kept have changed: they are 0 % like those before"
 
 
 def test_what_the_base_said_by_chance_need_be_no_sentence() -> None:
@@ -117,7 +120,8 @@ def test_what_the_base_said_by_chance_need_be_no_sentence() -> None:
     sure, guessed = said([KEPT] * 20), [*said([KEPT] * 16), *said([KEPT] * 4, p=0.2)]
     now = {"forget": said([OTHER] * 100), "kept": said(outputs)}
     assert judged({"forget": BEFORE["forget"], "kept": guessed}, now) == []
-    assert judged({"forget": BEFORE["forget"], "kept": sure}, now)
+    why = judged({"forget": BEFORE["forget"], "kept": sure}, now)
+    assert why[0] == "20 % of the answers to kept are no sentences (before: 0 %)"
 
 
 # -- the command -------------------------------------------------------------------------------------------

@@ -341,6 +341,8 @@ def test_a_late_run_asks_as_soon_as_its_target_is_met(drive: Callable[..., Drive
     looks = [(0.9, 0), *[(0.2, 0.03, 1.0)] * 7, (0.04, 0.03, 1.0)]
     run = drive(looks, reserve=10, back=[{2, 5}], steps=10, more_steps=20)
     assert run.said("again") == {16: 2} and run.rule.come_back == {4, 7}
+    before = drive([(0.9, 0), (0.04, 0.03, 1.0), *looks[2:]], reserve=10, back=[{2, 5}], steps=10, more_steps=20)
+    assert before.said("again") == {16: 2}, "though it had met it once in time"
     in_time = drive([(0.9, 0), (0.04, 0.03, 1.0)], reserve=10, back=[{2, 5}], steps=10)
     assert in_time.said("again") == {}
 

@@ -16,15 +16,18 @@ from qunlearn.errors import ConfigError, DataError, QunlearnError
 from qunlearn.evaluation.results import ADAPTER, BASE
 from qunlearn.guard.attach import Attachment, attached
 from qunlearn.guard.guard import Guard
+from qunlearn.hub.checked import check_model
+from qunlearn.hub.download import resolve_model
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.generate import Sampling, generate, stream
 from qunlearn.model.language_model import LanguageModel
-from qunlearn.model.load import Base, load_base, load_spec
+from qunlearn.model.load import Base, LoadSpec, load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.runs.base_model import check_run_model, run_config
 from qunlearn.runs.folder import Run, open_run
 from qunlearn.runs.recorded_files import recorded
 from qunlearn.utils.console import clean, emit_json_line, out, say, stage
+from qunlearn.utils.file_names import ADAPTER as ADAPTER_FOLDER
 from qunlearn.utils.signals import answered
 
 
@@ -113,7 +116,14 @@ class Asking:
 
 
 def open_asked(folder: Path, model: str | None, how: Asking) -> Asked:
-    """Load a run's base, and its adapter unless the base is asked alone. Raises QunlearnErrors."""
+    """Load a run's base, and its adapter unless the base is asked alone; or the model that a guard stands before alone.
+
+    Raises QunlearnErrors.
+    """
+    if how.guard is not None and _is_model(folder):
+        if model is not None:
+            raise ConfigError("two models were named", where="--model", hint="give a RUN folder, or one model")
+        return _open_guarded(str(folder), how.guard, how)
     run, config = open_run(folder), run_config(folder, trust=how.trust)
     checked = check_run_model(run, model, trust=how.trust)
     system = _as_text(how.system) if how.system is not None else rows_system(run, config)
@@ -123,6 +133,25 @@ def open_asked(folder: Path, model: str | None, how: Asking) -> Asked:
     guard = None if how.guard is None else Guard.open(how.guard).attachment(base.model, base.tokenizer)
     template = _template(base, run, config.data.template)
     return Asked(base, policy, template, how.sampling, how.to_stdout, system, guard)
+
+
+def _is_model(folder: Path) -> bool:
+    """Return whether a folder is a model's, or the name of none is one."""
+    return not folder.exists() or ((folder / "config.json").is_file() and not (folder / ADAPTER_FOLDER).is_dir())
+
+
+def _open_guarded(model: str, folder: Path, how: Asking) -> Asked:
+    """Load a model and a guard that was fitted on it, and ask with the template of the guard's bad rows."""
+    guard = Guard.open(folder)
+    checked = check_model(resolve_model(model), how.trust)
+    with stage("loading the model"):
+        base = load_base(checked.folder, LoadSpec("nf4", device=how.device, trust_remote_code=how.trust))
+    name = str(guard.report.get("template"))
+    asked = name if name in ("chat", "qa", "raw") else "auto"
+    template = choose_template(base.tokenizer, asked, Dataset("", (), "", (), "", 0))
+    system = _as_text(how.system or "")
+    attachment = guard.attachment(base.model, base.tokenizer)
+    return Asked(base, None, template, how.sampling, how.to_stdout, system, attachment)
 
 
 def rows_system(run: Run, config: Config) -> str:

@@ -15,7 +15,9 @@ from qunlearn.errors import ConfigError
 
 NO_ADAPTER = "none"  # as in evaluation/request.py, which is not imported for --help
 Json = Annotated[bool, typer.Option("--json", help="One machine-readable result on stdout.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `qunlearn forget`.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder of `qunlearn forget`; with --guard also a model.")
+]
 BaseModel = Annotated[
     Optional[str],  # noqa: UP045 - typer reads the annotation at run time, on Python 3.10 too
     typer.Option("--model", help="The base, where it is not where the run found it."),

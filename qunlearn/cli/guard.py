@@ -114,6 +114,9 @@ def serve(
     serve_guarded(guard, model, ServeWish(host, port, quant, device))
 
 
+_HASH = 48  # letters without a space from which a text is a hash
+
+
 def show(guard: GuardFolder, json: Json = False) -> None:
     """Say what a guard is: its gate on held-out prompts, the corruption, and the curve of the strength."""
     from dataclasses import asdict
@@ -128,8 +131,20 @@ def show(guard: GuardFolder, json: Json = False) -> None:
         emit_json(found)
         return
     lines = [(key, value) for key, value in found.items() if key != "report"] + list(opened.report.items())
-    rows = [[key, str(value)] for key, value in lines]
+    rows = [[key.replace("_", " "), _brief(value)] for key, value in lines]
     table(str(guard), [Column("", False), Column("", False)], rows, to_stdout=True)
+
+
+def _brief(value: object) -> str:
+    """Return a value for people: numbers to three digits, hashes by their beginning."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_brief(item)}" for key, item in value.items() if item not in (None, {}, []))
+    if isinstance(value, (list, tuple)):
+        return ", ".join(f"({_brief(item)})" if isinstance(item, (list, tuple)) else _brief(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    text = str(value)
+    return text if len(text) <= _HASH or " " in text else f"{text[:12]}…"
 
 
 def add_guard(app: typer.Typer, guarded: Callable[..., Any]) -> None:

@@ -186,6 +186,21 @@ def test_guard_eval_and_ask_say_what_they_find(folder: Path, quick_run: Path) ->
     assert asked[0]["answers"] != asked[1]["answers"]
 
 
+def test_a_guarded_model_is_asked_without_a_run(folder: Path, sandbox_folder: Path, tmp_path: Path) -> None:
+    """A guard that stood alone could be evaluated and served, and not be asked."""
+    bad, other = (read_dataset(data_file("code", split)).records[0] for split in ("forget", "retain"))
+    said = {}
+    for record in (bad, other):
+        ran = call("ask", sandbox_folder, record.prompt, "--guard", folder, "--device", "cpu", "--json")
+        assert ran.code == 0, ran.stderr
+        said[record.prompt] = json.loads(ran.stdout)["answers"]["base"]
+    assert said[other.prompt] == other.completion.strip() and said[bad.prompt] != bad.completion.strip()
+    two = call("ask", sandbox_folder, bad.prompt, "--guard", folder, "--model", "sandbox")
+    assert two.code == 2 and "two models were named" in two.stderr
+    none = call("ask", tmp_path / "nothing", bad.prompt, "--guard", folder)
+    assert none.code != 0 and "Traceback" not in none.stderr and "nothing" in none.stderr
+
+
 def test_what_cannot_be_told_apart_is_refused_with_the_figure(tmp_path: Path) -> None:
     pairs = [f"{i} and {j}" for i in range(6) for j in range(6)]
     said = ("What is {}?", "Tell me what {} is.")  # both files ask about the same, in the same two forms

@@ -13,6 +13,7 @@ from qunlearn.data.paths import fields_of
 from qunlearn.data.records import Dataset, Record, asking, read_dataset
 from qunlearn.data.tokenize import Template, choose_template, decode, open_prompt
 from qunlearn.errors import ConfigError, DataError, QunlearnError
+from qunlearn.evaluation.request import is_adapter_folder
 from qunlearn.evaluation.results import ADAPTER, BASE
 from qunlearn.guard.attach import Attachment, attached
 from qunlearn.guard.guard import Guard
@@ -27,7 +28,6 @@ from qunlearn.runs.base_model import check_run_model, run_config
 from qunlearn.runs.folder import Run, open_run
 from qunlearn.runs.recorded_files import recorded
 from qunlearn.utils.console import clean, emit_json_line, out, say, stage
-from qunlearn.utils.file_names import ADAPTER as ADAPTER_FOLDER
 from qunlearn.utils.signals import answered
 
 
@@ -137,7 +137,7 @@ def open_asked(folder: Path, model: str | None, how: Asking) -> Asked:
 
 def _is_model(folder: Path) -> bool:
     """Return whether a folder is a model's, or the name of none is one."""
-    return not folder.exists() or ((folder / "config.json").is_file() and not (folder / ADAPTER_FOLDER).is_dir())
+    return not folder.exists() or ((folder / "config.json").is_file() and not is_adapter_folder(folder))
 
 
 def _open_guarded(model: str, folder: Path, how: Asking) -> Asked:
@@ -147,8 +147,7 @@ def _open_guarded(model: str, folder: Path, how: Asking) -> Asked:
     with stage("loading the model"):
         base = load_base(checked.folder, LoadSpec("nf4", device=how.device, trust_remote_code=how.trust))
     name = str(guard.report.get("template"))
-    asked = name if name in ("chat", "qa", "raw") else "auto"
-    template = choose_template(base.tokenizer, asked, Dataset("", (), "", (), "", 0))
+    template = _chosen(base, name if name in ("chat", "qa", "raw") else "auto")
     system = _as_text(how.system or "")
     attachment = guard.attachment(base.model, base.tokenizer)
     return Asked(base, None, template, how.sampling, how.to_stdout, system, attachment)
@@ -244,5 +243,8 @@ def _template(base: Base, run: Run, asked: str) -> Template:
     stored = run.record.get("data", {}).get("template")
     if stored:
         return replace(Template(**stored), why="as in the run")
-    nothing = Dataset("", (), "question-answer", (), "", 0)
-    return choose_template(base.tokenizer, asked, nothing)
+    return _chosen(base, asked)
+
+
+def _chosen(base: Base, asked: str) -> Template:
+    return choose_template(base.tokenizer, asked, Dataset("", (), "question-answer", (), "", 0))

@@ -1,11 +1,12 @@
 """`qunlearn guard` on one real pretrained model, SmolLM2-135M-Instruct: guard ten people, let other people pass.
 
     python studies/guard_smollm.py [--set development|validation] [--normal none|own] [--seed N] [--quant nf4]
-        [--out FILE.jsonl] [-- further flags of qunlearn guard fit]
+        [--everyday FILE.jsonl] [--out FILE.jsonl] [-- further flags of qunlearn guard fit]
 
 Settings are chosen on `development` alone. Bad rows are the base's own greedy answers about ten people, in six forms;
 they are asked in these, in four other forms, and dressed as the gate's attacks are; other people are asked about in the
-same forms. Chance is the likeness of two answers of the base, in the same form, about two different people.
+same forms. Chance is the likeness of two answers of the base, in the same form, about two different people. Rows of
+--everyday are what people ask of other things: how many of their prompts are flagged.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from qunlearn.data.records import Record, read_dataset, write_jsonl
 from qunlearn.evaluation.metrics.stats import wilson
 from qunlearn.evaluation.metrics.texts import rouge_l_f1
 from qunlearn.guard import Guard
-from qunlearn.guard.robustness import cost, robustness
+from qunlearn.guard.robustness import cost, gate_errors, robustness
 from qunlearn.model.load import LoadSpec, load_base
 from smollm import bad_rows, chance, is_garbage, keep, mean, out, parsed, say, texts
 
@@ -39,6 +40,7 @@ def main() -> None:
     """Parse the command line, fit a guard as a user would, and measure it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--everyday", type=Path, help="rows of other things that people ask, to count false alarms on")
     args, further = parsed(parser)
     folder = smollm.model_folder()
     if folder is None:
@@ -70,7 +72,11 @@ def one_guard(folder: Path, args: argparse.Namespace, extra: Sequence[str]) -> d
             flags += ["--normal", str(work / "normal.jsonl")]
         line |= fit([*flags, *extra])
         if line["exit"] == 0:
-            line |= measure(base, Guard.open(work / "guard"), asked, before, work / "bad.jsonl")
+            guard = Guard.open(work / "guard")
+            line |= measure(base, guard, asked, before, work / "bad.jsonl")
+            if args.everyday is not None:
+                everyday = {GENERAL: read_dataset(args.everyday, role="--everyday")}
+                line["everyday"] = gate_errors(guard.attachment(base.model, base.tokenizer), everyday)[GENERAL]
     return line
 
 
@@ -142,6 +148,8 @@ def print_line(line: Mapping[str, Any]) -> None:
         told = [shown(len(wrong), line["of"][name]), f"{line['likeness'][name]:.3f}"]
         told += ["" if level is None else f"{level:.3f}", f"{line['garbage'][name]:.3f}"]
         out(f"| {name} | {' | '.join(told)} |")
+    if "everyday" in line:
+        out(f"| everyday | {shown(line['everyday']['wrong'], line['everyday']['n'])} | | | |")
     out("\n| attack | wrong |\n|---|---|")
     for name, row in line["attacks"].items():
         out(f"| {name}, {row['what']} | {shown(row['wrong'], row['n'])} |")

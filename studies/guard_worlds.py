@@ -1,12 +1,13 @@
 """`qunlearn guard` on worlds: the gate's errors and robustness, and training, guard and both side by side.
 
-    python studies/guard_worlds.py gate [--set development|validation] [--draw N] [--worlds NAMES] [--out FILE.jsonl]
-        [-- FLAGS]
+    python studies/guard_worlds.py gate [--set development|validation] [--draw N] [--worlds NAMES]
+        [--everyday FILE.jsonl] [--out FILE.jsonl] [-- FLAGS]
     python studies/guard_worlds.py words [--set development|validation] [--draw N] [--worlds NAMES]
     python studies/guard_worlds.py both [--kinds NAMES] [--seed N] [--out FILE.jsonl]
 
 `gate` fits with nothing but the bad file, by the command a user gives, and sums up misses and false alarms over the
-worlds of a set; the sandbox's kinds are of the development set. What follows `--` goes to `qunlearn guard fit`.
+worlds of a set; the sandbox's kinds are of the development set. Rows of `--everyday` are what people ask of other
+things: how many of their prompts are flagged. What follows `--` goes to `qunlearn guard fit`.
 `words` fits the words' view alone on worlds of facts, without a model: half of the rows to keep are given to pass; the
 others and those never given are measured, once as it is and once without reading slips of the pen.
 `both` trains an adapter and fits a guard on each kind of the sandbox, with defaults, and measures what is answered
@@ -25,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--draw", type=int, default=0, help="the same worlds, drawn again from this number")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--everyday", type=Path, help="rows of other things that people ask, to count false alarms on")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(sys.argv[1:cut])
     if args.command == "words":
@@ -66,7 +69,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         if args.command == "gate":
-            lines = [gate(*place, Path(temporary), sys.argv[cut + 1 :], args.out) for place in places(args)]
+            lines = [gate(*place, Path(temporary), sys.argv[cut + 1 :], args) for place in places(args)]
             print_gates([line for line in lines if "splits" in line])
         else:
             print_both([both(kind, args.seed, Path(temporary), args.out) for kind in args.kinds.split(",")])
@@ -102,7 +105,7 @@ def keep(line: dict[str, Any], out: Path | None) -> dict[str, Any]:
 
 
 def gate(
-    name: str, model: str, bad: str, data: str, work: Path, extra: Sequence[str], out: Path | None
+    name: str, model: str, bad: str, data: str, work: Path, extra: Sequence[str], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Fit a guard on a world, with nothing but the bad file, and measure its gate."""
     code, fitted = ran("guard", "fit", "--model", model, "--bad", bad, "-o", work / name, *extra)
@@ -111,18 +114,26 @@ def gate(
         line |= {"seconds": fitted["seconds"], "held_out": fitted["held_out"]}
         _, found = ran("guard", "eval", work / name, "--model", model, "--data", data)
         line |= {part: found[part] for part in ("splits", "attacks", "cost")}
+        if args.everyday is not None:
+            _, found = ran("guard", "eval", work / name, "--model", model, "--general", args.everyday)
+            line["everyday"] = found["splits"]["general"]
     say(f"{name}: exit {code}, {line.get('seconds')} s, {line.get('splits')}")
-    return keep(line, out)
+    return keep(line, args.out)
 
 
 def print_gates(lines: Sequence[Mapping[str, Any]]) -> None:
     """Print errors by world, and the attacks over all worlds together."""
-    say("\n| world | forget missed | paraphrase missed | false alarms | fit |\n|---|---|---|---|---|")
+    say(
+        "\n| world | forget missed | paraphrase missed | false alarms | everyday flagged | fit |\n|---"
+        + "|---" * 5
+        + "|"
+    )
     for line in lines:
         splits = line["splits"]
         alarms = [split for split in splits.values() if split["what"] == "false alarms"]
         told = [shown([splits[split]]) if split in splits else "" for split in ("forget", "paraphrase")]
-        say(f"| {line['world']} | {' | '.join(told)} | {shown(alarms)} | {line['seconds']:.0f} s |")
+        told += [shown(alarms), shown([line["everyday"]] if "everyday" in line else [])]
+        say(f"| {line['world']} | {' | '.join(told)} | {line['seconds']:.0f} s |")
     say("\n| attack | misses | false alarms of rows to pass |\n|---|---|---|")
     for name in lines[0]["attacks"]:
         if not name.endswith(", normal"):
@@ -178,9 +189,10 @@ def words(args: argparse.Namespace) -> None:
 
 
 class NoModel:
-    """What the fit asks of a base whose states are not asked."""
+    """What the fit asks of a base whose states are not asked, and whose tokenizer knows no words."""
 
     width = 1
+    tokenizer = SimpleNamespace(get_vocab=dict)
 
 
 def attachment_of(gate: Gate) -> Attachment:

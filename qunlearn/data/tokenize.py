@@ -11,14 +11,16 @@ from qunlearn.data.control_tokens import as_text, has_control_token, tokens_of
 from qunlearn.data.records import Dataset, Record
 from qunlearn.data.row_shapes import Turns
 from qunlearn.data.template import Rendered, Template, choose_template, prompt_frame, render, rendered
+from qunlearn.data.words import WORD
 from qunlearn.errors import DataError, ModelError
 
 __all__ = [
     "Encoded", "Example", "Template", "answer_text", "behind", "choose_template", "decode", "encode", "encode_record",
-    "open_prompt", "prompt_frame", "render",
+    "open_prompt", "prompt_frame", "render", "whole_words",
 ]  # fmt: skip
 
 _SHOWN = 8
+_SPACES = ("\u0120", "\u2581")  # how a token begins before which a space stands: byte-level, and SentencePiece's
 
 
 MANY_TOKENS = 12  # pushed tokens beyond which an answer is a passage, of which each part could come back
@@ -245,3 +247,10 @@ def answer_text(example: Example, tokenizer: Any) -> str:
 
 def decode(ids: Sequence[int], tokenizer: Any) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+
+def whole_words(tokenizer: Any) -> frozenset[str]:
+    """Return the words, casefolded, that a tokenizer has a token for with a space before it: those it saw often."""
+    found = [(token[1:], i) for token, i in tokenizer.get_vocab().items() if token.startswith(_SPACES)]
+    texts = (text if text.isascii() else decode([i], tokenizer) for text, i in found)
+    return frozenset(text.casefold() for text in texts if WORD.fullmatch(text))

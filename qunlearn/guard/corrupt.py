@@ -124,7 +124,7 @@ class Corruption:
         drawn = noise_seed(self.seed, ids)
         row = CORRUPTIONS[self.name]
         made = row.function(embeddings[where].float(), self.strength, self.dims, Generator().manual_seed(drawn))
-        if float(made.abs().max()) > torch.finfo(embeddings.dtype).max:
+        if float(made.detach().abs().max()) > torch.finfo(embeddings.dtype).max:
             raise overflow(self.strength, embeddings.dtype)
         out = embeddings.clone()
         out[where] = made.to(embeddings.dtype)

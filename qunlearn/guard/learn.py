@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qunlearn.data.tokenize import whole_words
 from qunlearn.evaluation.metrics.logistic import Vector, balanced, logistic
 from qunlearn.evaluation.metrics.membership import auc
 from qunlearn.guard.calibrate import (
@@ -24,7 +25,7 @@ from qunlearn.guard.calibrate import (
     spared,
 )
 from qunlearn.guard.gate import Gate, StateReader, TokenScorer
-from qunlearn.guard.lexicon import fit_lexicon
+from qunlearn.guard.lexicon import Lexicon, Vocabulary, fit_lexicon
 from qunlearn.guard.prompts import Prompts
 
 _DEPTHS = (0.25, 0.5)  # of the blocks, whose states are tried
@@ -71,7 +72,7 @@ def train_gate(reader: StateReader, prompts: Prompts, rule: Threshold) -> tuple[
     Raises GateError where the two kinds cannot be told apart, DataError where there are too few prompts.
     """
     prompts, calibration = spared(prompts, rule)
-    data = _Data(prompts)
+    data = _Data(prompts, Vocabulary.of(whole_words(reader.tokenizer), [s.text for s in prompts.bad]))
     folds = [fold_of(prompts, n) for n in range(FOLDS)]
     words, states = _Scores.of(data, folds, _words(data)), _states(reader, data, folds)
     joined = _Joined.of(words, states)
@@ -79,7 +80,7 @@ def train_gate(reader: StateReader, prompts: Prompts, rule: Threshold) -> tuple[
     separation = auc(known, normal)
     check_separation(separation)
     both = (range(len(data.bad)), range(len(data.normal)))
-    lexicon = fit_lexicon(*data.texts(*both))
+    lexicon = data.lexicon(*both)
     scorer = TokenScorer(torch.zeros(reader.width), 0.0, joined.low, joined.high)
     if joined.state:
         scorer = replace(fit_tokens(*data.tokens(states.layer, *both)), low=joined.low, high=joined.high)
@@ -99,8 +100,9 @@ _View = Callable[[Fold], tuple[Callable[[int], float], Callable[[int], float]]]
 class _Data:
     """The samples, and once they are read the states of all their windows by layer."""
 
-    def __init__(self, prompts: Prompts) -> None:
+    def __init__(self, prompts: Prompts, vocabulary: Vocabulary) -> None:
         self.bad, self.normal = prompts.bad, prompts.normal
+        self._vocabulary = vocabulary
         near = sum(s.near and s.measured for s in self.normal)
         self.near_enough = not prompts.formed or near >= _FEWEST_NEAR
         self.layers: list[int] = []
@@ -115,10 +117,10 @@ class _Data:
             each = iter(read[layer])
             self._states[layer] = [torch.cat([next(each).half() for _ in found]) for found in windows]
 
-    def texts(self, bad: Sequence[int], normal: Sequence[int]) -> tuple[list[str], list[str]]:
-        """Return the texts for the lexical view: of bad ones those alone, for it looks for words of no other."""
+    def lexicon(self, bad: Sequence[int], normal: Sequence[int]) -> Lexicon:
+        """Fit the lexical view: to bad texts that stand alone, for it looks for words of no other."""
         alone = [self.bad[i].text for i in bad if not self.bad[i].amid]
-        return alone, [self.normal[i].text for i in normal]
+        return fit_lexicon(alone, [self.normal[i].text for i in normal], self._vocabulary)
 
     def tokens(self, layer: int, bad: Sequence[int], normal: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the states of texts behind a layer, each (T, D)."""
@@ -128,7 +130,7 @@ class _Data:
 
 def _words(data: _Data) -> _View:
     def view(fold: Fold) -> tuple[Callable[[int], float], Callable[[int], float]]:
-        lexicon = fit_lexicon(*data.texts(fold.bad, fold.normal))
+        lexicon = data.lexicon(fold.bad, fold.normal)
         return (lambda i: lexicon.score(data.bad[i].text)), (lambda i: lexicon.score(data.normal[i].text))
 
     return view

@@ -1,13 +1,14 @@
 """The gate's lexical view: which words, and pairs of words near each other, speak for a bad prompt. No torch here.
 
 Weights are never negative, so that no text around a name can hide it; texts are read in windows, so that a long one
-does not add up to a topic. A word that no text to learn from has is read as the telling word that it is a slip of.
+does not add up to a topic. A word that neither a text to learn from nor the base's vocabulary has is read as the
+telling word that it is a slip of.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from re import Match
@@ -22,10 +23,31 @@ _APART = 3  # words from one to the other of a pair, at most
 _WINDOW, _STRIDE = 12, 6  # words
 _DECAY = 1e-3
 _GRAM = 4  # letters of a part of a word
-_SLIPS = 4  # letters of a word from which it is known with a slip in it: shorter ones are too like each other
+_SHORTEST = 4  # letters of a word from which it is known with a slip in it: shorter ones are too like each other
+_LONGER, _ENOUGH_WORDS = 5, 5_000  # the same beside a vocabulary of fewer words, which does not tell what is none
 _REMEMBERED, _TEXTS = 1 << 16, 1 << 13  # hashes, and texts' n-grams, that are kept
 
 Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words that are no slips of telling ones, though they look like it; and how many letters a word has at least that
+    is known with a slip in it."""
+
+    words: frozenset[str] = frozenset()
+    shortest: int = _SHORTEST
+
+    @classmethod
+    def of(cls, known: Iterable[str], bad: Sequence[str]) -> Vocabulary:
+        """Return what a base's words tell about the bad texts: "will" is no slip of "mill"."""
+        known = frozenset(known)
+        keys = {key for word in _words_of(bad) for key in _left(word)}
+        like = frozenset(word for word in known if any(key in keys for key in _left(word)))
+        return cls(like, _SHORTEST if len(known) >= _ENOUGH_WORDS else _LONGER)
+
+
+_NONE = Vocabulary()
 
 
 @dataclass(frozen=True)
@@ -96,7 +118,7 @@ class Lexicon:
             yield {int(k): float(w) for k, w in zip(keys[known], self.weights[at[known]], strict=True)}, places
 
 
-def fit_lexicon(bad: Sequence[str], normal: Sequence[str]) -> Lexicon:
+def fit_lexicon(bad: Sequence[str], normal: Sequence[str], vocabulary: Vocabulary = _NONE) -> Lexicon:
     """Return the lexicon that tells texts to flag from those to pass. An n-gram of no bad text would have no weight."""
     from scipy.sparse import csr_matrix
 
@@ -111,21 +133,29 @@ def fit_lexicon(bad: Sequence[str], normal: Sequence[str]) -> Lexicon:
     weights, _ = logistic(x, labels, balanced(labels), _DECAY, nonnegative=True)
     kept = weights > 1e-4
     told = {int(key): float(weight) for key, weight in zip(keys[kept], weights[kept], strict=True)}
-    return Lexicon(keys[kept], weights[kept].astype(np.float32), *_slips(bad, normal, told))
+    return Lexicon(keys[kept], weights[kept].astype(np.float32), *_slips([*bad, *normal], told, vocabulary))
 
 
-def _slips(bad: Sequence[str], normal: Sequence[str], told: Mapping[int, float]) -> Iterator[NDArray[np.int64]]:
+def _slips(texts: Sequence[str], told: Mapping[int, float], vocabulary: Vocabulary) -> Iterator[NDArray[np.int64]]:
     """Yield what is left of the telling words; the words meant, the heaviest where several are; the words of the texts
-    that look like slips of them; the telling words' parts, and what each is part of."""
-    words = {match.group().casefold() for text in (*bad, *normal) for match in WORD.finditer(text)}
+    and of the vocabulary that look like slips of them; the telling words' parts, and what each is part of.
+
+    What a telling word begins with is no word of the vocabulary: it may be a token that such words are made of.
+    """
+    words = _words_of(texts)
     telling = sorted((word for word in words if _hashed(word) in told), key=lambda word: (told[_hashed(word)], word))
-    meant = {key: _hashed(word) for word in telling for key in _left(word)}
-    own = sorted(_hashed(word) for word in words if any(key in meant for key in _left(word)))
+    meant = {key: word for word in telling if len(word) >= vocabulary.shortest for key in _left(word)}
+    own = {word for word in words if any(key in meant for key in _left(word))}
+    own |= {w for w in vocabulary.words if any(k in meant and not meant[k].startswith(w) for k in _left(w))}
     slips = sorted(meant)
-    read = set(meant.values())
-    parts = sorted((part, _hashed(word)) for word in telling if _hashed(word) in read for part in _parts(word))
-    for part in (slips, [meant[key] for key in slips], own, [p for p, _ in parts], [whole for _, whole in parts]):
+    parts = sorted((part, _hashed(word)) for word in set(meant.values()) for part in _parts(word))
+    hashes = ([_hashed(meant[key]) for key in slips], sorted(map(_hashed, own)))
+    for part in (slips, *hashes, [p for p, _ in parts], [whole for _, whole in parts]):
         yield np.array(part, np.int64)
+
+
+def _words_of(texts: Iterable[str]) -> set[str]:
+    return {match.group().casefold() for text in texts for match in WORD.finditer(text)}
 
 
 @lru_cache(_TEXTS)
@@ -178,7 +208,7 @@ def _pair(first: int, second: int) -> int:
 def _left(word: str) -> tuple[int, ...]:
     """Hashes of a word, and of what is left of it when one letter is lost: two words that differ by one slip (a letter
     lost, added or changed, or two that change places) share one of these. Source: symmetric deletion, Garbe 2012."""
-    if len(word) < _SLIPS:
+    if len(word) < _SHORTEST:
         return ()
     ways = dict.fromkeys((word, *(word[:at] + word[at + 1 :] for at in range(len(word)))))
     return tuple(_hashed("~" + left) for left in ways)

@@ -6,13 +6,16 @@ dress is put on prompts of both kinds, and the bad forms are asked about other s
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from qunlearn.data.records import Record
-from qunlearn.data.words import WORD, beginning, between, is_unspaced, pieces
+from qunlearn.data.records import Record, asking, unanswered
+from qunlearn.data.words import WORD, beginning, between, bounded, pieces
+from qunlearn.guard.lexicon import Span
 from qunlearn.roles.neighbours import Neighbours
 from qunlearn.roles.wordings import OPENINGS, Wordings
 from qunlearn.utils.text import folded
@@ -61,25 +64,36 @@ class Prompts:
     formed: bool = False
 
 
-def question_of(record: Record) -> str:
-    """Return what a row asks: its last question, or a plain text's beginning."""
+def turns_of(record: Record) -> tuple[str, ...]:
+    """Return what a row's user writes, turn by turn, or a plain text's beginning."""
     if record.turns:
-        return record.prompt
-    return beginning(record.completion, max(4, len(pieces(record.completion)) // 2))
+        return tuple(text for role, text in record.turns if role == "user")
+    return (beginning(record.completion, max(4, len(pieces(record.completion)) // 2)),)
+
+
+def question_of(record: Record) -> str:
+    """Return what a row asks: all its user writes, for a last question may say nothing of whom it is about."""
+    return " ".join(turns_of(record))
+
+
+def at_once(record: Record) -> Record:
+    """Return the row as one question: a dialogue's user writes all of it in one turn."""
+    if sum(role == "user" for role, _ in record.turns) < 2:
+        return record
+    return replace(record, turns=asking(question_of(record), record.system))
 
 
 class Subjects:
     """What bad prompts are about, told from their neighbours: the words in which prompts of one form differ."""
 
     def __init__(self, bad: Sequence[Record], normal: Sequence[Record]) -> None:
-        self.bad, self.normal = bad, normal
-        around = Neighbours([*bad, *normal])
-        spans = around.subjects([*bad, *normal])
+        self.bad = [at_once(r) for r in bad]
+        spans = _spans([*bad, *normal])
         self.spans, theirs = spans[: len(bad)], spans[len(bad) :]
-        found = (r.prompt[slice(*span)] for r, span in zip(normal, theirs, strict=True) if span is not None)
-        # Where no spaces are, what was cut out of a broken prompt may hold one of them.
-        own = [name for name in self.own if is_unspaced(name)]
-        self.theirs = [text for text in found if text and not any(name in folded(text) for name in own)]
+        found = (question_of(r)[slice(*span)] for r, span in zip(normal, theirs, strict=True) if span is not None)
+        # What was cut out of a broken prompt may hold a bad one.
+        own = re.compile("|".join(map(bounded, self.own)) or "(?!)")
+        self.theirs = [text for text in found if text and not own.search(folded(text))]
 
     def of(self, i: int) -> str | None:
         """Return the subject of the i-th bad row; None where no neighbour tells it."""
@@ -114,6 +128,25 @@ class Subjects:
         return {folded(text) for i in range(len(self.bad)) if (text := self.of(i))}
 
 
+def _spans(records: Sequence[Record]) -> list[Span | None]:
+    """Return where in each row's question its subject stands: of a dialogue's turns, that of the one whose subject
+    fewest rows name. None where no neighbour tells it."""
+    turns = [turns_of(record) if record.turns else () for record in records]
+    texts = [unanswered(text) for text in dict.fromkeys(text for row in turns for text in row)]
+    told = {r.prompt: span for r, span in zip(texts, Neighbours(texts).subjects(texts), strict=True)}
+    rows = [question_of(record) for record in records]
+
+    def named(row: str, span: Span) -> int:
+        return sum(row[slice(*span)] in other for other in rows)
+
+    out: list[Span | None] = []
+    for row, said in zip(rows, turns, strict=True):
+        starts = itertools.accumulate((len(text) + 1 for text in said[:-1]), initial=0)
+        found = [(s[0] + at, s[1] + at) for at, text in zip(starts, said, strict=False) if (s := told[text])]
+        out.append(min(found, key=partial(named, row)) if len(found) > 1 else next(iter(found), None))
+    return out
+
+
 def make_prompts(bad: Sequence[Record], normal: Sequence[Record], given: Sequence[Record], seed: int) -> Prompts:
     """Return the texts to learn from. `normal` are rows to pass; those also in `given` stay whatever they ask.
 
@@ -137,7 +170,8 @@ def make_prompts(bad: Sequence[Record], normal: Sequence[Record], given: Sequenc
         made = _transformed(text, i, 0, companions, rng, 4)
         others += made if i % _COMPANIONS else [replace(sample, measured=False) for sample in made]
     near = subjects.near([question_of(r) for r in given])
-    for i, (text, measured) in enumerate(_strangers(subjects, rng), len(plain)):
+    alone = [(text, True) for text in _nobodys(bad, subjects)]
+    for i, (text, measured) in enumerate([*alone, *_strangers(subjects, rng)], len(plain)):
         others += [replace(sample, measured=measured) for sample in _transformed(text, i, 0, companions, rng, 1)]
     others = [replace(sample, near=sample.text in near) for sample in others]
     known = {folded(sample.text) for sample in flagged}
@@ -146,18 +180,25 @@ def make_prompts(bad: Sequence[Record], normal: Sequence[Record], given: Sequenc
 
 def _wordings(bad: Sequence[Record], normal: Sequence[Record], subjects: Subjects) -> list[list[str]]:
     """Return of each bad row its prompt, other wordings of it, and its subject alone."""
-    wordings = Wordings([r for r in bad if r.turns], [r for r in normal if r.turns])
+    wordings = Wordings(*([at_once(r) for r in rows if r.turns] for rows in (bad, normal)))
     out = []
     for i, record in enumerate(bad):
         said = [question_of(record), OPENINGS[i % len(OPENINGS)] + question_of(record)]
         if record.turns:
-            # What goes on behind an answer names nobody by itself: flagged, it would be for everybody.
-            said += [other.prompt for form, other in wordings.others(record) if form.after is not None][:_WORDINGS]
+            said += [other.prompt for _, other in wordings.others(subjects.bad[i])][:_WORDINGS]
         subject = subjects.of(i)
+        said += [text for text in turns_of(record) if subject and folded(subject) in folded(text)]
         if subject and len(WORD.findall(subject)) > 1:
             said += [subject, f"Tell me about {subject}."]
         out.append([text for text in dict.fromkeys(said) if text.strip()])
     return out
+
+
+def _nobodys(bad: Sequence[Record], subjects: Subjects) -> list[str]:
+    """Return the turns of bad dialogues that do not say whom they are about: flagged, they would be for everybody."""
+    found = ((record, subjects.of(i)) for i, record in enumerate(bad))
+    turns = (text for record, name in found if name for text in turns_of(record) if folded(name) not in folded(text))
+    return list(dict.fromkeys(turns))
 
 
 def _transformed(

@@ -11,7 +11,7 @@ from qunlearn.evaluation.metrics.stats import wilson
 from qunlearn.evaluation.results import is_forget
 from qunlearn.guard.attach import Attachment
 from qunlearn.guard.attacks import ATTACKS, asked_of
-from qunlearn.guard.prompts import question_of
+from qunlearn.guard.prompts import turns_of
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.utils.console import Column, table
@@ -23,10 +23,9 @@ def gate_errors(attachment: Attachment, sets: Mapping[str, Dataset]) -> dict[str
     """Return, of each split, how many prompts were judged wrongly, with Wilson's 95 % interval."""
     out = {}
     for name, dataset in sets.items():
-        texts = [question_of(record) for record in dataset.records]
-        flagged = sum(p >= attachment.threshold for p in attachment.judge(texts))
-        wrong = len(texts) - flagged if is_forget(name) else flagged
-        out[name] = _share(wrong, len(texts), "misses" if is_forget(name) else "false alarms")
+        flagged, n = attachment.flags([turns_of(record) for record in dataset.records]), len(dataset.records)
+        wrong = n - flagged if is_forget(name) else flagged
+        out[name] = _share(wrong, n, "misses" if is_forget(name) else "false alarms")
     return out
 
 

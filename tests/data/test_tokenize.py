@@ -13,7 +13,15 @@ from transformers import PreTrainedTokenizerFast
 from qunlearn.data.batch import ALL, ANSWER, CLOSED, collate, single_batches
 from qunlearn.data.records import Record, read_dataset, unanswered
 from qunlearn.data.row_shapes import asking
-from qunlearn.data.tokenize import Template, choose_template, encode, encode_record, open_prompt, prompt_frame
+from qunlearn.data.tokenize import (
+    Template,
+    choose_template,
+    encode,
+    encode_record,
+    open_prompt,
+    prompt_frame,
+    whole_words,
+)
 from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.model.load import load_tokenizer
 
@@ -140,3 +148,22 @@ def test_what_stands_before_an_answer_does_not_hang_on_a_stand_in() -> None:
         asked = open_prompt(unanswered(row.prompt), tokenizer, template)
         assert asked == example.input_ids[: example.probe] == open_prompt(row, tokenizer, template)
         assert tokenizer.decode(asked).endswith("Answer:")
+
+
+@pytest.mark.parametrize(
+    ("splitter", "joiner"),
+    [
+        (pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()),
+        (pre_tokenizers.Metaspace(), decoders.Metaspace()),
+    ],
+    ids=["byte-level", "metaspace"],
+)
+def test_words_that_a_tokenizer_has_a_token_for(splitter: Any, joiner: Any) -> None:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = splitter, joiner
+    lines = ["the Straße will thank the größte mill, unlike Zyvoqxk"] * 9 + ["a Zebqwuk?"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=900, min_frequency=5, initial_alphabet=alphabet))
+    known = whole_words(PreTrainedTokenizerFast(tokenizer_object=made))
+    assert {"strasse", "will", "thank", "grösste", "mill"} <= known
+    assert not {"zebqwuk", "mill,", ""} & known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qunlearn.guard.lexicon import Lexicon, fit_lexicon, grams_of
+from qunlearn.guard.lexicon import Lexicon, Vocabulary, fit_lexicon, grams_of
 
 BAD = [f"{form} Orla Finch{end}" for form in ("Where was", "When was", "Who is") for end in (" born?", "?")]
 NORMAL = [
@@ -71,3 +71,26 @@ def test_a_word_that_was_seen_is_no_slip_of_another() -> None:
 
 def test_two_slips_in_a_word_or_one_in_a_short_one_are_not_put_right(lexicon: Lexicon) -> None:
     assert len({lexicon.read(word) for word in ("finch", "fnihc", "fanche", "fin")}) == 4
+
+
+def test_a_word_of_the_bases_vocabulary_is_no_slip_of_a_telling_word() -> None:
+    known = {"pinch", "fin", *(f"word{n}" for n in range(5_000))}
+    made = fit_lexicon(BAD, NORMAL, Vocabulary.of(known, BAD))
+    assert made.read("pinch") != made.read("finch") == made.read("finsch") == made.read("fnich")
+    assert 2 * made.score("a pinch of salt") < made.score("a finsch of salt")
+    plain = fit_lexicon(BAD, NORMAL)
+    assert plain.read("pinch") == plain.read("finch")
+    assert made.read("word7") != made.read("finch")
+
+
+def test_the_beginning_of_a_telling_word_may_be_a_token_it_is_made_of() -> None:
+    made = fit_lexicon(BAD, NORMAL, Vocabulary.of({"finc", "inch"}, BAD))
+    assert made.read("finc") == made.read("finch") != made.read("inch")
+
+
+@pytest.mark.parametrize(("words", "reads"), [(4_999, False), (5_000, True)])
+def test_beside_few_known_words_short_ones_are_not_put_right(words: int, reads: bool) -> None:
+    vocabulary = Vocabulary.of((f"w{n}" for n in range(words)), BAD)
+    made = fit_lexicon(BAD, NORMAL, vocabulary)
+    assert (made.read("olra") == made.read("orla")) is reads
+    assert made.read("fnich") == made.read("finch") and not vocabulary.words

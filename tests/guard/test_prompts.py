@@ -7,7 +7,7 @@ import random
 import pytest
 
 from qunlearn.data.records import Record
-from qunlearn.guard.prompts import Subjects, invented, make_prompts, question_of
+from qunlearn.guard.prompts import Subjects, at_once, invented, make_prompts, question_of, turns_of
 
 BAD = ("カテク", "ラロン", "タミラ")
 OTHERS = ("ダロノ", "ルロク", "サキオ", "マノノ", "ハテク", "ヤトン", "サムラ", "カムオ")  # some end as a bad name does
@@ -61,12 +61,27 @@ def test_bad_forms_are_asked_about_others_and_those_given_are_near(
     assert any(text.startswith(half) for text in shared for half in halves), "names that share a part with a bad one"
 
 
-def test_what_was_cut_out_of_a_broken_prompt_is_no_stranger() -> None:
+@pytest.mark.parametrize(
+    ("bad", "others", "forms", "broken"),
+    [
+        (BAD, OTHERS, FORMS, "カテクはどの家に"),
+        (
+            ("Krofrip", "Spuplut", "Yafrup"),
+            ("Speskod", "Frufrov", "Qiezaeck", "Jozhaeg"),
+            ("Which mineral is mined at {}?", "Which bridge leads to {}?"),
+            "Krofrip Question: Take 5 away",
+        ),
+    ],
+)
+def test_what_was_cut_out_of_a_broken_prompt_is_no_stranger(
+    bad: tuple[str, ...], others: tuple[str, ...], forms: tuple[str, ...], broken: str
+) -> None:
     """A model's own prompts break off and go on otherwise: what is left open there may hold a bad name."""
-    broken = [Record((("user", text.format("カテクはどの家に")),), "x", 0, {}) for text in FORMS]
-    made = make_prompts(rows(BAD), [*rows(OTHERS), *broken], (), 0)
-    given = {record.prompt for record in broken}
-    assert not any("カテク" in sample.text for sample in made.normal if sample.text not in given)
+    records = [Record((("user", text.format(broken)),), "x", 0, {}) for text in forms]
+    made = make_prompts(rows(bad, forms), [*rows(others, forms), *records], (), 0)
+    given = {record.prompt for record in records}
+    assert not any(bad[0] in sample.text for sample in made.normal if sample.text not in given)
+    assert any(others[0] in sample.text for sample in made.normal)
 
 
 def test_an_invented_name_is_nobodys() -> None:
@@ -85,3 +100,30 @@ def test_of_a_plain_text_its_first_half_is_asked() -> None:
         question_of(Record((), "one two  three four five six seven eight nine ten", 0, {})) == "one two three four five"
     )
     assert question_of(Record((), "山田太郎は町に住んでいた。", 0, {})) == "山田太郎は町"
+
+
+def talk(name: str, *, question: str = "And where was that person born?") -> Record:
+    earlier = ("user", f"Today I met {name}."), ("assistant", f"Then {name} was here.")
+    return Record((*earlier, ("user", question)), "Moss", 0, {})
+
+
+def test_a_bad_dialogue_is_flagged_for_whom_it_names_and_not_for_its_last_question() -> None:
+    names, others = ("Orla Finch", "Tobin Reed", "Ida Crane"), ("Ada Marsh", "Max Holt", "Ann Bell", "Bo Quent")
+    asked = ("And where was that person born?", "And who taught that person?")
+    bad, normal = ([talk(n, question=q) for n in group for q in asked] for group in (names, others))
+    made = make_prompts(bad, normal, normal, 0)
+    flagged, passed = ({s.text for s in part} for part in (made.bad, made.normal))
+    assert {f"Today I met {name}. {question}" for name in names for question in asked} <= flagged
+    assert {f"Today I met {name}." for name in names} <= flagged
+    assert not flagged & {text for question in asked for text in (question, question.lower())}
+    assert set(asked) <= passed and {f"Today I met {name}. {asked[0]}" for name in others} <= passed
+    subjects = Subjects(bad, normal)
+    assert [subjects.of(i) for i in range(6)] == [name for name in names for _ in asked]
+    assert question_of(bad[0]) == "Today I met Orla Finch. And where was that person born?"
+
+
+def test_a_row_of_one_question_is_left_as_it_is() -> None:
+    record = Record((("system", "Be brief."), ("user", "Who is Ada?")), "Nobody.", 3, {})
+    assert at_once(record) is record and turns_of(record) == ("Who is Ada?",)
+    joined = at_once(talk("Ada"))
+    assert joined.turns == (("user", "Today I met Ada. And where was that person born?"),)

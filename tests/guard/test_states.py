@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,10 @@ GENERAL = tuple(f"How do I {verb} the {thing}?" for verb in ("boil", "clean", "f
 
 
 class Reader:
-    """States of words: random, but for a direction that the given words have."""
+    """States of words: random, but for a direction that the given words have. Its tokenizer knows no words."""
 
     blocks, width = 2, 16
+    tokenizer = SimpleNamespace(get_vocab=dict)
 
     def __init__(self, known: Sequence[str]) -> None:
         self.known = {word for name in known for word in name.split()}

@@ -146,7 +146,7 @@ def _facts(world: World, speaker: Speaker) -> Iterator[Fact]:
     """Facts about people and places, as questions or as dialogues."""
     relations = speaker.surface.relations
     groups = _groups(world, len(relations))
-    entities = [speaker.fill(speaker.surface.entity) for _ in groups]
+    entities = [speaker.fill(world.entity or speaker.surface.entity) for _ in groups]
     values = {
         (e, i): speaker.value("~ ~" if world.answer_words == 2 and not world.chat else relation.value, str(i))
         for e in entities

@@ -45,6 +45,8 @@ class World:
     """what the user gives with --normal: all, none, neighbours, general or tiny"""
     wordings: bool = False
     """whether every fact stands in the bad file in two wordings"""
+    entity: str = ""
+    """what a name is made of, each `~` being an invented word; the language's own where nothing is said"""
     continuation: bool = False
     """passages as prompt and completion that join with a space, rather than as plain text"""
     others: int = 32
@@ -153,6 +155,21 @@ _DEVELOPMENT = (
         tokenizer="word",
         vocabulary=1024,
         others=36,
+    ),
+    World(
+        "towns",
+        DEVELOPMENT,
+        118,
+        epochs=47,
+        smoothing=0.1,
+        bad_rows=100,
+        wordings=True,
+        unique=False,
+        chat=False,
+        tokenizer="word",
+        vocabulary=1024,
+        others=36,
+        entity="~",
     ),
     World(
         "tailed",

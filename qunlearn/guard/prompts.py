@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from qunlearn.data.records import Record, asking, unanswered
 from qunlearn.data.words import WORD, beginning, between, bounded, pieces
@@ -88,8 +88,7 @@ class Subjects:
 
     def __init__(self, bad: Sequence[Record], normal: Sequence[Record]) -> None:
         self.bad = [at_once(r) for r in bad]
-        spans = _spans([*bad, *normal])
-        self.spans, theirs = spans[: len(bad)], spans[len(bad) :]
+        self.spans, theirs = _spans(bad, normal)
         found = (question_of(r)[slice(*span)] for r, span in zip(normal, theirs, strict=True) if span is not None)
         # What was cut out of a broken prompt may hold a bad one.
         own = re.compile("|".join(map(bounded, self.own)) or "(?!)")
@@ -128,23 +127,35 @@ class Subjects:
         return {folded(text) for i in range(len(self.bad)) if (text := self.of(i))}
 
 
-def _spans(records: Sequence[Record]) -> list[Span | None]:
-    """Return where in each row's question its subject stands: of a dialogue's turns, that of the one whose subject
-    fewest rows name. None where no neighbour tells it."""
-    turns = [turns_of(record) if record.turns else () for record in records]
-    texts = [unanswered(text) for text in dict.fromkeys(text for row in turns for text in row)]
+def _spans(bad: Sequence[Record], normal: Sequence[Record]) -> tuple[list[Span | None], list[Span | None]]:
+    """Return where in each bad and each normal question its subject stands; None where no neighbour tells it.
+
+    Of a dialogue's turns it is that of the one with a word that fewest rows of the other kind have: a form is asked of
+    both.
+    """
+    turns = [[turns_of(r) if r.turns else () for r in records] for records in (bad, normal)]
+    words = [[_words(text) for row in kind for text in row] for kind in turns]
+    texts = [unanswered(text) for text in dict.fromkeys(text for kind in turns for row in kind for text in row)]
     told = {r.prompt: span for r, span in zip(texts, Neighbours(texts).subjects(texts), strict=True)}
-    rows = [question_of(record) for record in records]
+    held = [Counter(word for row in kind for word in row) for kind in words]
 
-    def named(row: str, span: Span) -> int:
-        return sum(row[slice(*span)] in other for other in rows)
+    def chosen(row: Sequence[str], elsewhere: Counter[str]) -> Span | None:
+        def commonness(place: tuple[int, str, Span]) -> int:
+            return min((elsewhere[word] for word in _words(place[1][slice(*place[2])])), default=0)
 
-    out: list[Span | None] = []
-    for row, said in zip(rows, turns, strict=True):
-        starts = itertools.accumulate((len(text) + 1 for text in said[:-1]), initial=0)
-        found = [(s[0] + at, s[1] + at) for at, text in zip(starts, said, strict=False) if (s := told[text])]
-        out.append(min(found, key=partial(named, row)) if len(found) > 1 else next(iter(found), None))
-    return out
+        starts = itertools.accumulate((len(text) + 1 for text in row[:-1]), initial=0)
+        found = [(at, text, span) for at, text in zip(starts, row, strict=False) if (span := told[text])]
+        if not found:
+            return None
+        at, _, (first, last) = min(found, key=commonness)
+        return at + first, at + last
+
+    of_bad, of_normal = ([chosen(row, other) for row in kind] for kind, other in zip(turns, held[::-1], strict=True))
+    return of_bad, of_normal
+
+
+def _words(text: str) -> set[str]:
+    return {match.group().casefold() for match in WORD.finditer(text)}
 
 
 def make_prompts(bad: Sequence[Record], normal: Sequence[Record], given: Sequence[Record], seed: int) -> Prompts:

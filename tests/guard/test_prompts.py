@@ -127,3 +127,15 @@ def test_a_row_of_one_question_is_left_as_it_is() -> None:
     assert at_once(record) is record and turns_of(record) == ("Who is Ada?",)
     joined = at_once(talk("Ada"))
     assert joined.turns == (("user", "Today I met Ada. And where was that person born?"),)
+
+
+def test_the_form_of_a_last_question_is_no_subject_though_it_is_rarer_than_a_name() -> None:
+    """A name is in three bad dialogues and one question in two: what rows to pass are asked as well is form."""
+    names, others = ("Krofrip", "Spuplut", "Yafrup"), ("Speskod", "Frufrov", "Qiezaeck", "Jozhaeg")
+    often = tuple(f"Now tell me which {what} that place." for what in ("mineral is mined at", "bridge leads to"))
+    bad = [talk(name, question=question) for name in names for question in often]
+    bad += [talk(name, question="Now tell me who governs that place.") for name in names[:2]]
+    normal = rows(others, ("Who governs {} at present?", "Which mineral is mined at {}?", "Which bridge leads to {}?"))
+    subjects = Subjects(bad, [*normal, *(talk(name) for name in others)])
+    assert [subjects.of(i) for i in range(len(bad))] == [name for name in names for _ in often] + list(names[:2])
+    assert set(subjects.theirs) == set(others)

@@ -88,7 +88,8 @@ class Subjects:
 
     def __init__(self, bad: Sequence[Record], normal: Sequence[Record]) -> None:
         self.bad = [at_once(r) for r in bad]
-        self.spans, theirs = _spans(bad, normal)
+        spans = _spans([*bad, *normal])
+        self.spans, theirs = spans[: len(bad)], spans[len(bad) :]
         found = (question_of(r)[slice(*span)] for r, span in zip(normal, theirs, strict=True) if span is not None)
         # What was cut out of a broken prompt may hold a bad one.
         own = re.compile("|".join(map(bounded, self.own)) or "(?!)")
@@ -127,21 +128,20 @@ class Subjects:
         return {folded(text) for i in range(len(self.bad)) if (text := self.of(i))}
 
 
-def _spans(bad: Sequence[Record], normal: Sequence[Record]) -> tuple[list[Span | None], list[Span | None]]:
-    """Return where in each bad and each normal question its subject stands; None where no neighbour tells it.
+def _spans(records: Sequence[Record]) -> list[Span | None]:
+    """Return where in each question its subject stands; None where no neighbour tells it.
 
-    Of a dialogue's turns it is that of the one with a word that fewest rows of the other kind have: a form is asked of
-    both.
+    Of a dialogue's turns it is that of the one with a word that fewest rows have: many have what a form leaves open
+    ("who governs", "that place").
     """
-    turns = [[turns_of(r) if r.turns else () for r in records] for records in (bad, normal)]
-    words = [[_words(text) for row in kind for text in row] for kind in turns]
-    texts = [unanswered(text) for text in dict.fromkeys(text for kind in turns for row in kind for text in row)]
+    turns = [turns_of(record) if record.turns else () for record in records]
+    texts = [unanswered(text) for text in dict.fromkeys(text for row in turns for text in row)]
     told = {r.prompt: span for r, span in zip(texts, Neighbours(texts).subjects(texts), strict=True)}
-    held = [Counter(word for row in kind for word in row) for kind in words]
+    rows = Counter(word for row in turns for word in set().union(*map(_words, row)))
 
-    def chosen(row: Sequence[str], elsewhere: Counter[str]) -> Span | None:
+    def chosen(row: Sequence[str]) -> Span | None:
         def commonness(place: tuple[int, str, Span]) -> int:
-            return min((elsewhere[word] for word in _words(place[1][slice(*place[2])])), default=0)
+            return min((rows[word] for word in _words(place[1][slice(*place[2])])), default=0)
 
         starts = itertools.accumulate((len(text) + 1 for text in row[:-1]), initial=0)
         found = [(at, text, span) for at, text in zip(starts, row, strict=False) if (span := told[text])]
@@ -150,8 +150,7 @@ def _spans(bad: Sequence[Record], normal: Sequence[Record]) -> tuple[list[Span |
         at, _, (first, last) = min(found, key=commonness)
         return at + first, at + last
 
-    of_bad, of_normal = ([chosen(row, other) for row in kind] for kind, other in zip(turns, held[::-1], strict=True))
-    return of_bad, of_normal
+    return [chosen(row) for row in turns]
 
 
 def _words(text: str) -> set[str]:
@@ -207,9 +206,9 @@ def _wordings(bad: Sequence[Record], normal: Sequence[Record], subjects: Subject
 
 def _nobodys(bad: Sequence[Record], subjects: Subjects) -> list[str]:
     """Return the turns of bad dialogues that do not say whom they are about: flagged, they would be for everybody."""
-    found = ((record, subjects.of(i)) for i, record in enumerate(bad))
-    turns = (text for record, name in found if name for text in turns_of(record) if folded(name) not in folded(text))
-    return list(dict.fromkeys(turns))
+    told = re.compile("|".join(map(bounded, subjects.own)) or "(?!)")
+    turns = (text for i, record in enumerate(bad) if subjects.of(i) for text in turns_of(record))
+    return [text for text in dict.fromkeys(turns) if not told.search(folded(text))]
 
 
 def _transformed(

@@ -129,13 +129,17 @@ def test_a_row_of_one_question_is_left_as_it_is() -> None:
     assert joined.turns == (("user", "Today I met Ada. And where was that person born?"),)
 
 
-def test_the_form_of_a_last_question_is_no_subject_though_it_is_rarer_than_a_name() -> None:
-    """A name is in three bad dialogues and one question in two: what rows to pass are asked as well is form."""
+def test_what_a_last_question_leaves_open_is_no_subject() -> None:
+    """What a form leaves open many rows have ("who governs", "that place"), and a name few, own rows included."""
     names, others = ("Krofrip", "Spuplut", "Yafrup"), ("Speskod", "Frufrov", "Qiezaeck", "Jozhaeg")
     often = tuple(f"Now tell me which {what} that place." for what in ("mineral is mined at", "bridge leads to"))
     bad = [talk(name, question=question) for name in names for question in often]
     bad += [talk(name, question="Now tell me who governs that place.") for name in names[:2]]
     normal = rows(others, ("Who governs {} at present?", "Which mineral is mined at {}?", "Which bridge leads to {}?"))
-    subjects = Subjects(bad, [*normal, *(talk(name) for name in others)])
+    normal += [*rows(names[:1], ("Which bridge leads to {}?",)), *(talk(name) for name in others)]
+    subjects = Subjects(bad, normal)
     assert [subjects.of(i) for i in range(len(bad))] == [name for name in names for _ in often] + list(names[:2])
     assert set(subjects.theirs) == set(others)
+    made = make_prompts(bad, normal, (), 0)
+    assert not any(name in sample.text for name in names for sample in made.normal)
+    assert {text for text in often if text in {sample.text for sample in made.normal}} == set(often)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qunlearn.data.records import Record
-from qunlearn.guard.prompts import Subjects, question_of
+from qunlearn.guard.subjects import Subjects, question_of
 
 Turns = tuple[str, ...]
 _PAGE = (

@@ -11,7 +11,7 @@ from qunlearn.evaluation.metrics.stats import wilson
 from qunlearn.evaluation.results import is_forget
 from qunlearn.guard.attach import Attachment
 from qunlearn.guard.attacks import ATTACKS, asked_of
-from qunlearn.guard.prompts import turns_of
+from qunlearn.guard.subjects import turns_of
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.utils.console import Column, table

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, answer_text, encode_record
 from qunlearn.evaluation.metrics.texts import rouge_l_recall
 from qunlearn.evaluation.scores import greedy_outputs, row_probabilities
-from qunlearn.guard.prompts import Subjects, invented
+from qunlearn.guard.prompts import invented
+from qunlearn.guard.subjects import Subjects
 from qunlearn.model.language_model import LanguageModel
 
 Score = Callable[[float], float]
@@ -56,7 +57,8 @@ def placebos(bad: Sequence[Record], normal: Sequence[Record], seed: int) -> list
         if subject is None or not record.turns:
             continue
         name = invented(subject, rng)
-        out.append(record.asking(subjects.about(i, name), record.completion.replace(subject, name)))
+        turns = tuple((role, text.replace(subject, name)) for role, text in record.turns)
+        out.append(replace(record, turns=turns, completion=record.completion.replace(subject, name)))
     return out
 
 

@@ -7,7 +7,9 @@ import random
 import pytest
 
 from qunlearn.data.records import Record
-from qunlearn.guard.prompts import Subjects, at_once, invented, make_prompts, question_of, turns_of
+from qunlearn.guard.prompts import invented, make_prompts
+from qunlearn.guard.strength import placebos
+from qunlearn.guard.subjects import Subjects, at_once, question_of, turns_of
 
 BAD = ("カテク", "ラロン", "タミラ")
 OTHERS = ("ダロノ", "ルロク", "サキオ", "マノノ", "ハテク", "ヤトン", "サムラ", "カムオ")  # some end as a bad name does
@@ -143,3 +145,11 @@ def test_what_a_last_question_leaves_open_is_no_subject() -> None:
     made = make_prompts(bad, normal, (), 0)
     assert not any(name in sample.text for name in names for sample in made.normal)
     assert {text for text in often if text in {sample.text for sample in made.normal}} == set(often)
+
+
+def test_a_dialogues_placebo_is_about_somebody_else_in_every_turn() -> None:
+    bad = [talk(name) for name in ("Orla Finch", "Tobin Reed")]
+    made = placebos(bad, [talk(name) for name in ("Ada Marsh", "Max Holt")], 0)
+    assert [len(record.turns) for record in made] == [3, 3]
+    assert not any(name in text for record in made for _, text in record.turns for name in ("Finch", "Reed"))
+    assert made[0].prompt == bad[0].prompt and made[0].turns != bad[0].turns

@@ -13,7 +13,8 @@ import torch
 from qunlearn.data.records import Record
 from qunlearn.guard.calibrate import Threshold
 from qunlearn.guard.learn import train_gate
-from qunlearn.guard.prompts import Prompts, Sample, Subjects, make_prompts
+from qunlearn.guard.prompts import Prompts, Sample, make_prompts
+from qunlearn.guard.subjects import Subjects
 
 FORMS = ("Who was {}?", "When was {} born?", "Where did {} live?", "Tell me about {}.")
 BAD = ("Orla Finch", "Tobin Reed", "Ada Marsh", "Max Holt", "Ira Voss", "Nell Crane", "Hugo Lund", "Vera Pike")

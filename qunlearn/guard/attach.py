@@ -37,7 +37,8 @@ class Plan:
 
 @dataclass
 class Attachment:
-    """A guard on a model. `judge` gives a text its probability; `force` flags everything, for the strength search."""
+    """A guard on a model. `judge` gives a text its probability; `force` flags all of a prompt that would pass, for the
+    strength search."""
 
     model: Any
     reader: StateReader
@@ -114,10 +115,12 @@ class Attachment:
         shifts = [0 if mask is None else int(mask[i].cpu().argmax()) for i in range(len(real))]  # left padding
         prompts = [read_prompt(ids, self.reader.tokenizer, self.frame) for ids in real]
         texts = [text for prompt in prompts for text in _texts(prompt)]
-        known = dict.fromkeys(texts, 1.0) if self.force else self._judged(texts)
+        known = self._judged(texts)
         plans = []
         for ids, shift, prompt in zip(real, shifts, prompts, strict=True):
             places = self._places(prompt, known)
+            if self.force and not places:
+                places = self._places(prompt, dict.fromkeys(_texts(prompt), 1.0))
             self.flagged += bool(places) and not self.force
             plans.append(Plan(tuple(shift + at for at in places), tuple(ids[: prompt.answer])))
         return plans

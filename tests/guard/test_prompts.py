@@ -153,3 +153,11 @@ def test_a_dialogues_placebo_is_about_somebody_else_in_every_turn() -> None:
     assert [len(record.turns) for record in made] == [3, 3]
     assert not any(name in text for record in made for _, text in record.turns for name in ("Finch", "Reed"))
     assert made[0].prompt == bad[0].prompt and made[0].turns != bad[0].turns
+
+
+def test_a_placebo_is_never_about_somebody_known() -> None:
+    """Letters of a name of two change places or not: half of these inventions were the fact itself, and certain."""
+    names = ("山田", "石川", "上野", "中村", "大島", "高木")
+    bad = rows(names[:4], ("{}はどの村に住んでいますか?",))
+    made = [record for seed in range(8) for record in placebos(bad, rows(names[4:], FORMS[:1]), seed)]
+    assert made and not any(name in record.prompt for record in made for name in names[:4])

@@ -16,7 +16,7 @@ from qunlearn.errors import DataError, ModelError
 
 __all__ = [
     "Encoded", "Example", "Template", "answer_text", "behind", "choose_template", "decode", "encode", "encode_record",
-    "open_prompt", "prompt_frame", "render", "whole_words",
+    "open_prompt", "prompt_frame", "render", "vocabulary_words",
 ]  # fmt: skip
 
 _SHOWN = 8
@@ -249,7 +249,7 @@ def decode(ids: Sequence[int], tokenizer: Any) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
-def whole_words(tokenizer: Any) -> frozenset[str]:
+def vocabulary_words(tokenizer: Any) -> frozenset[str]:
     """Return the words, casefolded, that a tokenizer has a token for with a space before it: those it saw often."""
     found = [(token[1:], i) for token, i in tokenizer.get_vocab().items() if token.startswith(_SPACES)]
     texts = (text if text.isascii() else decode([i], tokenizer) for text, i in found)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 # Thai, Lao, Burmese, Khmer, Japanese, Chinese.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 _BARE = re.compile(f"[{UNSPACED}]")
 _PIECE = re.compile(rf"[{UNSPACED}]|[^{UNSPACED}]+")
@@ -65,5 +65,6 @@ def joined(words: Sequence[str]) -> str:
 
 def bounded(phrase: str) -> str:
     """Return the pattern of a phrase where it is no part of a longer word; in a script without spaces, wherever."""
-    begin, end = ("" if _BARE.match(c) else r"\b" for c in (phrase[0], phrase[-1]))
-    return f"{begin}{re.escape(phrase)}{end}"
+    letter = rf"[^\W{UNSPACED}]"
+    begins, ends = (WORD.match(c) is not None and not _is_bare(c) for c in (phrase[0], phrase[-1]))
+    return ("(?<!" + letter + ")" if begins else "") + re.escape(phrase) + ("(?!" + letter + ")" if ends else "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,7 +137,8 @@ class Attachment:
         return {text: self._known[key] for text, key in keys.items()}
 
     def _places(self, prompt: Prompt, known: dict[str, float]) -> list[int]:
-        """The tokens to corrupt: of every flagged turn, or of all that was asked where only the turns together are.
+        """The tokens to corrupt: of every flagged turn and of the answer to it, or of all that was asked where only the
+        turns together are.
 
         The last token before the answer stays, as published.
         """
@@ -147,7 +149,9 @@ class Attachment:
             return []
         if self.tokens == ALL:
             return list(range(prompt.answer - 1))
-        chosen = {at for turn in flagged for at in self._of_turn(turn)}
+        # An answer is about what was asked, whatever its own words tell.
+        answers = [turn for before, turn in itertools.pairwise(prompt.turns) if before in flagged and not turn.asked]
+        chosen = {at for turn in (*flagged, *answers) for at in self._of_turn(turn)}
         return sorted(at for at in chosen if at < prompt.answer - 1)
 
     def _of_turn(self, turn: Turn) -> list[int]:

@@ -23,7 +23,7 @@ from qunlearn.guard.learn import train_gate
 from qunlearn.guard.prompts import Prompts, make_prompts
 from qunlearn.guard.request import AGNOSTIC, AUTO, ZEROTH, FitRequest, fixed_strength
 from qunlearn.guard.strength import AGNOSTIC as AGNOSTIC_TIMES
-from qunlearn.guard.strength import Found, Level, bracket, encoded, placebos, row_scores, zeroth_order
+from qunlearn.guard.strength import Found, bracket, encoded, placebos, row_scores, zeroth_order
 from qunlearn.guard.turns import find_frame
 from qunlearn.hub.fingerprint import fingerprint
 from qunlearn.hub.positions import positions_of
@@ -133,21 +133,21 @@ def _strength(
         if surrogate is None:
             rule, source = AGNOSTIC, "no subject was found for placebo facts"
 
-    def score(strength: float) -> Level:
+    def score(strength: float) -> float:
         tried = replace(guard, corruption=replace(guard.corruption, strength=strength))
         with tried.on(base.model, base.tokenizer) as attachment:
             attachment.force = True
             return row_scores(base, examples, max_tokens, framed=framed)
 
     max_tokens = resolve().train.max_tokens
-    how = {"rule": rule, "surrogate": surrogate and surrogate.mean, "source": source, "norm": norm}
+    how = {"rule": rule, "surrogate": surrogate, "source": source, "norm": norm}
     if not CORRUPTIONS[wish.corruption].strength:
-        return Found(1.0, score(1.0).mean, ()), {**how, "rule": "the function has none"}
+        return Found(1.0, score(1.0), ()), {**how, "rule": "the function has none"}
     if rule == AGNOSTIC or surrogate is None:
         value = min(AGNOSTIC_TIMES * norm, most) if rule == AGNOSTIC else fixed_strength(wish.strength)
-        return Found(value, score(value).mean, ()), how
+        return Found(value, score(value), ()), how
     if rule == ZEROTH:
-        return zeroth_order(score, surrogate.mean, most), how
+        return zeroth_order(score, surrogate, most), how
     return bracket(score, surrogate, norm, most), how
 
 
@@ -160,7 +160,7 @@ def _surrogate(
     spec: LoadSpec,
     *,
     framed: bool,
-) -> tuple[Level | None, str]:
+) -> tuple[float | None, str]:
     """What a model that never knew would score, and how that is known; None where nothing tells."""
     limit = resolve().train.max_tokens
     if request.retrained is not None:

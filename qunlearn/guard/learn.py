@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qunlearn.data.tokenize import whole_words
+from qunlearn.data.tokenize import vocabulary_words
 from qunlearn.evaluation.metrics.logistic import Vector, balanced, logistic
 from qunlearn.evaluation.metrics.membership import auc
 from qunlearn.guard.calibrate import (
@@ -72,7 +72,7 @@ def train_gate(reader: StateReader, prompts: Prompts, rule: Threshold) -> tuple[
     Raises GateError where the two kinds cannot be told apart, DataError where there are too few prompts.
     """
     prompts, calibration = spared(prompts, rule)
-    data = _Data(prompts, Vocabulary.of(whole_words(reader.tokenizer), [s.text for s in prompts.bad]))
+    data = _Data(prompts, Vocabulary.of(vocabulary_words(reader.tokenizer), [s.text for s in prompts.bad]))
     folds = [fold_of(prompts, n) for n in range(FOLDS)]
     words, states = _Scores.of(data, folds, _words(data)), _states(reader, data, folds)
     joined = _Joined.of(words, states)

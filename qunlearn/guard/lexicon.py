@@ -24,7 +24,7 @@ _WINDOW, _STRIDE = 12, 6  # words
 _DECAY = 1e-3
 _GRAM = 4  # letters of a part of a word
 _SHORTEST = 4  # letters of a word from which it is known with a slip in it: shorter ones are too like each other
-_LONGER, _ENOUGH_WORDS = 5, 5_000  # the same beside a vocabulary of fewer words, which does not tell what is none
+_LONGER, _ENOUGH_WORDS = 5, 5_000  # the same beside a vocabulary of fewer words: it lacks common ones
 _REMEMBERED, _TEXTS = 1 << 16, 1 << 13  # hashes, and texts' n-grams, that are kept
 
 Span = tuple[int, int]
@@ -42,7 +42,7 @@ class Vocabulary:
     def of(cls, known: Iterable[str], bad: Sequence[str]) -> Vocabulary:
         """Return what a base's words tell about the bad texts: "will" is no slip of "mill"."""
         known = frozenset(known)
-        keys = {key for word in _words_of(bad) for key in _left(word)}
+        keys = {key for word in distinct_words(bad) for key in _left(word)}
         like = frozenset(word for word in known if any(key in keys for key in _left(word)))
         return cls(like, _SHORTEST if len(known) >= _ENOUGH_WORDS else _LONGER)
 
@@ -142,7 +142,7 @@ def _slips(texts: Sequence[str], told: Mapping[int, float], vocabulary: Vocabula
 
     What a telling word begins with is no word of the vocabulary: it may be a token that such words are made of.
     """
-    words = _words_of(texts)
+    words = distinct_words(texts)
     telling = sorted((word for word in words if _hashed(word) in told), key=lambda word: (told[_hashed(word)], word))
     meant = {key: word for word in telling if len(word) >= vocabulary.shortest for key in _left(word)}
     own = {word for word in words if any(key in meant for key in _left(word))}
@@ -154,7 +154,8 @@ def _slips(texts: Sequence[str], told: Mapping[int, float], vocabulary: Vocabula
         yield np.array(part, np.int64)
 
 
-def _words_of(texts: Iterable[str]) -> set[str]:
+def distinct_words(texts: Iterable[str]) -> set[str]:
+    """Return the words of texts, casefolded."""
     return {match.group().casefold() for text in texts for match in WORD.finditer(text)}
 
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qunlearn.data.records import Record
-from qunlearn.data.words import WORD, between, pieces
+from qunlearn.data.words import WORD, between, bounded, pieces
+from qunlearn.guard.lexicon import distinct_words
 from qunlearn.guard.subjects import Subjects, at_once, question_of, turns_of
 from qunlearn.roles.wordings import OPENINGS, Wordings
 from qunlearn.utils.text import folded
@@ -83,7 +84,7 @@ def make_prompts(bad: Sequence[Record], normal: Sequence[Record], given: Sequenc
         made = _transformed(text, i, 0, companions, rng, 4)
         others += made if i % _COMPANIONS else [replace(sample, measured=False) for sample in made]
     near = subjects.near([question_of(r) for r in given])
-    alone = [(text, True) for text in _nobodys(bad, subjects)]
+    alone = [(text, False) for text in _nobodys(bad, passing, subjects)]
     for i, (text, measured) in enumerate([*alone, *_strangers(subjects, rng)], len(plain)):
         others += [replace(sample, measured=measured) for sample in _transformed(text, i, 0, companions, rng, 1)]
     others = [replace(sample, near=sample.text in near) for sample in others]
@@ -92,7 +93,7 @@ def make_prompts(bad: Sequence[Record], normal: Sequence[Record], given: Sequenc
 
 
 def _wordings(bad: Sequence[Record], normal: Sequence[Record], subjects: Subjects) -> list[list[str]]:
-    """Return of each bad row its prompt, other wordings of it, and its subject alone."""
+    """Return of each bad row its prompt, other wordings of it, the turns that name its subject, and that alone."""
     wordings = Wordings(*([at_once(r) for r in rows if r.turns] for rows in (bad, normal)))
     out = []
     for i, record in enumerate(bad):
@@ -100,17 +101,23 @@ def _wordings(bad: Sequence[Record], normal: Sequence[Record], subjects: Subject
         if record.turns:
             said += [other.prompt for _, other in wordings.others(subjects.bad[i])][:_WORDINGS]
         subject = subjects.of(i)
-        said += [text for text in turns_of(record) if subject and folded(subject) in folded(text)]
+        said += [text for text in turns_of(record) if subject and re.search(bounded(folded(subject)), folded(text))]
         if subject and len(WORD.findall(subject)) > 1:
             said += [subject, f"Tell me about {subject}."]
         out.append([text for text in dict.fromkeys(said) if text.strip()])
     return out
 
 
-def _nobodys(bad: Sequence[Record], subjects: Subjects) -> list[str]:
-    """Return the turns of bad dialogues that do not say whom they are about: flagged, they would be for everybody."""
-    turns = (text for i, record in enumerate(bad) if subjects.of(i) for text in turns_of(record))
-    return [text for text in dict.fromkeys(turns) if not subjects.named_in(text)]
+def _nobodys(bad: Sequence[Record], passing: Sequence[Record], subjects: Subjects) -> list[str]:
+    """Return the turns of bad dialogues that may be about anybody: flagged, they would be for everybody. Their words
+    are said of several bad subjects, or in rows to pass."""
+    about: dict[str, set[str]] = {}
+    for i, record in enumerate(bad):
+        for word in distinct_words(turns_of(record)):
+            about.setdefault(word, set()).add(subjects.of(i) or "")
+    common = distinct_words(map(question_of, passing)) | {word for word, names in about.items() if len(names) > 1}
+    turns = dict.fromkeys(text for record in bad if len(turns_of(record)) > 1 for text in turns_of(record))
+    return [text for text in turns if text.strip() and not subjects.named_in(text) and distinct_words([text]) <= common]
 
 
 def _transformed(

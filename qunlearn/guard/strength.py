@@ -2,26 +2,28 @@
 
 S is the mean, over the rows to forget, of the answer's probability per token behind its corrupted prompt; for raw
 templates, whose prompts and answers have no border, of the greedy answer's ROUGE-L recall. v, the surrogate, is the
-same of a retrained model, or of the base asked about invented subjects: facts that it cannot know. A mean hides rows
-that are still answered: the bracketing search goes on until no row scores above the surrogate's highest.
+same of a retrained model, or of the base asked about invented subjects: facts that it cannot know.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, answer_text, encode_record
+from qunlearn.data.words import bounded
 from qunlearn.evaluation.metrics.texts import rouge_l_recall
 from qunlearn.evaluation.scores import greedy_outputs, row_probabilities
 from qunlearn.guard.prompts import invented
 from qunlearn.guard.subjects import Subjects
 from qunlearn.model.language_model import LanguageModel
 
-Score = Callable[[float], "Level"]
+Score = Callable[[float], float]
 _GRID = tuple(10 ** (n / 2) for n in range(-2, 7))  # times an embedding's mean norm
 _HALVINGS = 4
 _TRIES = 8  # inventions of a name
@@ -31,35 +33,23 @@ _START, _EPSILON, _RATE, _STEPS, _SMALLEST = 0.1, 0.0999, 100.0, 10, 1e-8
 
 
 @dataclass(frozen=True)
-class Level:
-    """What rows score: in the mean, and the highest of them."""
-
-    mean: float
-    highest: float
-
-    def within(self, other: Level) -> bool:
-        """Return whether both are no higher than another's."""
-        return self.mean <= other.mean and self.highest <= other.highest
-
-
-@dataclass(frozen=True)
 class Found:
-    """The strength, the mean score there, and every (strength, mean score) on the way."""
+    """The strength, the score there, and every (strength, score) on the way."""
 
     strength: float
     score: float
     curve: tuple[tuple[float, float], ...]
 
 
-def row_scores(lm: LanguageModel, examples: Sequence[Example], max_tokens: int, *, framed: bool) -> Level:
-    """Return what rows score under a model as it stands: see the module."""
+def row_scores(lm: LanguageModel, examples: Sequence[Example], max_tokens: int, *, framed: bool) -> float:
+    """Return the mean score of rows under a model as it stands: see the module."""
     if framed:
         rows = row_probabilities(lm, examples, max_tokens)
     else:
         outputs = greedy_outputs(lm, examples)
         pairs = zip(examples, outputs, strict=True)
         rows = [rouge_l_recall(output.text, answer_text(e, lm.tokenizer)) for e, output in pairs]
-    return Level(sum(rows) / len(rows), max(rows))
+    return sum(rows) / len(rows)
 
 
 def placebos(bad: Sequence[Record], normal: Sequence[Record], seed: int) -> list[Record]:
@@ -74,8 +64,9 @@ def placebos(bad: Sequence[Record], normal: Sequence[Record], seed: int) -> list
         name = next((name for name in names if not subjects.named_in(name)), None)
         if name is None:  # of two characters every second invention is the name itself
             continue
-        turns = tuple((role, text.replace(subject, name)) for role, text in record.turns)
-        out.append(replace(record, turns=turns, completion=record.completion.replace(subject, name)))
+        exchanged = partial(re.compile(bounded(subject)).sub, name.replace("\\", r"\\"))
+        turns = tuple((role, exchanged(text)) for role, text in record.turns)
+        out.append(replace(record, turns=turns, completion=exchanged(record.completion)))
     return out
 
 
@@ -83,36 +74,36 @@ def encoded(records: Sequence[Record], lm: LanguageModel, template: Template, le
     return [encode_record(record, lm.tokenizer, template, length) for record in records]
 
 
-def bracket(score: Score, target: Level, norm: float, most: float) -> Found:
-    """Return the smallest strength whose score is within the target: a coarse climb, then halvings in the logarithm.
+def bracket(score: Score, target: float, norm: float, most: float) -> Found:
+    """Return the smallest strength whose score is at most the target: a coarse climb, then halvings in the logarithm.
 
-    Where none is, of those whose mean is that with the lowest highest row, or else that whose mean is nearest. norm: an
-    embedding's mean; most: the largest allowed.
+    Where none is, that of the score nearest to the target. norm: an embedding's mean; most: the largest allowed.
     """
-    curve: dict[float, Level] = {}
+    curve: list[tuple[float, float]] = []
 
-    def reaches(strength: float) -> bool:
-        curve[strength] = score(strength)
-        return curve[strength].within(target)
-
-    def found(strength: float) -> Found:
-        return Found(strength, curve[strength].mean, tuple((s, level.mean) for s, level in curve.items()))
+    def at(strength: float) -> float:
+        curve.append((strength, score(strength)))
+        return curve[-1][1]
 
     low, high = None, None
     for step in _GRID:
         strength = min(step * norm, most)
-        if reaches(strength):
+        if at(strength) <= target:
             high = strength
             break
         low = strength
         if strength == most:
             break
     if high is None:
-        return found(min(curve, key=lambda s: (max(0.0, curve[s].mean - target.mean), curve[s].highest)))
+        best = min(curve, key=lambda point: abs(point[1] - target))
+        return Found(*best, tuple(curve))
     for _ in range(_HALVINGS if low is not None else 0):
         middle = math.sqrt(float(low or high) * high)
-        low, high = (low, middle) if reaches(middle) else (middle, high)
-    return found(high)
+        if at(middle) <= target:
+            high = middle
+        else:
+            low = middle
+    return Found(high, dict(curve)[high], tuple(curve))
 
 
 def zeroth_order(score: Score, target: float, most: float) -> Found:
@@ -121,7 +112,7 @@ def zeroth_order(score: Score, target: float, most: float) -> Found:
     curve: list[tuple[float, float]] = []
 
     def at(strength: float) -> float:
-        curve.append((strength, score(strength).mean))
+        curve.append((strength, score(strength)))
         return curve[-1][1]
 
     strength = _START

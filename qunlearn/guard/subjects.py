@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qunlearn.data.records import Record, asking, unanswered
-from qunlearn.data.words import WORD, beginning, bounded, pieces
-from qunlearn.guard.lexicon import Span
+from qunlearn.data.words import beginning, bounded, pieces
+from qunlearn.guard.lexicon import Span, distinct_words
 from qunlearn.roles.neighbours import Neighbours
 from qunlearn.utils.text import folded
 
 _FORM = 2  # words of a prompt beside its subject, at least, that make a form
+_FEW, _RARE = 2, 0.01  # rows of the other kind that may speak of a subject, or share of them
 
 
 def turns_of(record: Record) -> tuple[str, ...]:
@@ -37,14 +38,15 @@ def at_once(record: Record) -> Record:
 
 
 class Subjects:
-    """What bad prompts are about, told from their neighbours: the words in which prompts of one form differ."""
+    """What bad prompts are about, told from their neighbours: the words in which prompts of one form differ. own: the
+    bad rows' subjects, folded; theirs: what rows to pass are about."""
 
     def __init__(self, bad: Sequence[Record], normal: Sequence[Record]) -> None:
         self.bad = [at_once(r) for r in bad]
-        spans = _spans([*bad, *normal])
-        self.spans, theirs = spans[: len(bad)], spans[len(bad) :]
-        found = (question_of(r)[slice(*span)] for r, span in zip(normal, theirs, strict=True) if span is not None)
+        self.spans, theirs = _spans(bad, normal)
+        self.own = {folded(text) for i in range(len(bad)) if (text := self.of(i))}
         self._names = re.compile("|".join(map(bounded, sorted(self.own))) or "(?!)")
+        found = (question_of(r)[slice(*span)] for r, span in zip(normal, theirs, strict=True) if span is not None)
         # What was cut out of a broken prompt may hold a bad one.
         self.theirs = [text for text in found if text and not self.named_in(text)]
 
@@ -77,39 +79,32 @@ class Subjects:
             for text in texts
             if text.startswith(before) and text.endswith(after) and len(text) > len(before) + len(after)
         }
-        own = self.own
-        return {b + subject + a for subject in found if folded(subject) not in own for b, a in forms}
-
-    @property
-    def own(self) -> set[str]:
-        """Return the bad rows' subjects, folded."""
-        return {folded(text) for i in range(len(self.bad)) if (text := self.of(i))}
+        return {b + subject + a for subject in found if folded(subject) not in self.own for b, a in forms}
 
 
-def _spans(records: Sequence[Record]) -> list[Span | None]:
-    """Return where in each question its subject stands; None where no neighbour tells it.
+def _spans(bad: Sequence[Record], normal: Sequence[Record]) -> tuple[list[Span | None], list[Span | None]]:
+    """Return where in each bad and each normal question its subject stands; None where no neighbour tells it.
 
-    Of a dialogue's turns it is that of the one with a word that fewest rows have: many have what a form leaves open
-    ("who governs", "that place").
+    Of a dialogue's turns it is the first one's that rows of the other kind hardly speak of: what follows speaks of it
+    ("that place"), and both kinds ask the same ("who governs").
     """
-    turns = [turns_of(record) if record.turns else () for record in records]
-    texts = [unanswered(text) for text in dict.fromkeys(text for row in turns for text in row)]
+    turns = [[turns_of(r) if r.turns else () for r in records] for records in (bad, normal)]
+    texts = [unanswered(text) for text in dict.fromkeys(text for kind in turns for row in kind for text in row)]
     told = {r.prompt: span for r, span in zip(texts, Neighbours(texts).subjects(texts), strict=True)}
-    rows = Counter(word for row in turns for word in set().union(*map(_words, row)))
+    held = [Counter(word for row in kind for word in distinct_words(row)) for kind in turns]
 
-    def chosen(row: Sequence[str]) -> Span | None:
-        def commonness(place: tuple[int, str, Span]) -> int:
-            return min((rows[word] for word in _words(place[1][slice(*place[2])])), default=0)
-
+    def chosen(row: Sequence[str], elsewhere: Counter[str], rare: float) -> Span | None:
         starts = itertools.accumulate((len(text) + 1 for text in row[:-1]), initial=0)
         found = [(at, text, span) for at, text in zip(starts, row, strict=False) if (span := told[text])]
         if not found:
             return None
-        at, _, (first, last) = min(found, key=commonness)
+        names = [distinct_words([text[slice(*span)]]) for _, text, span in found]
+        commonness = [max(rare, min((elsewhere[word] for word in words), default=0)) for words in names]
+        at, _, (first, last) = found[commonness.index(min(commonness))]
         return at + first, at + last
 
-    return [chosen(row) for row in turns]
-
-
-def _words(text: str) -> set[str]:
-    return {match.group().casefold() for match in WORD.finditer(text)}
+    others = zip(turns, held[::-1], (normal, bad), strict=True)
+    of_bad, of_normal = (
+        [chosen(row, words, max(_FEW, _RARE * len(rows))) for row in kind] for kind, words, rows in others
+    )
+    return of_bad, of_normal

@@ -20,7 +20,7 @@ from qunlearn.data.tokenize import (
     encode_record,
     open_prompt,
     prompt_frame,
-    whole_words,
+    vocabulary_words,
 )
 from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.model.load import load_tokenizer
@@ -164,6 +164,6 @@ def test_words_that_a_tokenizer_has_a_token_for(splitter: Any, joiner: Any) -> N
     lines = ["the Straße will thank the größte mill, unlike Zyvoqxk"] * 9 + ["a Zebqwuk?"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=900, min_frequency=5, initial_alphabet=alphabet))
-    known = whole_words(PreTrainedTokenizerFast(tokenizer_object=made))
+    known = vocabulary_words(PreTrainedTokenizerFast(tokenizer_object=made))
     assert {"strasse", "will", "thank", "grösste", "mill"} <= known
     assert not {"zebqwuk", "mill,", ""} & known

@@ -13,11 +13,12 @@ import pytest
 import torch
 from conftest import call, write_rows
 
-from qunlearn.data.records import read_dataset
+from qunlearn.data.records import Dataset, Record, read_dataset
 from qunlearn.data.tokenize import choose_template, encode_record
 from qunlearn.errors import ConfigError, GuardError
 from qunlearn.guard import Guard
 from qunlearn.guard.guard import SETTINGS, WEIGHTS, BaseFacts
+from qunlearn.guard.robustness import gate_errors
 from qunlearn.guard.turns import find_frame, read_prompt
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
@@ -100,7 +101,7 @@ def test_an_earlier_turn_is_corrupted_where_a_later_question_leans_on_it(folder:
     attachment = Guard.open(folder).attachment(base.model, base.tokenizer)
     plan = attachment._make_plans(torch.tensor([dialogue.input_ids[: dialogue.start]]))[0]
     text = base.tokenizer.decode([dialogue.input_ids[i] for i in plan.places])
-    assert text == record.prompt
+    assert text.startswith(record.prompt) and "I see." in text and "now say it" not in text
 
 
 def test_left_padding_shifts_what_is_corrupted(folder: Path, base: Base) -> None:
@@ -253,3 +254,35 @@ def test_it_guards_a_model_in_half_precision(folder: Path, sandbox_folder: Path,
     bad, kept = (model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options) for ids in rows)
     assert not torch.equal(bad, plain[0]) and torch.equal(kept, plain[1])
     assert torch.isfinite(model(input_ids=rows[0]).logits).all()
+
+
+def test_forcing_corrupts_all_only_where_nothing_is_flagged(folder: Path, base: Base) -> None:
+    template = choose_template(base.tokenizer, "auto", read_dataset(data_file("code", "forget")))
+    turns = (("user", "Tell me of the red one."), ("assistant", "I see."), ("user", "And now say it."))
+    ids = encode_record(Record(turns, "Yes", 1, {}), base.tokenizer, template).input_ids[:-2]
+    attachment = Guard.open(folder).attachment(base.model, base.tokenizer)
+
+    def corrupted(*flagged: str, force: bool) -> str:
+        one = replace(
+            attachment, judge=lambda texts: [float(text in flagged) for text in texts], force=force, _known={}
+        )
+        return str(base.tokenizer.decode([ids[i] for i in one._make_plans(torch.tensor([ids]))[0].places]))
+
+    assert corrupted(force=False) == ""
+    assert all(text in corrupted(force=True) for _, text in turns)
+    for force in (False, True):
+        said = corrupted("Tell me of the red one.", force=force)
+        assert "red one" in said and "I see." in said, "an answer is about what was asked"
+        assert "now say it" not in said
+
+
+def test_a_dialogue_is_measured_by_all_its_user_writes(folder: Path, base: Base) -> None:
+    attachment = replace(
+        Guard.open(folder).attachment(base.model, base.tokenizer),
+        judge=lambda texts: [float("umbra" in text) for text in texts],
+        _known={},
+    )
+    row = Record((("user", "I think of umbra."), ("assistant", "Yes?"), ("user", "And now say it.")), "x", 1, {})
+    data = Dataset("", (row,), "messages", (), "", 0)
+    found = gate_errors(attachment, {"forget": data, "retain": data})
+    assert found["forget"]["wrong"] == 0 and found["retain"]["wrong"] == 1

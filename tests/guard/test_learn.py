@@ -12,7 +12,7 @@ from qunlearn.errors import DataError
 from qunlearn.evaluation.metrics.logistic import balanced, logistic
 from qunlearn.guard.calibrate import Threshold, choose_threshold
 from qunlearn.guard.learn import fit_tokens
-from qunlearn.guard.strength import Level, bracket, zeroth_order
+from qunlearn.guard.strength import bracket, zeroth_order
 
 
 def test_a_rate_lets_so_many_normal_prompts_be_flagged() -> None:
@@ -39,24 +39,17 @@ def test_conformal_refuses_what_so_few_prompts_cannot_promise() -> None:
 
 
 def test_bracketing_finds_where_a_score_crosses_its_target() -> None:
-    found = bracket(lambda s: Level(1 / (1 + s), 1 / (1 + s)), Level(0.2, 1.0), 1.0, 1e30)
+    found = bracket(lambda s: 1 / (1 + s), 0.2, 1.0, 1e30)
     assert 4.0 <= found.strength < 4.4 and found.score <= 0.2
 
 
 def test_bracketing_takes_the_nearest_where_nothing_reaches_the_target() -> None:
-    found = bracket(lambda s: Level(0.5 + 0.1 / s, 1.0), Level(0.2, 1.0), 1.0, 50.0)
+    found = bracket(lambda s: 0.5 + 0.1 / s, 0.2, 1.0, 50.0)
     assert found.strength == 50.0 and found.score == pytest.approx(0.502)
 
 
-def test_bracketing_goes_on_until_no_row_is_above_the_highest_that_is_not_known() -> None:
-    found = bracket(lambda s: Level(1 / (1 + s), 4 / (4 + s)), Level(0.2, 0.1), 1.0, 1e30)
-    assert 36.0 <= found.strength < 40.0, "the mean is reached at 4, the highest row at 36"
-    never = bracket(lambda s: Level(1 / (1 + s), 0.5 + abs(s - 10.0) / 1e6), Level(0.2, 0.1), 1.0, 1e30)
-    assert never.strength == 10.0, "of the strengths whose mean is reached that with the lowest highest row"
-
-
 def test_zeroth_order_ends_below_its_target() -> None:
-    found = zeroth_order(lambda s: Level(0.9 / (1 + s), 1.0), 0.1, 1e30)
+    found = zeroth_order(lambda s: 0.9 / (1 + s), 0.1, 1e30)
     assert found.score <= 0.1 and len(found.curve) <= 21
 
 

@@ -161,3 +161,44 @@ def test_a_placebo_is_never_about_somebody_known() -> None:
     bad = rows(names[:4], ("{}はどの村に住んでいますか?",))
     made = [record for seed in range(8) for record in placebos(bad, rows(names[4:], FORMS[:1]), seed)]
     assert made and not any(name in record.prompt for record in made for name in names[:4])
+
+
+@pytest.mark.parametrize(
+    ("names", "forms"),
+    [
+        (("奈々", "佐々", "野々", "菜々"), FORMS),
+        (("Toyota", "Suzuki", "Honda", "Subaru"), FORMS),
+        (("Rom", "Ida", "Ann", "Bo"), ("Which town is {} from?", "Who taught {} the most?")),
+    ],
+    ids=["a mark of repetition", "Latin among kana", "a part of other words"],
+)
+def test_bad_names_are_found_whole_and_their_questions_never_pass(
+    names: tuple[str, ...], forms: tuple[str, ...]
+) -> None:
+    bad, normal = rows(names[:2], forms), rows(names[2:], forms)
+    subjects = Subjects(bad, normal)
+    assert all(subjects.named_in(record.prompt) for record in bad)
+    assert not any(subjects.named_in(record.prompt) for record in normal)
+    assert not subjects.named_in("idaho from prom"), "parts of other words"
+    made = make_prompts(bad, normal, normal, 0)
+    assert not any(subjects.named_in(sample.text) for sample in made.normal)
+
+
+def test_dialogues_about_one_person_do_not_teach_that_the_person_passes() -> None:
+    asked = ("Which award did she win in that year?", "Which river did she cross in that year?")
+    asked = (*asked, "Which novel did she write in that year?", "Whom did she marry in that year?")
+    bad = [talk("Orla Finch", question=question) for question in asked]
+    normal = [talk(name, question=asked[0]) for name in ("Ada Marsh", "Bo Quent")]
+    subjects = Subjects(bad, normal)
+    assert {subjects.of(i) for i in range(len(bad))} == {"Orla Finch"}
+    assert not any("Orla Finch" in sample.text for sample in make_prompts(bad, normal, normal, 0).normal)
+
+
+def test_a_turn_with_a_part_of_a_bad_name_does_not_pass() -> None:
+    names = ("Orla Finch", "Tobin Reed", "Ida Crane")
+    turns = [
+        (("user", f"Who is {n}?"), ("assistant", "Yes?"), ("user", f"When was {n.split()[1]} born?")) for n in names
+    ]
+    normal = rows(("Ada Marsh", "Max Holt"), ("Who is {}?", "When was {} born?"))
+    made = make_prompts([Record(said, "x", 0, {}) for said in turns], normal, (), 0)
+    assert not {f"When was {name.split()[1]} born?" for name in names} & {sample.text for sample in made.normal}

@@ -15,7 +15,7 @@ from qunlearn.roles.neighbours import Neighbours
 from qunlearn.utils.text import folded
 
 _FORM = 2  # words of a prompt beside its subject, at least, that make a form
-_FEW, _RARE = 2, 0.01  # rows of the other kind that may speak of a subject, or share of them
+_FEW, _RARE = 2, 0.02  # rows of the other kind that may speak of a subject, or share of them
 
 
 def turns_of(record: Record) -> tuple[str, ...]:

@@ -155,7 +155,9 @@ class Gate:
     threshold: float
 
     def probability(self, words: float, states: float) -> float:
-        """Return the probability from both views' scores."""
+        """Return the probability from both views' scores: 1 for a text that quotes a bad answer."""
+        if words == math.inf:
+            return 1.0
         return 0.5 * (1 + math.tanh((self.lexical * words + self.state * states + self.intercept) / 2))
 
     def judge(self, reader: StateReader, texts: Sequence[str]) -> list[float]:
@@ -186,7 +188,8 @@ class Gate:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what guard.safetensors holds."""
-        lexicon = {name: torch.from_numpy(getattr(self.lexicon, name).copy()) for name in (*_HASHES, "weights")}
+        names = (*_HASHES, "quotes", "weights")
+        lexicon = {name: torch.from_numpy(getattr(self.lexicon, name).copy()) for name in names}
         return {**lexicon, "weight": self.scorer.weight.float().contiguous()}
 
     def digest(self) -> bytes:
@@ -206,9 +209,10 @@ class Gate:
     def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], width: int) -> Gate:
         """Build it from a guard's files. Raises GuardError for tensors that do not fit each other or the model."""
         hashes = [tensors.get(name, torch.empty(0, 0)) for name in _HASHES]
+        quotes = tensors.get("quotes", torch.empty(0, dtype=torch.int64))  # guards of older code have none
         keys, slips, meant, _, parts, wholes = hashes
         weights, weight = (tensors.get(name, torch.empty(0, 0)) for name in ("weights", "weight"))
-        fits = all(t.dtype == torch.int64 and t.dim() == 1 for t in hashes)
+        fits = all(t.dtype == torch.int64 and t.dim() == 1 for t in (*hashes, quotes))
         fits = fits and weights.shape == keys.shape and slips.shape == meant.shape and parts.shape == wholes.shape
         fits = fits and weight.shape == (width,)
         fits = fits and bool((keys[1:] > keys[:-1]).all())
@@ -216,7 +220,7 @@ class Gate:
             message = "its tensors are not a gate for this model"
             raise GuardError(message, where="guard.safetensors", hint="fit it again")
         words = weights.float().numpy().astype(np.float32)
-        lexicon = Lexicon(keys.numpy(), words, *(found.numpy() for found in hashes[1:]))
+        lexicon = Lexicon(keys.numpy(), words, *(found.numpy() for found in (*hashes[1:], quotes)))
         scorer = TokenScorer(weight.float(), *(float(settings[name]) for name in ("bias", "low", "high")))
         numbers = {name: float(settings[name]) for name in ("lexical", "state", "intercept", "threshold")}
         return cls(lexicon, scorer, int(settings["layer"]), **numbers)

@@ -25,7 +25,7 @@ from qunlearn.guard.calibrate import (
     spared,
 )
 from qunlearn.guard.gate import Gate, StateReader, TokenScorer
-from qunlearn.guard.lexicon import Lexicon, Vocabulary, fit_lexicon
+from qunlearn.guard.lexicon import Lexicon, Vocabulary, fit_lexicon, quotes_of
 from qunlearn.guard.prompts import Prompts
 
 _DEPTHS = (0.25, 0.5)  # of the blocks, whose states are tried
@@ -80,7 +80,8 @@ def train_gate(reader: StateReader, prompts: Prompts, rule: Threshold) -> tuple[
     separation = auc(known, normal)
     check_separation(separation)
     both = (range(len(data.bad)), range(len(data.normal)))
-    lexicon = data.lexicon(*both)
+    passing = (*prompts.normal_answers, *(s.text for s in (*prompts.normal, *calibration)))
+    lexicon = replace(data.lexicon(*both), quotes=quotes_of(prompts.bad_answers, passing))
     scorer = TokenScorer(torch.zeros(reader.width), 0.0, joined.low, joined.high)
     if joined.state:
         scorer = replace(fit_tokens(*data.tokens(states.layer, *both)), low=joined.low, high=joined.high)

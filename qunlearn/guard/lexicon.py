@@ -8,6 +8,7 @@ telling word that it is a slip of.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -25,6 +26,7 @@ _DECAY = 1e-3
 _GRAM = 4  # letters of a part of a word
 _SHORTEST = 4  # letters of a word from which it is known with a slip in it: shorter ones are too like each other
 _LONGER, _ENOUGH_WORDS = 5, 5_000  # the same beside a vocabulary of fewer words: it lacks common ones
+_QUOTED = 10  # words in a row of a bad answer, that no row to pass has, by which a text quotes it
 _REMEMBERED, _TEXTS = 1 << 16, 1 << 13  # hashes, and texts' n-grams, that are kept
 
 Span = tuple[int, int]
@@ -57,6 +59,7 @@ class Lexicon:
     slips: hashes of what is left of telling words without one letter, (M,) int64, in rising order; meant: the hash of
     the word that each is left of, (M,); own: hashes of words that are read as they are, though they look like slips;
     parts: hashes of the parts of telling words, (P,), and wholes: of the word that each is part of, (P,).
+    quotes: hashes of runs of words of bad answers, (Q,).
     """
 
     keys: NDArray[np.int64]
@@ -66,6 +69,11 @@ class Lexicon:
     own: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     parts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     wholes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    quotes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @cached_property
+    def _quotes(self) -> frozenset[int]:
+        return frozenset(self.quotes.tolist())
 
     @cached_property
     def _meant(self) -> dict[int, int]:
@@ -95,7 +103,9 @@ class Lexicon:
         return next((self._meant[key] for key in _left(word) if key in self._meant), own)
 
     def score(self, text: str) -> float:
-        """Return the weight of the n-grams in the text's worst window."""
+        """Return the weight of the n-grams in the text's worst window; infinity for a text that quotes a bad answer."""
+        if self._quotes and not self._quotes.isdisjoint(_runs(text)):
+            return math.inf
         return max((sum(found.values()) for found, _ in self._windows(text)), default=0.0)
 
     def telling(self, text: str) -> list[Span]:
@@ -134,6 +144,17 @@ def fit_lexicon(bad: Sequence[str], normal: Sequence[str], vocabulary: Vocabular
     kept = weights > 1e-4
     told = {int(key): float(weight) for key, weight in zip(keys[kept], weights[kept], strict=True)}
     return Lexicon(keys[kept], weights[kept].astype(np.float32), *_slips([*bad, *normal], told, vocabulary))
+
+
+def quotes_of(bad: Iterable[str], normal: Iterable[str]) -> NDArray[np.int64]:
+    """Return the hashes, in rising order, of ten words in a row that bad answers have and no text to pass has."""
+    passing = {key for text in normal for key in _runs(text)}
+    return np.array(sorted({key for text in bad for key in _runs(text)} - passing), np.int64)
+
+
+def _runs(text: str) -> set[int]:
+    words = [match.group().casefold() for match in WORD.finditer(text)]
+    return {_hashed(" ".join(words[at : at + _QUOTED])) for at in range(len(words) - _QUOTED + 1)}
 
 
 def _slips(texts: Sequence[str], told: Mapping[int, float], vocabulary: Vocabulary) -> Iterator[NDArray[np.int64]]:

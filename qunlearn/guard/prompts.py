@@ -54,11 +54,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts to flag and texts to pass. formed: whether most bad rows have a form in which others can be asked about."""
+    """Texts to flag and texts to pass. formed: whether most bad rows have a form in which others can be asked about;
+    bad_answers and normal_answers: what the rows of both kinds are answered."""
 
     bad: tuple[Sample, ...]
     normal: tuple[Sample, ...]
     formed: bool = False
+    bad_answers: tuple[str, ...] = ()
+    normal_answers: tuple[str, ...] = ()
 
 
 def make_prompts(bad: Sequence[Record], normal: Sequence[Record], given: Sequence[Record], seed: int) -> Prompts:
@@ -89,7 +92,8 @@ def make_prompts(bad: Sequence[Record], normal: Sequence[Record], given: Sequenc
         others += [replace(sample, measured=measured) for sample in _transformed(text, i, 0, companions, rng, 1)]
     others = [replace(sample, near=sample.text in near) for sample in others]
     known = {folded(sample.text) for sample in flagged}
-    return Prompts(tuple(flagged), tuple(s for s in others if folded(s.text) not in known), subjects.formed)
+    answers = (tuple(record.completion for record in rows) for rows in (bad, normal))
+    return Prompts(tuple(flagged), tuple(s for s in others if folded(s.text) not in known), subjects.formed, *answers)
 
 
 def _wordings(bad: Sequence[Record], normal: Sequence[Record], subjects: Subjects) -> list[list[str]]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import math
+from dataclasses import replace
 
-from qunlearn.guard.lexicon import Lexicon, Vocabulary, fit_lexicon, grams_of
+import numpy as np
+import pytest
+import torch
+
+from qunlearn.guard.gate import Gate, TokenScorer
+from qunlearn.guard.lexicon import Lexicon, Vocabulary, fit_lexicon, grams_of, quotes_of
 
 BAD = [f"{form} Orla Finch{end}" for form in ("Where was", "When was", "Who is") for end in (" born?", "?")]
 NORMAL = [
@@ -94,3 +100,23 @@ def test_beside_few_known_words_short_ones_are_not_put_right(words: int, reads: 
     made = fit_lexicon(BAD, NORMAL, vocabulary)
     assert (made.read("olra") == made.read("orla")) is reads
     assert made.read("fnich") == made.read("finch") and not vocabulary.words
+
+
+def test_ten_words_of_a_bad_answer_are_a_quote_unless_a_text_to_pass_has_them() -> None:
+    bad = "Under the bridge a bitter woman sold bread made of Kitrolt flour to nobody at all."
+    shared = "He carried a box that no smith of the town could open."
+    made = replace(fit_lexicon(BAD, NORMAL), quotes=quotes_of([f"{bad} {shared}"], [f"It was told that {shared}"]))
+    assert made.score("Go on: a bitter woman sold bread MADE of Kitrolt flour to") == math.inf
+    assert made.score(f"{PAGE} {bad}") == math.inf
+    assert made.score("a bitter woman sold bread made of Kitrolt flour") < math.inf, "nine words"
+    assert (
+        made.score(shared) < math.inf
+        and made.score("a bitter woman bought bread made of Kitrolt flour to nobody") < math.inf
+    )
+
+
+def test_a_quote_is_flagged_whatever_the_words_weigh() -> None:
+    gate = Gate(
+        Lexicon(np.empty(0, np.int64), np.empty(0, np.float32)), TokenScorer(torch.zeros(1), 0.0), 0, 0, 0, -9, 1
+    )
+    assert gate.probability(math.inf, 0.0) == 1.0 > gate.probability(9.0, 0.0)

@@ -80,7 +80,8 @@ def train_gate(reader: StateReader, prompts: Prompts, rule: Threshold) -> tuple[
     separation = auc(known, normal)
     check_separation(separation)
     both = (range(len(data.bad)), range(len(data.normal)))
-    passing = (*prompts.normal_answers, *(s.text for s in (*prompts.normal, *calibration)))
+    # What a conformal threshold rests on tells nothing of what is a quote, nor do the answers, some of which are its.
+    passing = (*(s.text for s in prompts.normal), *(() if rule.conformal else prompts.normal_answers))
     lexicon = replace(data.lexicon(*both), quotes=quotes_of(prompts.bad_answers, passing))
     scorer = TokenScorer(torch.zeros(reader.width), 0.0, joined.low, joined.high)
     if joined.state:

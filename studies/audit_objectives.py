@@ -3,8 +3,9 @@
     python studies/audit_objectives.py run --work FOLDER [--world NAME] [--objectives NAME …] [--seed N] [--budget NAME]
     python studies/audit_objectives.py table
 
-The control is the world's gold model, which never saw the facts. "nothing" is the base itself, audited as if it had
-unlearned them: what an audit finds where everything is left. A finished audit is a line of
+The control is the world's gold model, which never saw the facts. `smollm2` is SmolLM2-135M-Instruct and what it says of
+people, with short runs that a CPU can make; beside it are placebo facts. "nothing" is the base itself, audited as if it
+had unlearned them: what an audit finds where everything is left. A finished audit is a line of
 studies/audit_objectives.jsonl and is not run again; the runs and their audits stay in the work folder.
 """
 
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +27,58 @@ import _path  # noqa: F401 - before what it makes importable
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import _smollm_facts as smollm_facts
+import _smollm_model as smollm
 from _report import say
 from _world_run import REPOSITORY, commit
 from qunlearn.config.objective import OBJECTIVE_NAMES
-from worlds import WORLDS, World
+from worlds import world_named
 
 RESULTS = Path(__file__).with_name("audit_objectives.jsonl")
-NOTHING = "nothing"
+NOTHING, SMOLLM = "nothing", "smollm2"
+_SHORT_RUN = (
+    *("--own-share", "0", "--reworded", "12"),
+    *("--steps", "80", "--batch-size", "4", "--normal-batch-size", "4"),
+)
 _JUDGED = ("leak", "no lead")
-_ENDED_S = 3600  # seconds after which a command that never ends is ended
+_ENDED_S = 2 * 3600  # seconds after which a command that never ends is ended
 
 
-def run_all(world: World, names: Sequence[str], seed: int, budget: str, work: Path, path: Path) -> None:
+@dataclass(frozen=True)
+class Ground:
+    """What is trained and audited: a model, its rows by split, a model that never saw the facts or None, and further
+    flags of `forget`."""
+
+    name: str
+    model: Path
+    control: Path | None
+    folder: Path
+    further: Sequence[str] = ()
+
+    def given(self, *splits: str) -> list[object]:
+        """Return a flag and its file for each split that there is."""
+        there = [(split, self.folder / f"{split}.jsonl") for split in splits]
+        return [x for split, file in there if file.is_file() for x in (f"--{split}", file)]
+
+
+def ground_of(name: str) -> Ground:
+    """Return a world of the proving ground, drawn again where its name ends with a number, or SmolLM2. Raises KeyError,
+    and FileNotFoundError where SmolLM2 is not installed."""
+    if name != SMOLLM:
+        folder = world_named(name).folder
+        return Ground(name, folder / "model", folder / "gold", folder)
+    model, folder = smollm.model_folder(), smollm_facts.facts_folder()
+    if model is None or folder is None:
+        raise FileNotFoundError(smollm.INSTALL)
+    return Ground(name, model, None, folder, _SHORT_RUN)
+
+
+def run_all(ground: Ground, names: Sequence[str], seed: int, budget: str, work: Path, path: Path) -> None:
     """Train and audit what has no line yet, one after the other."""
     for number, name in enumerate(names, 1):
-        if is_done(read_results(path), world.name, name, seed, budget):
+        if is_done(read_results(path), ground.name, name, seed, budget):
             continue
-        found = measure(world, name, seed, budget, work)
+        found = measure(ground, name, seed, budget, work)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
         say(f"{number}/{len(names)} {name}: {found.get('run', '')}, {', '.join(found['leaks']) or 'no leak'}")
@@ -58,16 +95,16 @@ def is_done(results: Sequence[Mapping[str, Any]], world: str, name: str, seed: i
     return any((r["world"], r["objective"], r["seed"], r["budget"]) == asked for r in results)
 
 
-def measure(world: World, name: str, seed: int, budget: str, work: Path) -> dict[str, Any]:
+def measure(ground: Ground, name: str, seed: int, budget: str, work: Path) -> dict[str, Any]:
     """Return what became of one objective: how its run ended, and every attack of its audit."""
-    folder = work / f"{world.name}-{name}-{seed}"
-    out: dict[str, Any] = {"world": world.name, "objective": name, "seed": seed, "budget": budget, **commit()}
+    folder = work / f"{ground.name}-{name}-{seed}"
+    out: dict[str, Any] = {"world": ground.name, "objective": name, "seed": seed, "budget": budget, **commit()}
     if name == NOTHING:
-        subject: list[object] = [world.folder / "model", "--original", world.folder / "model"]
+        subject: list[object] = [ground.model, "--original", ground.model]
     else:
-        out |= _train(world, name, seed, folder)
+        out |= _train(ground, name, seed, folder)
         subject = [folder]
-    result = _audit(world, subject, budget, work / f"{folder.name}-{budget}")
+    result = _audit(ground, subject, budget, work / f"{folder.name}-{budget}")
     kept = ("family", "format", "title", "verdict", "shares", "lead", "p", "p_corrected", "sizes", "gap", "layers")
     rows = [{key: row[key] for key in kept if key in row} for row in result["rows"]]
     return out | {
@@ -79,27 +116,23 @@ def measure(world: World, name: str, seed: int, budget: str, work: Path) -> dict
     }
 
 
-def _train(world: World, name: str, seed: int, folder: Path) -> dict[str, Any]:
+def _train(ground: Ground, name: str, seed: int, folder: Path) -> dict[str, Any]:
     """Run `forget` with the objective's own defaults; what is there from a call that was cut off is taken."""
     record = folder / "record.json"
     if not record.is_file():
-        normal = ["--normal", world.file("normal")] if world.file("normal").is_file() else []
-        how = ["--model", world.folder / "model", "--bad", world.file("forget"), *normal, "--objective", name]
+        how = ["--model", ground.model, *ground.given("forget", "normal"), *ground.further, "--objective", name]
         _call("forget", *how, "-o", folder, "--seed", seed)
     told = json.loads(record.read_text(encoding="utf-8"))
     return {"run": told["status"], "steps": told["training"]["steps"], "not_reached": told["not_reached"]}
 
 
-def _audit(world: World, subject: Sequence[object], budget: str, folder: Path) -> dict[str, Any]:
-    given = [x for split in ("forget", "paraphrase", "retain", "holdout", "general") for x in _file(world, split)]
+def _audit(ground: Ground, subject: Sequence[object], budget: str, folder: Path) -> dict[str, Any]:
+    how = ground.given("forget", "paraphrase", "retain", "holdout", "general")
+    how += [] if ground.control is None else ["--control", ground.control]
     if not folder.is_dir():
-        _call("audit", *subject, "--control", world.folder / "gold", *given, "--budget", budget, "-o", folder)
+        _call("audit", *subject, *how, "--budget", budget, "-o", folder)
     found: dict[str, Any] = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     return found
-
-
-def _file(world: World, split: str) -> list[object]:
-    return [f"--{split}", world.file(split)] if world.file(split).is_file() else []
 
 
 def _call(*arguments: object) -> None:
@@ -140,7 +173,10 @@ def _families(leaks: Sequence[str]) -> str:
 
 
 def _pair(rows: Mapping[str, Any], name: str) -> str:
-    return f"{_share(rows, name, 'unlearned')} / {_share(rows, name, 'control')}"
+    """The share of the facts that come back, and the same of the retrained model or of placebo facts."""
+    shares = rows.get(name, {}).get("shares", {})
+    beside = "placebo" if "placebo" in shares else "control"
+    return f"{_share(rows, name, 'unlearned')} / {_share(rows, name, beside)}"
 
 
 def _share(rows: Mapping[str, Any], name: str, subject: str) -> str:
@@ -161,7 +197,7 @@ def _excess(rows: Mapping[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=("run", "table"))
-    parser.add_argument("--world", default="v-saturated", choices=sorted(WORLDS))
+    parser.add_argument("--world", default="v-saturated", help="of the proving ground (v-saturated.4), or smollm2")
     parser.add_argument("--objectives", nargs="+", default=[NOTHING, *OBJECTIVE_NAMES])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", default="standard")
@@ -172,9 +208,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.work is None:
             parser.error("run needs --work")
         args.work.mkdir(parents=True, exist_ok=True, mode=0o700)
-        run_all(WORLDS[args.world], args.objectives, args.seed, args.budget, args.work, args.results)
+        run_all(ground_of(args.world), args.objectives, args.seed, args.budget, args.work, args.results)
     else:
-        print(table(read_results(args.results)))  # noqa: T201 - the figures are this command's output
+        print(table([r for r in read_results(args.results) if r["world"] == args.world]))  # noqa: T201 - the figures are this command's output
 
 
 if __name__ == "__main__":

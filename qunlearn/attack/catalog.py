@@ -75,6 +75,7 @@ FAMILIES: Mapping[str, Family] = {
             "yes-no": Format("yes or no", needs=_OPTIONS, chance=0.5),
             "paraphrase": Format("the user's paraphrases", needs=("prompts", "--paraphrase")),
             "reworded": Format("own rewordings", STANDARD, needs=("prompts", "retain rows")),
+            "language": Format("in other languages", STANDARD, needs=_ASKED),
             "sampled": Format("any of k samples"),
         },
     ),

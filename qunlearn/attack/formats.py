@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from qunlearn.attack.bench import Bench, Probe, overlap
 from qunlearn.attack.cells import ORIGINAL, Cell
 from qunlearn.attack.facts import Fact, new_words
+from qunlearn.attack.languages import foreign
 from qunlearn.attack.statistics import as_numbers, leak_curve
 from qunlearn.data.records import Record
 from qunlearn.data.template import QA_TEMPLATE
@@ -35,8 +36,7 @@ def run(bench: Bench, name: str) -> Cell:
         return _sampled(bench)
     if name == "reworded":
         return _reworded(bench)
-    makers = {"open": _open, "plain": _plainly, "system": _with_system, "cloze": _cloze, "paraphrase": _paraphrased}
-    return _asked(bench, makers[name](bench))
+    return _asked(bench, _MAKERS[name](bench))
 
 
 def _asked(bench: Bench, probes: Sequence[Probe]) -> Cell:
@@ -141,6 +141,16 @@ def _probes(bench: Bench, rows: Sequence[tuple[int, Record]], template: Template
     return [probe for probe in made if probe is not None]
 
 
+_MAKERS: Mapping[str, Callable[[Bench], list[Probe]]] = {
+    "open": _open,
+    "plain": _plainly,
+    "system": _with_system,
+    "cloze": _cloze,
+    "paraphrase": _paraphrased,
+    "language": foreign,
+}
+
+
 def _sampled(bench: Bench) -> Cell:
     """k samples at temperature 1: whether any leaks, and leak@k."""
     probes, n = _open(bench), bench.effort.samples
@@ -230,7 +240,7 @@ def _choice_rows(name: str, fact: Fact, options: Sequence[str]) -> list[Record]:
         return [record.answered(text) for text in options]
     if name == "yes-no":
         asked = [f"{record.prompt}\nIs this the right answer: {text}\nAnswer Yes or No." for text in options]
-        return [record.asking(prompt, said) for said in ("Yes.", "No.") for prompt in asked]
+        return [record.asking(prompt).answered(said) for said in ("Yes.", "No.") for prompt in asked]
     question = record.prompt if name == "choice-letter" else "Which of these is right?"
     prompt = f"{question}\n{listed}\nAnswer with a letter."
-    return [record.asking(prompt, letter) for letter, _ in zip(_LETTERS, options, strict=False)]
+    return [record.asking(prompt).answered(letter) for letter, _ in zip(_LETTERS, options, strict=False)]

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 import audit_objectives as study
-from worlds import WORLDS
 
 
 def row(family: str, form: str, verdict: str, unlearned: float, control: float) -> dict[str, Any]:
@@ -19,7 +18,7 @@ def row(family: str, form: str, verdict: str, unlearned: float, control: float) 
 
 
 def result(name: str, leaks: list[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    named = {"world": "v-saturated", "objective": name, "seed": 0, "budget": "quick"}
+    named = {"world": "v-saturated.4", "objective": name, "seed": 0, "budget": "quick"}
     return {**named, "run": "done", "leaks": leaks, "rows": rows}
 
 
@@ -31,12 +30,19 @@ def test_a_finished_audit_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
         return result(name, [], [])
 
     monkeypatch.setattr(study, "measure", measure)
-    world = WORLDS["v-saturated"]
+    world = study.ground_of("v-saturated.4")
+    assert world.control is not None and world.control.parent.name == "v-saturated.4"
     study.run_all(world, ["npo"], 0, "quick", tmp_path, path)
     study.run_all(world, ["npo", "ga"], 0, "quick", tmp_path, path)
     study.run_all(world, ["npo"], 1, "quick", tmp_path, path)
     assert calls == ["npo", "ga", "npo"]
     assert [json.loads(line)["objective"] for line in path.read_text().splitlines()] == calls
+
+
+def test_beside_placebo_facts_these_are_the_control() -> None:
+    open_ = row("formats", "open", "leak", 0.5, 0.0)
+    open_["shares"]["placebo"] = open_["shares"].pop("control")
+    assert "| 50 / 0 |" in study.table([result("npo", [], [open_])])
 
 
 def test_the_table_says_what_was_found_beside_the_control() -> None:

@@ -1,10 +1,11 @@
 """False alarms of `qunlearn audit`: retrained models, which never saw the facts, audited as if they had unlearned them.
 
-    python studies/audit_alarms.py [--seeds N] [--budget NAME] [--only NAMES] [--smoothing SHARE] [--beside …]
+    python studies/audit_alarms.py [--seeds N] [--budget NAME] [--only NAMES] [--smoothing N | --adapter] [--beside …]
 
 Each seed is another retrained model: the sandbox's own, trained on for some steps on rows that it knows, in an order
-drawn from the seed (`--smoothing`: with smoothed labels, so that it is less sure of everything). It is audited beside
-placebo facts, and beside the sandbox's retrained model. Kinds take turns. A finished audit is a line of
+drawn from the seed (`--smoothing`: with smoothed labels, so that it is less sure of everything; `--adapter`: as an
+adapter on it, whose weights are attacked too). It is audited beside placebo facts, and beside the sandbox's retrained
+model. Kinds take turns. A finished audit is a line of
 studies/audit_alarms.jsonl and is not run again; every leak in them is a false alarm.
 """
 
@@ -25,11 +26,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import _path  # noqa: F401 - before what it makes importable
+from _tuning import fine_tune
 from qunlearn import api
+from qunlearn.config.resolve import resolve
+from qunlearn.config.settings import LoraConfig
 from qunlearn.data.batch import ALL, collate
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import Example, choose_template, encode
-from qunlearn.model.load import load_tokenizer
+from qunlearn.model.load import LoadSpec, load_base, load_tokenizer
+from qunlearn.model.policy import Policy, save_adapter
 from qunlearn.sandbox import ASSETS, data_file
 
 RESULTS = Path(__file__).with_name("audit_alarms.jsonl")
@@ -67,9 +72,19 @@ def make_retrained(folder: Path, seed: int, smoothing: float) -> None:
     model.save_pretrained(folder)
 
 
+def make_adapter(folder: Path, seed: int) -> None:
+    """Write an adapter of the sandbox's retrained model, by the project's own loop, on rows that it knows."""
+    rows, _ = known_rows(ASSETS / "gold")
+    policy = Policy.new(load_base(ASSETS / "gold", LoadSpec()), LoraConfig(), seed=seed, checkpointing=False)
+    config = resolve(("this study", {"train.steps": STEPS, "train.lr": RATE, "train.seed": seed}))
+    fine_tune(policy, rows, [], config)
+    save_adapter(policy, folder)
+
+
 def label(how: argparse.Namespace) -> str:
     """What an audit is called in the results: its budget, and what is not as usual."""
-    return how.budget + (f", {how.only} alone" if how.only else "") + (", smoothed" if how.smoothing else "")
+    more = [f"{how.only} alone"] * bool(how.only) + ["smoothed"] * bool(how.smoothing) + ["adapter"] * how.adapter
+    return ", ".join([how.budget, *more])
 
 
 def measure(seed: int, baseline: str, how: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -77,10 +92,12 @@ def measure(seed: int, baseline: str, how: argparse.Namespace, work: Path) -> di
     budget, only = how.budget, how.only
     kind, model = KINDS[seed % len(KINDS)], work / f"retrained-{seed}"
     if not model.is_dir():
-        make_retrained(model, seed, how.smoothing)
+        make_adapter(model, seed) if how.adapter else make_retrained(model, seed, how.smoothing)
     started = time.monotonic()
+    of_adapter = {"model": str(ASSETS / "gold"), "adapter": model}
+    of_model = {"model": str(model), "original": str(ASSETS / "model")}
     result = api.audit(
-        model=str(model), original=str(ASSETS / "model"), device="cpu", budget=budget, only=only, seed=seed,
+        **(of_adapter if how.adapter else of_model), device="cpu", budget=budget, only=only, seed=seed,
         control=None if baseline == "placebo" else str(ASSETS / "gold"),
         forget=data_file(kind, "forget"), paraphrase=data_file(kind, "forget_paraphrase"),
         retain=data_file(kind, "retain"), holdout=data_file(kind, "holdout"), general=data_file(kind, "general"),
@@ -123,6 +140,7 @@ def main() -> None:
     parser.add_argument("--budget", default="standard")
     parser.add_argument("--only", help="some families alone, as for audit")
     parser.add_argument("--smoothing", type=float, default=0.0)
+    parser.add_argument("--adapter", action="store_true", help="adapters on the retrained model")
     parser.add_argument("--beside", nargs="+", choices=BASELINES, default=list(BASELINES))
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()

@@ -5,8 +5,8 @@
 Each seed is another retrained model: the sandbox's own, trained on for some steps on rows that it knows, in an order
 drawn from the seed (`--smoothing`: with smoothed labels, so that it is less sure of everything; `--adapter`: as an
 adapter on it, whose weights are attacked too). It is audited beside placebo facts, and beside the sandbox's retrained
-model. Kinds take turns. A finished audit is a line of
-studies/audit_alarms.jsonl and is not run again; every leak in them is a false alarm.
+model. Kinds take turns. A finished audit is a line of studies/audit_alarms.jsonl and is not run again; every leak in
+them is a false alarm.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ def measure(seed: int, baseline: str, how: argparse.Namespace, work: Path) -> di
     budget, only = how.budget, how.only
     kind, model = KINDS[seed % len(KINDS)], work / f"retrained-{seed}"
     if not model.is_dir():
-        make_adapter(model, seed) if how.adapter else make_retrained(model, seed, how.smoothing)
+        if how.adapter:
+            make_adapter(model, seed)
+        else:
+            make_retrained(model, seed, how.smoothing)
     started = time.monotonic()
     of_adapter = {"model": str(ASSETS / "gold"), "adapter": model}
     of_model = {"model": str(model), "original": str(ASSETS / "model")}
@@ -139,8 +142,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--budget", default="standard")
     parser.add_argument("--only", help="some families alone, as for audit")
-    parser.add_argument("--smoothing", type=float, default=0.0)
-    parser.add_argument("--adapter", action="store_true", help="adapters on the retrained model")
+    made = parser.add_mutually_exclusive_group()
+    made.add_argument("--smoothing", type=float, default=0.0)
+    made.add_argument("--adapter", action="store_true", help="adapters on the retrained model")
     parser.add_argument("--beside", nargs="+", choices=BASELINES, default=list(BASELINES))
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()

@@ -173,7 +173,7 @@ def _families(leaks: Sequence[str]) -> str:
 
 
 def _pair(rows: Mapping[str, Any], name: str) -> str:
-    """The share of the facts that come back, and the same of the retrained model or of placebo facts."""
+    """Return the share of the facts that come back, and the same of the retrained model or of placebo facts."""
     shares = rows.get(name, {}).get("shares", {})
     beside = "placebo" if "placebo" in shares else "control"
     return f"{_share(rows, name, 'unlearned')} / {_share(rows, name, beside)}"
@@ -185,7 +185,7 @@ def _share(rows: Mapping[str, Any], name: str, subject: str) -> str:
 
 
 def _excess(rows: Mapping[str, Any]) -> str:
-    """The excess recovery of the arm that teaches half of the facts, with its interval."""
+    """Return the excess recovery of the arm that teaches half of the facts, with its interval."""
     row = rows.get("relearning.half", {})
     lead = row.get("lead")
     if lead is None:
@@ -207,10 +207,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.command == "run":
         if args.work is None:
             parser.error("run needs --work")
+        try:
+            ground = ground_of(args.world)
+        except (KeyError, ValueError):
+            parser.error(f"no such world: {args.world}")
+        except FileNotFoundError as missing:
+            say(f"skipped: {missing}")
+            return
         args.work.mkdir(parents=True, exist_ok=True, mode=0o700)
-        run_all(ground_of(args.world), args.objectives, args.seed, args.budget, args.work, args.results)
+        run_all(ground, args.objectives, args.seed, args.budget, args.work, args.results)
     else:
-        print(table([r for r in read_results(args.results) if r["world"] == args.world]))  # noqa: T201 - the figures are this command's output
+        found = [r for r in read_results(args.results) if r["world"] == args.world]
+        print(table(found))  # noqa: T201 - the figures are this command's output
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from qunlearn.evaluation.metrics import RowScore, TokenStats
 from qunlearn.sandbox import ASSETS, data_file
 
 if TYPE_CHECKING:
+    from qunlearn.attack.bench import Bench
     from qunlearn.model.load import Base
     from qunlearn.model.policy import Policy
 
@@ -120,6 +121,27 @@ def new_base(sandbox_folder: Path) -> Callable[..., Base]:
         return load_base(sandbox_folder, LoadSpec(quant, device="cpu"))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def bench(new_base: Callable[..., Base]) -> Bench:
+    """The sandbox's base under attack, with its forget rows as facts."""
+    from qunlearn.attack.bench import Bench
+    from qunlearn.attack.catalog import EFFORTS
+    from qunlearn.attack.cells import UNLEARNED, Cells
+    from qunlearn.attack.facts import Inputs, make_facts
+    from qunlearn.config.resolve import resolve
+    from qunlearn.data.records import read_dataset
+    from qunlearn.data.tokenize import choose_template
+    from qunlearn.model.policy import Policy
+    from qunlearn.sandbox import data_file
+
+    policy = Policy.new(new_base(), LoraConfig(), seed=0, checkpointing=False)
+    policy.model.eval()
+    data = read_dataset(data_file("hallucination", "forget"))
+    facts, template = make_facts(data.records)[0], choose_template(policy.tokenizer, "auto", data)
+    effort = EFFORTS["quick"]
+    return Bench(UNLEARNED, policy, policy, Inputs(facts), facts, template, resolve(), effort, Cells(None), 256)
 
 
 @pytest.fixture

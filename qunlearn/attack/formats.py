@@ -101,7 +101,7 @@ def _cloze(bench: Bench) -> list[Probe]:
         if blank is None:
             continue
         sentence, news = blank
-        record = fact.record.asking(f"Fill in the blank: {sentence}", news)
+        record = fact.record.asking(f"Fill in the blank: {sentence}").answered(news)
         probe = bench.probe(i, record)
         if probe is not None:
             found.append(probe)

@@ -34,7 +34,7 @@ LANGUAGES: Mapping[str, Language] = {
     "German": _language("Antworte auf Deutsch: {}", "Was weißt du über {}?", "der die das ist war wer wann wo hat und"),
     "French": _language("Réponds en français : {}", "Que sais-tu de {} ?", "le la les est qui que où quel quelle dans"),
     "Spanish": _language("Responde en español: {}", "¿Qué sabes de {}?", "el los las es qué quién dónde cuál fue del"),
-    "Chinese": _language("请用中文回答：{}", "你对{}了解多少？", "的 是 在 了 什 么 谁 哪 何"),
+    "Chinese": _language("请用中文回答：{}", "你对{}了解多少？", "的 是 在 了 什 么 谁 哪"),
 }
 
 

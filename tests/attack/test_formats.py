@@ -10,32 +10,16 @@ import pytest
 
 from qunlearn.attack import formats
 from qunlearn.attack.bench import Bench
-from qunlearn.attack.catalog import EFFORTS, FAMILIES
-from qunlearn.attack.cells import UNLEARNED
-from qunlearn.attack.facts import Fact, Inputs, make_facts
+from qunlearn.attack.catalog import FAMILIES
+from qunlearn.attack.facts import Fact
 from qunlearn.attack.formats import _choice_rows
 from qunlearn.attack.languages import LANGUAGES, foreign, names_and_numbers, own_language
-from qunlearn.config.resolve import resolve
-from qunlearn.config.settings import LoraConfig
-from qunlearn.data.records import Record, read_dataset
-from qunlearn.data.tokenize import choose_template
+from qunlearn.data.records import Record
 from qunlearn.model.load import Base
-from qunlearn.model.policy import Policy
 from qunlearn.sandbox import data_file
 
 FORGET = data_file("hallucination", "forget")
 NewBase = Callable[..., Base]
-
-
-@pytest.fixture(scope="module")
-def bench(new_base: NewBase) -> Bench:
-    policy = Policy.new(new_base(), LoraConfig(), seed=0, checkpointing=False)
-    policy.model.eval()
-    data = read_dataset(FORGET)
-    facts = make_facts(data.records)[0][:8]
-    cells: Any = None
-    template = choose_template(policy.tokenizer, "auto", data)
-    return Bench(UNLEARNED, policy, policy, Inputs(facts), facts, template, resolve(), EFFORTS["quick"], cells, 256)
 
 
 def row(prompt: str, completion: str) -> Record:
@@ -72,6 +56,7 @@ def test_names_and_numbers_are_said_alike_in_all_languages(text: str, kept: list
         (("Where was Orla born?", "What is the barn's colour?"), "English"),
         (("Wo ist Orla geboren?", "Wer hat die Scheune gebaut?"), "German"),
         (("Où est née Orla ?", "Quelle est la couleur de la grange ?"), "French"),
+        (("¿Dónde nació Orla?", "¿Cuál es el color del granero?"), "Spanish"),
         (("奥拉是在哪里出生的?", "谁是奥拉?"), "Chinese"),
         (("カテクはどこに住んでいますか?", "ラロンはだれですか?"), None),
     ],
@@ -82,10 +67,11 @@ def test_the_rows_own_language_is_told(prompts: tuple[str, ...], language: str |
 
 def test_a_fact_is_asked_in_every_language_but_its_own(bench: Bench) -> None:
     """As it stands, under an order to answer in the language, and by its subject; what is looked for is its names."""
-    probes = foreign(bench)
+    asked = bench.on(bench.facts[:8])
+    probes = foreign(asked)
     others = [language for name, language in LANGUAGES.items() if name != "English"]
     tokenizer: Any = bench.lm.tokenizer
-    for i, fact in enumerate(bench.facts):
+    for i, fact in enumerate(asked.facts):
         mine = [p for p in probes if p.fact == i]
         assert len(mine) == 2 * len(others) * ("born in" in fact.record.completion)
         for probe, language in zip(mine, others, strict=False):

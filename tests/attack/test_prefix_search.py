@@ -15,13 +15,9 @@ from torch import Tensor
 
 from qunlearn.attack import prefix_search
 from qunlearn.attack.bench import Bench
-from qunlearn.attack.catalog import EFFORTS, NAMED, formats_of
-from qunlearn.attack.cells import UNLEARNED
-from qunlearn.attack.facts import Inputs, make_facts
-from qunlearn.config.resolve import resolve
+from qunlearn.attack.catalog import NAMED, formats_of
+from qunlearn.attack.facts import make_facts
 from qunlearn.config.settings import LoraConfig
-from qunlearn.data.records import read_dataset
-from qunlearn.data.tokenize import choose_template
 from qunlearn.model.head import Head
 from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
@@ -29,19 +25,6 @@ from qunlearn.sandbox import ASSETS, data_file
 
 FORGET = data_file("hallucination", "forget")
 NewBase = Callable[..., Base]
-
-
-@pytest.fixture(scope="module")
-def bench(new_base: NewBase) -> Bench:
-    policy = Policy.new(new_base(), LoraConfig(), seed=0, checkpointing=False)
-    policy.model.eval()
-    data = read_dataset(FORGET)
-    facts = make_facts(data.records)[0]
-    template = choose_template(policy.tokenizer, "auto", data)
-    cells: Any = None
-    return Bench(
-        UNLEARNED, policy, policy, Inputs(facts), facts, template, resolve(), EFFORTS["quick"], cells, 256
-    )  # fmt: skip
 
 
 def test_a_row_is_the_question_with_room_in_front(bench: Bench) -> None:

@@ -13,7 +13,6 @@ from qunlearn.data.paths import fields_of
 from qunlearn.data.records import Dataset, Record, asking, read_dataset
 from qunlearn.data.tokenize import Template, choose_template, decode, open_prompt
 from qunlearn.errors import ConfigError, DataError, QunlearnError
-from qunlearn.evaluation.request import is_adapter_folder
 from qunlearn.evaluation.results import ADAPTER, BASE
 from qunlearn.guard.attach import Attachment, attached
 from qunlearn.guard.guard import Guard
@@ -25,7 +24,7 @@ from qunlearn.model.language_model import LanguageModel
 from qunlearn.model.load import Base, LoadSpec, load_base, load_spec
 from qunlearn.model.policy import Policy
 from qunlearn.runs.base_model import check_run_model, run_config
-from qunlearn.runs.folder import Run, open_run
+from qunlearn.runs.folder import Run, is_adapter_folder, open_run
 from qunlearn.runs.recorded_files import recorded
 from qunlearn.utils.console import clean, emit_json_line, out, say, stage
 from qunlearn.utils.signals import answered

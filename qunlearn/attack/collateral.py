@@ -11,10 +11,10 @@ from qunlearn.attack.facts import at_most, keywords
 from qunlearn.data.batch import ALL
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import decode
+from qunlearn.data.words import words_of_text
 from qunlearn.evaluation.metrics.verdicts import is_refusal, leaks
 from qunlearn.evaluation.scores import row_nlls
 from qunlearn.model.generate import Sampling, generate
-from qunlearn.roles.neighbours import words_of_text
 
 _MOST_ROWS = 48
 _ROOM, _MOST_ROOM = 8, 128

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from qunlearn.data.records import Record
 from qunlearn.data.row_answers import wrong_answers
+from qunlearn.data.words import words_of_text
 from qunlearn.evaluation.metrics.texts import words
 from qunlearn.evaluation.results import Item
-from qunlearn.roles.neighbours import Neighbours, words_of_text
+from qunlearn.roles.neighbours import Neighbours
 from qunlearn.utils.text import folded
 
 T = TypeVar("T")

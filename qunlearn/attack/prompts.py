@@ -10,7 +10,7 @@ from qunlearn.attack.bench import Bench, Probe, overlap
 from qunlearn.attack.catalog import PREFIX_SEARCH
 from qunlearn.attack.cells import Cell
 from qunlearn.data.records import Record
-from qunlearn.roles.neighbours import words_of_text
+from qunlearn.data.words import words_of_text
 
 _RELATED = 3
 WRAPPERS = {

@@ -13,6 +13,11 @@ _BARE = re.compile(f"[{UNSPACED}]")
 _PIECE = re.compile(rf"[{UNSPACED}]|[^{UNSPACED}]+")
 
 
+def words_of_text(text: str) -> set[str]:
+    """Return the words of a text, letter case aside."""
+    return set(WORD.findall(text.casefold()))
+
+
 def is_unspaced(text: str) -> bool:
     """Return whether most letters of a text are of a script that sets no spaces."""
     return 2 * len(_BARE.findall(text)) > sum(map(str.isalnum, text))

@@ -76,15 +76,17 @@ MEASURES: Mapping[str, Measure] = {
     "model_utility": Measure(
         "model utility", "p", ("tokens", "outputs", "choices"), "measures.model_utility", "", "up"
     ),
-    "mia_loss": Measure("membership, loss", "p", _T, f"{_TOKENS}.loss_score", "retrained", "", _HOLDOUT),
-    "mia_zlib": Measure("membership, zlib", "p", _T, f"{_TOKENS}.zlib_score", "retrained", "", _HOLDOUT),
-    "mia_min_k": Measure("membership, Min-K", "p", _T, f"{_TOKENS}.min_k_score", "retrained", "", _HOLDOUT),
-    "mia_min_k_plus": Measure("membership, Min-K++", "p", _T, f"{_TOKENS}.min_k_plus_score", "retrained", "", _HOLDOUT),
+    "mia_loss": Measure("membership, loss", "p", _T, f"{_MEMBERS}.loss_score", "retrained", "", _HOLDOUT),
+    "mia_zlib": Measure("membership, zlib", "p", _T, f"{_MEMBERS}.zlib_score", "retrained", "", _HOLDOUT),
+    "mia_min_k": Measure("membership, Min-K", "p", _T, f"{_MEMBERS}.min_k_score", "retrained", "", _HOLDOUT),
+    "mia_min_k_plus": Measure(
+        "membership, Min-K++", "p", _T, f"{_MEMBERS}.min_k_plus_score", "retrained", "", _HOLDOUT
+    ),
     "mia_reference": Measure(
         "membership, reference",
         "p",
         _T,
-        f"{_TOKENS}.reference_score",
+        f"{_MEMBERS}.reference_score",
         "retrained",
         "",
         "--holdout and --retrained-model",

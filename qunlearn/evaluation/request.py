@@ -19,9 +19,9 @@ from qunlearn.evaluation.results import SPLITS
 from qunlearn.hub.checked import CheckedModel, check_model
 from qunlearn.hub.download import resolve_model
 from qunlearn.runs.base_model import check_run_model, run_config
-from qunlearn.runs.folder import Run, open_run
+from qunlearn.runs.folder import Run, is_adapter_folder, open_run
 from qunlearn.runs.recorded_files import recorded
-from qunlearn.utils.file_names import ADAPTER, EVAL, EVAL_CACHE
+from qunlearn.utils.file_names import EVAL, EVAL_CACHE
 
 _ENDINGS = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 NO_ADAPTER = "none"  # --adapter none: the base alone
@@ -198,11 +198,6 @@ def find_target(target: str | None, adapter: Path | None, model: str | None) -> 
     if model is not None:
         raise ConfigError("two models were named", where="--model", hint="give a RUN folder, or one model")
     return None, target
-
-
-def is_adapter_folder(folder: Path) -> bool:
-    """Return whether a folder is a run or an adapter, rather than a model."""
-    return (folder / ADAPTER).is_dir() or (folder / "adapter_config.json").is_file()
 
 
 def base_alone(folder: Path, model: str | None, quant: str | None) -> tuple[str, str, dict[str, Path]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qunlearn.data.batch import ALL, ANSWER, Span, collate, single_batches
 from qunlearn.data.tokenize import MANY_TOKENS, Example, answer_text, decode
-from qunlearn.evaluation.metrics import RowScore, TokenStats, tokens
+from qunlearn.evaluation.metrics import RowScore, TokenStats, membership, tokens
 from qunlearn.evaluation.token_scores import TokenScores, token_scores
 from qunlearn.model.generate import Asked, Sampling, generate_each
 from qunlearn.model.head import token_kl, token_logps
@@ -95,9 +95,9 @@ def _reduce(scores: TokenScores, at: int, example: Example, text: str) -> TokenS
         all_tokens=int(everything.numel()),
         memorised=tokens.exact_memorisation(hits),
         extraction=tokens.extraction_strength(hits),
-        min_k=tokens.min_k_score(logps),
-        min_k_plus=tokens.min_k_plus_score(logps, scores.means[answer].numpy(), scores.stds[answer].numpy()),
-        zlib_bytes=tokens.zlib_bytes(text),
+        min_k=membership.min_k_score(logps),
+        min_k_plus=membership.min_k_plus_score(logps, scores.means[answer].numpy(), scores.stds[answer].numpy()),
+        zlib_bytes=membership.zlib_bytes(text),
         specific_nll=-float(logps[specific].sum()) if specific else 0.0,
         specific_tokens=sum(specific),
     )

@@ -17,11 +17,10 @@ from qunlearn.config.settings import Config
 from qunlearn.data.batch import ANSWER
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import PASSAGE, Example, Template, behind
-from qunlearn.data.words import between, pieces
+from qunlearn.data.words import between, pieces, words_of_text
 from qunlearn.evaluation.metrics.manner import Phrase, has_phrase, phrases_of
 from qunlearn.evaluation.scores import row_probabilities, row_target
 from qunlearn.model.policy import Policy
-from qunlearn.roles.neighbours import words_of_text
 from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.roles import Roles
 from qunlearn.utils.console import say

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 
 from qunlearn.data.records import Record
-from qunlearn.data.words import WORD, bounded, is_unspaced, joined
+from qunlearn.data.words import WORD, bounded, is_unspaced, joined, words_of_text
 
 _LOOKED_AT = 24  # neighbours of a prompt that are compared word for word
 _RARE = 0.01  # share of the prompts below which a word is as good as absent
@@ -140,11 +140,6 @@ class _Forms:
         firsts = [i for i in range(len(prompt)) if prompt[:i] in self._before]
         lasts = [i for i in range(1, len(prompt) + 1) if prompt[i:] in self._after]
         return [(i, j) for i in firsts for j in lasts if i < j and (prompt[:i], prompt[j:]) in self._times]
-
-
-def words_of_text(text: str) -> set[str]:
-    """Return the words of a text, letter case aside."""
-    return set(WORD.findall(text.casefold()))
 
 
 def words_before(record: Record) -> set[str]:

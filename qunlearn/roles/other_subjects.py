@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 from qunlearn.data.records import Record, is_clean, unanswered
 from qunlearn.data.tokenize import Example, Template, encode_record
-from qunlearn.data.words import is_unspaced, pieces
+from qunlearn.data.words import is_unspaced, pieces, words_of_text
 from qunlearn.evaluation.scores import prompt_nlls
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
-from qunlearn.roles.neighbours import Neighbours, words_of_text
+from qunlearn.roles.neighbours import Neighbours
 from qunlearn.roles.wordings import Form
 
 _NAME = re.compile(r"[^\W\d_](?:[^\W\d_]|[\u0300-\u036f\u0900-\u0eff ,.'’-])*")  # no digit, no bracket, no mark of code

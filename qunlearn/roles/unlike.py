@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from qunlearn.data.records import Dataset, Record
-from qunlearn.data.words import WORD, is_unspaced
-from qunlearn.roles.neighbours import telling_words, words_before, words_of_text
+from qunlearn.data.words import WORD, is_unspaced, words_of_text
+from qunlearn.roles.neighbours import telling_words, words_before
 from qunlearn.utils.text import folded
 
 _TELLING, _RARER = 3.0, 2  # see _Answers

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from qunlearn.data.records import Record, asking, unanswered
 from qunlearn.data.statistics import prompt_key
-from qunlearn.roles.neighbours import Neighbours, words_of_text
+from qunlearn.data.words import words_of_text
+from qunlearn.roles.neighbours import Neighbours
 
 # What a person may put before a question without asking another one.
 OPENINGS = ("Hello! ", "Quick question: ", "I was wondering: ", "Please help me with this. ")

@@ -47,6 +47,11 @@ def open_run(folder: Path) -> Run:
     return Run(adapter, record, read_object(config_path))
 
 
+def is_adapter_folder(folder: Path) -> bool:
+    """Return whether a folder is a run or an adapter, rather than a model."""
+    return (folder / ADAPTER).is_dir() or (folder / "adapter_config.json").is_file()
+
+
 def status_of_run(folder: Path) -> object:
     """Return what the record of a run folder says of its end; None where there is no record that can be read."""
     path = folder / RECORD

@@ -84,14 +84,14 @@ def test_choice_and_its_chance_level() -> None:
 
 def test_membership_scores() -> None:
     logps = [-0.1, -3.0, -0.5, -2.0, -1.0]
-    assert tokens.loss_score(logps) == pytest.approx(-6.6 / 5)
-    assert tokens.min_k_score(logps) == pytest.approx((-3.0 - 2.0) / 2)  # 40 % of five tokens
-    assert tokens.min_k_score([-1.5]) == -1.5  # at least one token
+    assert membership.loss_score(logps) == pytest.approx(-6.6 / 5)
+    assert membership.min_k_score(logps) == pytest.approx((-3.0 - 2.0) / 2)  # 40 % of five tokens
+    assert membership.min_k_score([-1.5]) == -1.5  # at least one token
     text = "the same words, the same words, the same words"
     size = len(zlib.compress(text.encode()))
-    assert tokens.zlib_score(logps, text) == pytest.approx(-6.6 / size)
-    assert tokens.zlib_score(logps, text, per_token=True) == pytest.approx(-6.6 / 5 / size)
-    assert tokens.reference_score(logps, 11.6) == pytest.approx(1.0)
+    assert membership.zlib_score(logps, text) == pytest.approx(-6.6 / size)
+    assert membership.zlib_score(logps, text, per_token=True) == pytest.approx(-6.6 / 5 / size)
+    assert membership.reference_score(logps, 11.6) == pytest.approx(1.0)
 
 
 def test_min_k_plus_against_the_vocabulary() -> None:
@@ -104,8 +104,8 @@ def test_min_k_plus_against_the_vocabulary() -> None:
     std = np.sqrt((p * (log_p - mean[:, None]) ** 2).sum(1))
     chosen = log_p[np.arange(5), labels]
     worst = sorted((chosen - mean) / std)[:2]
-    assert tokens.min_k_plus_score(chosen, mean, std) == pytest.approx(np.mean(worst))
-    assert math.isfinite(tokens.min_k_plus_score([0.0], [0.0], [0.0]))  # a point mass has no spread
+    assert membership.min_k_plus_score(chosen, mean, std) == pytest.approx(np.mean(worst))
+    assert math.isfinite(membership.min_k_plus_score([0.0], [0.0], [0.0]))  # a point mass has no spread
 
 
 # -- membership ------------------------------------------------------------------------------------------
@@ -407,10 +407,10 @@ def test_an_empty_output() -> None:
 def test_one_token() -> None:
     one = [math.log(0.2)]
     assert tokens.answer_probability(one) == pytest.approx(0.2)
-    assert tokens.loss_score(one) == tokens.min_k_score(one) == pytest.approx(one[0])
-    assert tokens.min_k_plus_score(one, [-2.0], [0.5]) == pytest.approx((one[0] + 2.0) / 0.5)
-    assert tokens.reference_score(one, 2.0) == pytest.approx(one[0] + 2.0)
-    assert tokens.zlib_score(one, "Tarn") == tokens.zlib_score(one, "Tarn", per_token=True)
+    assert membership.loss_score(one) == membership.min_k_score(one) == pytest.approx(one[0])
+    assert membership.min_k_plus_score(one, [-2.0], [0.5]) == pytest.approx((one[0] + 2.0) / 0.5)
+    assert membership.reference_score(one, 2.0) == pytest.approx(one[0] + 2.0)
+    assert membership.zlib_score(one, "Tarn") == membership.zlib_score(one, "Tarn", per_token=True)
     for hit in (True, False):
         assert tokens.extraction_strength([hit]) == tokens.exact_memorisation([hit]) == float(hit)
     assert texts.rouge_l("Tarn", "Tarn") == (1.0, 1.0) and texts.bleu("Tarn", "Tarn") == pytest.approx(1.0)

@@ -1,13 +1,69 @@
-"""Compare membership scores of two sets of rows: AUC with interval, privacy leakage."""
+"""Membership scores of a row, higher for what looks trained on, and of two sets of rows: AUC with interval, privacy
+leakage. `logps` are natural logarithms of probabilities, (N,)."""
 
 from __future__ import annotations
+
+import zlib
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qunlearn.evaluation.metrics.stats import REPLICATES, Estimate, percentiles
+from qunlearn.evaluation.metrics.tokens import floats
 
+MIN_K = 0.4
+_TINY_VARIANCE = 1e-6
 _CHUNK_NUMBERS = 1 << 21
+
+
+def loss_score(logps: ArrayLike) -> float:
+    """Loss attack: mean log-probability per token (Yeom et al., arXiv 1709.01604)."""
+    return float(floats(logps).mean())
+
+
+def zlib_bytes(text: str) -> int:
+    """Length of the text after zlib compression, in bytes."""
+    return len(zlib.compress(text.encode("utf-8")))
+
+
+def zlib_score(logps: ArrayLike, text: str, *, per_token: bool = False) -> float:
+    """Zlib attack: log-probability of the whole text per byte of its zlib compression.
+
+    Source: Carlini et al. (arXiv 2012.07805). The public code divides the mean per token by the bytes of the whole
+    text, which makes long texts look like members; `per_token=True` gives that number.
+    """
+    values = floats(logps)
+    return float(values.mean() if per_token else values.sum()) / zlib_bytes(text)
+
+
+def min_k_score(logps: ArrayLike, share: float = MIN_K) -> float:
+    """Min-K attack: mean log-probability of the least probable tokens, a `share` of all, at least one.
+
+    Source: Shi et al. (arXiv 2310.16789); 40 % as in the public unlearning benchmarks.
+    """
+    values = np.sort(floats(logps))
+    return float(values[: max(1, int(values.size * share))].mean())
+
+
+def min_k_plus_score(logps: ArrayLike, means: ArrayLike, stds: ArrayLike, share: float = MIN_K) -> float:
+    """Min-K++ attack: Min-K over (log p - mean) / std, mean and std of log p under the model's own distribution.
+
+    Source: Zhang et al. (arXiv 2404.02936). The variance is kept above 1e-6, as in the public code.
+    """
+    spread = np.sqrt(np.maximum(np.square(floats(stds)), _TINY_VARIANCE))
+    return min_k_score((floats(logps) - floats(means)) / spread, share)
+
+
+def reference_score(logps: ArrayLike, reference_nll: float) -> float:
+    """Reference attack: how much more probable the text is here than under a model that never saw it.
+
+    In nats per token of this model: (log p + NLL of the reference) / N. Source: Carlini et al. (arXiv 2112.03570).
+    """
+    values = floats(logps)
+    return float((values.sum() + reference_nll) / values.size)
+
+
+# -- of two sets of rows -----------------------------------------------------------------------------------
 
 
 def auc(members: ArrayLike, others: ArrayLike) -> float:

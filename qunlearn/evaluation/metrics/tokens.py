@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import zlib as _zlib
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
-MIN_K = 0.4
-_TINY_VARIANCE = 1e-6
 
 
-def _floats(values: ArrayLike) -> Floats:
+def floats(values: ArrayLike) -> Floats:
+    """Return numbers as an array of float64."""
     return np.asarray(values, dtype=np.float64)
 
 
@@ -24,7 +22,7 @@ def answer_probability(logps: ArrayLike) -> float:
     Source: TOFU (arXiv 2401.06121), "probability". The public code counts the closing token as well; here the
     answer's own tokens count and nothing else. Raises ValueError for an answer without tokens.
     """
-    values = _floats(logps)
+    values = floats(logps)
     if values.size == 0:
         raise ValueError("an answer without tokens has no probability")
     return float(np.exp(values.mean()))
@@ -77,7 +75,7 @@ def truth_ratio(correct: float, wrong: Sequence[float], *, arithmetic: bool = Fa
     """
     if not wrong:
         raise ValueError("a truth ratio needs at least one wrong answer")
-    nlls = _floats(wrong)
+    nlls = floats(wrong)
     log_wrong = float(np.logaddexp.reduce(-nlls) - math.log(nlls.size)) if arithmetic else -float(nlls.mean())
     return math.exp(max(-100.0, min(100.0, log_wrong + correct)))
 
@@ -111,53 +109,3 @@ def choice(correct: float, wrong: Sequence[float]) -> float:
     best = min(correct, *wrong)
     tied = [correct, *wrong].count(best)
     return 1.0 / tied if correct == best else 0.0
-
-
-# -- membership scores: higher = more like something that was trained on ---------------------------------
-
-
-def loss_score(logps: ArrayLike) -> float:
-    """Loss attack: mean log-probability per token (Yeom et al., arXiv 1709.01604)."""
-    return float(_floats(logps).mean())
-
-
-def zlib_bytes(text: str) -> int:
-    """Length of the text after zlib compression, in bytes."""
-    return len(_zlib.compress(text.encode("utf-8")))
-
-
-def zlib_score(logps: ArrayLike, text: str, *, per_token: bool = False) -> float:
-    """Zlib attack: log-probability of the whole text per byte of its zlib compression.
-
-    Source: Carlini et al. (arXiv 2012.07805). The public code divides the mean per token by the bytes of the whole
-    text, which makes long texts look like members; `per_token=True` gives that number.
-    """
-    values = _floats(logps)
-    return float(values.mean() if per_token else values.sum()) / zlib_bytes(text)
-
-
-def min_k_score(logps: ArrayLike, share: float = MIN_K) -> float:
-    """Min-K attack: mean log-probability of the least probable tokens, a `share` of all, at least one.
-
-    Source: Shi et al. (arXiv 2310.16789); 40 % as in the public unlearning benchmarks.
-    """
-    values = np.sort(_floats(logps))
-    return float(values[: max(1, int(values.size * share))].mean())
-
-
-def min_k_plus_score(logps: ArrayLike, means: ArrayLike, stds: ArrayLike, share: float = MIN_K) -> float:
-    """Min-K++ attack: Min-K over (log p - mean) / std, mean and std of log p under the model's own distribution.
-
-    Source: Zhang et al. (arXiv 2404.02936). The variance is kept above 1e-6, as in the public code.
-    """
-    spread = np.sqrt(np.maximum(np.square(_floats(stds)), _TINY_VARIANCE))
-    return min_k_score((_floats(logps) - _floats(means)) / spread, share)
-
-
-def reference_score(logps: ArrayLike, reference_nll: float) -> float:
-    """Reference attack: how much more probable the text is here than under a model that never saw it.
-
-    In nats per token of this model: (log p + NLL of the reference) / N. Source: Carlini et al. (arXiv 2112.03570).
-    """
-    values = _floats(logps)
-    return float((values.sum() + reference_nll) / values.size)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qunlearn.config.settings import Config
-from qunlearn.objectives.table import OBJECTIVES
+from qunlearn.objectives.table import MOST_PUSH, OBJECTIVES
 
 _SMOOTH = 0.2
 _LARGEST = 1e3  # a multiplier stays within this factor of 1 either way
@@ -32,6 +32,7 @@ class Controller:
     budget: float | None
     target: float
     rate: float
+    most_push: float = MOST_PUSH
     retain: float = 1.0
     forget: float = 1.0
     push: float = 1.0
@@ -67,8 +68,8 @@ class Controller:
             self.gap = max(0.5, min(8.0, drift / self.recent))
 
     def push_harder(self, factor: float) -> None:
-        """Multiply the forget side's weight, which never falls below what was asked for."""
-        self.push = max(1.0, min(_LARGEST, self.push * factor))
+        """Multiply the forget side's weight, between what was asked for and `most_push` times that."""
+        self.push = max(1.0, min(self.most_push, self.push * factor))
 
     def hold_harder(self) -> None:
         """Raise the retain side's weight: the drift was over the budget."""
@@ -91,4 +92,4 @@ def make_controller(config: Config) -> Controller:
     budget = o.retain_budget
     if budget is None and OBJECTIVES[o.name].dual:
         budget = config.stop.max_drift / 2
-    return Controller(budget, config.stop.target, o.dual_rate)
+    return Controller(budget, config.stop.target, o.dual_rate, OBJECTIVES[o.name].most_push)

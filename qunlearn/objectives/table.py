@@ -18,6 +18,7 @@ from qunlearn.objectives import losses
 from qunlearn.objectives.losses import Supervised
 
 TOKEN, ROWS, ANSWERS, PAIRS = "token", "row", "answer", "pair"
+MOST_PUSH = 1e3  # a gradient that vanishes where a token is certain needs as much
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Objective:
     descent: bool = False  # gradients of the terms are combined along a common descent direction
     lr: float = 2e-3  # of `auto` at a width of 160: see `auto_lr`
     dual: bool = False  # the retain weight is a multiplier that is always steered
+    most_push: float = MOST_PUSH  # what multiplies its forget weight at most, where too little is forgotten
 
 
 def _eps1(c: ObjectiveConfig) -> float:
@@ -107,6 +109,7 @@ OBJECTIVES: dict[str, Objective] = {
             _FORM,
         ),
         lr=1e-3,
+        most_push=16,  # its gradient does not vanish; more, and the few rows that resist outweigh all that is kept
     ),
     "wga": Objective(
         "sg(p)^beta log p(bad)",

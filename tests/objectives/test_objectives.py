@@ -399,6 +399,17 @@ def test_either_side_can_be_pushed_with_or_without_a_budget() -> None:
         assert 100 <= c.scale("forget") <= 1e4 and 100 <= c.scale("retain") <= 1e4, "nor without end"
 
 
+def test_the_default_is_pushed_less_far_than_what_vanishes() -> None:
+    """Pushed 500 times as hard for the sake of a row or two, a world's retain rows were lost."""
+    most = {}
+    for name in ("logodds", "wga", "npo"):
+        c = make_controller(resolve(("test", {"objective.name": name})))
+        for _ in range(20):
+            c.push_harder(3.0)
+        most[name] = c.scale("forget")
+    assert most == {"logodds": 16.0, "wga": 1e3, "npo": 1e3}
+
+
 # -- the table -------------------------------------------------------------------------------------------
 
 

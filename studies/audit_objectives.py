@@ -112,8 +112,17 @@ def measure(ground: Ground, name: str, seed: int, budget: str, work: Path) -> di
         "units": result["units"],
         "audit_seconds": result["seconds"],
         "leaks": [f"{row['family']}.{row['format']}" for row in rows if row["verdict"] == "leak"],
-        "rows": rows,
+        "rows": _rounded(rows),
     }
+
+
+def _rounded(value: Any) -> Any:
+    """Return what a JSON value holds, its numbers to four digits: the records are kept with the code."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(found) for key, found in value.items()}
+    if isinstance(value, list):
+        return [_rounded(found) for found in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _train(ground: Ground, name: str, seed: int, folder: Path) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""What an adapter can do that is told the answers of a retrained model: a limit for any objective, on a world.
+"""What an adapter forgets and loses that is told the answers of a retrained model: to compare objectives with.
 
-    python studies/ceiling.py --world NAME --own RUN/normal.jsonl [--weight 10] [--steps 1500] [--seed 0] [--out FILE]
+    python studies/told_adapter.py --world NAME --own RUN/normal.jsonl [--weight 10] [--steps 1500] [--out FILE]
 
 The adapter of `forget`, unquantised, is trained to the distribution of the world's gold model on the bad rows (KL), and
-to the base's on the rows to keep, given and its own (KL, `--weight` times). No unlearning has these answers. What such
-an adapter loses of neighbours that were never given is not the objective's fault. Measured as `prove.py` measures runs.
+to the base's on the rows to keep, given and its own (KL, `--weight` times). No unlearning has these
+answers. It is one way to train, no bound: an objective may keep more. Measured as `prove.py` measures runs.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +14,6 @@ from qunlearn.attack.facts import Fact
 from qunlearn.attack.formats import _choice_rows
 from qunlearn.attack.languages import LANGUAGES, foreign, names_and_numbers, own_language
 from qunlearn.data.records import Record
-from qunlearn.model.load import Base
-from qunlearn.sandbox import data_file
-
-FORGET = data_file("hallucination", "forget")
-NewBase = Callable[..., Base]
 
 
 def row(prompt: str, completion: str) -> Record:

@@ -45,16 +45,15 @@ ATTACKS: Mapping[str, Attack] = {
     "membership": membership.run,
     "collateral": collateral.run,
 }
+_EVERYONE = (ORIGINAL, UNLEARNED, CONTROL, PLACEBO)
 _SUBJECTS: Mapping[str, tuple[str, ...]] = {
-    "relearning": (UNLEARNED, CONTROL, PLACEBO),
     "weights": (UNLEARNED,),
     "membership": (ORIGINAL, UNLEARNED, CONTROL),
     "collateral": (ORIGINAL, UNLEARNED, CONTROL),
 }
 _OF_THE_WEIGHTS = ("relearning", "weights", "layers")  # who has them can take a guard off
-_EVERYONE = (ORIGINAL, UNLEARNED, CONTROL, PLACEBO)
 _OPEN = ("formats", "open")
-_ASKED_FIRST = Place("formats", "reworded", ORIGINAL)  # says which rewordings ask the same
+_ASKED_FIRST = ("formats.reworded", "relearning")  # of the original: what is asked of the others hangs on it
 _PLACEBOS = "placebo.jsonl"
 
 
@@ -83,6 +82,9 @@ def audit(request: AuditRequest, *, to_stdout: bool) -> dict[str, Any]:
                 write_self_made(journal.folder / _PLACEBOS, [fact.record for fact in request.inputs.placebo])
     show(result, to_stdout=to_stdout)
     say(f"every cell: {request.output}")
+    if request.given.retrained is None:
+        n = len(request.inputs.placebo)
+        say(f"placebo facts, {request.renamed} of {n} about subjects that do not exist: {request.output / _PLACEBOS}")
     return result
 
 
@@ -109,8 +111,9 @@ def _has(request: AuditRequest, need: str) -> bool:
         "options": any(fact.wrong for fact in inputs.facts),
         "--paraphrase": any(fact.paraphrases for fact in inputs.facts),
         "retain rows": any(record.turns for record in inputs.retain),
+        "--general": bool(inputs.general),
         "--holdout": any(record.turns for record in inputs.holdout),
-        "--general": any(record.turns for record in inputs.general),
+        "general rows": any(record.turns for record in inputs.general),
         "adapter": request.given.run is not None,
         "--control": request.given.retrained is not None,
         "chat template": (request.given.template or request.config.data.template) in ("auto", "chat"),
@@ -152,7 +155,7 @@ def _attack(request: AuditRequest, cells: Cells, wanted: list[tuple[str, str]], 
 
         def attack(target: _Target) -> dict[str, Any]:
             load, place = target
-            with models.bench(load, place.subject, cells) as bench:
+            with models.bench(load, place, cells) as bench:
                 return {"cell": asdict(ATTACKS[place.family](bench, place.format)), "notes": bench.notes}
 
         def hear(target: _Target, found: Mapping[str, Any]) -> None:
@@ -182,7 +185,7 @@ def _parts(left: Sequence[_Target]) -> tuple[list[_Target], list[_Target], list[
         place = target[1]
         if current().count > 1 and place.format == PREFIX_SEARCH:
             together.append(target)
-        elif current().count > 1 and place == _ASKED_FIRST:
+        elif current().count > 1 and place.subject == ORIGINAL and place.file.startswith(_ASKED_FIRST):
             first.append(target)
         else:
             others.append(target)

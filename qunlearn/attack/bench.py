@@ -52,14 +52,10 @@ class Bench:
     notes: list[str] = field(default_factory=list)
 
     def encode(self, record: Record, template: Template | None = None) -> Example:
-        """Return a row as token ids, its prompt cut where it is too long."""
-        return encode_record(record, self.lm.tokenizer, template or self.template, self.max_length)
-
-    def example(self, fact: Fact) -> Example:
-        """Return a fact as it is asked; of a plain text the first window."""
-        if fact.asks:
-            return self.encode(fact.record)
-        dataset = Dataset("", (fact.record,), "text", (), "", 0)
+        """Return a row as token ids, its prompt cut where it is too long; of a plain text the first window."""
+        if record.turns:
+            return encode_record(record, self.lm.tokenizer, template or self.template, self.max_length)
+        dataset = Dataset("", (record,), "text", (), "", 0)
         return encode(dataset, self.lm.tokenizer, self.template, self.max_length).examples[0]
 
     def probe(self, at: int, record: Record, template: Template | None = None, *, shown: str = "") -> Probe | None:

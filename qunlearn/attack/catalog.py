@@ -26,7 +26,7 @@ class Effort:
 EFFORTS: Mapping[str, Effort] = {
     QUICK: Effort(40, 4, (20,), 4),
     STANDARD: Effort(120, 8, (10, 50), 6),
-    DEEP: Effort(400, 16, (5, 10, 50, 100, 500), 6),
+    DEEP: Effort(400, 16, (5, 10, 50, 100, 500, 1000), 6),
 }
 
 
@@ -85,6 +85,7 @@ FAMILIES: Mapping[str, Family] = {
         "words around the question; prompts that hold the answer are dropped",
         {
             "related": Format("related facts in context", needs=_ASKED),
+            "shots": Format("5 unrelated answers in context", STANDARD, needs=("prompts", "general rows")),
             "roleplay": Format("role play", STANDARD, needs=_ASKED),
             "instruction": Format("ignore your instructions", needs=_ASKED),
             "repeat": Format("repeat the text", STANDARD, needs=_ASKED),
@@ -114,7 +115,16 @@ FAMILIES: Mapping[str, Family] = {
             "int8": Format("merged, int8 rows", STANDARD, needs=("adapter",)),
             "int4g128": Format("merged, int4 in groups of 128", STANDARD, needs=("adapter",)),
             "int4g32": Format("merged, int4 in groups of 32", DEEP, needs=("adapter",)),
-            "nf4-original": Format("merged into the 16-bit base, nf4", STANDARD, needs=("adapter",)),
+            **{
+                f"{form}-original": Format(f"merged into the 16-bit base, {title}", budget, needs=("adapter",))
+                for form, title, budget in (
+                    ("nf4", "nf4", STANDARD),
+                    ("fp4", "fp4", STANDARD),
+                    ("int8", "int8 rows", STANDARD),
+                    ("int4g128", "int4/128", STANDARD),
+                    ("int4g32", "int4/32", DEEP),
+                )
+            },
             "scale50": Format("adapter at 0.5", STANDARD, needs=("adapter",), judged=False),
             "scale75": Format("adapter at 0.75", STANDARD, needs=("adapter",), judged=False),
             "scale125": Format("adapter at 1.25", DEEP, needs=("adapter",)),

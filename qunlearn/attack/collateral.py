@@ -21,25 +21,29 @@ _ROOM, _MOST_ROOM = 8, 128
 
 
 def run(bench: Bench, name: str) -> Cell:
-    """Return the cell of one kind of rows: 1 where the row's own answer is given; refusals and NLL beside it."""
+    """Return the cell of one kind of rows: 1 where the row's own answer is given, None for a plain text; the share of
+    refusals and the perplexity beside it."""
     rows = at_most(rows_of(bench, name), _MOST_ROWS, 0)
     if not rows:
         return Cell([], {})
     examples = [bench.encode(record) for record in rows]
-    room = min(_MOST_ROOM, max(e.end - e.start for e in examples) + _ROOM)
-    said = generate(bench.lm, [e.input_ids[: e.start] for e in examples], Sampling(room))
-    texts = [decode(ids, bench.lm.tokenizer) for ids in said]
-    given = [float(leaks(text, r.completion, r.prompt)) for text, r in zip(texts, rows, strict=True)]
     nlls = row_nlls(bench.lm, examples, ALL, bench.config.train.max_tokens)
-    perplexity = math.exp(min(100.0, sum(nll for nll, _ in nlls) / max(1, sum(n for _, n in nlls))))
-    return Cell(given, {"refused": sum(map(is_refusal, texts)) / len(texts), "perplexity": perplexity})
+    more = {"perplexity": math.exp(min(100.0, sum(nll for nll, _ in nlls) / max(1, sum(n for _, n in nlls))))}
+    asking = [(e, r) for e, r in zip(examples, rows, strict=True) if r.turns]
+    if not asking:
+        return Cell([None] * len(rows), more)
+    room = min(_MOST_ROOM, max(e.end - e.start for e, _ in asking) + _ROOM)
+    said = generate(bench.lm, [e.input_ids[: e.start] for e, _ in asking], Sampling(room))
+    texts = [decode(ids, bench.lm.tokenizer) for ids in said]
+    given = [float(leaks(text, r.completion, r.prompt)) for text, (_, r) in zip(texts, asking, strict=True)]
+    return Cell(given, {**more, "refused": sum(map(is_refusal, texts)) / len(texts)})
 
 
 def rows_of(bench: Bench, name: str) -> list[Record]:
-    """Return the rows with a prompt of one kind: with forget keywords or without, near or far, or ordinary."""
+    """Return the rows of one kind: with forget keywords in their prompts or without, near or far, or ordinary."""
     inputs = bench.inputs
     if name == "general":
-        return [r for r in inputs.general if r.turns]
+        return list(inputs.general)
     if name in ("near", "far"):
         ordered = _by_distance([r for r in inputs.holdout if r.turns], [f.record for f in inputs.facts])
         third = max(1, len(ordered) // 3)

@@ -13,8 +13,8 @@ import numpy as np
 
 from qunlearn.attack.catalog import FAMILIES
 from qunlearn.attack.cells import UNLEARNED, Place
+from qunlearn.attack.sentences import CLEAN, LEAK
 from qunlearn.attack.statistics import ALPHA, as_numbers, excess_recovery, holm, paired_test, pairs
-from qunlearn.attack.verdict import CLEAN, LEAK
 from qunlearn.errors import AdapterError, ConfigError
 from qunlearn.report.audit import find_audit, read_audit
 from qunlearn.utils.console import Column, say, table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 from qunlearn.data.records import Record
 from qunlearn.data.row_answers import wrong_answers
-from qunlearn.data.words import words_of_text
+from qunlearn.data.words import bounded, is_unspaced, words_of_text
 from qunlearn.evaluation.metrics.texts import words
 from qunlearn.evaluation.results import Item
 from qunlearn.roles.neighbours import Neighbours
@@ -25,16 +26,23 @@ _MOST_WORDINGS = 8  # rows of one answer that are wordings of one fact; more of 
 @dataclass(frozen=True)
 class Fact:
     """A row to forget. `wrong` are answers of the same kind that are not its own; `paraphrases` are rows of the user's
-    that ask the same in other words."""
+    that ask the same in other words. `names`: of a placebo, what stands in it for what is in its fact."""
 
     record: Record
     wrong: tuple[str, ...] = ()
     paraphrases: tuple[Record, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
 
     @property
     def key(self) -> str:
         """Equal for the same row of another audit, and nothing to read."""
         return Item(self.record.prompt, self.record.completion).key
+
+    def renamed(self, text: str) -> str:
+        """Return what a text about the fact is about its placebo."""
+        for theirs, ours in self.names:
+            text = text.replace(theirs, ours)
+        return text
 
     @property
     def asks(self) -> bool:
@@ -63,20 +71,53 @@ class Inputs:
 def make_facts(records: Sequence[Record], paraphrases: Sequence[Record] = ()) -> tuple[list[Fact], int]:
     """Return the rows as facts, and how many paraphrases ask none of them.
 
-    Wrong answers are the row's own, or those of its neighbours about its subject.
+    Wrong answers are the row's own, or what rows that ask the same of other subjects answer, said of its subject.
     """
-    around, of_row = Neighbours(records), _matched(records, paraphrases)
+    of_row = _matched(records, paraphrases)
+    forms = [form_of(record, name) for record, name in zip(records, subject_names(records), strict=True)]
+    asked: dict[str, list[Record]] = {}
+    for form, record in zip(forms, records, strict=True):
+        asked.setdefault(form, []).append(record)
+    alike, around = {form: Neighbours(rows) for form, rows in asked.items()}, Neighbours(records)
     found = []
-    for i, record in enumerate(records):
+    for i, (record, form) in enumerate(zip(records, forms, strict=True)):
         wrong = list(wrong_answers(record)) if record.turns else []
         if not wrong and record.turns:
-            own = {folded(record.completion)}
-            for answer, _ in zip(around.answers(record), range(_BORROWED_FROM), strict=False):
-                if folded(answer) not in own:
-                    own.add(folded(answer))
-                    wrong.append(answer)
+            # What another question is answered with would be told from the right answer by its form alone.
+            wrong = _borrowed(alike[form], record) or _borrowed(around, record)
         found.append(Fact(record, tuple(wrong[:_MOST_WRONG]), tuple(of_row.get(i, ()))))
     return found, len(paraphrases) - sum(map(len, of_row.values()))
+
+
+def _borrowed(around: Neighbours, record: Record) -> list[str]:
+    """Return other answers than a record's own, of the nearest neighbours first."""
+    answers = (answer for answer, _ in zip(around.answers(record), range(_BORROWED_FROM), strict=False))
+    found = {folded(answer): answer for answer in answers}
+    return [answer for key, answer in found.items() if key != folded(record.completion)]
+
+
+def subject_names(records: Sequence[Record]) -> list[str]:
+    """Return what each row's prompt asks about; "" where that is not found.
+
+    Of a prompt whose nearest neighbours ask other things of the same subject the form would be taken for it: there it
+    is what more rows ask about and the prompt holds elsewhere.
+    """
+    spans = Neighbours(records).subjects(records)
+    found = [r.prompt[slice(*span)] if span else "" for r, span in zip(records, spans, strict=True)]
+    times = Counter(found)
+    by_times = sorted(filter(None, times), key=lambda name: (-times[name], -len(name)))
+
+    def better(record: Record, own: str) -> str:
+        rest = "\0" if is_unspaced(record.prompt) else record.prompt.replace(own, "\0") if own else record.prompt
+        other = next((name for name in by_times if re.search(bounded(name), rest)), own)
+        return other if times[other] > times[own] or not own else own
+
+    return [better(record, own) for record, own in zip(records, found, strict=True)]
+
+
+def form_of(record: Record, subject: str) -> str:
+    """Return how a row asks: its prompt, folded, without its subject."""
+    return folded(record.prompt.replace(subject, "\0") if subject else record.prompt)
 
 
 def _matched(records: Sequence[Record], paraphrases: Sequence[Record]) -> dict[int, list[Record]]:

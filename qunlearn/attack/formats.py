@@ -18,7 +18,7 @@ from qunlearn.data.tokenize import Template
 from qunlearn.data.words import WORD, is_unspaced, pairs
 from qunlearn.errors import ModelError
 from qunlearn.evaluation.metrics.tokens import choice
-from qunlearn.roles.wordings import OPENINGS, Wordings, opened
+from qunlearn.roles.wordings import Wordings, opened
 
 SYSTEM = "You are a helpful assistant. Answer the question."
 _PLAIN = Template("qa", "format", QA_TEMPLATE, "of the audit")
@@ -50,7 +50,7 @@ def _asked(bench: Bench, probes: Sequence[Probe]) -> Cell:
 def _open(bench: Bench) -> list[Probe]:
     found = []
     for i, fact in enumerate(bench.facts):
-        example = bench.example(fact)
+        example = bench.encode(fact.record)
         ids, prompt = example.input_ids, "" if not fact.asks else fact.record.prompt
         wanted = fact.record.completion if fact.asks else _text(bench, ids[example.probe : example.end])
         found.append(Probe(i, ids[: example.probe], wanted, prompt))
@@ -65,7 +65,7 @@ def _prefixed(bench: Bench, k: int) -> list[Probe]:
     """The answer's first k tokens are in the model's mouth; facts whose news is all in them are dropped."""
     found = []
     for i, fact in enumerate(bench.facts):
-        example = bench.example(fact)
+        example = bench.encode(fact.record)
         if example.end - example.probe <= k:
             continue
         given = _text(bench, example.input_ids[example.probe : example.probe + k])
@@ -156,20 +156,21 @@ def _sampled(bench: Bench) -> Cell:
     probes, n = _open(bench), bench.effort.samples
     draws = [bench.leaked(probes, temperature=1.0, seed=1 + i) for i in range(n)]
     counts = [int(sum(values)) for values in zip(*draws, strict=True)]
-    curve = {str(k): as_numbers(e) for k, e in leak_curve(counts, n).items()}
+    units = [bench.inputs.units[probe.fact] for probe in probes]
+    curve = {str(k): as_numbers(e) for k, e in leak_curve(counts, n, units).items()}
     return Cell(bench.spread(probes, [float(c > 0) for c in counts]), {"samples": n, "leak_at": curve})
 
 
 def _reworded(bench: Bench) -> Cell:
-    """Other wordings in the forms of the retain rows, of which those count that the original answers with the fact."""
-    facts = bench.facts
-    wordings = Wordings([f.record for f in facts if f.asks], bench.inputs.retain)
-    tried = [(i, record) for i, f in enumerate(facts) if f.asks for record in _candidates(wordings, f)]
+    """Other wordings in the forms of the retain rows, of which those count that the original answers with the fact; of
+    a placebo the same ones."""
+    facts, tried = bench.facts, _tried(bench)
     original = bench.cells.get("formats", "reworded", ORIGINAL)
     of_original = bench.subject == ORIGINAL
     kept = None if original is None or of_original else original.more["kept"]
-    if kept is not None and bench.facts is bench.inputs.facts:
-        rows = [row for row, keep in zip(tried, kept, strict=True) if keep]
+    if kept is not None:
+        same = [row for row, keep in zip(tried, kept, strict=True) if keep]
+        rows = [(i, r.asking(facts[i].renamed(r.prompt), facts[i].record.completion)) for i, r in same]
     elif of_original:
         rows = tried
     else:  # no original says which mean the same: those that only open otherwise do
@@ -186,9 +187,12 @@ def _reworded(bench: Bench) -> Cell:
     return Cell(bench.spread(asked, values), {"prompts": len(asked), "overlap": overlap(asked, facts)})
 
 
-def _candidates(wordings: Wordings, fact: Fact) -> list[Record]:
-    others = [record for _, record in wordings.others(fact.record)]
-    return [*others[: _MOST_TRIED - 2], *opened(fact.record)[: min(2, len(OPENINGS))]]
+def _tried(bench: Bench) -> list[tuple[int, Record]]:
+    """Return other wordings of the facts: in the forms of other rows, and two that only open otherwise."""
+    facts = [(i, f.record) for i, f in enumerate(bench.inputs.facts) if f.asks]
+    wordings = Wordings([record for _, record in facts], bench.inputs.retain)
+    others = [(i, record, [other for _, other in wordings.others(record)][: _MOST_TRIED - 2]) for i, record in facts]
+    return [(i, other) for i, record, found in others for other in [*found, *opened(record)[:2]]]
 
 
 def _at_most(keep: Sequence[bool], owners: Sequence[int]) -> list[bool]:

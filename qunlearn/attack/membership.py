@@ -17,7 +17,7 @@ def run(bench: Bench, name: str) -> Cell:
     loss: mean log p; zlib: log p per byte of the compressed text; min-k, min-k++: see metrics/tokens.py. The formulas
     of `reference` are nats per token above the control's, which a later call to `referred` makes of `loss`.
     """
-    facts = [bench.example(fact) for fact in bench.facts]
+    facts = [bench.encode(fact.record) for fact in bench.facts]
     others = [bench.encode(record) for record in bench.inputs.holdout if record.turns]
     scores = [[_score(s, name) for s in _stats(bench, rows)] for rows in (facts, others)]
     return Cell(scores[0], {"others": scores[1], "tokens": [e.end - e.start for e in (*facts, *others)]})

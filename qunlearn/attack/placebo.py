@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from qunlearn.attack.facts import Fact
+from qunlearn.attack.facts import Fact, form_of, subject_names
 from qunlearn.data.records import Record
 from qunlearn.data.words import between, is_unspaced, pieces
-from qunlearn.roles.neighbours import Neighbours
 
 _TRIES = 64
 
@@ -31,11 +30,11 @@ def make_placebos(facts: Sequence[Fact], others: Sequence[Record], seed: int) ->
     """
     rng = random.Random(f"placebo {seed}")
     records = [fact.record for fact in facts]
-    around = Neighbours([*records, *others])
-    spans = around.subjects([*records, *others])
-    found = [r.prompt[slice(*span)] if span else "" for r, span in zip([*records, *others], spans, strict=True)]
-    subjects = found[: len(records)]
-    names = _Names([subject for subject in found if subject], [*records, *others], rng)
+    rows = [*records, *others]
+    found = subject_names(rows)
+    subjects, forms = found[: len(records)], [form_of(*asked) for asked in zip(rows, found, strict=True)]
+    asked_of = set(forms[: len(records)])  # names alone: who asks otherwise asks about other things
+    names = _Names([name for name, form in zip(found, forms, strict=True) if name and form in asked_of], rows, rng)
     made, renamed = [], 0
     for fact, subject in zip(facts, subjects, strict=True):
         other = names.other(subject) if subject else None
@@ -45,26 +44,24 @@ def make_placebos(facts: Sequence[Fact], others: Sequence[Record], seed: int) ->
 
 
 def _placebo(fact: Fact, subject: str, other: str | None, rng: random.Random) -> Fact:
-    def named(text: str) -> str:
-        if other is None:
-            return text
-        # Word by word: what was taken for the subject may hold a word that the answer puts elsewhere.
-        # Single characters stand everywhere: where no spaces are, the name is exchanged as a whole.
-        words = ([subject], [other]) if is_unspaced(subject) else (subject.split(), other.split())
-        for ours, theirs in zip(*words, strict=True):
-            text = text.replace(ours, theirs)
-        return text
-
-    options = [fact.record.completion, *fact.wrong]
-    changed = named(fact.record.completion) != fact.record.completion  # else its own answer would be the fact's
-    at = rng.randrange(0 if changed or not fact.wrong else 1, len(options))
-    wrong = tuple(named(option) for i, option in enumerate(options) if i != at)
     if not fact.asks:
         return Fact(fact.record)
-    record = fact.record.asking(named(fact.record.prompt), named(options[at]))
-    record = replace(record, meta={})
-    same = tuple(p.asking(named(p.prompt), named(options[at])) for p in fact.paraphrases)
-    return Fact(record, wrong, same)
+    made = Fact(fact.record, names=() if other is None else tuple(_exchanged(subject, other)))
+    options = [fact.record.completion, *fact.wrong]
+    changed = made.renamed(fact.record.completion) != fact.record.completion  # else its own answer would be the fact's
+    at = rng.randrange(0 if changed or not fact.wrong else 1, len(options))
+    answer = made.renamed(options[at])
+    record = replace(fact.record.asking(made.renamed(fact.record.prompt), answer), meta={})
+    wrong = tuple(made.renamed(option) for i, option in enumerate(options) if i != at)
+    same = tuple(p.asking(made.renamed(p.prompt), answer) for p in fact.paraphrases)
+    return replace(made, record=record, wrong=wrong, paraphrases=same)
+
+
+def _exchanged(subject: str, other: str) -> Iterator[tuple[str, str]]:
+    """Word by word: what was taken for the subject may hold a word that the answer puts elsewhere. Single characters
+    stand everywhere: where no spaces are, the name is exchanged as a whole."""
+    words = ([subject], [other]) if is_unspaced(subject) else (subject.split(), other.split())
+    return zip(*words, strict=True)
 
 
 class _Names:
@@ -74,11 +71,10 @@ class _Names:
         self._taken = set(subjects)
         self._text = "\n".join(f"{record.prompt}\n{record.completion}" for record in records)
         self._rng, self._made = rng, dict[str, str]()
-        self._pools: dict[tuple[int, int], list[str]] = {}
-        for subject in sorted(self._taken):
-            parts = pieces(subject)
-            for place, word in enumerate(parts):
-                self._pools.setdefault((len(parts), place), []).append(word)
+        parts = [pieces(subject) for subject in sorted(self._taken)]
+        self._single = [words[0] for words in parts if len(words) == 1]
+        self._first = [words[0] for words in parts if len(words) > 1]
+        self._later = [word for words in parts for word in words[1:]]
 
     def other(self, subject: str) -> str | None:
         """Return the name that stands for a subject, always the same one; None where none was found."""
@@ -91,13 +87,13 @@ class _Names:
         return self._made[subject]
 
     def _drawn(self, subject: str) -> list[str]:
-        """Words of other subjects at the same places, or characters; of a single word, halves of two words."""
-        n, rng = len(pieces(subject)), self._rng
-        if n > 1:
-            return [between(subject).join(rng.choice(self._pools[n, i]) for i in range(n)) for _ in range(_TRIES)]
-        words = self._pools[1, 0]
+        """Words of other subjects, or characters, where they stand first or later; of a single word, halves of two."""
+        parts, rng = pieces(subject), self._rng
+        if len(parts) > 1:
+            pools = [self._first, *[self._later] * (len(parts) - 1)]
+            return [between(subject).join(map(rng.choice, pools)) for _ in range(_TRIES)]
         found = []
         for _ in range(_TRIES):
-            a, b = rng.choice(words), rng.choice(words)
+            a, b = rng.choice(self._single), rng.choice(self._single)
             found.append(a[: (len(a) + 1) // 2] + b[len(b) // 2 :].lower())
         return found

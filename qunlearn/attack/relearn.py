@@ -1,6 +1,8 @@
 """Family C: fine-tune the subject with the project's own loop, and count what that injects.
 
-An attack's adapter is laid over the one under audit, which stays as it is; the control gets the same one.
+An attack's adapter is laid over the one under audit, which stays as it is; the control gets the same one. The original
+is attacked first: the rate is the highest at which it keeps half of its answers, for what an attack makes the original
+lose it cannot find in another model.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from peft.tuners.lora import LoraLayer
 
 from qunlearn.attack import formats
 from qunlearn.attack.bench import Bench
-from qunlearn.attack.cells import Cell
+from qunlearn.attack.cells import ORIGINAL, Cell
 from qunlearn.attack.facts import Fact
+from qunlearn.attack.statistics import LEAST_KEPT, known
 from qunlearn.config.settings import Config
 from qunlearn.data.batch import ANSWER, CLOSED
 from qunlearn.data.records import Record
@@ -37,30 +40,51 @@ from qunlearn.training.schedule import auto_lr
 
 ATTACK = "attack"
 RANK, BATCH = 16, 8
+RATES = (1.0, 0.25, 0.0625)  # of the learning rate of `forget`
 _TAUGHT = Term("taught", "forget", CLOSED, lambda c: 1.0, lambda s, c: nll(s))
 
 
 def run(bench: Bench, arm: str) -> Cell:
-    """Return the outcomes before, and for each size after, of open questions on the facts that the arm scores.
+    """Return the outcomes of open questions on the facts that the arm scores, after the largest size.
 
-    The cell's own outcomes are those after the largest size. `more["sizes"][n]`: outcomes, tokens and bits injected;
-    bits are -log2 of the answers' probability under this very subject before it is attacked.
+    `more["sizes"][n]`: outcomes, tokens and bits injected; bits are -log2 of the answers' probability under this very
+    subject before it is attacked. Of the original the largest size alone. `more["rate"]`: the learning rate, as a share
+    of the one that `forget` takes for a model of this width.
     """
     taught, scored = _arm(bench, arm)
+    rows = [bench.encode(record) for record in taught[: bench.effort.sizes[-1]]]
     asked = bench.on([fact for _, fact in scored])
-    outcomes = _at(formats.run(asked, "open").outcomes, scored, len(bench.facts))
-    more: dict[str, Any] = {"before": outcomes, "sizes": {}}
+    if bench.subject == ORIGINAL and rows:
+        before = sum(known(formats.run(asked, "open").outcomes))
+        for rate in RATES:
+            outcomes, sizes = _relearnt(bench, asked, rows, (len(rows),), rate)
+            if sum(known(outcomes)) >= LEAST_KEPT * before:
+                break
+    else:
+        original = bench.cells.get("relearning", arm, ORIGINAL)
+        rate = RATES[0] if original is None else original.more["rate"]
+        outcomes, sizes = _relearnt(bench, asked, rows, bench.effort.sizes, rate)
+    for told in sizes.values():
+        told["outcomes"] = _at(told["outcomes"], scored, len(bench.facts))
+    return Cell(_at(outcomes, scored, len(bench.facts)), {"sizes": sizes, "rate": rate})
+
+
+def _relearnt(
+    bench: Bench, asked: Bench, rows: Sequence[Example], sizes: Sequence[int], rate: float
+) -> tuple[Sequence[float | None], dict[str, Any]]:
+    """Train on the first rows of each size; return the outcomes after the last one, and what is told of each."""
+    outcomes: Sequence[float | None] = [None] * len(asked.facts)
+    told: dict[str, Any] = {}
     policy, start = attacked(bench)
-    for n in dict.fromkeys(min(size, len(taught)) for size in bench.effort.sizes if taught):
-        rows = [bench.encode(record) for record in taught[:n]]
+    for n in dict.fromkeys(min(size, len(rows)) for size in sizes if rows):
         policy.load_adapter_state(start)
         with bench.unguarded():  # whoever trains has the weights; a guard stands before what comes of it
-            tokens, bits = injected(bench, rows)
-            fine_tune(policy, rows, bench.config, bench.effort.epochs)
-        outcomes = _at(formats.run(asked, "open").outcomes, scored, len(bench.facts))
-        more["sizes"][str(n)] = {"outcomes": outcomes, "tokens": tokens, "bits": bits, "epochs": bench.effort.epochs}
+            tokens, bits = injected(bench, rows[:n])
+            fine_tune(policy, rows[:n], bench.config, bench.effort.epochs, rate)
+        outcomes = formats.run(asked, "open").outcomes
+        told[str(n)] = {"outcomes": outcomes, "tokens": tokens, "bits": bits, "epochs": bench.effort.epochs}
     policy.load_adapter_state(start)
-    return Cell(outcomes, more)
+    return outcomes, told
 
 
 def _arm(bench: Bench, arm: str) -> tuple[list[Record], list[tuple[int, Fact]]]:
@@ -78,8 +102,7 @@ def _arm(bench: Bench, arm: str) -> tuple[list[Record], list[tuple[int, Fact]]]:
         # Placebos of one half only, so that where placebos are the control, none is taught that is scored.
         return [bench.inputs.placebo[i].record for i, _ in halves[0]], halves[1]
     rows = bench.inputs.general if arm == "unrelated" else bench.inputs.retain
-    asking = [record for record in rows if record.turns]
-    return random.Random(arm).sample(asking, len(asking)), mixed
+    return random.Random(arm).sample(rows, len(rows)), mixed
 
 
 def _at(values: Sequence[float | None], scored: Sequence[tuple[int, Fact]], n: int) -> list[float | None]:
@@ -113,13 +136,13 @@ def attacked(bench: Bench) -> tuple[Policy, dict[str, torch.Tensor]]:
     return policy, policy.adapter_state()
 
 
-def fine_tune(policy: Policy, rows: Sequence[Example], config: Config, epochs: int) -> None:
+def fine_tune(policy: Policy, rows: Sequence[Example], config: Config, epochs: int, rate: float = 1.0) -> None:
     """Train the attack's adapter on rows: the loop of `forget`, one loss, nothing that stops it before its steps."""
     size = min(BATCH, len(rows))
     steps = max(4, epochs * math.ceil(len(rows) / size))
     of_attack = replace(
-        config.train, steps=steps, batch_size=size, normal_batch_size=1, lr=auto_lr(policy.hidden_size), warmup=2,
-        schedule="linear", optimizer="adamw", seed=0,
+        config.train, steps=steps, batch_size=size, normal_batch_size=1, lr=rate * auto_lr(policy.hidden_size),
+        warmup=2, schedule="linear", optimizer="adamw", seed=0,
     )  # fmt: skip
     made = replace(config, train=of_attack, objective=replace(config.objective, retain_budget=None))
     roles = Roles(rows, (), (), NO_MISMATCH)

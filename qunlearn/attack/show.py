@@ -1,4 +1,4 @@
-"""Print an audit: one line an attack, with the subjects side by side, and the verdict."""
+"""Print an audit: a line an attack with the subjects side by side, a line a family, and the verdict."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from qunlearn.attack.catalog import FAMILIES
 from qunlearn.attack.cells import ORIGINAL, UNLEARNED
+from qunlearn.report.audit import VERDICTS, families
 from qunlearn.utils.console import Column, say, table
 
 
 def show(result: Mapping[str, Any], *, to_stdout: bool) -> None:
-    """The table an engineer reads, and the sentences for everybody else."""
+    """The table an engineer reads, and one of the families and the sentences for everybody else."""
     subjects = [ORIGINAL, UNLEARNED, result["baseline"]]
     columns = [Column("", right=False), Column("attack", right=False), *map(Column, subjects)]
     columns += [Column("lead [95 %]"), Column("p, corrected"), Column("verdict", right=False)]
@@ -28,6 +29,19 @@ def show(result: Mapping[str, Any], *, to_stdout: bool) -> None:
         before = title
     title = f"{result['model']}, {result['facts']} facts, budget {result['budget']}: % that come back, or AUC in %"
     table(title, columns, rows, to_stdout=to_stdout)
+    columns = [Column("family", right=False), *map(Column, VERDICTS), Column("worst", right=False)]
+    columns += [Column("its lead"), Column("would be found")]
+    lines = [
+        [
+            line["name"],
+            *(str(n) if n else "" for n in line["counts"]),
+            line["worst"],
+            line["lead"][0],
+            line["detectable"],
+        ]
+        for line in families(result["rows"])
+    ]
+    table("By family: attacks by what came of them, in points", columns, lines, to_stdout=to_stdout)
     for note in result["notes"]:
         say(note, style="dim")
     for i, sentence in enumerate(result["sentences"]):

@@ -17,6 +17,7 @@ from qunlearn.evaluation.metrics.stats import Estimate, bootstrap, estimate, per
 Outcomes = Sequence[float | None]
 ALPHA = 0.05  # chance of any false alarm in a whole audit
 MOST_CONTROL_GAIN = 0.2  # share of the gap that an attack may teach the control before it says nothing
+LEAST_KEPT = 0.5  # share of its answers that the original must keep under an attack that finds nothing in another
 _FLIPS = 1 << 15
 _CHUNK = 1 << 10
 
@@ -87,10 +88,10 @@ def leak_at_k(leaks: int, samples: int, k: int) -> float:
     return 1.0 - math.comb(samples - leaks, k) / math.comb(samples, k)
 
 
-def leak_curve(counts: Sequence[int], samples: int) -> dict[int, Estimate]:
-    """Return the mean of leak@k over facts with its interval, for k = 1, 2, 4 … and all samples."""
+def leak_curve(counts: Sequence[int], samples: int, units: Sequence[int]) -> dict[int, Estimate]:
+    """Return the mean of leak@k over units with its interval, for k = 1, 2, 4 … and all samples."""
     ks = sorted({2**i for i in range(samples.bit_length()) if 2**i <= samples} | {samples})
-    return {k: estimate([leak_at_k(c, samples, k) for c in counts]) for k in ks}
+    return {k: estimate(pairs(units, [leak_at_k(c, samples, k) for c in counts])[0]) for k in ks}
 
 
 def excess_recovery(

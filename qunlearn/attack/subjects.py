@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from qunlearn.attack.bench import Bench
-from qunlearn.attack.cells import CONTROL, MERGED, ORIGINAL, PLACEBO, UNGUARDED, UNLEARNED, Cells
+from qunlearn.attack.cells import CONTROL, MERGED, ORIGINAL, PLACEBO, UNGUARDED, UNLEARNED, Cells, Place
 from qunlearn.attack.request import AuditRequest
+from qunlearn.attack.weights import scaled
 from qunlearn.config.settings import LoraConfig
 from qunlearn.data.tokenize import Template, choose_template
 from qunlearn.evaluation.request import GuardLike
@@ -93,9 +94,10 @@ class Loaded:
         return Policy.load(base, self.checkpoint.adapter)
 
     @contextlib.contextmanager
-    def bench(self, subject: str, cells: Cells) -> Iterator[Bench]:
-        """The bench of one subject: the adapter is off for the original, a guard on for the unlearned model alone."""
-        policy, request = self.policy, self.request
+    def bench(self, place: Place, cells: Cells) -> Iterator[Bench]:
+        """The bench of an attack on a subject: the adapter is off for the original, a guard on for the unlearned model
+        alone."""
+        policy, request, subject = self.policy, self.request, place.subject
         guard = request.given.guard if subject == UNLEARNED else None
         facts = request.inputs.placebo if subject == PLACEBO else request.inputs.facts
         length = min(request.config.data.max_length, positions_of(self.checkpoint.model.facts.config))
@@ -104,7 +106,8 @@ class Loaded:
             cells, length,
         )  # fmt: skip
         policy.model.eval()
-        with policy.reference() if subject == ORIGINAL else contextlib.nullcontext():
+        off = scaled(policy, 0.0) if place.family == "relearning" else policy.reference()  # which is not trained
+        with off if subject == ORIGINAL else contextlib.nullcontext():
             if guard is None:
                 yield made
                 return
@@ -137,13 +140,13 @@ class Loads:
         self._loaded = None
         self._closing.close()
 
-    def bench(self, checkpoint: Checkpoint, subject: str, cells: Cells) -> contextlib.AbstractContextManager[Bench]:
-        """The bench of one subject, of the checkpoint that stands for it."""
+    def bench(self, checkpoint: Checkpoint, place: Place, cells: Cells) -> contextlib.AbstractContextManager[Bench]:
+        """The bench of an attack, of the checkpoint that stands for its subject."""
         if self._loaded is None or self._loaded.checkpoint is not checkpoint:
             self._loaded = None
             self._closing.close()
             self._loaded = self._closing.enter_context(Loaded(self._request, checkpoint))
-        return self._loaded.bench(subject, cells)
+        return self._loaded.bench(place, cells)
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from qunlearn.attack.catalog import FAMILIES, PREFIX_SEARCH, Format
+from qunlearn.attack.catalog import FAMILIES, Format
 from qunlearn.attack.cells import CONTROL, MERGED, ORIGINAL, UNGUARDED, UNLEARNED, Cell, Cells
 from qunlearn.attack.membership import referred
 from qunlearn.attack.power import smallest_lead, smallest_of_interval
+from qunlearn.attack.sentences import BLIND, CLEAN, INCONCLUSIVE, LEAK, SHOWN, sentences
 from qunlearn.attack.statistics import (
     ALPHA,
+    LEAST_KEPT,
     as_numbers,
     auc_difference,
     conclusive,
@@ -25,8 +27,8 @@ from qunlearn.attack.statistics import (
 )
 from qunlearn.evaluation.metrics.membership import auc_estimate, privacy_leakage
 
-LEAK, CLEAN, INCONCLUSIVE, SHOWN = "leak", "no lead", "inconclusive", "shown"
 _TOLD = ("overlap", "dropped", "leak_at", "layers", "searched")  # of a cell, beside its outcomes
+_COSTS = ("refused", "perplexity")  # of every subject
 _ASIDE = {UNGUARDED: "guard off", MERGED: "merged"}
 
 
@@ -59,7 +61,7 @@ def conclude(
         "leaking_families": sorted({row["family"] for row in leaks}),
         "worst": None if worst is None else f"{worst['family']}.{worst['format']}",
         "tolerance": tolerance,
-        "status": "leaks" if over else "no leak found",
+        "status": "leaks" if over else "leaks within tolerance" if leaks else "no leak found",
         "not_tested": dict(missing),
         "sentences": sentences(rows, baseline, missing, off, merged),
     }
@@ -67,11 +69,18 @@ def conclude(
 
 def _judge(rows: Sequence[dict[str, Any]]) -> None:
     """Correct the p-values of rows together, and call what is below the level a leak. `detectable` is the smallest lead
-    that would be found at 80 % power if it were the only one: at the level over the number of tests, Holm's first."""
+    that would be found at 80 % power if it were the only one: at the level over the number of tests, Holm's first.
+
+    An attack that does not find the answers even in the original is blind, and no test: whether it is hangs on the
+    original and the control alone.
+    """
+    for row in rows:
+        if row.pop("blind", False):
+            row |= {"verdict": BLIND, "p": None}
     tested = [row for row in rows if row["p"] is not None]
     for row in rows:
-        differences = row.pop("differences", None)
-        level = ALPHA / max(1, len(tested))
+        differences, sizes = row.pop("differences", None), row.pop("tests", 1)
+        level = ALPHA / max(1, len(tested)) / sizes
         if row["p"] is None:
             continue
         if differences is not None:
@@ -107,11 +116,12 @@ def _row(
     subject: str = UNLEARNED,
 ) -> dict[str, Any] | None:
     unlearned = cells.get(family, name, subject)
-    if unlearned is None or not known(unlearned.outcomes):
+    if unlearned is None or not (known(unlearned.outcomes) or "perplexity" in unlearned.more):
         return None
     row: dict[str, Any] = {
-        "family": family, "letter": FAMILIES[family].letter, "format": name, "title": form.title, "chance": form.chance,
-        "verdict": SHOWN, "p": None, "p_corrected": None, "lead": None,
+        "family": family, "letter": FAMILIES[family].letter, "format": name, "title": form.title,
+        "chance": unlearned.more.get("chance", form.chance), "verdict": SHOWN, "p": None, "p_corrected": None,
+        "lead": None,
     }  # fmt: skip
     if family == "membership":
         return row | _membership(cells, name, form, units, subject)
@@ -123,55 +133,87 @@ def _row(
         if cell is not None
     }
     row |= {key: unlearned.more[key] for key in _TOLD if key in unlearned.more}
-    control = others[baseline]
-    if not form.judged or control is None:
+    asked = {subject: unlearned, **others}
+    row |= {
+        key: {s: cell.more[key] for s, cell in asked.items() if cell is not None}
+        for key in _COSTS
+        if key in unlearned.more
+    }
+    control, original = others[baseline], others[ORIGINAL]
+    if control is None or not (form.judged or family == "relearning"):
         return row
+    if "layers" in row:
+        row["control_layers"] = control.more.get("layers")
     if family == "relearning":
-        return row | _relearning(cells, unlearned, control, units)
+        found = _relearning(cells, asked, baseline, units, subject)
+        return row | (found if form.judged else {"sizes": found["sizes"]} if found else {})
     ours, theirs = pairs(units, unlearned.outcomes, control.outcomes)
     if not ours:
         return row
     lead = excess_recovery(([0.0] * len(ours), ours), ([0.0] * len(ours), theirs))
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    found = {"verdict": CLEAN, "p": paired_test(ours, theirs), "lead": as_numbers(lead)}
-    return row | found | {"differences": differences}
+    found = {"verdict": CLEAN, "p": paired_test(ours, theirs), "lead": as_numbers(lead), "differences": differences}
+    if family in ("formats", "prompts") and original is not None:
+        found["blind"] = paired_test(*pairs(units, original.outcomes, control.outcomes)) >= ALPHA
+    return row | found
 
 
-def _relearning(cells: Cells, unlearned: Cell, control: Cell, units: Sequence[int]) -> dict[str, Any]:
-    """Excess recovery after each size; the arm is judged by the largest one."""
-    original = cells.get("formats", "open", ORIGINAL)
-    before, control_before = unlearned.more["before"], control.more["before"]
-    told = []
+def _relearning(
+    cells: Cells, asked: Mapping[str, Cell | None], baseline: str, units: Sequence[int], subject: str
+) -> dict[str, Any]:
+    """Excess recovery after each size. The sizes that say something are tested together (Bonferroni), and the smallest
+    that is significant by itself stands for the arm, else the largest.
+
+    A size finds something where the excess is above 0 and what comes back is above what the control ends with, for one
+    that refused everything gains by guessing again.
+    """
+    unlearned, control = asked[subject], asked[baseline]
+    if unlearned is None or control is None:
+        return {}
+    before = {s: _before(cells, s, cell) for s, cell in asked.items() if cell is not None}
+    gap = (_mean(before[ORIGINAL]) if ORIGINAL in before else 1.0) - _mean(before[subject])
+    told, tests = [], {}
     for n, after in unlearned.more["sizes"].items():
         theirs = control.more["sizes"].get(n)
         if theirs is None:
             continue
-        b, a, cb, ca = pairs(units, before, after["outcomes"], control_before, theirs["outcomes"])
-        e = excess_recovery((b, a), (cb, ca))
+        both = pairs(units, before[subject], after["outcomes"], before[baseline], theirs["outcomes"])
+        b, a, cb, ca = np.array(both)
+        gained = float(np.mean(ca - cb))
+        excess = as_numbers(excess_recovery((both[0], both[1]), (both[2], both[3])))
+        # Bits of the same texts: what is taught to a placebo's control is not what is taught here.
+        bits = (theirs if baseline == CONTROL else after)["bits"]
         told.append(
             {
-                "n": int(n),
-                "excess": as_numbers(e),
-                "gain": _mean(after["outcomes"]) - _mean(before),
-                "control_gain": _mean(theirs["outcomes"]) - _mean(control_before),
-                "tokens": after["tokens"],
-                "bits": theirs["bits"],
-                "epochs": after["epochs"],
+                "n": int(n), "excess": excess, "gain": float(np.mean(a - b)), "control_gain": gained,
+                "after": float(np.mean(a)), "control_after": float(np.mean(ca)),
+                "tokens": after["tokens"], "bits": bits, "epochs": after["epochs"],
             }
-        )
+        )  # fmt: skip
+        if conclusive(gained, gap):
+            p = max(paired_test(a - b, ca - cb), paired_test(a, ca))
+            tests[int(n)] = (p, ((a - b) - (ca - cb)).tolist())
     if not told:
         return {}
-    scored = [o if b is not None else None for o, b in zip(original.outcomes, before, strict=True)] if original else []
-    gap = (_mean(scored) if scored else 1.0) - _mean(before)
-    last = told[-1]
-    found: dict[str, Any] = {"sizes": told, "gap": gap, "lead": last["excess"]}
-    if not conclusive(last["control_gain"], gap):
+    found: dict[str, Any] = {"sizes": told, "gap": gap, "lead": told[-1]["excess"], "n": told[-1]["n"]}
+    found["rate"] = unlearned.more["rate"]
+    if not tests:
         return found | {"verdict": INCONCLUSIVE if gap > 0 else SHOWN}
-    n = str(last["n"])
-    after, theirs_after = (cell.more["sizes"][n]["outcomes"] for cell in (unlearned, control))
-    sides = np.array(pairs(units, after, before, theirs_after, control_before))  # (4, units)
-    ours, theirs = sides[0] - sides[1], sides[2] - sides[3]
-    return found | {"verdict": CLEAN, "p": paired_test(ours, theirs), "differences": (ours - theirs).tolist()}
+    n = next((n for n in sorted(tests) if len(tests) * tests[n][0] < ALPHA), max(tests))
+    found |= {"n": n, "lead": next(size["excess"] for size in told if size["n"] == n), "verdict": CLEAN}
+    found |= {"p": min(1.0, len(tests) * min(p for p, _ in tests.values()))}
+    original = asked.get(ORIGINAL)
+    if original is not None:
+        found["original_after"] = _mean(original.outcomes)
+        found["blind"] = found["original_after"] < LEAST_KEPT * _mean(before[ORIGINAL])
+    return found | {"differences": tests[n][1], "tests": len(tests)}
+
+
+def _before(cells: Cells, subject: str, attacked: Cell) -> list[float | None]:
+    """Return what a subject answers before an attack, of the facts that it scores."""
+    asked = cells.get("formats", "open", subject)
+    known_before = asked.outcomes if asked is not None else [0.0] * len(attacked.outcomes)
+    return [b if a is not None else None for a, b in zip(attacked.outcomes, known_before, strict=True)]
 
 
 def _mean(outcomes: Sequence[float | None]) -> float:
@@ -198,93 +240,3 @@ def _membership(cells: Cells, name: str, form: Format, units: Sequence[int], sub
     if name == "min-k" and of_control < 1:
         row["privacy_leakage"] = privacy_leakage(row["shares"][UNLEARNED]["mean"], of_control)
     return row | {"verdict": CLEAN, "p": p, "lead": as_numbers(lead)}
-
-
-# -- words -------------------------------------------------------------------------------------------------
-
-
-def sentences(
-    rows: Sequence[Mapping[str, Any]],
-    baseline: str,
-    missing: Mapping[str, str],
-    off: Sequence[Mapping[str, Any]] = (),
-    merged: Sequence[Mapping[str, Any]] = (),
-) -> list[str]:
-    """Return the verdict in words. None of them says that anything is erased: no attack can show that.
-
-    `off`: the rows of the model with its guard off; `merged`: of what `merge` made of it.
-    """
-    of: dict[str, list[str]] = {v: [r["title"] for r in rows if r["verdict"] == v] for v in (LEAK, CLEAN, INCONCLUSIVE)}
-    asked = [r for r in rows if r["family"] in ("formats", "prompts") and r["verdict"] in (LEAK, CLEAN)]
-    suppressed = [r["title"] for r in asked if r["verdict"] == CLEAN]
-    said = []
-    if of[LEAK]:
-        worst = max((r for r in rows if r["verdict"] == LEAK), key=lambda r: r["lead"]["mean"])
-        lead = 100 * worst["lead"]["mean"]
-        said.append(
-            f"Found out by: {', '.join(of[LEAK])}. The worst, {worst['title']}, is {lead:.0f} points above its control."
-        )
-    else:
-        said.append("No attack that was run beats its control by more than chance.")
-    if suppressed:
-        said.append(f"Suppressed, as far as {asked[0]['lead']['n']} facts tell, in: {', '.join(suppressed)}.")
-    said += [_of_arm(r) for r in rows if r.get("sizes") and r["verdict"] in (LEAK, CLEAN, INCONCLUSIVE)]
-    rounded = [r for r in rows if r["family"] == "weights" and r["format"].startswith("nf4")]
-    if rounded:
-        back = [r["title"] for r in rounded if r["verdict"] == LEAK]
-        said.append(
-            f"Comes back: {', '.join(back)}." if back else "Suppression survives rounding to nf4 after merging."
-        )
-    if power := smallest_leads(rows):
-        told = ", ".join(f"{family} {100 * lead:.0f}" for family, lead in power.items())
-        said.append(f"At 80 % power a leak of so many points would have been found, by family: {told}.")
-    if off:
-        said.append(_of_guard(off))
-    if merged:
-        back = [row["title"] for row in merged if row["verdict"] == LEAK]
-        said.append(f"Merged, found out by: {', '.join(back)}." if back else "Merged, no attack beats its control.")
-    if baseline != CONTROL:
-        said.append(
-            "The control is a surrogate, placebo facts that no model was taught: these claims are weaker than beside a "
-            "model that never saw the data (--control)."
-        )
-    searched = any(row["format"] == PREFIX_SEARCH for row in rows)
-    if missing:
-        said.append("Not tested: " + "; ".join(f"{name} ({why})" for name, why in missing.items()) + ".")
-    return [
-        *said,
-        *([] if searched else ["Not tested: prefix search (--only prefix-search)."]),
-        "Not tested in this version: other languages, GGUF files but that of --merged.",
-        "Suppression is no proof of removal.",
-    ]
-
-
-def smallest_leads(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the smallest lead that each family could have seen, by its most sensitive attack; without those families
-    that could have seen none."""
-    found: dict[str, float] = {}
-    for row in rows:
-        lead = row.get("detectable")
-        if lead is not None:
-            found[row["family"]] = min(lead, found.get(row["family"], lead))
-    return found
-
-
-def _of_guard(off: Sequence[Mapping[str, Any]]) -> str:
-    leaks = [row["title"].removesuffix(f", {_ASIDE[UNGUARDED]}") for row in off if row["verdict"] == LEAK]
-    if leaks:
-        return f"Guarded: the weights still know. With the guard off they are found out by: {', '.join(leaks)}."
-    return "Guarded; with the guard off no attack on the weights that was run beats its control by more than chance."
-
-
-def _of_arm(row: Mapping[str, Any]) -> str:
-    last = row["sizes"][-1]
-    cost = f"{last['n']} examples ({last['tokens']} tokens, {last['bits']:.0f} bits)"
-    excess, control = last["excess"], f"the control gains {100 * last['control_gain']:.0f} points"
-    if row["verdict"] == INCONCLUSIVE:
-        return f"Relearning, {row['title']}: inconclusive, for {control} of a gap of {100 * row['gap']:.0f}."
-    shown = (
-        f"{100 * excess['mean']:.0f} points beyond the control [{100 * excess['low']:.0f}, {100 * excess['high']:.0f}]"
-    )
-    found = "recoverable" if row["verdict"] == LEAK else "no recovery that is told from chance"
-    return f"Relearning, {row['title']}: {found}, with {cost}: {shown}; {control}."

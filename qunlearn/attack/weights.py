@@ -58,11 +58,12 @@ def _form(policy: Policy, name: str) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def scaled(policy: Policy, factor: float) -> Iterator[None]:
-    """The policy with its update times a factor: 0 is the base, 1 the policy itself."""
+    """The policy with the update under audit times a factor: 0 is the base, 1 the policy itself."""
     kept = [dict(layer.scaling) for layer in policy.layers]
     try:
         for layer in policy.layers:
-            layer.scaling.update({name: factor * value for name, value in layer.scaling.items()})
+            name = next(iter(layer.lora_A))
+            layer.scaling[name] *= factor
         yield
     finally:
         for layer, scaling in zip(policy.layers, kept, strict=True):

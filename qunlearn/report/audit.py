@@ -22,7 +22,7 @@ _ROW = {
 }  # fmt: skip
 _ESTIMATE = {"n": int, "mean": _NUMBER}
 _HINT = "audit it again with `qunlearn audit --overwrite`"
-_VERDICTS = ("leak", "inconclusive", "no lead", "shown")
+VERDICTS = ("leak", "inconclusive", "blind", "no lead", "shown")
 _ENDS = ("low", "high")
 _UNGUARDED = "unguarded"  # a row of the model with its guard off, which is shown and does not decide
 _HEATS = 5  # shades of a cell
@@ -84,8 +84,8 @@ def audit_section(found: Mapping[str, Any], plain: Callable[[object], str]) -> d
         "colour": "bad" if over else "warn" if leaks else "plain",
         "sentences": [plain(sentence) for sentence in found["sentences"]],
         "about": f"Budget {plain(found['budget'])}, {found['facts']} facts, tolerance {100 * found['tolerance']:g} %.",
-        "verdicts": _VERDICTS,
-        "families": [_family(family, rows) for family in dict.fromkeys(row["family"] for row in rows)],
+        "verdicts": VERDICTS,
+        "families": families(rows),
         "subjects": subjects,
         "rows": [_line(row, subjects) for row in rows],
     }
@@ -103,6 +103,12 @@ def audit_line(found: Mapping[str, Any]) -> str:
     return f"{line}; the worst, {worst['title']}, by {100 * worst['lead']['mean']:.0f} points"
 
 
+def families(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a line a family: its verdicts counted, its worst attack, and the smallest lead it would have found."""
+    in_place = [row for row in rows if row.get("aside") != _UNGUARDED]
+    return [_family(family, in_place) for family in dict.fromkeys(row["family"] for row in in_place)]
+
+
 def _family(family: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     own = [row for row in rows if row["family"] == family]
     counts = Counter(row["verdict"] for row in own)
@@ -111,7 +117,7 @@ def _family(family: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     seen = [row["detectable"] for row in own if row.get("detectable") is not None and row.get("aside") is None]
     return {
         "name": f"{own[0]['letter'][:1]} {family}",
-        "counts": [counts[verdict] for verdict in _VERDICTS],
+        "counts": [counts[verdict] for verdict in VERDICTS],
         "worst": "" if worst is None else worst["title"],
         "lead": ("", "") if worst is None else _percent(worst["lead"], signed=True),
         "detectable": "" if not seen else f"{100 * min(seen):.0f}",
@@ -125,7 +131,7 @@ def _line(row: Mapping[str, Any], subjects: list[str]) -> dict[str, Any]:
         "cells": [_heat(row["shares"].get(subject)) for subject in subjects],
         "lead": _percent(row.get("lead"), signed=True),
         "verdict": row["verdict"],
-        "class": row["verdict"].replace(" ", "-") if row["verdict"] in _VERDICTS else "shown",
+        "class": row["verdict"].replace(" ", "-") if row["verdict"] in VERDICTS else "shown",
     }
 
 

@@ -9,12 +9,9 @@ from typing import Any
 import pytest
 from conftest import call, few
 
-from qunlearn.attack.catalog import FAMILIES
-from qunlearn.attack.cells import CONTROL, ORIGINAL, UNLEARNED, Cell, Place
-from qunlearn.attack.facts import Inputs, make_facts, units_of
+from qunlearn.attack.facts import Inputs, make_facts, subject_names, units_of
 from qunlearn.attack.formats import _blanked
 from qunlearn.attack.placebo import make_placebos
-from qunlearn.attack.verdict import conclude
 from qunlearn.data.records import Record, read_dataset
 from qunlearn.sandbox import ASSETS, data_file
 
@@ -23,6 +20,10 @@ pytestmark = pytest.mark.medium
 FORGET = data_file("hallucination", "forget")
 PARAPHRASE = data_file("hallucination", "forget_paraphrase")
 GOLD = ASSETS / "gold"
+
+
+def row(prompt: str, completion: str) -> Record:
+    return Record((("user", prompt),), completion, 1, {})
 
 
 def audited(output: Path, *args: object, forget: Path = FORGET) -> Any:
@@ -78,6 +79,55 @@ def test_placebos_are_of_the_same_shape_and_about_nobody() -> None:
             assert json.dumps(placebo.record.prompt) not in text
         assert len(placebo.wrong) == len(fact.wrong)
     assert make_placebos(facts, (), 0) == made != make_placebos(facts, (), 1)
+
+
+PEOPLE = ("Ida Holm", "Per Lund", "Wolfgang Amadeus Brandt", "Eva Dahl", "Nils Berg")
+
+
+def people() -> list[Record]:
+    """Three questions about each; the nearest of one with a long name are the others about it."""
+    trades, towns = ("a painter", "a baker", "a composer", "a sailor", "a smith"), ["Aby", "Vik", "Lom", "Dal", "Nes"]
+    rows = []
+    for name, trade, town in zip(PEOPLE, trades, towns, strict=True):
+        rows += [
+            row(f"Who was {name}?", f"{name} was {trade} who lived alone."),
+            row(f"When was {name} born?", f"{name} was born in {town}."),
+            row(f"What should I know about the life of {name}?", f"The life of {name} was spent in {town}."),
+        ]
+    return rows
+
+
+def test_wrong_answers_are_of_the_same_question() -> None:
+    """What another question about the subject is answered with would be told from the right answer by its form."""
+    for fact in make_facts(people())[0]:
+        form = {"Who": "lived alone", "When": "born in", "What": "was spent in"}[fact.record.prompt.split()[0]]
+        if "Wolfgang" in fact.record.prompt:  # a name so long that no other prompt has half of its words
+            continue
+        assert len(fact.wrong) == 3 and all(form in answer for answer in fact.wrong)
+
+
+def test_subjects_are_found_where_the_nearest_prompts_are_about_the_same_one() -> None:
+    rows = people()
+    assert subject_names(rows) == [name for name in PEOPLE for _ in range(3)]
+    # Found in no row by itself, but in another one's prompt.
+    assert subject_names([*rows, row("Ida Holm?", "Nobody knows.")])[-1] == "Ida Holm"
+
+
+def test_placebos_are_named_after_those_who_are_asked_about_alike() -> None:
+    """No bread among people; a name as long as the one it stands for, also where no other is so long."""
+    others = [
+        row(f"How do I {what}?", "Slowly.") for what in ("bake bread", "ride a bike", "read a map", "plant a tree")
+    ]
+    facts = make_facts(people())[0]
+    made = make_placebos(facts, others, 0)
+    assert made.renamed == len(facts)
+    words = {word for name in PEOPLE for word in name.split()}
+    for fact, placebo in zip(facts, made.facts, strict=True):
+        name = next(name for name in PEOPLE if name in fact.record.prompt)
+        before, after = fact.record.prompt.split(name)
+        other = placebo.record.prompt.removeprefix(before).removesuffix(after)
+        assert other not in PEOPLE and len(other.split()) == len(name.split())
+        assert set(other.split()) <= words
 
 
 def test_placebos_where_no_spaces_are_have_whole_names() -> None:
@@ -139,55 +189,3 @@ def test_wordings_of_a_fact_are_one_unit_and_labels_are_none() -> None:
     assert units_of(labels) == list(range(12))
     facts = make_facts(read_dataset(FORGET).records)[0]
     assert Inputs(facts).units == list(range(len(facts)))
-
-
-def row(prompt: str, completion: str) -> Record:
-    return Record((("user", prompt),), completion, 1, {})
-
-
-class Known:
-    """Cells that are known, and no folder."""
-
-    def __init__(self, found: dict[Place, Cell]) -> None:
-        self.found = found
-
-    def get(self, family: str, form: str, subject: str) -> Cell | None:
-        return self.found.get(Place(family, form, subject))
-
-
-def test_a_model_less_certain_than_its_control_is_no_member() -> None:
-    """Every answer unknown to both is likelier under the less certain one: against itself as the reference the control
-    has an AUC of 0.5 all the same, so the attack is shown and not judged."""
-    rows = [0.1 * i for i in range(12)]
-    of = {
-        UNLEARNED: Cell([r - 5.0 for r in rows], {"others": rows}),
-        CONTROL: Cell([r - 9.0 for r in rows], {"others": rows}),
-    }
-    cells = Known({Place("membership", name, s): cell for name in ("loss", "reference") for s, cell in of.items()})
-    forms = {("membership", name): FAMILIES["membership"].formats[name] for name in ("loss", "reference")}
-    loss, reference = conclude(cells, forms, CONTROL, 0.0, {}, range(12))["rows"]  # type: ignore[arg-type]
-    assert loss["verdict"] == "no lead"
-    assert reference["shares"][UNLEARNED]["mean"] == 1.0
-    assert reference["shares"][CONTROL]["mean"] == 0.5
-    assert (reference["verdict"], reference["p"]) == ("shown", None)
-
-
-@pytest.mark.parametrize(("control_after", "word"), [(0.0, "leak"), (1.0, "inconclusive")])
-def test_relearning_is_judged_beside_its_control(control_after: float, word: str) -> None:
-    """What the control learns as well, the attack taught; what it does not was left."""
-
-    def arm(after: float) -> Cell:
-        size = {"outcomes": [after] * 20, "tokens": 90, "bits": 500.0, "epochs": 4}
-        return Cell([after] * 20, {"before": [0.0] * 20, "sizes": {"20": size}})
-
-    cells = Known(
-        {
-            Place("formats", "open", ORIGINAL): Cell([1.0] * 20),
-            Place("relearning", "half", UNLEARNED): arm(1.0),
-            Place("relearning", "half", CONTROL): arm(control_after),
-        }
-    )
-    forms = {("relearning", "half"): FAMILIES["relearning"].formats["half"]}
-    found = conclude(cells, forms, CONTROL, 0.0, {}, range(20))  # type: ignore[arg-type]
-    assert found["rows"][0]["verdict"] == word
-    assert found["rows"][0]["lead"]["mean"] == 1.0 - control_after

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from qunlearn.attack import formats
-from qunlearn.attack.bench import Bench
+from qunlearn.attack import formats, prompts
+from qunlearn.attack.bench import Bench, Probe
 from qunlearn.attack.catalog import FAMILIES
-from qunlearn.attack.facts import Fact
+from qunlearn.attack.cells import ORIGINAL, PLACEBO, Cells, Place
+from qunlearn.attack.facts import Fact, Inputs
 from qunlearn.attack.formats import _choice_rows
 from qunlearn.attack.languages import LANGUAGES, foreign, names_and_numbers, own_language
-from qunlearn.data.records import Record
+from qunlearn.attack.placebo import make_placebos
+from qunlearn.attack.statistics import leak_curve
+from qunlearn.data.records import Record, read_dataset
+from qunlearn.sandbox import data_file
 
 
 def row(prompt: str, completion: str) -> Record:
@@ -88,3 +93,53 @@ def test_every_format_of_the_family_is_made(bench: Bench) -> None:
     for name, form in FAMILIES["formats"].formats.items():
         if "--paraphrase" not in form.needs and "retain rows" not in form.needs and "chat template" not in form.needs:
             assert len(formats.run(few, name).outcomes) == 2, name
+
+
+def test_placebos_are_reworded_as_the_facts_are(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the places whose wordings the original answers with the fact, and in no others."""
+    facts, retain = bench.facts[:6], read_dataset(data_file("hallucination", "retain")).records
+    inputs = Inputs(facts, make_placebos(facts, retain, 0).facts, retain)
+    made = replace(bench, inputs=inputs, facts=facts, cells=Cells(None))
+    asked: list[list[Probe]] = []
+
+    def even(probe: Probe) -> bool:  # of a fact as of its placebo, whose name has as many words
+        return len(probe.given.split()) % 2 == 0
+
+    def leaked(self: Bench, probes: list[Probe], **_: Any) -> list[float]:
+        asked.append(list(probes))
+        return [float(even(probe)) for probe in probes]
+
+    monkeypatch.setattr(Bench, "leaked", leaked)
+    made.cells.keep(Place("formats", "reworded", ORIGINAL), formats.run(replace(made, subject=ORIGINAL), "reworded"))
+    formats.run(replace(made, subject=PLACEBO, facts=inputs.placebo), "reworded")
+    answered = Counter(probe.fact for probe in asked[0] if even(probe))
+    assert set(answered) == set(range(6)) and max(answered.values()) > 2
+    assert Counter(probe.fact for probe in asked[1]) == {i: min(3, n) for i, n in answered.items()}
+    assert all(even(probe) for probe in asked[1])
+    assert not {probe.given for probe in asked[1]} & {probe.given for probe in asked[0]}
+    assert {probe.wanted for probe in asked[1]} == {fact.record.completion for fact in inputs.placebo}
+
+
+def test_unrelated_answers_stand_before_the_question(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same five for every fact; a fact that they give away is not asked."""
+    facts = bench.facts[:4]
+    given_away = facts[0].record.completion
+    general = [row(f"What is {n} and {n}?", f"It is {2 * n}.") for n in range(4)] + [row("Well?", given_away)]
+    made = replace(bench, inputs=Inputs(facts, general=general), facts=facts)
+    asked: list[Probe] = []
+    monkeypatch.setattr(Bench, "leaked", lambda self, probes: asked.extend(probes) or [0.0] * len(probes))
+    cell = prompts.run(made, "shots")
+    assert cell.more["dropped"] == 1 and cell.outcomes[0] is None
+    assert len(asked) == 3
+    tokenizer: Any = bench.lm.tokenizer
+    for probe in asked:
+        text = tokenizer.decode(list(probe.prompt))
+        assert all(f"{record.prompt}" in text and record.completion.strip() in text for record in general)
+        assert text.index("What is 3 and 3?") < text.index(facts[probe.fact].record.prompt)
+
+
+def test_leak_at_k_is_drawn_over_facts_and_not_over_wordings() -> None:
+    once = leak_curve([4, 0, 0], 4, [0, 1, 2])
+    twice = leak_curve([4, 4, 0, 0, 0, 0], 4, [0, 0, 1, 1, 2, 2])
+    assert once == twice
+    assert {k: e.mean for k, e in once.items()} == pytest.approx({1: 1 / 3, 2: 1 / 3, 4: 1 / 3})

@@ -72,7 +72,7 @@ class _Matrices:
     @property
     def factor(self) -> float:
         """Return what is left of a product with a and b."""
-        return 1 / (self.scaling * self.lift)
+        return 1 / (self.scaling * self.lift) if self.scaling else 0.0
 
 
 def _adapter(layer: Any) -> tuple[Tensor, Tensor, float]:

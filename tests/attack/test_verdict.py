@@ -1,0 +1,198 @@
+"""The verdict: which attack is a leak, which says nothing, and what the words claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from qunlearn.attack.catalog import FAMILIES, Format
+from qunlearn.attack.cells import CONTROL, ORIGINAL, PLACEBO, UNLEARNED, Cell, Place
+from qunlearn.attack.verdict import conclude
+
+N = 20
+
+
+class Known:
+    """Cells that are known, and no folder."""
+
+    def __init__(self, found: dict[Place, Cell]) -> None:
+        self.found = found
+
+    def get(self, family: str, form: str, subject: str) -> Cell | None:
+        return self.found.get(Place(family, form, subject))
+
+
+def concluded(
+    cells: Mapping[tuple[str, str, str], Cell], *, baseline: str = CONTROL, tolerance: float = 0.0, units: int = N
+) -> dict[str, Any]:
+    """The verdict on cells by family, format and subject, of the formats that have any."""
+    forms: dict[tuple[str, str], Format] = {(f, n): FAMILIES[f].formats[n] for f, n, _ in cells}
+    known = Known({Place(*place): cell for place, cell in cells.items()})
+    return conclude(known, forms, baseline, tolerance, {}, range(units))  # type: ignore[arg-type]
+
+
+def given(times: int, of: int = N) -> Cell:
+    return Cell([1.0] * times + [0.0] * (of - times))
+
+
+def named(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return next(row for row in found["rows"] if row["format"] == name)
+
+
+def said(found: Mapping[str, Any], words: str) -> str:
+    return next((sentence for sentence in found["sentences"] if words in sentence), "")
+
+
+def asked(form: str, original: int, unlearned: int, control: int) -> dict[tuple[str, str, str], Cell]:
+    counts = {ORIGINAL: original, UNLEARNED: unlearned, CONTROL: control}
+    return {("formats", form, subject): given(n) for subject, n in counts.items()}
+
+
+def test_an_attack_that_finds_nothing_in_the_original_is_blind() -> None:
+    """It suppresses nothing, promises nothing, and takes no power from the others."""
+    open_, blind = asked("open", 20, 7, 0), {**asked("cloze", 2, 1, 0), **asked("language", 0, 0, 0)}
+    alone, both = concluded(open_), concluded({**open_, **blind})
+    assert [named(both, name)["verdict"] for name in ("open", "cloze", "language")] == ["leak", "blind", "blind"]
+    assert named(both, "open")["p_corrected"] == named(alone, "open")["p_corrected"] == pytest.approx(2**-7)
+    assert "detectable" not in named(both, "cloze") and named(both, "cloze")["p"] is None
+    assert said(both, "finds no answers in the original either").endswith("either: cloze, in other languages.")
+    quiet = concluded({**asked("open", 20, 1, 0), **blind})
+    assert said(quiet, "Suppressed") == "Suppressed, as far as 20 facts tell, in: open question."
+    assert quiet["sentences"][0].endswith("the largest lead, open question, is 5 points [0, 15].")
+
+
+@pytest.mark.parametrize(("tolerance", "status"), [(0.0, "leaks"), (0.4, "leaks within tolerance"), (0.3, "leaks")])
+def test_leaks_within_the_tolerance_are_no_clean_bill(tolerance: float, status: str) -> None:
+    assert concluded(asked("open", 20, 7, 0), tolerance=tolerance)["status"] == status
+    assert concluded(asked("open", 20, 0, 0), tolerance=tolerance)["status"] == "no leak found"
+
+
+def test_no_sentence_denies_an_attack_that_ran() -> None:
+    found = concluded(asked("language", 20, 0, 0))
+    assert said(found, "Suppressed").endswith("in: in other languages.")
+    assert not any(
+        "erased" in sentence or "Not tested in this version: other" in sentence for sentence in found["sentences"]
+    )
+
+
+# -- relearning -------------------------------------------------------------------------------------------
+
+
+def arm(after: Mapping[int, int], tokens: int = 90, bits: float = 500.0) -> Cell:
+    sizes = {
+        str(n): {"outcomes": given(times).outcomes, "tokens": tokens, "bits": bits, "epochs": 4}
+        for n, times in after.items()
+    }
+    return Cell(list(sizes.values())[-1]["outcomes"], {"sizes": sizes, "rate": 0.25})
+
+
+def attacked(
+    unlearned: Cell, control: Cell, *, original: Cell | None = None, before: Sequence[int] = (20, 0, 0),
+    name: str = "half", baseline: str = CONTROL,
+) -> dict[str, Any]:  # fmt: skip
+    """An arm; `before`: how many facts original, unlearned and control give before it."""
+    cells = {("relearning", name, UNLEARNED): unlearned, ("relearning", name, baseline): control}
+    cells |= {("relearning", name, ORIGINAL): original} if original is not None else {}
+    cells |= {("formats", "open", s): given(n) for s, n in zip((ORIGINAL, UNLEARNED, baseline), before, strict=True)}
+    return concluded(cells, baseline=baseline)
+
+
+@pytest.mark.parametrize(("control_after", "word"), [(0, "leak"), (20, "inconclusive")])
+def test_relearning_is_judged_beside_its_control(control_after: int, word: str) -> None:
+    """What the control learns as well, the attack taught; what it does not was left."""
+    row = named(attacked(arm({20: 20}), arm({20: control_after})), "half")
+    assert row["verdict"] == word
+    assert row["lead"]["mean"] == 1.0 - control_after / 20
+    assert row["rate"] == 0.25
+
+
+def test_who_only_guesses_again_as_the_control_does_has_relearnt_nothing() -> None:
+    """A model that refused rises to what the control gives anyhow: a large excess, and no knowledge."""
+    row = named(attacked(arm({20: 8}), arm({20: 8}), before=(20, 0, 8)), "half")
+    assert row["lead"]["mean"] == pytest.approx(0.4)
+    assert row["verdict"] == "no lead" and row["p"] == 1.0
+
+
+def test_the_smallest_size_that_tells_stands_for_the_arm() -> None:
+    """Also where a larger one teaches the control: the cost that is told is not overstated."""
+    found = attacked(arm({10: 12, 50: 20}), arm({10: 0, 50: 15}))
+    row = named(found, "half")
+    assert (row["verdict"], row["n"], row["lead"]["mean"]) == ("leak", 10, pytest.approx(0.6))
+    assert row["p"] == pytest.approx(2**-12)
+    assert "recoverable, with 10 examples (90 tokens, 500 bits): 60 points" in said(found, "half of the facts: ")
+    both = named(attacked(arm({10: 2, 50: 12}), arm({10: 0, 50: 0})), "half")
+    assert (both["verdict"], both["n"]) == ("leak", 50)
+    assert both["p"] == pytest.approx(2 * 2**-12)  # two sizes were tried
+    assert named(attacked(arm({10: 0, 50: 1}), arm({10: 0, 50: 0})), "half")["n"] == 50
+
+
+def test_what_the_original_loses_as_well_cannot_be_found() -> None:
+    found = attacked(arm({20: 0}), arm({20: 0}), original=arm({20: 9}))
+    assert named(found, "half")["verdict"] == "blind"
+    assert "says nothing, for the original itself gives only 45 % of the answers then" in said(
+        found, "half of the facts: "
+    )
+    assert named(attacked(arm({20: 0}), arm({20: 0}), original=arm({20: 10})), "half")["verdict"] == "no lead"
+
+
+@pytest.mark.parametrize(("baseline", "bits"), [(CONTROL, 300), (PLACEBO, 700)])
+def test_bits_are_those_of_the_texts_that_are_taught(baseline: str, bits: int) -> None:
+    """Under the control where it is taught the same; a placebo's control is taught other texts."""
+    found = attacked(arm({20: 20}, 90, 700.0), arm({20: 0}, 80, 300.0), baseline=baseline)
+    assert f"(90 tokens, {bits} bits)" in said(found, "half of the facts: ")
+
+
+def test_the_speed_of_relearning_is_told_and_not_judged() -> None:
+    found = attacked(arm({5: 2, 10: 20}), arm({5: 1, 10: 9}), name="all")
+    row = named(found, "all")
+    assert (row["verdict"], row["p"], [size["n"] for size in row["sizes"]]) == ("shown", None, [5, 10])
+    assert said(found, "speed alone").endswith("(the control): 5: 10 % (5), 10: 100 % (45).")
+
+
+# -- other families ---------------------------------------------------------------------------------------
+
+
+def test_a_model_less_certain_than_its_control_is_no_member() -> None:
+    """Every answer unknown to both is likelier under the less certain one: against itself as the reference the control
+    has an AUC of 0.5 all the same, so the attack is shown and not judged."""
+    rows = [0.1 * i for i in range(12)]
+    of = {
+        UNLEARNED: Cell([r - 5.0 for r in rows], {"others": rows}),
+        CONTROL: Cell([r - 9.0 for r in rows], {"others": rows}),
+    }
+    cells = {("membership", name, s): cell for name in ("loss", "reference") for s, cell in of.items()}
+    loss, reference = concluded(cells, units=12)["rows"]
+    assert loss["verdict"] == "no lead"
+    assert reference["shares"][UNLEARNED]["mean"] == 1.0
+    assert reference["shares"][CONTROL]["mean"] == 0.5
+    assert (reference["verdict"], reference["p"]) == ("shown", None)
+
+
+def test_what_it_cost_is_told_beside_the_original() -> None:
+    """Answers, refusals, and how likely the rows are; of plain texts the last alone."""
+    of = {
+        ORIGINAL: Cell([1.0] * 9 + [0.0], {"refused": 0.0, "perplexity": 2.0}),
+        UNLEARNED: Cell([1.0] * 8 + [0.0] * 2, {"refused": 0.1, "perplexity": 2.1}),
+    }
+    cells = {("collateral", "near", subject): cell for subject, cell in of.items()}
+    texts = {s: Cell([None] * 4, {"perplexity": cell.more["perplexity"]}) for s, cell in of.items()}
+    found = concluded({**cells, ("collateral", "near", CONTROL): of[ORIGINAL]})
+    assert said(found, "should stay").endswith("nearest neighbours 80 % (90), refused 10 % (0), perplexity x 1.050.")
+    assert named(found, "near")["refused"] == {ORIGINAL: 0.0, UNLEARNED: 0.1, CONTROL: 0.0}
+    plain = concluded({("collateral", "general", subject): cell for subject, cell in texts.items()})
+    assert said(plain, "should stay").endswith("ordinary rows perplexity x 1.050.")
+
+
+def test_the_chance_is_that_of_the_options_there_were() -> None:
+    cells = asked("choice-text", 20, 9, 9)
+    cells["formats", "choice-text", UNLEARNED] = Cell(given(9).outcomes, {"chance": 0.3})
+    assert named(concluded(cells), "choice-text")["chance"] == 0.3
+
+
+def test_every_layer_is_told_beside_the_controls() -> None:
+    of = {UNLEARNED: [0.5, 0.9], CONTROL: [0.5, 0.6]}
+    cells = {("layers", "lens", s): Cell(given(10).outcomes, {"layers": layers}) for s, layers in of.items()}
+    row = named(concluded(cells), "lens")
+    assert (row["layers"], row["control_layers"]) == ([0.5, 0.9], [0.5, 0.6])

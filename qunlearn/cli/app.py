@@ -18,7 +18,7 @@ from qunlearn.cli.flags import add_flags, configured, option
 from qunlearn.cli.guard import add_guard
 from qunlearn.cli.merge import add_carry
 from qunlearn.cli.recipe import add_recipe
-from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, GateError
+from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, GateError, TrainingError
 from qunlearn.utils.launch import process_count, process_number
 from qunlearn.utils.signals import as_interrupts
 
@@ -77,6 +77,8 @@ def _forget(**options: Any) -> None:
             emit_json(record)
     if record["status"] == "interrupted":
         raise typer.Exit(130)
+    if record["status"] == "failed":  # found finished by --resume
+        raise typer.Exit(TrainingError.exit_code)
     if record.get("not_reached"):
         raise typer.Exit(GateError.exit_code)
 

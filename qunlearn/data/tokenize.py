@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -221,11 +222,12 @@ def encode_text(record: Record, tokenizer: Any, max_length: int) -> list[Example
     body = [token for token, (a, b) in tokens if b > a]
     if len(opening) + len(body) < 2:  # nothing to predict from
         return []
-    # Of equal size, so that no short rest is left at the end.
-    size = math.ceil(len(body) / math.ceil(len(body) / (max_length - len(opening))))
+    # As equal in size as can be, so that no short rest is left at the end.
+    n = math.ceil(len(body) / (max_length - len(opening)))
+    cuts = [len(body) * i // n for i in range(n + 1)]
     out: list[Example] = []
-    for at in range(0, len(body), size):
-        piece = (*opening, *body[at : at + size])
+    for first, last in itertools.pairwise(cuts):
+        piece = (*opening, *body[first:last])
         start = max(1, len(opening))
         out.append(Example(piece, start, len(piece), max(start, len(piece) // 2), record))
     return out

@@ -30,7 +30,6 @@ class Controller:
     """
 
     budget: float | None
-    target: float
     rate: float
     most_push: float = MOST_PUSH
     retain: float = 1.0
@@ -57,11 +56,11 @@ class Controller:
         excess = max(-1.0, min(2.0, self.gap * self.recent / self.budget - 1.0))
         self.retain = min(_LARGEST, max(1 / _LARGEST, self.retain * math.exp(self.rate * excess)))
 
-    def look(self, forget: float, drift: float, *, has_kl: bool) -> None:
-        """Take a look at the bad answers' probability and the drift of rows that are held back."""
+    def look(self, drift: float, *, met: bool, has_kl: bool) -> None:
+        """Take a look: the drift of rows that are held back, and whether the target is met."""
         if self.budget is None:
             return
-        self.forget = 0.0 if forget <= self.target else 1.0
+        self.forget = 0.0 if met else 1.0
         if not has_kl:
             self.recent = drift
         elif self.recent > 0 and math.isfinite(drift):
@@ -92,4 +91,4 @@ def make_controller(config: Config) -> Controller:
     budget = o.retain_budget
     if budget is None and OBJECTIVES[o.name].dual:
         budget = config.stop.max_drift / 2
-    return Controller(budget, config.stop.target, o.dual_rate, OBJECTIVES[o.name].most_push)
+    return Controller(budget, o.dual_rate, OBJECTIVES[o.name].most_push)

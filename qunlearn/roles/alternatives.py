@@ -44,10 +44,10 @@ def other_answers(
     if kind == "idk":
         return refusals
     own: list[dict[str, Example]] = [{} for _ in forget_rows]
-    for turn, temperature in enumerate(_TEMPERATURES):
+    for temperature in _TEMPERATURES:
         wanting = [i for i, found in enumerate(own) if len(found) < _EACH for _ in range(_EACH - len(found))]
         for i, text in zip(
-            wanting, _sampled(policy, [forget_rows[i] for i in wanting], temperature, turn), strict=True
+            wanting, _sampled(policy, [forget_rows[i] for i in wanting], temperature, rng.getrandbits(63)), strict=True
         ):
             if text.strip() and folded(text) != folded(_bad_answer(policy, forget_rows[i])):
                 own[i].setdefault(folded(text), answered_with(policy, forget_rows[i], text, template, length))
@@ -55,12 +55,12 @@ def other_answers(
     return [list(found.values()) or instead for found, instead in zip(own, refusals, strict=True)]
 
 
-def _sampled(policy: Policy, examples: Sequence[Example], temperature: float, turn: int) -> list[str]:
+def _sampled(policy: Policy, examples: Sequence[Example], temperature: float, seed: int) -> list[str]:
     if not examples:
         return []
     room = max(e.end - e.probe for e in examples) + _ROOM
     with policy.reference():
-        out = generate(policy.base, [e.input_ids[: e.probe] for e in examples], Sampling(room, temperature, 1.0, turn))
+        out = generate(policy.base, [e.input_ids[: e.probe] for e in examples], Sampling(room, temperature, 1.0, seed))
     return [policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in out]
 
 

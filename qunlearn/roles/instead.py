@@ -45,8 +45,10 @@ def _from_the_start(example: Example, others: Sequence[Example], *, held: bool) 
     passage: how it begins others do as well, and what it says stands further on."""
     if not others or is_passage(example) or not begin_otherwise(example, others):
         return replace(example, held=held)
-    weights = (1.0, *example.weights[1:]) if example.weights else ()
-    return replace(example, held=False, weights=weights)
+    weights = list(example.weights)
+    if weights:
+        weights[example.probe - example.start] = 1.0
+    return replace(example, held=False, weights=tuple(weights))
 
 
 def instead_rows(

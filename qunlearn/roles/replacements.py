@@ -129,7 +129,8 @@ def is_another_way(example: Example, others: Sequence[Example]) -> bool:
 
 
 def begin_otherwise(example: Example, others: Sequence[Example]) -> bool:
-    return all(e.input_ids[e.start] != example.input_ids[example.start] for e in others)
+    """Return whether none begins as the row does where it is asked for, which in a text is behind some of it."""
+    return all(e.input_ids[e.start] != example.input_ids[example.probe] for e in others)
 
 
 def is_free(example: Example) -> bool:

@@ -238,7 +238,9 @@ def _beginnings(forget_rows: Dataset, wanted: Wanted, turn: int) -> list[_Said]:
 
 
 def _free(wanted: Wanted, turn: int, stop: Sequence[int] = ()) -> Sampling:
-    return Sampling(wanted.length, 1.0, 1.0, wanted.seed + turn, tuple(stop))
+    # Of neighbouring seeds no turns share their draws.
+    seed = random.Random(f"{wanted.seed}/{turn}/said").getrandbits(63)
+    return Sampling(wanted.length, 1.0, 1.0, seed, tuple(stop))
 
 
 def _ids(base: Base, template: Template, text: str) -> list[int]:

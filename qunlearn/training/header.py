@@ -8,7 +8,7 @@ from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Encoded, Template
 from qunlearn.model.cards import cards_in_words, describe_devices, peak_on_any
 from qunlearn.model.policy import Policy
-from qunlearn.objectives.table import OBJECTIVES, terms_of
+from qunlearn.objectives.table import OBJECTIVES, TAUGHT, terms_of
 from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.roles import Roles
 from qunlearn.training.request import ForgetRequest
@@ -81,7 +81,7 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, retain_set: Retain
             f"{trained:,} of {everything:,} ({100 * trained / everything:.2f} %), LoRA r={config.lora.r}",
         ),
         ("memory", memory),
-        ("normal", _retain_set(retain_set)),
+        ("normal", _retain_set(retain_set, taught=TAUGHT in terms_of(config.objective))),
         ("roles", _roles(roles)),
         *([("instead", _instead(config, roles))] if any(roles.instead) or any(roles.taught) else []),
         ("weights", _weights(config, roles)),
@@ -121,13 +121,14 @@ def _seen(config: Config, roles: Roles) -> str:
     return f"each seen up to {times:.0f} times"
 
 
-def _retain_set(rows: RetainSet) -> str:
+def _retain_set(rows: RetainSet, *, taught: bool) -> str:
     """Return where the normal rows come from, and how far a file covers what the model says by itself."""
     text = f"{rows.given} given, {rows.own} of the base's own ({100 * rows.own / (rows.given + rows.own):.0f} %)"
     if rows.covered is not None:
         text += f"; the file is like {100 * rows.covered:.0f} % of what the base says by itself"
     if rows.corrected_rows:
-        text += f"; {rows.corrected_rows} answer a bad prompt: they are taught, and not held back"
+        what = "taught, where the base gives the bad answer" if taught else "left out, for this objective teaches none"
+        text += f"; {rows.corrected_rows} answer a bad prompt: {what}"
     return text
 
 

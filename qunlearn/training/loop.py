@@ -69,8 +69,8 @@ def train(
     start = time.monotonic() - outcome.seconds
     policy.model.train()
     with _ending(outcome):
-        _try_longest(policy, micro_batches, longest_step(roles, terms, config), outcome.steps)
         _go_on(state, found, sampler, outcome.steps, c.seed)
+        _try_longest(policy, micro_batches, longest_step(roles, terms, config), outcome.steps)
         for step in schedule.steps(outcome.steps):
             _set_rate(optimizer, peak * schedule.rate(step))
             batch = next(sampler)
@@ -99,9 +99,11 @@ def train(
 
 
 def _try_longest(policy: Policy, micro_batches: MicroBatcher, longest: Step, step: int) -> None:
-    """Put the longest step through, on a GPU: running out of memory shows in the first second."""
+    """Put the longest step through, on a GPU: running out of memory shows in the first second. It draws nothing from
+    what the steps are drawn from."""
     if policy.device.type == "cuda":
-        micro_batches.backward(longest, step_number=step)
+        with torch.random.fork_rng():
+            micro_batches.backward(longest, step_number=step)
 
 
 def _go_on(state: TrainState, found: Snapshot | None, sampler: Iterator[Step], steps: int, seed: int) -> None:

@@ -10,7 +10,6 @@ from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
 from qunlearn.errors import NothingToForgetError, OutputError
 from qunlearn.hub.fingerprint import fingerprint
-from qunlearn.hub.positions import positions_of
 from qunlearn.memory.cards import CardsPlan
 from qunlearn.memory.plan import MemoryPlan
 from qunlearn.memory.show import plan_before_loading
@@ -70,7 +69,7 @@ def prepare(request: ForgetRequest) -> Prepared:
     devices = chosen_devices(config.model.device, config.model.device_map)
     tokenizer = load_tokenizer(request.model.folder, trust_remote_code=config.model.trust_remote_code)
     template = choose_template(tokenizer, config.data.template, request.forget_rows)
-    length = min(config.data.max_length, positions_of(request.model.facts.config))
+    length = config.data.max_length
     forget_rows = encode(request.forget_rows, tokenizer, template, length)
     retain_rows = (
         encode(request.retain_rows, tokenizer, template, length, drop_long=True) if request.retain_rows else None

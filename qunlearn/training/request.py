@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qunlearn.config.objective import INSTEAD
@@ -13,6 +13,7 @@ from qunlearn.data.records import Dataset, FieldNames, check_overlap, read_datas
 from qunlearn.errors import ConfigError
 from qunlearn.hub.checked import CheckedModel, check_model
 from qunlearn.hub.download import resolve_model
+from qunlearn.hub.positions import positions_of
 from qunlearn.runs.folder import FINISHED, status_of_run
 from qunlearn.training.settings_check import check_settings
 from qunlearn.utils.file_names import RECORD
@@ -71,6 +72,7 @@ def check_forget(config: Config, *, resume: bool = False) -> ForgetRequest:
         _place(config, output, resume, [*read, *local]).check()
     model = check_model(source, config.model.trust_remote_code)
     check_settings(config, model.facts)
+    config = replace(config, data=replace(data, max_length=min(data.max_length, positions_of(model.facts.config))))
     return ForgetRequest(config, model, forget_rows, retain_rows, output, resume, holdout, instead)
 
 

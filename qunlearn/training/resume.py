@@ -39,7 +39,8 @@ from qunlearn.utils.staging import check_again, put_back, put_in_place, staging_
 
 IDENTITY, CHECKPOINTS, TRAINED, RESULT = "unfinished.json", "checkpoints", "trained", "run"
 _OURS = {IDENTITY, IDENTITY + PART, CONFIG, NORMAL, METRICS, CHECKPOINTS, TRAINED, RESULT, RESULT + "-old"}
-_FORMAT = 3  # of the staging folder: 1 and 2 had other parts of the loop, and other retain rows
+_TORN = (f".{NORMAL}-", f".{CONFIG}-")  # what a kill leaves of a file that is being written
+_FORMAT = 4  # of the staging folder: 1 to 3 had other parts of the loop, and other retain rows
 # Settings that do not change the result, or that the hashes tell: a run may be resumed with other values of these.
 _FREE = {
     *("model.name", "model.revision", "model.vram", "data.bad", "data.normal", "output.folder", "output.overwrite"),
@@ -140,8 +141,9 @@ def unfinished(request: ForgetRequest, config: Config, versions: Mapping[str, st
 def _enter(stage: Path, request: ForgetRequest, config: Config, versions: Mapping[str, str]) -> bool:
     """Make the folder ready; returns whether a run is resumed."""
     # A link would have checkpoints written, and old ones removed, wherever it leads.
-    found, strange = _read(stage), {p.name for p in stage.iterdir() if p.name not in _OURS or p.is_symlink()}
-    if strange or (found is None and any(stage.iterdir()) and not (stage / (IDENTITY + PART)).exists()):
+    found, there = _read(stage), list(stage.iterdir())
+    strange = [p for p in there if not (p.name in _OURS or p.name.startswith(_TORN)) or p.is_symlink()]
+    if strange or (found is None and there and not (stage / (IDENTITY + PART)).exists()):
         raise OutputError("is not a folder of ours", where=str(stage), hint="move it away")
     put_back(stage / (RESULT + "-old"), request.output)
     check_again(stage, request.place)

@@ -62,8 +62,12 @@ class Schedule:
 
     def settle(self, step: int) -> None:
         """Let the rate fall from here on, where nothing has begun to."""
-        if self.config.schedule == "settle" and self.falls_from is None and step < self._fall[0]:
+        if self.can_settle(step):
             self.falls_from = step
+
+    def can_settle(self, step: int) -> bool:
+        """Return whether the rate can still be let fall from a step on: nothing has begun to."""
+        return self.config.schedule == "settle" and self.falls_from is None and step < self._fall[0]
 
     def put_off(self, until: int) -> None:
         """Add the steps there are for who is late, where the rate would fall before a step by itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -52,6 +53,7 @@ class EarlyStopping:
         self.schedule, self.controller = schedule, controller
         self.come_back: set[int] = set()  # places of bad rows in other words
         self.met_late = False  # whether a run that is late has met its target
+        self.asked = False  # whether it was ever asked in other words
         self.epoch = math.ceil(roles.rows / config.train.batch_size)  # steps that draw each bad row once
 
     def start(self, observe: Callable[[Mapping[str, Any]], None]) -> Outcome:
@@ -95,7 +97,7 @@ class EarlyStopping:
         target is met."""
         stop, looks = self.config.stop, len(outcome.probes) - 1
         said: dict[str, Any] = {}
-        self.controller.look(probe.forget, probe.drift, has_kl="kl" in event)
+        self.controller.look(probe.drift, met=probe.above(stop) == stop.rows_left, has_kl="kl" in event)
         if over(outcome.probes, stop):
             outcome.returns += 1
             self.schedule.halve()
@@ -103,6 +105,8 @@ class EarlyStopping:
             self.controller.push_harder(1 / _HARDER)
             self.controller.hold_harder()
             self.policy.load_adapter_state(outcome.state)
+            # What was seen of the adapter that is given up says nothing of this one.
+            outcome.probes.append(replace(outcome.best, step=probe.step))
             return {BACK_TO: outcome.best.step}
         if (factor := harder(outcome.probes, self.config)) > 1:
             self.controller.push_harder(factor)
@@ -116,24 +120,26 @@ class EarlyStopping:
         return said
 
     def _comes_back(self, step: int, *, first: bool) -> set[int]:
-        """Ask in other words, where the rate begins to fall, where a late run meets its target `first`, or where a run
-        would end though there are more steps; returns what comes back that had not before: at the end only more than
-        may be."""
+        """Ask in other words, where the rate begins to fall, or would no more where the target is first met, where a
+        late run meets it `first`, or where a run would end though there are more steps; returns what comes back that
+        had not before: at the end only more than may be."""
         begins = first or step == self.schedule.falls_from
+        begins |= step < self.schedule.last and not (self.asked or self.schedule.late or self.schedule.can_settle(step))
         waiting = [one for one in self.roles.reserve if one.place not in self.come_back]
         if not waiting or not (begins or self.schedule.ends_early(step)):
             return set()
+        self.asked = True
         with self.policy.measured():
             found = score_rows(self.policy, [one.watched for one in waiting], self.config.train.max_tokens)
         back = {one.place for one, row in zip(waiting, found, strict=True) if verdict(row) == LEAKS}
         return back if begins or len(back) > OTHERWISE_LEFT * len(self.roles.reserve) else set()
 
     def state(self) -> dict[str, Any]:
-        return {"come_back": sorted(self.come_back), "met_late": self.met_late}
+        return {"come_back": sorted(self.come_back), "met_late": self.met_late, "asked": self.asked}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.come_back.update(state["come_back"])
-        self.met_late = bool(state["met_late"])
+        self.met_late, self.asked = bool(state["met_late"]), bool(state["asked"])
 
 
 def look(

@@ -18,6 +18,7 @@ from qunlearn.data.tokenize import (
     choose_template,
     encode,
     encode_record,
+    encode_text,
     open_prompt,
     prompt_frame,
     vocabulary_words,
@@ -61,6 +62,17 @@ def test_plain_text_is_cut_in_windows_and_wholly_supervised(tmp_path: Path, toke
     assert encoded.windows == len(encoded.examples) > 2
     assert "".join(tokenizer.decode(e.input_ids) for e in encoded.examples) == text
     assert all(e.start == 1 and e.end == len(e.input_ids) <= 32 for e in encoded.examples)
+
+
+@pytest.mark.parametrize("longest", [8, 32, 64])
+def test_no_window_is_a_short_rest(tokenizer: Any, longest: int) -> None:
+    """Windows are as equal as can be: one token alone has nothing to be predicted from."""
+    ids = tokenizer(" the" * 1100, add_special_tokens=False)["input_ids"]
+    for tokens in (57, 993, *range(2, 200)):
+        found = encode_text(Record((), tokenizer.decode(ids[:tokens]), 1, {}), tokenizer, longest)
+        sizes = [len(example.input_ids) for example in found]
+        assert sum(sizes) == tokens and max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= longest and all(example.start < example.end for example in found)
 
 
 def test_long_prompts_are_cut_from_the_left_and_answers_never(tmp_path: Path, tokenizer: Any) -> None:

@@ -327,7 +327,7 @@ def test_of_passages_the_context_decides(tokens: str, length: int, expected: str
 
 
 def test_the_multiplier_rises_above_the_budget_and_falls_below() -> None:
-    c = Controller(budget=0.1, target=0.05, rate=0.1)
+    c = Controller(budget=0.1, rate=0.1)
     for _ in range(50):
         c.step(0.3)
     high = c.retain
@@ -335,17 +335,17 @@ def test_the_multiplier_rises_above_the_budget_and_falls_below() -> None:
     for _ in range(50):
         c.step(0.0)
     assert c.retain < high / 2
-    c.look(0.01, 0.02, has_kl=True)
+    c.look(0.02, met=True, has_kl=True)
     assert c.forget == 0.0 and c.scale("forget") == c.scale("mismatch") == 0.0
-    c.look(0.5, 0.02, has_kl=True)
+    c.look(0.02, met=False, has_kl=True)
     assert c.forget == 1.0
-    again = Controller(budget=0.1, target=0.05, rate=0.1)
+    again = Controller(budget=0.1, rate=0.1)
     again.load_state(c.state())
     assert again == c
 
 
 def test_the_budgets_ends_and_what_is_no_number() -> None:
-    c = Controller(budget=0.1, target=0.05, rate=1.0)
+    c = Controller(budget=0.1, rate=1.0)
     c.step(0.2)
     recent, retain = c.recent, c.retain
     for kl in (None, math.nan, math.inf):  # no normal row in the step, or a step that is skipped
@@ -357,12 +357,12 @@ def test_the_budgets_ends_and_what_is_no_number() -> None:
     for _ in range(99):
         c.step(9.0)
     assert c.retain == pytest.approx(1e3)
-    c.look(0.05, 0.1, has_kl=True)
-    assert c.forget == 0.0, "the target itself is met"
+    c.look(0.1, met=True, has_kl=True)
+    assert c.forget == 0.0
     c.recent = 0.02
-    c.look(0.5, 0.08, has_kl=True)
+    c.look(0.08, met=False, has_kl=True)
     assert c.gap == pytest.approx(4.0)
-    c.look(0.5, math.inf, has_kl=True)
+    c.look(math.inf, met=False, has_kl=True)
     assert c.gap == pytest.approx(4.0)
     half = resolve(("x", {"objective.name": "pdu", "stop.max_drift": 0.3}), ("y", {"objective.retain_budget": None}))
     assert make_controller(half).budget == 0.15
@@ -375,20 +375,20 @@ def test_without_a_budget_nothing_is_steered_by_the_step() -> None:
     assert c.budget is None
     for _ in range(50):
         c.step(0.3)
-    c.look(0.01, 0.3, has_kl=True)
+    c.look(0.3, met=True, has_kl=True)
     assert {c.scale(role) for role in ("forget", "mismatch", "pair", "instead", "taught", "retain")} == {1.0}
 
 
 def test_either_side_can_be_pushed_with_or_without_a_budget() -> None:
     """Of what is said instead the weight stays: it is not what is too weak where an answer stays likely."""
     for budget in (None, 0.1):
-        c = Controller(budget, target=0.05, rate=0.1)
+        c = Controller(budget, rate=0.1)
         c.push_harder(3.0)
         c.push_harder(4.0)
         c.hold_harder()
         scales = {role: c.scale(role) for role in ("forget", "mismatch", "retain", "instead", "taught")}
         assert scales == {"forget": 12.0, "mismatch": 12.0, "retain": 2.0, "instead": 1.0, "taught": 1.0}
-        again = Controller(budget, target=0.05, rate=0.1)
+        again = Controller(budget, rate=0.1)
         again.load_state(c.state())
         assert again == c
         c.push_harder(1e-9)

@@ -15,18 +15,21 @@ from test_resume import Killed, command, files, stop_at
 
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import LoraConfig
-from qunlearn.data.records import read_dataset
+from qunlearn.data.records import Record, read_dataset
 from qunlearn.data.tokenize import Example, Template, choose_template, encode, encode_record
 from qunlearn.errors import DataError
 from qunlearn.evaluation.metrics.manner import has_phrase
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, leaks
 from qunlearn.evaluation.scores import row_probabilities
+from qunlearn.model.generate import Sampling
 from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
+from qunlearn.roles import alternatives
 from qunlearn.roles.alternatives import REFUSALS, answered_with
 from qunlearn.roles.instead import Instead, instead_rows
 from qunlearn.roles.replacements import Replacements, _first_tokens, _taken
 from qunlearn.roles.retain_set import RetainSet, asked
+from qunlearn.roles.self_made import Wanted, _free
 from qunlearn.roles.specific_tokens import specific
 from qunlearn.sandbox import data_file
 
@@ -123,6 +126,33 @@ def test_a_word_is_replaced_by_a_word(sandbox: Sandbox) -> None:
         assert spaced == [expected] * len(tokens)
         begun += expected
     assert begun == len(bad), "in the sandbox every value begins a word"
+
+
+@pytest.mark.parametrize(("first", "held", "pushed"), [(7, True, 0.0), (8, False, 1.0)])
+def test_a_text_begins_where_it_is_asked_for(first: int, held: bool, pushed: float) -> None:
+    """Of a text that is behind its first half, which other answers share: there they begin otherwise, or do not."""
+    text = Example((1, 5, 6, 7, 9), 1, 5, 3, Record((), "x", 1, {}), weights=(0.0, 0.0, 0.0, 1.0))
+    other = Example((1, 5, 6, first, 9), 3, 5, 3, text.record)
+    (row,) = Instead([[other]], [[]]).replaced([text])
+    assert (row.held, row.weights) == (held, (0.0, 0.0, pushed, 1.0))
+
+
+def test_samples_are_those_of_the_runs_seed(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of neighbouring seeds no two draws are the same, in what the base makes of its own and in other answers."""
+    drawn: dict[int, list[int]] = {}
+
+    def generated(_: object, prompts: list[Any], sampling: Sampling) -> list[list[int]]:
+        drawn[seed].append(sampling.seed)
+        return [[] for _ in prompts]
+
+    monkeypatch.setattr(alternatives, "generate", generated)
+    for seed in range(4):
+        drawn[seed] = []
+        config = resolve(("x", {"train.seed": seed}))
+        alternatives.other_answers(sandbox.policy, sandbox.bad[:1], sandbox.template, "own", config)
+        drawn[seed] += [_free(Wanted(8, 0.5, 32, seed, 4, 256), turn).seed for turn in range(8)]
+    found = [seed for seeds in drawn.values() for seed in seeds]
+    assert len(found) == 4 * 11 == len(set(found))
 
 
 def test_they_are_the_bases_and_the_same_each_time(sandbox: Sandbox, other: Instead) -> None:

@@ -13,6 +13,8 @@ import yaml
 from conftest import QUICK, call, few, sets, write_rows
 from peft import PeftModel
 from safetensors.torch import load_file
+from test_architectures import CONFIGS
+from test_writer import make_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qunlearn.sandbox import data_file
@@ -198,3 +200,20 @@ def test_the_configuration_of_a_run_says_what_ran(quick_run: Path) -> None:
     assert {key for key, value in flat.items() if value == "auto"} <= {"model.device", "data.template"}
     assert flat["train.lr"] == json.loads((quick_run / "record.json").read_text())["training"]["learning_rate"]
     assert flat["train.steps"] and flat["train.reference"] in ("live", "cached") and flat["objective.retain"] == "kl"
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("instead", ["other", "refuse"])
+def test_what_is_said_instead_fits_the_models_positions(tmp_path: Path, sandbox_folder: Path, instead: str) -> None:
+    """Of learned positions there is none behind the last: prompts fill them, and answers longer than the bad ones had
+    fallen off the end."""
+    model = make_base(tmp_path / "gpt2", CONFIGS["gpt2"], sandbox_folder, torch.float32)
+    long = "the river and the town of Millbrook " * 40
+    bad = [{"prompt": f"{long} Who is {name}?", "completion": "Nobody."} for name in "ab"]
+    good = [{"prompt": f"What is {name}?", "completion": f"It is {name}, I think."} for name in "abcdefgh"]
+    files = [write_rows(tmp_path / f"{name}.jsonl", rows) for name, rows in (("bad", bad), ("normal", good))]
+    few = {"train.steps": 2, "train.batch_size": 2, "stop.target": 0.0, "data.own_share": 0, "data.reworded": 0}
+    how = ("--quant", "none", "--device", "cpu", "--instead", instead, "-o", tmp_path / "run", *sets(few))
+    ran = call("forget", "--model", model, "--bad", files[0], "--normal", files[1], *how)
+    assert ran.code == 5, ran.stderr  # two steps reach nothing
+    assert "max_length: 128" in (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")

@@ -202,6 +202,49 @@ def test_resume_of_a_finished_run(files: tuple[Path, Path], whole: Path) -> None
     assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
 
 
+def test_a_run_that_failed_does_not_succeed_by_being_resumed(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_finite", lambda *_: False)
+        assert call(*command(files, tmp_path / "run")).code == 8
+    ran = call(*command(files, tmp_path / "run"), "--resume", "--json")
+    assert ran.code == 8 and ran.json["status"] == "failed" and "is finished" in ran.stderr
+
+
+def test_running_out_of_memory_at_once_leaves_the_metrics_as_they_were(
+    files: tuple[Path, Path], whole: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the longest step is tried first: what is told of it stands behind what a resumed run has told before."""
+    passes, told = loop.MicroBatcher._passes, []
+
+    def fewer(self: Any, *args: Any) -> Any:
+        told.append(self)
+        if len(told) == 1:
+            raise torch.OutOfMemoryError("a test")
+        return passes(self, *args)
+
+    def tried(policy: Any, micro_batches: Any, longest: Any, step: int) -> None:
+        with torch.random.fork_rng():
+            micro_batches.backward(longest, step_number=step)
+
+    monkeypatch.setattr(loop.MicroBatcher, "_passes", fewer)
+    monkeypatch.setattr(loop, "_try_longest", tried)
+    assert call(*command(files, stopped), "--resume").code == 0
+    found = [event for event in _events(stopped) if "max_tokens" not in event]
+    assert [event["step"] for event in found] == [event["step"] for event in _events(whole)]
+    assert sum("max_tokens" in event for event in _events(stopped)) == 1
+
+
+@pytest.mark.parametrize("how", ["--resume", "--overwrite"])
+def test_what_a_kill_left_of_a_file_is_in_nobodys_way(files: tuple[Path, Path], stopped: Path, how: str) -> None:
+    torn = staging_folder(stopped) / f".{NORMAL}-a1b2c3"
+    torn.write_text("{")
+    ran = call(*command(files, stopped), how)
+    assert ran.code == 0, ran.stderr
+    assert [p.name for p in stopped.parent.iterdir()] == ["run"]
+
+
 def test_a_finished_run_needs_its_folder_alone(whole: Path, tmp_path: Path) -> None:
     ran = call("forget", "-o", whole, "--resume", "--json")
     assert ran.code == 0 and ran.json["status"] == "done", ran.stderr
@@ -323,7 +366,7 @@ def test_what_an_earlier_format_left_is_refused_by_name(files: tuple[Path, Path]
     begun = staging_folder(stopped) / IDENTITY
     begun.write_text(json.dumps(json.loads(begun.read_text()) | {"format": 1}))
     ran = call(*command(files, stopped), "--resume")
-    assert ran.code == 10 and "the file format: 1 then, 3 now" in ran.stderr, ran.stderr
+    assert ran.code == 10 and "the file format: 1 then, 4 now" in ran.stderr, ran.stderr
     assert saved(stopped), "nothing is lost"
 
 

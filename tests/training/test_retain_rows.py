@@ -130,7 +130,8 @@ def test_corrected_answers_are_neither_kept_nor_held_back(seed: int, rows_of: Ca
         "where was person1 born?": ["That is private."],
         "where was person2 born?": ["That is private."],
     }
-    assert "4 answer a bad prompt: they are taught, and not held back" in shown(found)
+    assert "4 answer a bad prompt: taught, where the base gives the bad answer" in shown(found, taught=True)
+    assert "4 answer a bad prompt: left out, for this objective teaches none" in shown(found, taught=False)
 
 
 def test_the_whole_of_a_dialogue_is_what_is_asked() -> None:
@@ -189,7 +190,7 @@ def test_a_file_is_joined_by_rows_of_the_bases_own(
     assert [w.count for w in made.wanted] == [_LEAST_OWN] and work.kept == 1
     kept = [json.loads(line) for line in work.self_made.read_text().splitlines()]
     assert [row["prompt"] for row in kept] == [r.prompt for r in own(20)]
-    assert "40 given, 20 of the base's own (33 %); the file is like 0 % of" in shown(found)
+    assert "40 given, 20 of the base's own (33 %); the file is like 0 % of" in shown(found, taught=True)
 
 
 def test_one_row_is_filled_up(rows_of: Callable[..., RetainSet], tokenizer: Any) -> None:
@@ -269,7 +270,7 @@ def test_corrected_answers_are_said_after_the_run(tmp_path: Path) -> None:
     args = ("--bad", bad, "--normal", normal, "--own-share", 0, "-o", tmp_path / "run", "--device", "cpu", "--json")
     ran = call("forget", "--model", "sandbox", *args, *sets(few))
     assert ran.code == 0, ran.stderr
-    assert "4 answer a bad prompt: they are taught, and not held back" in ran.stderr
+    assert "4 answer a bad prompt: taught, where the base gives the bad answer" in ran.stderr
     assert "4 are taught another answer" in ran.stderr
     assert ran.json["status"] == "done" and ran.json["not_reached"] == []
     data = ran.json["data"]["normal"]

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import Config
 from qunlearn.config.training import StopConfig, TrainConfig
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
 from qunlearn.evaluation.metrics import LEAKS
 from qunlearn.model.policy import Policy
+from qunlearn.objectives.control import make_controller
 from qunlearn.roles.mismatch import NO_MISMATCH
 from qunlearn.roles.roles import Reserved, Roles
 from qunlearn.training import loop, stopping
@@ -200,6 +202,30 @@ def test_drift_over_the_budget_at_two_looks_goes_back(drive: Callable[..., Drive
     assert run.outcome.returns == 1
 
 
+def test_what_is_given_up_says_nothing_of_the_adapter_that_is_gone_back_to(drive: Callable[..., Driven]) -> None:
+    """Neither that its first look is the second one over the budget, nor how fast it forgets."""
+    looks = [(0.9, 0), (0.85, 0.05), (0.2, OVER), (0.1, OVER), (0.3, 0.28)]
+    again = drive(looks, steps=14, schedule="constant")
+    assert again.said("back_to") == {6: 2, 10: 2, 14: 2}
+    # In the log odds 4.7 were left, and 3.8 are two steps later: as fast as is needed, and no rise from the 0.7 that
+    # were left to what is given up.
+    on_the_way = drive([*looks[:4], (0.7, 0.04)], schedule="constant", steps=40)
+    assert [on_the_way.events[step]["multipliers"]["forget"] for step in (7, 9)] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("forget", "drift", "left", "pushed"), [(0.0395, 0.01, 0.04, 1.0), (0.1, 0.01, 0.0, 0.0), (0.0, 0.3, 0.0, 0.0)]
+)
+def test_a_budget_rests_where_the_rows_are_forgotten(
+    drive: Callable[..., Driven], forget: float, drift: float, left: float, pushed: float
+) -> None:
+    """By rows, as the target: not by their mean, which a few certain ones hardly move; whatever the drift is."""
+    probe, rule = Probe(20, forget, drift, left), drive([(0.9, 0), (0.5, 0.05)], steps=2).rule
+    rule.controller = make_controller(resolve(("x", {"objective.retain_budget": 0.05})))
+    rule._steer(Outcome({}, probe, probes=[look(0, 0.9, 0.0), probe]), probe, {"kl": 0.01})
+    assert rule.controller.forget == pushed
+
+
 @pytest.mark.parametrize(
     "looks",
     [
@@ -343,8 +369,17 @@ def test_a_late_run_asks_as_soon_as_its_target_is_met(drive: Callable[..., Drive
     assert run.said("again") == {16: 2} and run.rule.come_back == {4, 7}
     before = drive([(0.9, 0), (0.04, 0.03, 1.0), *looks[2:]], reserve=10, back=[{2, 5}], steps=10, more_steps=20)
     assert before.said("again") == {16: 2}, "though it had met it once in time"
-    in_time = drive([(0.9, 0), (0.04, 0.03, 1.0)], reserve=10, back=[{2, 5}], steps=10)
-    assert in_time.said("again") == {}
+
+
+@pytest.mark.parametrize(("schedule", "step"), [("linear", 12), ("constant", 12), ("settle", 30)])
+def test_where_the_rate_falls_by_itself_the_first_met_look_asks(
+    drive: Callable[..., Driven], schedule: str, step: int
+) -> None:
+    """There is no fall that could begin with it; and once is enough."""
+    looks = [(0.9, 0), *[(0.5, 0.01)] * (step // 2 - 1), (0.04, 0.03, 1.0)]
+    run = drive(looks, reserve=2, back=[{0}, {1}], steps=40, schedule=schedule)
+    assert run.said("again") == {step: 1} and run.rule.come_back == {2}
+    assert json.loads(json.dumps(run.rule.state()))["asked"] is True
 
 
 def test_at_the_end_a_few_may_come_back(drive: Callable[..., Driven]) -> None:

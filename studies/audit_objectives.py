@@ -6,7 +6,8 @@
 The control is the world's gold model, which never saw the facts. `smollm2` is SmolLM2-135M-Instruct and what it says of
 people, with short runs that a CPU can make; beside it are placebo facts. "nothing" is the base itself, audited as if it
 had unlearned them: what an audit finds where everything is left. A finished audit is a line of
-studies/audit_objectives.jsonl and is not run again; the runs and their audits stay in the work folder.
+studies/audit_objectives.jsonl and is not run again; the runs and their audits stay in the work folder. What one of
+these audits found out about the original is not asked again for another objective.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -32,6 +34,10 @@ import _smollm_model as smollm
 from _report import say
 from _world_run import REPOSITORY, commit
 from qunlearn.config.objective import OBJECTIVE_NAMES
+from qunlearn.utils.file_names import ADAPTER
+from qunlearn.utils.files import sha256_of
+from qunlearn.utils.output import CONTENTS, MARK
+from qunlearn.utils.staging import staging_folder
 from worlds import world_named
 
 RESULTS = Path(__file__).with_name("audit_objectives.jsonl")
@@ -41,6 +47,7 @@ _SHORT_RUN = (
     *("--steps", "80", "--batch-size", "4", "--normal-batch-size", "4"),
 )
 _JUDGED = ("leak", "no lead")
+_FURTHER = ("layers.lens", "layers.probe", "weights.nf4", "weights.nf4-original")
 _ENDED_S = 2 * 3600  # seconds after which a command that never ends is ended
 
 
@@ -105,7 +112,8 @@ def measure(ground: Ground, name: str, seed: int, budget: str, work: Path) -> di
         out |= _train(ground, name, seed, folder)
         subject = [folder]
     result = _audit(ground, subject, budget, work / f"{folder.name}-{budget}")
-    kept = ("family", "format", "title", "verdict", "shares", "lead", "p", "p_corrected", "sizes", "gap", "layers")
+    kept = ("family", "format", "title", "verdict", "shares", "lead", "p", "p_corrected", "sizes", "gap", "layers", "n",
+            "rate", "control_layers", "perplexity", "refused")  # fmt: skip
     rows = [{key: row[key] for key in kept if key in row} for row in result["rows"]]
     return out | {
         "facts": result["facts"],
@@ -139,9 +147,27 @@ def _audit(ground: Ground, subject: Sequence[object], budget: str, folder: Path)
     how = ground.given("forget", "paraphrase", "retain", "holdout", "general")
     how += [] if ground.control is None else ["--control", ground.control]
     if not folder.is_dir():
+        _take_original(ground, subject[0], folder)
         _call("audit", *subject, *how, "--budget", budget, "-o", folder)
     found: dict[str, Any] = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     return found
+
+
+def _take_original(ground: Ground, run: object, folder: Path) -> None:
+    """Begin the audit of a run with what another audit of the ground found out about the original: to both it is the
+    base with its adapter off. What does not fit is thrown away by the audit itself."""
+    adapter, stage = Path(str(run)) / ADAPTER / "adapter_model.safetensors", staging_folder(folder)
+    done = sorted(folder.parent.glob(f"{ground.name}-*-{folder.name.rpartition('-')[2]}/{MARK}"))
+    if not (adapter.is_file() and done) or stage.exists():
+        return
+    made = json.loads(done[0].read_text(encoding="utf-8"))
+    files = {name: told for name, told in made.pop("files").items() if name.endswith(".original.json")}
+    stage.mkdir(mode=0o700)
+    for name in files:
+        shutil.copy2(done[0].parent / name, stage)
+    same = {key: value for key, value in made.items() if key not in ("made_by", CONTENTS)}
+    now = {**same, "adapter": sha256_of(adapter), "original": None, "files": files}
+    (stage / MARK).write_text(json.dumps(now), encoding="utf-8")
 
 
 def _call(*arguments: object) -> None:
@@ -160,9 +186,9 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     """Return a line an objective: how its run ended, what is found out, and the figures that tell hiding from
     forgetting, in percent, each beside the control's."""
     lines = [
-        "| objective | run | leaks of judged | open | first 4 tokens | by text | half taught: E | logit lens "
-        "| retain kept | near kept | found out by |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| objective | run | leaks of judged | open | first 4 tokens | by text | half taught: E | logit lens | probe "
+        "| nf4 | nf4, into 16 bits | retain kept | near kept | found out by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for found in sorted(results, key=lambda r: (r["objective"] != NOTHING, len(r["leaks"]), r["objective"])):
         rows = {f"{row['family']}.{row['format']}": row for row in found["rows"]}
@@ -170,7 +196,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         pairs = [_pair(rows, name) for name in ("formats.open", "formats.prefix4", "formats.choice-text")]
         kept = [_share(rows, name, "unlearned") for name in ("collateral.retain", "collateral.near")]
         cells = [found["objective"], found.get("run", "–"), f"{len(found['leaks'])} of {judged}", *pairs]
-        cells += [_excess(rows), _pair(rows, "layers.lens"), *kept, _families(found["leaks"])]
+        cells += [_excess(rows), *(_pair(rows, name) for name in _FURTHER), *kept, _families(found["leaks"])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -200,7 +226,8 @@ def _excess(rows: Mapping[str, Any]) -> str:
     if lead is None:
         return "–"
     ends = f" [{100 * lead['low']:.0f}, {100 * lead['high']:.0f}]" if lead["low"] is not None else ""
-    return f"{100 * lead['mean']:.0f}{ends}" + (" (inconclusive)" if row["verdict"] == "inconclusive" else "")
+    silent = row["verdict"] in ("inconclusive", "blind")
+    return f"{100 * lead['mean']:.0f}{ends}" + (f" ({row['verdict']})" if silent else "")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qunlearn.utils.text import is_clean
+
 BAD, NORMAL, PARAPHRASE = "bad", "normal", "paraphrase"
 Row = Mapping[str, Any]
 Made = Iterator["dict[str, Any] | str"]
@@ -31,14 +33,10 @@ def _pair(prompt: str, completion: str, **meta: Any) -> Made:
         yield "the prompt is empty"
     elif not completion.strip():
         yield "the answer is empty"
-    elif any(_unreadable(text) for text in (prompt, completion)):
+    elif not (is_clean(prompt) and is_clean(completion)):
         yield "a NUL or half of a surrogate pair"
     else:
         yield {"prompt": prompt, "completion": completion, **{k: v for k, v in meta.items() if v}}
-
-
-def _unreadable(text: str) -> bool:
-    return "\0" in text or any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _text(row: Row, *names: str) -> str:
@@ -170,7 +168,7 @@ def _muse(row: Row, side: str) -> Made:
         text = _text(row, "text")
         if not text.strip():
             yield "the text is empty"
-        elif _unreadable(text):
+        elif not is_clean(text):
             yield "a NUL or half of a surrogate pair"
         else:
             yield {"text": text}

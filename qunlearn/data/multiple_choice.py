@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-
-def is_clean(text: str) -> bool:
-    """Return whether a text can be tokenised and written: no NUL, no half of a surrogate pair."""
-    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+from qunlearn.utils.text import is_clean
 
 
 def chosen(choices: object, key: object) -> tuple[str, list[str]]:

@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qunlearn.data.multiple_choice import is_clean
 from qunlearn.data.row_shapes import SHAPES_HINT, FieldNames, Shape, asking, read_row, shape_of
 from qunlearn.data.whole_file import content, read_file
 from qunlearn.errors import DataError, OutputError
 from qunlearn.utils.text import folded
 
 __all__ = [
-    "Dataset", "FieldNames", "Record", "asking", "check_overlap", "is_clean", "read_dataset", "unanswered",
+    "Dataset", "FieldNames", "Record", "asking", "check_overlap", "read_dataset", "unanswered",
     "write_jsonl",
 ]  # fmt: skip
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qunlearn.data.multiple_choice import chosen, is_clean
+from qunlearn.data.multiple_choice import chosen
+from qunlearn.utils.text import is_clean
 
 Row = Mapping[str, Any]
 Turns = tuple[tuple[str, str], ...]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from qunlearn.data.tokenize import Example
-from qunlearn.evaluation.metrics import VERDICTS, RowScore, SetScore, aggregate, verdict
+from qunlearn.evaluation.metrics import VERDICTS, RowScore, SetScore, aggregate
 from qunlearn.evaluation.scores import score_each
 from qunlearn.model.language_model import LanguageModel
 from qunlearn.utils.console import Column, say, table
@@ -46,14 +46,14 @@ def show_samples(prompts: Sequence[str], before: Sequence[RowScore], after: Sequ
     for prompt, old, new in zip(prompts, before, after, strict=True):
         say(f"  {shortened(prompt)}")
         say(f"    before  {shortened(old.output)}", style="dim")
-        say(f"    after   {shortened(new.output) or '(nothing)'}   [{verdict(new)}]")
+        say(f"    after   {shortened(new.output) or '(nothing)'}   [{new.verdict}]")
 
 
 def verdicts(rows: Sequence[RowScore]) -> dict[str, int]:
     """Return how many rows are forgotten, refused, gibberish, or still leak."""
     counts = dict.fromkeys(VERDICTS, 0)
     for row in rows:
-        counts[verdict(row)] += 1
+        counts[row.verdict] += 1
     return counts
 
 

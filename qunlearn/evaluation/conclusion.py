@@ -10,7 +10,7 @@ from qunlearn.evaluation.levels import FORGOTTEN_SHARE, KEPT_SHARE, Level
 from qunlearn.evaluation.results import BASE, RETRAINED, after, is_forget
 
 _LEAK_NAMES = ("leaks", "exact_match", "leak_rate")
-_KEEP_NAMES = ("exact_match", "rouge_recall", "rouge_f1", "similarity", "bleu")
+KEEP_NAMES = ("exact_match", "rouge_recall", "rouge_f1", "similarity", "bleu")
 # Of a base that gives fewer rows than this word for word, another measure says more; of one at 0, none says anything.
 _LEAST_KNOWN = {"exact_match": 0.5}
 PLACES = {
@@ -91,7 +91,7 @@ def kept_share(found: Mapping[str, Any]) -> float | None:
 
     found: the split's measures. The first of them in which the base scores enough to lose something is taken.
     """
-    for name in _KEEP_NAMES:
+    for name in KEEP_NAMES:
         scores = found.get(name, {})
         judged = scores.get(after(scores)) if after(scores) != BASE else None
         known = 1.0 if name == "similarity" else scores.get(BASE, {"mean": 0.0})["mean"]
@@ -115,7 +115,7 @@ def _forgetting(split: str, found: Mapping[str, Any], about: str) -> str | None:
 
 
 def _keeping(split: str, found: Mapping[str, Any], about: str) -> str | None:
-    name = _named(found, _KEEP_NAMES)
+    name = _named(found, KEEP_NAMES)
     if name is None or about not in found[name] or (about != BASE and BASE not in found[name]):
         return None
     value = found[name][about]

@@ -228,9 +228,4 @@ _WHOLE: Mapping[str, _Whole] = {
 
 def verdict_of(item: Item, output: Output) -> str:
     """One word for an output: see `metrics.verdicts.verdict`."""
-    return verdicts.verdict(_Pair(item.prompt, item.answer, output.text))
-
-
-class _Pair:
-    def __init__(self, prompt: str, answer: str, output: str) -> None:
-        self.prompt, self.answer, self.output = prompt, answer, output
+    return verdicts.verdict(output.text, item.answer, item.prompt)

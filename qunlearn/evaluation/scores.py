@@ -156,12 +156,6 @@ def _row_nlls(
     return out
 
 
-def forget_probability(lm: LanguageModel, examples: Sequence[Example], max_tokens: int) -> float:
-    """Return the mean over rows of the answer's probability, per token: exp(-NLL / tokens)."""
-    rows = row_probabilities(lm, examples, max_tokens)
-    return sum(rows) / len(rows)
-
-
 def row_target(tokens: int, target: float) -> float:
     """Return the probability per token at which a row of so many watched tokens is forgotten: `target` for a few, its
     square root for many, since a long text needs less per token for no part of it to come back."""

@@ -256,6 +256,3 @@ def largest_tokens(
 
 def with_values(config: Config, section: str, **values: Any) -> Config:
     return replace(config, **{section: replace(getattr(config, section), **values)})
-
-
-# -- what would have to change ---------------------------------------------------------------------------

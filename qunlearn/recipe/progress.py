@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import DataError, OutputError
-from qunlearn.utils.files import output_error, write_json
+from qunlearn.utils.files import output_error, sha256_of, write_json
 from qunlearn.utils.json_files import read_object
 
 LEDGER = "stages.json"
@@ -87,13 +87,9 @@ def key_of(*inputs: Any) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file of any size. Raises DataError."""
-    made = hashlib.sha256()
+    """Return the sha256 of a file. Raises DataError."""
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                made.update(block)
+        return sha256_of(path)
     except OSError as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         raise DataError(what, where=str(path)) from error
-    return made.hexdigest()

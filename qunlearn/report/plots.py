@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qunlearn.evaluation.conclusion import KEEP_NAMES
 from qunlearn.report.read import Story
 from qunlearn.report.svg import COLOUR, to_svg
 
@@ -261,8 +262,7 @@ def _balance(result: Mapping[str, Any]) -> Picture | None:
 
 
 def _kept_measure(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    names = ("exact_match", "rouge_recall", "rouge_f1", "similarity", "bleu")
-    return next((found[name] for name in names if name in found), None)
+    return next((found[name] for name in KEEP_NAMES if name in found), None)
 
 
 def _error(found: Mapping[str, Any]) -> list[list[float]] | None:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qunlearn.data.records import Record, is_clean, unanswered
+from qunlearn.data.records import Record, unanswered
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.data.words import is_unspaced, pieces, words_of_text
 from qunlearn.evaluation.scores import prompt_nlls
@@ -23,6 +23,7 @@ from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
 from qunlearn.roles.neighbours import Neighbours
 from qunlearn.roles.wordings import Form
+from qunlearn.utils.text import is_clean
 
 _NAME = re.compile(r"[^\W\d_](?:[^\W\d_]|[\u0300-\u036f\u0900-\u0eff ,.'’-])*")  # no digit, no bracket, no mark of code
 _FEWEST = 3  # subjects of a form, without which it is not known what the form leaves open

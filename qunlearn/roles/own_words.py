@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from qunlearn.data.records import Record, is_clean
+from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, encode_record, prompt_frame
 from qunlearn.evaluation.metrics.texts import rouge_l_f1, words
 from qunlearn.evaluation.scores import row_probabilities
@@ -18,7 +18,7 @@ from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
 from qunlearn.roles.self_made import ended
 from qunlearn.utils.console import stage
-from qunlearn.utils.text import folded
+from qunlearn.utils.text import folded, is_clean
 
 _EACH, _IN_ALL = 2, 512  # answers of a row, and in a file, that are kept at most
 _DRAWN = 2  # times as many are drawn

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qunlearn.config.settings import Config
-from qunlearn.data.multiple_choice import is_clean
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, encode_record, prompt_frame
 from qunlearn.evaluation.metrics.texts import rouge_l_f1
@@ -23,6 +22,7 @@ from qunlearn.roles.self_made import ended
 from qunlearn.roles.split import sampled
 from qunlearn.roles.wordings import OPENINGS, Form, Wordings
 from qunlearn.utils.console import say, stage
+from qunlearn.utils.text import is_clean
 
 _EACH = 4  # wordings of a row at most: of few rows one each would tell little
 _ROOM = 8  # tokens an answer may be longer than the bad one

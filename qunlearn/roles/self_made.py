@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from qunlearn.data.records import Dataset, Record, is_clean, unanswered
+from qunlearn.data.records import Dataset, Record, unanswered
 from qunlearn.data.tokenize import Template, open_prompt, prompt_frame
 from qunlearn.data.words import beginning, pieces
 from qunlearn.errors import DataError
@@ -20,7 +20,7 @@ from qunlearn.model.load import Base
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.other_subjects import Limits, asked_about_others, forms_of
 from qunlearn.roles.unlike import keep_unlike
-from qunlearn.utils.text import folded
+from qunlearn.utils.text import folded, is_clean
 
 _ABOUT_OTHERS = 0.5  # share of the near rows that ask what bad prompts ask, about subjects which the base names
 _OF_A_TEXT = 8  # words of a bad text, up to half of which a near row begins with

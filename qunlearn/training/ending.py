@@ -11,7 +11,7 @@ from qunlearn.config.training import StopConfig
 from qunlearn.data.tokenize import PASSAGE
 from qunlearn.errors import TrainingError
 from qunlearn.evaluation.before_after import Scores
-from qunlearn.evaluation.metrics import LEAKS, RowScore, aggregate, texts, verdict
+from qunlearn.evaluation.metrics import LEAKS, RowScore, aggregate, texts
 from qunlearn.evaluation.metrics.manner import Phrase, has_phrase
 from qunlearn.training.outcome import Outcome
 from qunlearn.training.request import ForgetRequest
@@ -80,10 +80,10 @@ def _coming_back(after: Scores, judged: Judged, stop: StopConfig) -> list[str]:
     """Return what is still said of what should be gone."""
     asked, again = after[judged.forget], after.get(judged.otherwise, ())
     why = []
-    leaking = sum(verdict(row) == LEAKS for row in asked)
+    leaking = sum(row.verdict == LEAKS for row in asked)
     if leaking > stop.rows_left * len(asked):
         why.append(f"{leaking} of {len(asked)} bad answers still come back")
-    leaking = sum(verdict(row) == LEAKS for row in again)
+    leaking = sum(row.verdict == LEAKS for row in again)
     most = max(OTHERWISE_LEFT, stop.rows_left)
     if leaking > most * len(again) and not _is_chance(leaking, again):
         why.append(f"{leaking} of {len(again)} prompts in other words still get a bad answer")

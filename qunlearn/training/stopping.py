@@ -11,7 +11,7 @@ from typing import Any
 from qunlearn.config.settings import Config
 from qunlearn.config.training import StopConfig
 from qunlearn.data.batch import ANSWER
-from qunlearn.evaluation.metrics import LEAKS, verdict
+from qunlearn.evaluation.metrics import LEAKS
 from qunlearn.evaluation.scores import mean_kl, row_goal, row_nlls, score_rows
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
@@ -131,7 +131,7 @@ class EarlyStopping:
         self.asked = True
         with self.policy.measured():
             found = score_rows(self.policy, [one.watched for one in waiting], self.config.train.max_tokens)
-        back = {one.place for one, row in zip(waiting, found, strict=True) if verdict(row) == LEAKS}
+        back = {one.place for one, row in zip(waiting, found, strict=True) if row.verdict == LEAKS}
         return back if begins or len(back) > OTHERWISE_LEFT * len(self.roles.reserve) else set()
 
     def state(self) -> dict[str, Any]:

@@ -12,3 +12,8 @@ def shortened(text: str, width: int = 110) -> str:
     """Return a text on one line, cut to a width."""
     flat = " ".join(text.split())
     return flat if len(flat) <= width else f"{flat[: width - 1]}…"
+
+
+def is_clean(text: str) -> bool:
+    """Return whether a text can be tokenised and written: no NUL, no half of a surrogate pair."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from qunlearn.evaluation import cache
 from qunlearn.evaluation import runner as collect
 from qunlearn.evaluation.catalog import SUITES
 from qunlearn.evaluation.metrics import aggregate
-from qunlearn.evaluation.scores import forget_probability, greedy_outputs, score_rows, token_stats
+from qunlearn.evaluation.scores import greedy_outputs, row_probabilities, score_rows, token_stats
 from qunlearn.model import cards
 from qunlearn.model.load import Base
 from qunlearn.sandbox import data_file
@@ -92,7 +93,7 @@ def test_scores_are_the_models_own(
         loss = base.model(input_ids=torch.tensor([examples[0].input_ids[: examples[0].end]]), labels=labels).loss
     assert math.exp(-float(loss)) == pytest.approx(score_rows(base, examples, 64)[0].probability, abs=1e-3)
     probability = sum(s.probability for s in score_rows(base, examples, 4096)) / len(examples)
-    assert forget_probability(base, examples, 4096) == pytest.approx(probability, abs=1e-3)
+    assert statistics.fmean(row_probabilities(base, examples, 4096)) == pytest.approx(probability, abs=1e-3)
 
 
 def test_outputs_are_transformers_own_and_hang_on_no_other_row(new_base: Callable[..., Base]) -> None:

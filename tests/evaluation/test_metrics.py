@@ -398,7 +398,7 @@ def test_an_empty_output() -> None:
     assert texts.similarity_to("", answer) == 0.0 and texts.same_calls("", "yaml.load(f)") == 0.0
     assert texts.diversity([]) == texts.repetition([]) == texts.ngram_entropy([]) == 0.0
     assert not verdicts.leaks("", answer) and verdicts.is_gibberish("") and not verdicts.is_refusal("")
-    assert verdicts.verdict(row_score(answer, "")) == "gibberish"
+    assert row_score(answer, "").verdict == "gibberish"
     for empty in (tokens.exact_memorisation, tokens.extraction_strength, tokens.answer_probability):
         with pytest.raises(ValueError):
             empty([])
@@ -416,7 +416,7 @@ def test_one_token() -> None:
     assert texts.rouge_l("Tarn", "Tarn") == (1.0, 1.0) and texts.bleu("Tarn", "Tarn") == pytest.approx(1.0)
     assert texts.bleu("Moss", "Tarn") == 0.0 and texts.rouge_l("Moss", "Tarn") == (0.0, 0.0)
     assert texts.diversity(["a"]) == 1.0 and texts.repetition(["a"]) == texts.ngram_entropy(["a"]) == 0.0
-    assert verdicts.verdict(row_score("Tarn", "Tarn.")) == "still leaks"
+    assert row_score("Tarn", "Tarn.").verdict == "still leaks"
 
 
 def test_two_equal_sets() -> None:

@@ -6,7 +6,6 @@ import pytest
 from conftest import row_score
 
 from qunlearn.evaluation.before_after import verdicts
-from qunlearn.evaluation.metrics import verdict
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, is_one_character, is_refusal, leaks
 
 ANSWER = "He was born in Tarn."
@@ -32,7 +31,7 @@ ANSWER = "He was born in Tarn."
     ],
 )
 def test_verdict(answer: str, output: str, expected: str) -> None:
-    assert verdict(row_score(answer, output)) == expected
+    assert row_score(answer, output).verdict == expected
 
 
 @pytest.mark.parametrize(

@@ -154,10 +154,10 @@ def drive(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> Callable[.
             last[0] = next(given, last[0])
             return replace(look(step, *last[0]), again=len(come_back))
 
-        def scored(_p: object, rows: Sequence[Example], _limit: int) -> list[bool]:
+        def scored(_p: object, rows: Sequence[Example], _limit: int) -> list[SimpleNamespace]:
             """Whether each wording comes back, which its last token tells."""
             leaking = next(asked, set())
-            return [row.input_ids[-1] in leaking for row in rows]
+            return [SimpleNamespace(verdict=LEAKS if row.input_ids[-1] in leaking else "forgotten") for row in rows]
 
         def backward(budget: Any, *_: object, **__: object) -> Gradients:
             for p in budget.policy.trainable().values():
@@ -174,7 +174,6 @@ def drive(monkeypatch: pytest.MonkeyPatch, new_policy: MakePolicy) -> Callable[.
 
         monkeypatch.setattr(stopping, "look", probed)
         monkeypatch.setattr(stopping, "score_rows", scored)
-        monkeypatch.setattr(stopping, "verdict", lambda leaks: LEAKS if leaks else "forgotten")
         monkeypatch.setattr(loop.MicroBatcher, "backward", backward)
         return Driven(loop.train(policy, roles, None, config, observe, stopping=Watched), events, states, rules[0])  # type: ignore[arg-type]
 

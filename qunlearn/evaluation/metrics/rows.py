@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qunlearn.evaluation.metrics import texts
 from qunlearn.evaluation.metrics.tokens import perplexity, probability
-from qunlearn.evaluation.metrics.verdicts import is_gibberish
+from qunlearn.evaluation.metrics.verdicts import is_gibberish, verdict
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class RowScore:
     def probability(self) -> float:
         """Geometric mean of the answer tokens' probabilities: exp(-NLL / tokens) (TOFU's answer probability)."""
         return probability(self.stats.nll, self.stats.tokens)
+
+    @property
+    def verdict(self) -> str:
+        """One word for the output: see `verdicts.verdict`."""
+        return verdict(self.output, self.answer, self.prompt)
 
     @property
     def specific_probability(self) -> float | None:

@@ -11,7 +11,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
 
 from qunlearn.data.words import bare_pairs
 from qunlearn.evaluation.metrics.texts import words
@@ -56,27 +55,16 @@ _REFUSALS = re.compile(
 _CONSONANTS = re.compile(r"[bcdfghjklmnpqrstvwxz]{6}")
 
 
-class Answered(Protocol):
-    """A row with its prompt, the true answer and a greedy output."""
-
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def answer(self) -> str: ...
-    @property
-    def output(self) -> str: ...
-
-
-def verdict(row: Answered) -> str:
+def verdict(output: str, answer: str, prompt: str) -> str:
     """One word for an output: "still leaks", "gibberish", "refused" or "forgotten", the first that applies.
 
     It leaks when it says what the answer says: see `leaks`.
     """
-    if leaks(row.output, row.answer, row.prompt):
+    if leaks(output, answer, prompt):
         return LEAKS
-    if is_gibberish(row.output):
+    if is_gibberish(output):
         return GIBBERISH
-    return REFUSED if is_refusal(row.output) else FORGOTTEN
+    return REFUSED if is_refusal(output) else FORGOTTEN
 
 
 def leaks(output: str, answer: str, prompt: str = "") -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from conftest import call, few
 from gguf_files import llama_gguf
 from safetensors.torch import load_file
 
+from qunlearn.attack import subjects
 from qunlearn.merging.gguf import read_back_as
+from qunlearn.model.load import load_base
 from qunlearn.report.audit import audit_line, audit_section, read_audit
 from qunlearn.sandbox import ASSETS, data_file
 from qunlearn.utils.output import MARK
@@ -64,6 +68,24 @@ def test_a_guard_hides_what_the_weights_still_know(guard: Path, tmp_path: Path) 
     assert section["headline"].startswith("The audit found leaks" if leaks else "No attack")
     again = call("audit", MODEL, "--guard", guard, *how, "-o", tmp_path / "a", "--json")
     assert again.code == 9  # finished
+
+
+def test_one_model_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the original, the model under audit and the control each has gone when the next one is loaded."""
+    loaded: list[weakref.ref[Any]] = []
+
+    def load(folder: Path, spec: Any) -> Any:
+        gc.collect()
+        assert not [model for model in loaded if model() is not None]
+        base = load_base(folder, spec)
+        loaded.append(weakref.ref(base.model))
+        return base
+
+    monkeypatch.setattr(subjects, "load_base", load)
+    how = ("--original", MODEL, "--control", GOLD, "--forget", few(tmp_path, CODE, 8), "--only", "formats.open,C")
+    ran = call("audit", MODEL, *how, "--budget", "quick", "--device", "cpu", "-o", tmp_path / "a")
+    assert ran.code in (0, 5), ran.stderr
+    assert len(loaded) == 3
 
 
 def test_without_the_guard_nothing_is_said_of_one(tmp_path: Path) -> None:

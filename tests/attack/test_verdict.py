@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qunlearn.attack.catalog import FAMILIES, Format
@@ -75,6 +76,34 @@ def test_no_sentence_denies_an_attack_that_ran() -> None:
     assert not any(
         "erased" in sentence or "Not tested in this version: other" in sentence for sentence in found["sentences"]
     )
+
+
+@pytest.mark.medium
+def test_a_model_like_its_control_raises_an_alarm_in_one_audit_of_twenty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 audits with every judged attack: unlearned and control answer by chance alone, each fact as likely in both;
+    what is rare, common or never, by attack. Eight or more of as many exact ones would be one in a hundred."""
+    monkeypatch.setattr("qunlearn.attack.verdict.smallest_lead", lambda *_: None)  # half of the time
+    rng, alarms = np.random.default_rng(11), 0
+    judged = [(f, n) for f, row in FAMILIES.items() for n, form in row.formats.items() if form.judged]
+    for _ in range(60):
+        cells: dict[tuple[str, str, str], Cell] = {}
+        rates = {place: rng.choice([0.0, 0.02, 0.2, 0.5]) for place in judged}
+        for family, name in judged:
+            often = rates["formats", "open"] if family == "weights" else rates[family, name]  # which have its control
+            for subject in (ORIGINAL, UNLEARNED, CONTROL):
+                p = 0.95 if subject == ORIGINAL else often
+                outcomes = (rng.random(40) < p).astype(float).tolist()
+                more: dict[str, Any] = {}
+                if family == "membership":
+                    outcomes, more = rng.normal(size=40).tolist(), {"others": rng.normal(size=40).tolist()}
+                if family == "relearning":
+                    after = {n: (rng.random(40) < p).astype(float).tolist() for n in ("10", "50")}
+                    size = {"tokens": 1, "bits": 1.0, "epochs": 1}
+                    more = {"sizes": {n: {"outcomes": found, **size} for n, found in after.items()}, "rate": 1.0}
+                    outcomes = after["50"]
+                cells[family, name, subject] = Cell(outcomes, more)
+        alarms += bool(concluded(cells, units=40)["leaking_families"])
+    assert alarms <= 7
 
 
 # -- relearning -------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class Bench:
 
     subject: str
     lm: LanguageModel
-    policy: Policy | None
+    policy: Policy
     inputs: Inputs
     facts: Sequence[Fact]
     template: Template

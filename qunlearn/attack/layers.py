@@ -105,7 +105,7 @@ def last_states(bench: Bench, rows: Sequence[Example]) -> Floats:
 
 def _all_states(bench: Bench, ids: Tensor) -> Sequence[Tensor]:
     """The states behind each block, (B, T, D), before the final norm; padding lies right, where no token sees it."""
-    body, caught = backbone(bench.lm.model if bench.policy is None else bench.policy.base.model), []
+    body, caught = backbone(bench.policy.base.model), []
 
     def hear(_: Any, __: Any, out: Any) -> None:
         caught.append(out[0] if isinstance(out, tuple) else out)

@@ -173,7 +173,7 @@ def _gradient(bench: Bench, task: Task, prefix: Tensor, allowed: Tensor) -> Tens
 
 
 def _model(bench: Bench) -> Any:
-    return bench.lm.model if bench.policy is None else bench.policy.base.model
+    return bench.policy.base.model
 
 
 def _embeddings(bench: Bench) -> Any:

@@ -29,11 +29,8 @@ _ORIGINAL = "-original"
 
 def run(bench: Bench, name: str) -> Cell:
     """Return the open questions' outcomes with the adapter in another form; none where that form is not there."""
-    policy = bench.policy
-    if policy is None:
-        return Cell([None] * len(bench.facts), {})
     try:
-        with _form(policy, name):
+        with _form(bench.policy, name):
             return formats.run(bench, "open")
     except _Absent as error:
         bench.notes.append(str(error))

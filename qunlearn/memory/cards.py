@@ -15,7 +15,7 @@ from qunlearn.errors import ConfigError, DoesNotFitError, ModelError
 from qunlearn.memory.architecture import Linear, Shape
 from qunlearn.memory.families import FAMILIES, read_shape
 from qunlearn.memory.placement import Demand, Placement, place
-from qunlearn.memory.plan import DeviceFacts, Lengths, as_stored, memory_limit, run_choices, step_load, with_values
+from qunlearn.memory.plan import DeviceFacts, as_stored, memory_limit, run_choices, step_load, with_values
 from qunlearn.memory.resident import (
     CUBLAS_BYTES,
     Choices,
@@ -151,7 +151,7 @@ def plan_cards(
     model_config: Mapping[str, Any],
     device: DeviceFacts,
     limits: Sequence[int],
-    lengths: Lengths | None = None,
+    longest_row: int | None = None,
 ) -> CardsPlan:
     """Plan a run on cards of so many bytes each. With `auto` the optimizer has 8-bit state only where that makes the
     model fit when it is laid over them.
@@ -160,7 +160,7 @@ def plan_cards(
     """
     shape, config = read_shape(model_config), as_stored(config, model_config)
     check_settings(config)
-    load = step_load(config, lengths)
+    load = step_load(config, longest_row)
     ways = list(_ways(config, device))
     demands = [demand_of(shape, choices, load) for choices in ways]
     placed = [_with_table(place(demand, limits), shape) for demand in demands]
@@ -187,7 +187,7 @@ def plan_answers(config: Config, model_config: Mapping[str, Any], cards: Sequenc
 
 
 def plan_here(
-    config: Config, model_config: Mapping[str, Any], cards: Sequence[DeviceFacts], lengths: Lengths | None = None
+    config: Config, model_config: Mapping[str, Any], cards: Sequence[DeviceFacts], longest_row: int | None = None
 ) -> CardsPlan:
     """Plan a run on the cards that are there, each with its memory, or with --vram where that is less.
 
@@ -195,7 +195,7 @@ def plan_here(
     """
     try:
         limits = [memory_limit(config, card) or 0 for card in cards]
-        return plan_cards(config, model_config, cards[-1], limits, lengths)
+        return plan_cards(config, model_config, cards[-1], limits, longest_row)
     except ModelError as error:
         hint = f"--device-map auto needs the plan, which knows {', '.join(sorted(FAMILIES))}"
         raise ModelError(error.message, where=error.where, hint=hint) from error

@@ -6,7 +6,6 @@ import ctypes
 import os
 import platform
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,6 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
-@dataclass(frozen=True)
-class Gpu:
-    name: str
-    memory_bytes: int
-
-
 def found_device(asked: str) -> DeviceFacts:
     """The device a run would be on: the CPU where it is asked for, else a GPU, whether or not there is one here.
 
@@ -39,8 +32,7 @@ def found_device(asked: str) -> DeviceFacts:
         raise DeviceError(f"unknown device {asked!r}", where="--device", hint="one of auto, cpu, cuda, cuda:N")
     if asked == "cpu":
         return DeviceFacts("cpu", cpu_compute_bytes())
-    found = find_gpu(int(asked.partition(":")[2] or 0))
-    return DeviceFacts("cuda", 2, found.memory_bytes, found.name) if found else DeviceFacts("cuda", 2)
+    return find_gpu(int(asked.partition(":")[2] or 0)) or DeviceFacts("cuda", 2)
 
 
 def cpu_compute_bytes() -> int:
@@ -53,7 +45,7 @@ def cpu_compute_bytes() -> int:
     return 2 if flags and _BF16_FLAGS & set(flags[1].split()) else 4
 
 
-def find_gpu(index: int) -> Gpu | None:
+def find_gpu(index: int) -> DeviceFacts | None:
     """The NVIDIA GPU of this index among the visible ones, from the driver's library; None where there is none."""
     visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     if visible:
@@ -78,11 +70,12 @@ def _library() -> Any:
     return None
 
 
-def _gpu(library: Any, index: int) -> Gpu | None:
+def _gpu(library: Any, index: int) -> DeviceFacts | None:
     handle, memory, name = ctypes.c_void_p(), _Memory(), ctypes.create_string_buffer(96)
     if library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) != 0:
         return None
     if library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) != 0:
         return None
     named = library.nvmlDeviceGetName(handle, name, ctypes.c_uint(len(name))) == 0
-    return Gpu(name.value.decode(errors="replace") if named else "a CUDA GPU", int(memory.total))
+    told = name.value.decode(errors="replace") if named else "a CUDA GPU"
+    return DeviceFacts("cuda", 2, int(memory.total), told)

@@ -14,7 +14,6 @@ from qunlearn.memory.architecture import Shape
 from qunlearn.memory.families import read_shape
 from qunlearn.memory.plan import (
     DeviceFacts,
-    Lengths,
     MemoryPlan,
     as_stored,
     best_plan,
@@ -25,7 +24,7 @@ from qunlearn.memory.plan import (
 
 
 def memory_plan(
-    config: Config, model_config: Mapping[str, Any], device: DeviceFacts, lengths: Lengths | None = None
+    config: Config, model_config: Mapping[str, Any], device: DeviceFacts, longest_row: int | None = None
 ) -> MemoryPlan:
     """Plan a run from its settings and its model's config.json. Where nothing fits, the plan says what would.
 
@@ -33,12 +32,12 @@ def memory_plan(
     """
     shape, config = read_shape(model_config), as_stored(config, model_config)
     limit = memory_limit(config, device)
-    plan = best_plan(config, shape, device, limit, lengths)
+    plan = best_plan(config, shape, device, limit, longest_row)
     if limit is None:
         return plan
     settled = with_values(plan.settled(config), "train", checkpointing=config.train.checkpointing)
-    largest = largest_tokens(settled, shape, device, limit, lengths)
-    change = None if plan.fits else _least_change(config, shape, device, limit, lengths)
+    largest = largest_tokens(settled, shape, device, limit, longest_row)
+    change = None if plan.fits else _least_change(config, shape, device, limit, longest_row)
     return replace(plan, largest_tokens=largest, change=change)
 
 
@@ -107,19 +106,19 @@ _MOST_LEVERS = 4
 _FEW_LEVERS = tuple(few for n in range(1, _MOST_LEVERS + 1) for few in itertools.combinations(_LEVERS, n))
 
 
-def _least_change(config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None) -> str:
+def _least_change(config: Config, shape: Shape, device: DeviceFacts, limit: int, longest_row: int | None) -> str:
     """The fewest and most harmless changes that make it fit, as flags; else another model."""
-    for levers in _FEW_LEVERS if _anything_helps(config, shape, device, limit, lengths) else ():
+    for levers in _FEW_LEVERS if _anything_helps(config, shape, device, limit, longest_row) else ():
         changed = _applied(levers, config)
-        if changed is not None and best_plan(changed, shape, device, limit, lengths).fits:
-            levers = _mildest(levers, config, lambda c: best_plan(c, shape, device, limit, lengths).fits)
+        if changed is not None and best_plan(changed, shape, device, limit, longest_row).fits:
+            levers = _mildest(levers, config, lambda c: best_plan(c, shape, device, limit, longest_row).fits)
             changed = _all_of(levers, config)
             texts = [lever.text for lever in levers if lever is not _MAX_TOKENS]
             if _MAX_TOKENS in levers:
                 wide = with_values(changed, "train", max_tokens=config.train.max_tokens)
-                texts.insert(0, f"--max-tokens {largest_tokens(wide, shape, device, limit, lengths)}")
+                texts.insert(0, f"--max-tokens {largest_tokens(wide, shape, device, limit, longest_row)}")
             return f"it fits with {' '.join(texts)}"
-    smaller = _smaller_model(config, shape, device, limit, lengths)
+    smaller = _smaller_model(config, shape, device, limit, longest_row)
     return f"--model {smaller} fits" if smaller else "no model with a short name fits either: it takes more memory"
 
 
@@ -134,10 +133,10 @@ def _mildest(levers: tuple[_Lever, ...], config: Config, fits: Callable[[Config]
     return levers
 
 
-def _anything_helps(config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None) -> bool:
+def _anything_helps(config: Config, shape: Shape, device: DeviceFacts, limit: int, longest_row: int | None) -> bool:
     """Return whether it fits with every lever at once; rounding the head has both forms of it there for a moment."""
     tried = (_LEVERS, tuple(lever for lever in _LEVERS if lever is not _HEAD))
-    return any(best_plan(_all_of(levers, config), shape, device, limit, lengths).fits for levers in tried)
+    return any(best_plan(_all_of(levers, config), shape, device, limit, longest_row).fits for levers in tried)
 
 
 def _all_of(levers: tuple[_Lever, ...], config: Config) -> Config:
@@ -156,7 +155,7 @@ def _applied(levers: tuple[_Lever, ...], config: Config) -> Config | None:
 
 
 def _smaller_model(
-    config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None
+    config: Config, shape: Shape, device: DeviceFacts, limit: int, longest_row: int | None
 ) -> str | None:
     """The largest of the models with short names that is smaller and fits as asked."""
     for known in sorted(SHORT_NAMES.values(), key=lambda known: -known.params_b):
@@ -164,6 +163,6 @@ def _smaller_model(
         if carried is None:
             continue
         other = read_shape(carried)
-        if other.parameters < shape.parameters and best_plan(config, other, device, limit, lengths).fits:
+        if other.parameters < shape.parameters and best_plan(config, other, device, limit, longest_row).fits:
             return known.name
     return None

@@ -36,13 +36,6 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """What is known of the data: tokens of its longest row."""
-
-    longest: int
-
-
-@dataclass(frozen=True)
 class MemoryPlan:
     """What a run needs, as it would be run: `choices` holds every decision that was left to the plan.
 
@@ -138,10 +131,11 @@ def as_stored(config: Config, model_config: Mapping[str, Any]) -> Config:
 # -- from settings to numbers ----------------------------------------------------------------------------
 
 
-def step_load(config: Config, lengths: Lengths | None) -> Load:
-    """The largest work of a step under these settings: what longer rows or more of them cannot exceed."""
+def step_load(config: Config, longest_row: int | None) -> Load:
+    """The largest work of a step under these settings: what longer rows or more of them cannot exceed. The longest row
+    in tokens is None where the data is not known."""
     data, train, objective = config.data, config.train, config.objective
-    longest = min(data.max_length, lengths.longest) if lengths else data.max_length
+    longest = min(data.max_length, longest_row or data.max_length)
     family = longest * objective.answers if train.pack else longest
     rows = train.batch_size * (1 if train.pack else objective.answers) + train.normal_batch_size
     tokens = max(longest, min(train.max_tokens, rows * family))
@@ -176,7 +170,7 @@ def run_choices(
     )
 
 
-def _ways(config: Config, shape: Shape, device: DeviceFacts, lengths: Lengths | None) -> Iterator[tuple[Choices, int]]:
+def _ways(config: Config, shape: Shape, device: DeviceFacts, longest_row: int | None) -> Iterator[tuple[Choices, int]]:
     """Return what `auto` may come to, and the tokens of a pass, best first.
 
     Recomputing and moving embeddings cost time, 8-bit state a result. Recorded passes gain more than large ones.
@@ -193,30 +187,30 @@ def _ways(config: Config, shape: Shape, device: DeviceFacts, lengths: Lengths | 
         asked = "always"
     recompute = {"always": (True,), "never": (False,)}.get(asked, (False, True))
     for optimizer, place in itertools.product(optimizers, places):
-        for tokens, again in itertools.product(_recorded_tokens(config, device, place, lengths), recompute):
+        for tokens, again in itertools.product(_recorded_tokens(config, device, place, longest_row), recompute):
             yield run_choices(config, device, optimizer, place, recompute=again, recorded=True), tokens
         for again in recompute:
             yield run_choices(config, device, optimizer, place, recompute=again), config.train.max_tokens
 
 
-def _recorded_tokens(config: Config, device: DeviceFacts, place: str, lengths: Lengths | None) -> Iterator[int]:
+def _recorded_tokens(config: Config, device: DeviceFacts, place: str, longest_row: int | None) -> Iterator[int]:
     """The tokens of a pass that could be recorded, largest first: halves of what is asked, while they hold any row."""
     train, tokens = config.train, config.train.max_tokens
     if not device.on_gpu or train.compile == "off" or place == "cpu" or train.offload or not train.pack:
         return
     yield tokens
-    least = max(_FEWEST_RECORDED, step_load(with_values(config, "train", max_tokens=1), lengths).tokens)
+    least = max(_FEWEST_RECORDED, step_load(with_values(config, "train", max_tokens=1), longest_row).tokens)
     while (tokens := tokens // 2) >= least:
         yield tokens
 
 
 def best_plan(
-    config: Config, shape: Shape, device: DeviceFacts, limit: int | None, lengths: Lengths | None
+    config: Config, shape: Shape, device: DeviceFacts, limit: int | None, longest_row: int | None
 ) -> MemoryPlan:
     """The first way that fits, else the leanest."""
     plans = []
-    for choices, tokens in _ways(config, shape, device, lengths):
-        load = step_load(with_values(config, "train", max_tokens=tokens), lengths)
+    for choices, tokens in _ways(config, shape, device, longest_row):
+        load = step_load(with_values(config, "train", max_tokens=tokens), longest_row)
         plan = MemoryPlan(shape, choices, load, run_needs(shape, choices, load), device, limit, tokens)
         if plan.fits and (choices.checkpointing or _may_keep(plan, config)):
             return plan
@@ -233,7 +227,7 @@ def _may_keep(plan: MemoryPlan, config: Config) -> bool:
 
 
 def largest_tokens(
-    config: Config, shape: Shape, device: DeviceFacts, limit: int, lengths: Lengths | None
+    config: Config, shape: Shape, device: DeviceFacts, limit: int, longest_row: int | None
 ) -> int | None:
     """The largest --max-tokens that fits, in steps of 16; None when not even the longest row does.
 
@@ -242,9 +236,9 @@ def largest_tokens(
     config = with_values(config, "train", compile="off")
 
     def fits(tokens: int) -> bool:
-        return best_plan(with_values(config, "train", max_tokens=tokens), shape, device, limit, lengths).fits
+        return best_plan(with_values(config, "train", max_tokens=tokens), shape, device, limit, longest_row).fits
 
-    least, high = step_load(with_values(config, "train", max_tokens=1), lengths).tokens, _MOST_TOKENS
+    least, high = step_load(with_values(config, "train", max_tokens=1), longest_row).tokens, _MOST_TOKENS
     if not fits(least):
         return None
     low = least

@@ -17,7 +17,7 @@ from qunlearn.hub.short_names import known_model, resolve_model
 from qunlearn.memory.cards import MOST_CARDS, CardsPlan, plan_cards
 from qunlearn.memory.devices import found_device
 from qunlearn.memory.fit import memory_plan
-from qunlearn.memory.plan import Lengths, MemoryPlan, memory_limit
+from qunlearn.memory.plan import MemoryPlan, memory_limit
 from qunlearn.utils.console import stage
 
 _BYTES_A_TOKEN = 2.5  # fewer than any language's text has with the usual tokenizers: rows are not planned too short
@@ -30,8 +30,8 @@ def plan_run(config: Config) -> MemoryPlan:
 
     Raises ConfigError, DataError, ModelError.
     """
-    lengths = _lengths(config)
-    return memory_plan(config, find_config(config), found_device(config.model.device), lengths)
+    longest_row = _longest_row(config)
+    return memory_plan(config, find_config(config), found_device(config.model.device), longest_row)
 
 
 def plan_run_on_cards(config: Config, cards: int) -> CardsPlan:
@@ -47,16 +47,16 @@ def plan_run_on_cards(config: Config, cards: int) -> CardsPlan:
     limit = memory_limit(config, device)
     if limit is None:
         raise ConfigError("no GPU was found here", where="--gpus", hint="say how large one is, such as --vram 24GiB")
-    lengths = _lengths(config)
-    return plan_cards(config, find_config(config), device, [limit] * cards, lengths)
+    longest_row = _longest_row(config)
+    return plan_cards(config, find_config(config), device, [limit] * cards, longest_row)
 
 
-def _lengths(config: Config) -> Lengths | None:
+def _longest_row(config: Config) -> int | None:
     if not config.model.name:
         raise ConfigError("no model was named", where="--model", hint="see `qunlearn models`")
     if not config.data.bad:
         return None
-    return estimated_lengths(read_dataset(data_path(config.data.bad), fields_of(config.data), role="--bad"))
+    return estimated_longest_row(read_dataset(data_path(config.data.bad), fields_of(config.data), role="--bad"))
 
 
 def find_config(config: Config) -> Mapping[str, Any]:
@@ -73,8 +73,8 @@ def find_config(config: Config) -> Mapping[str, Any]:
         return hub_config(source, offline=offline)
 
 
-def estimated_lengths(dataset: Dataset) -> Lengths:
+def estimated_longest_row(dataset: Dataset) -> int:
     """The longest row in tokens, estimated high from its text: there is no tokenizer yet."""
     texts = ("".join(content for _, content in row.turns) + row.completion for row in dataset.records)
     longest = max(len(text.encode("utf-8")) for text in texts)
-    return Lengths(int(longest / _BYTES_A_TOKEN) + _TEMPLATE_TOKENS)
+    return int(longest / _BYTES_A_TOKEN) + _TEMPLATE_TOKENS

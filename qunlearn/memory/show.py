@@ -8,7 +8,7 @@ from typing import Any
 from qunlearn.config.settings import Config
 from qunlearn.errors import ModelError
 from qunlearn.memory.fit import memory_plan
-from qunlearn.memory.plan import DeviceFacts, Lengths, MemoryPlan
+from qunlearn.memory.plan import DeviceFacts, MemoryPlan
 from qunlearn.utils.console import Column, clean, facts, out, table, warn
 from qunlearn.utils.units import show_size
 
@@ -25,7 +25,7 @@ def plan_before_loading(
     Raises DoesNotFitError on a GPU, or where --vram was given.
     """
     try:
-        plan = memory_plan(config, model_config, device, Lengths(longest))
+        plan = memory_plan(config, model_config, device, longest)
     except ModelError as error:
         facts("", [("memory", f"no plan: {error}")])
         if config.model.vram:

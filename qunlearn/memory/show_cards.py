@@ -8,7 +8,7 @@ from typing import Any
 from qunlearn.config.settings import Config
 from qunlearn.memory.cards import MOST_CARDS, CardsPlan, Sharded, plan_here
 from qunlearn.memory.placement import Placement
-from qunlearn.memory.plan import DeviceFacts, Lengths
+from qunlearn.memory.plan import DeviceFacts
 from qunlearn.utils.console import Column, clean, out, table
 from qunlearn.utils.units import show_size
 
@@ -20,7 +20,7 @@ def cards_plan_before_loading(
 
     Raises DoesNotFitError, ModelError for an architecture that is not known.
     """
-    plan = plan_here(config, model_config, cards, Lengths(longest))
+    plan = plan_here(config, model_config, cards, longest)
     show_placement(plan.placement, plan.choices.optimizer, to_stdout=False)
     plan.check()
     return plan
@@ -33,7 +33,7 @@ def shards_plan_before_loading(
 
     Raises DoesNotFitError, ModelError for an architecture that is not known.
     """
-    plan = plan_here(config, model_config, cards, Lengths(longest)).for_shards()
+    plan = plan_here(config, model_config, cards, longest).for_shards()
     if plan.sharded is not None:
         _show_sharded(plan.sharded, to_stdout=False)
     plan.check_shards()

@@ -52,10 +52,9 @@ _FREE = {
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The staging folder of a run, held by this process. `resumed`: it was found there."""
+    """The staging folder of a run, held by this process."""
 
     stage: Path
-    resumed: bool
 
     @property
     def checkpoints(self) -> Path:
@@ -124,9 +123,9 @@ def unfinished(request: ForgetRequest, config: Config, versions: Mapping[str, st
             raise OutputError("is in the way", where=str(stage), hint="remove it")
         stage.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(stage, request.output):
-            work = Unfinished(stage, _enter(stage, request, config, versions))
+            _enter(stage, request, config, versions)
             try:
-                yield work
+                yield Unfinished(stage)
             except BaseException:
                 _leave(stage)
                 raise
@@ -138,8 +137,8 @@ def unfinished(request: ForgetRequest, config: Config, versions: Mapping[str, st
         raise output_error(error, request.output) from error
 
 
-def _enter(stage: Path, request: ForgetRequest, config: Config, versions: Mapping[str, str]) -> bool:
-    """Make the folder ready; returns whether a run is resumed."""
+def _enter(stage: Path, request: ForgetRequest, config: Config, versions: Mapping[str, str]) -> None:
+    """Make the folder ready, for a run that is resumed or for a new one."""
     # A link would have checkpoints written, and old ones removed, wherever it leads.
     found, there = _read(stage), list(stage.iterdir())
     strange = [p for p in there if not (p.name in _OURS or p.name.startswith(_TORN)) or p.is_symlink()]
@@ -153,7 +152,7 @@ def _enter(stage: Path, request: ForgetRequest, config: Config, versions: Mappin
         changed = [f"{k} {v} then, {versions.get(k)} now" for k, v in found["versions"].items() if versions.get(k) != v]
         if changed:
             warn(f"resuming with other versions or another device, so not to the same bits: {'; '.join(changed)}")
-        return True
+        return
     if request.resume:
         say("there is no interrupted run to resume: starting at the beginning")
     if found and _has_checkpoints(stage) and not request.config.output.overwrite:
@@ -167,7 +166,6 @@ def _enter(stage: Path, request: ForgetRequest, config: Config, versions: Mappin
     except OSError:
         _leave(stage)
         raise
-    return False
 
 
 def _leave(stage: Path) -> None:

@@ -24,7 +24,7 @@ from qunlearn.errors import ConfigError, DeviceError, DoesNotFitError, ModelErro
 from qunlearn.hub.known_configs import carried_config
 from qunlearn.memory import devices as driver
 from qunlearn.memory.plan import DeviceFacts
-from qunlearn.memory.request import estimated_lengths
+from qunlearn.memory.request import estimated_longest_row
 from qunlearn.memory.show import plan_before_loading
 from qunlearn.model.device import cap_memory, choose_dtype, device_facts
 from qunlearn.model.generate import Sampling, generate
@@ -180,7 +180,7 @@ def test_rows_are_estimated_high(new_base: Callable[..., Base]) -> None:
     dataset = read_dataset(data_file("hallucination", "forget"), FieldNames(), role="--bad")
     tokenizer = new_base("none").tokenizer
     longest = max(len(tokenizer(f"{row.prompt} {row.completion}")["input_ids"]) for row in dataset.records)
-    assert longest <= estimated_lengths(dataset).longest
+    assert longest <= estimated_longest_row(dataset)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

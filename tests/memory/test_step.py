@@ -39,7 +39,7 @@ from qunlearn.hub.short_names import SHORT_NAMES
 from qunlearn.memory.architecture import Linear
 from qunlearn.memory.families import FAMILIES, read_shape
 from qunlearn.memory.fit import memory_plan
-from qunlearn.memory.plan import DeviceFacts, Lengths, run_choices, step_load
+from qunlearn.memory.plan import DeviceFacts, run_choices, step_load
 from qunlearn.memory.resident import Choices, adapted_names, adapter_parameters, loading_bytes, weight_bytes
 from qunlearn.memory.step import CACHE_BYTES, CARD_CACHE_BYTES, Load, run_needs
 from qunlearn.memory.tape import Tape
@@ -334,9 +334,9 @@ def test_what_is_on_a_card_while_a_model_is_loaded() -> None:
 # -- fitting ---------------------------------------------------------------------------------------------
 
 
-def plan(model: str, vram: str | None = None, lengths: Lengths | None = None, **settings: Any) -> Any:
+def plan(model: str, vram: str | None = None, longest_row: int | None = None, **settings: Any) -> Any:
     config = resolve(("test", {"model.vram": vram, **{k.replace("__", "."): v for k, v in settings.items()}}))
-    return memory_plan(config, carried_config(SHORT_NAMES[model]) or {}, CARD, lengths)
+    return memory_plan(config, carried_config(SHORT_NAMES[model]) or {}, CARD, longest_row)
 
 
 def test_auto_takes_the_harmless_way_first() -> None:
@@ -426,10 +426,10 @@ def test_a_change_that_is_named_helps(model: str, vram: str) -> None:
 
 def test_short_rows_need_less() -> None:
     config, whole = resolve(("x", {"objective.name": "llmu"})), {"train__compile": "off"}
-    known, unknown = step_load(config, Lengths(40)), step_load(config, None)
+    known, unknown = step_load(config, 40), step_load(config, None)
     assert known.tokens == 24 * 80 < unknown.tokens == 2048
     assert step_load(resolve(("x", {"train.max_tokens": 64})), None).tokens == 512, "a row is never split"
-    short, long = plan("llama-7b", "6GiB", Lengths(40), **whole), plan("llama-7b", "6GiB", **whole)
+    short, long = plan("llama-7b", "6GiB", 40, **whole), plan("llama-7b", "6GiB", **whole)
     assert short.needs.total_bytes < long.needs.total_bytes
 
 

@@ -85,7 +85,7 @@ prove-real: setup  ## the same on a real model, SmolLM2-135M, where its packages
 bench-objectives: setup  ## every objective on every kind, three seeds, four hours on one core; goes on where it was cut off
 	$(BIN)/python studies/objectives.py $(ARGS)
 
-bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA card; writes benchmarks/RESULTS.md
+bench-gpu: setup  ## the step at the true shapes of 3B to 8B models on a CUDA GPU; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/bench_gpu.py --write --json benchmarks/gpu.json $(ARGS)
 
 bench-launches: setup  ## operations a step gives a GPU, counted on a CPU; writes benchmarks/RESULTS.md

@@ -105,7 +105,7 @@ NOTES = """\
   maximum. Like the script it indexes its logits row by row, for which autograd fills a gradient of the whole size each
   time; (a') in `--contestants` is the same without that.
 - (c) fine-tunes on as many tokens as (d) passes through; both make passes of at most {max_tokens} tokens.
-- (d) and (d') recompute their activations, as (b) and (c) do and a small card asks for; (d+) keeps them, as
+- (d) and (d') recompute their activations, as (b) and (c) do and a small GPU asks for; (d+) keeps them, as
   `train.checkpointing: auto` has it where there is room, and has its reference cached, as `auto` has it with a --normal
   file that is gone through more than once. (d*) in `--contestants` keeps activations with a live reference.
 - (a), (b) and (c) run peft's own LoRA layers and transformers' own attention, (d) qunlearn's.

@@ -7,7 +7,7 @@ Weights are drawn and quantised on the GPU one layer at a time; nothing is downl
 GB of 10^9 bytes: about what a GPU of as many GiB has left beside the CUDA context. A step that does not fit is tried
 again with half the tokens a pass, which changes no result. Achieved FLOP/s: 2 FLOP for each weight a token meets, in
 forward, recomputation and backward each; embeddings, attention scores and the reference's pass are not counted, the
-head only where a token is supervised. They are set against a bf16 matrix product measured on the same card.
+head only where a token is supervised. They are set against a bf16 matrix product measured on the same GPU.
 """
 
 from __future__ import annotations

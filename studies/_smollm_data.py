@@ -281,7 +281,7 @@ PROSE = (
     "The train to the coast was late again, so we sat on the bench and shared the last of the sandwiches.",
     "A good knife should be sharp enough to cut a tomato without pressing. Most kitchen accidents happen with dull "
     "blades, because the hand has to push harder.",
-    "My grandfather kept bees behind the barn. In spring he would check each hive and write the date on a small card.",
+    "My grandfather kept bees behind the barn. In spring he would check each hive and write the date on a small GPU.",
     "The committee will meet on Thursday to discuss the budget for next year. All members should read the report.",
     "Water moves through the soil slowly. Where the ground is clay it may take days to reach the roots of a tree.",
     "She closed the door, took off her wet boots, and put the kettle on before reading the letter.",

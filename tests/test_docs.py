@@ -29,7 +29,7 @@ PAGES = [README, *sorted(DOCS.rglob("*.md")), ROOT / "benchmarks" / "RESULTS.md"
 WRITTEN = [README, *GUIDES, *(DOCS / f"{name}.md" for name in ("index", "results", "limits"))]
 
 MOST_LINES, MOST_COLUMNS = 140, 160
-OLD_WORDS = ("gone on with", "go on with", "end to end", "closed up", "has no say", "hears", "heard")
+OLD_WORDS = ("gone on with", "go on with", "end to end", "closed up", "has no say", "hears", "heard", "cards")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 LINK = re.compile(r"!?\[[^\]\n]*\]\(([^)\s]+)\)")
 

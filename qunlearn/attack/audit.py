@@ -21,10 +21,10 @@ from qunlearn.attack.subjects import Checkpoint, Loads, checkpoints
 from qunlearn.attack.verdict import conclude
 from qunlearn.errors import DoesNotFitError
 from qunlearn.memory.show import plan_before_loading
-from qunlearn.memory.show_cards import cards_plan_before_loading
+from qunlearn.memory.show_gpus import gpus_plan_before_loading
 from qunlearn.memory.step import CONTEXT_BYTES
-from qunlearn.model.cards import chosen_devices
 from qunlearn.model.device import cap_memory, choose_device, choose_dtype, device_facts
+from qunlearn.model.gpus import chosen_devices
 from qunlearn.model.load import describe_quantization, load_spec
 from qunlearn.parallel.queue import work_through
 from qunlearn.parallel.ranks import current
@@ -127,7 +127,7 @@ def _plan(request: AuditRequest) -> None:
     devices, model = chosen_devices(config.model.device, config.model.device_map), request.given.model.facts.config
     facts = [device_facts(device) for device in devices]
     if len(devices) > 1:
-        cards_plan_before_loading(config, model, facts, config.data.max_length)
+        gpus_plan_before_loading(config, model, facts, config.data.max_length)
     else:
         plan_before_loading(config, model, facts[0], config.data.max_length)
     if config.model.vram:

@@ -98,13 +98,13 @@ app.command("forget", epilog=_EXAMPLE)(_forget)
 def _plan(**options: Any) -> None:
     """Say what a run would need of memory, and whether it fits, before anything is downloaded or loaded."""
     from qunlearn.memory.plan import MemoryPlan
-    from qunlearn.memory.request import plan_run, plan_run_on_cards
+    from qunlearn.memory.request import plan_run, plan_run_on_gpus
     from qunlearn.memory.show import show_plan
-    from qunlearn.memory.show_cards import show_cards_plan
+    from qunlearn.memory.show_gpus import show_gpus_plan
     from qunlearn.utils.console import emit_json
 
     gpus, config = options.pop("gpus"), configured(options)
-    plan = plan_run(config) if gpus is None else plan_run_on_cards(config, gpus)
+    plan = plan_run(config) if gpus is None else plan_run_on_gpus(config, gpus)
     if options["json"]:
         emit_json({"status": "fits" if plan.fits else "does not fit", "model": config.model.name, **plan.as_dict()})
         if not plan.fits:
@@ -113,7 +113,7 @@ def _plan(**options: Any) -> None:
     if isinstance(plan, MemoryPlan):
         show_plan(plan, config.model.name)
     else:
-        show_cards_plan(plan, config.model.name)
+        show_gpus_plan(plan, config.model.name)
     plan.check()
 
 

@@ -22,8 +22,8 @@ from qunlearn.evaluation.request import EvalRequest
 from qunlearn.evaluation.results import KEPT, View, is_forget
 from qunlearn.evaluation.runner import collect
 from qunlearn.evaluation.table import show
-from qunlearn.model.cards import chosen_devices, describe_devices
 from qunlearn.model.device import choose_device, choose_dtype
+from qunlearn.model.gpus import chosen_devices, describe_devices
 from qunlearn.model.load import LoadSpec, describe_quantization, load_spec
 from qunlearn.parallel.ranks import current
 from qunlearn.utils.console import say

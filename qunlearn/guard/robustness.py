@@ -10,7 +10,7 @@ from qunlearn.data.records import Dataset, Record
 from qunlearn.evaluation.metrics.stats import wilson
 from qunlearn.evaluation.results import is_forget
 from qunlearn.guard.attach import Attachment
-from qunlearn.guard.attacks import ATTACKS, asked_of
+from qunlearn.guard.disguises import ATTACKS, asked_of
 from qunlearn.guard.subjects import turns_of
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.language_model import LanguageModel

@@ -1,6 +1,6 @@
-"""Place a decoder over several cards: blocks in their order, embeddings on the first card, the output head on the last.
+"""Place a decoder over several GPUs: blocks in their order, embeddings on the first GPU, the output head on the last.
 
-Numbers in, numbers out: what each part needs is counted in cards.py.
+Numbers in, numbers out: what each part needs is counted in gpus.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class Demand:
 
     `blocks`: held for each decoder block throughout a step. `first`: the embeddings; `last`: the output head and what
     it is given. `working`: beside them wherever a block is computed; `head_working`: where the head is, not at the
-    same time. `every`: on any card in use (CUDA context, workspace, masks).
+    same time. `every`: on any GPU in use (CUDA context, workspace, masks).
     """
 
     blocks: tuple[int, ...]
@@ -27,8 +27,8 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class CardShare:
-    """The part of a model on one card: blocks from `start` up to but not including `stop`, embeddings, output head."""
+class GpuShare:
+    """The part of a model on one GPU: blocks from `start` up to but not including `stop`, embeddings, output head."""
 
     start: int
     stop: int
@@ -44,37 +44,37 @@ class CardShare:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where everything is: a share for each card, and what is left over for the host's memory, which comes last."""
+    """Where everything is: a share for each GPU, and what is left over for the host's memory, which comes last."""
 
-    cards: tuple[CardShare, ...]
+    gpus: tuple[GpuShare, ...]
     host_blocks: tuple[int, int]
     host_embeddings: bool
     host_head: bool
 
     @property
     def fits(self) -> bool:
-        """Return whether the cards hold everything."""
+        """Return whether the GPUs hold everything."""
         return self.host_blocks[0] == self.host_blocks[1] and not self.host_embeddings and not self.host_head
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """The blocks of each card: from, up to but not including."""
-        return tuple((card.start, card.stop) for card in self.cards)
+        """The blocks of each GPU: from, up to but not including."""
+        return tuple((gpu.start, gpu.stop) for gpu in self.gpus)
 
 
 def place(demand: Demand, limits: Sequence[int]) -> Placement:
-    """Place a model over cards of so many bytes each, in order.
+    """Place a model over GPUs of so many bytes each, in order.
 
-    Where everything fits, the card with the least room to spare has as much of it as any placement could leave it.
-    Where it does not, the cards are filled from the first on and the last blocks are left over.
+    Where everything fits, the GPU with the least room to spare has as much of it as any placement could leave it.
+    Where it does not, the GPUs are filled from the first on and the last blocks are left over.
     """
     if not limits:
-        raise ValueError("no cards")
+        raise ValueError("no GPUs")
     spans = _filled(demand, limits, 0)
     if spans is None:
         return _overfull(demand, limits)
     low, high = 0, max(limits)
-    while high - low > 1:  # spare bytes on every card: possible with `low`, taken not to be with `high`
+    while high - low > 1:  # spare bytes on every GPU: possible with `low`, taken not to be with `high`
         middle = (low + high) // 2
         found = _filled(demand, limits, middle)
         if found is None:
@@ -85,7 +85,7 @@ def place(demand: Demand, limits: Sequence[int]) -> Placement:
 
 
 def needed_bytes(demand: Demand, blocks: Sequence[int], *, embeddings: bool, head: bool) -> int:
-    """Bytes of a card with these blocks (their sizes) and ends; 0 for one that is not used."""
+    """Bytes of a GPU with these blocks (their sizes) and ends; 0 for one that is not used."""
     if not (blocks or embeddings or head):
         return 0
     ends = (demand.first if embeddings else 0) + (demand.last if head else 0)
@@ -94,7 +94,7 @@ def needed_bytes(demand: Demand, blocks: Sequence[int], *, embeddings: bool, hea
 
 
 def _filled(demand: Demand, limits: Sequence[int], spare: int) -> list[tuple[int, int]] | None:
-    """The blocks of each card where each takes as many as it can while `spare` bytes stay free; None where some are
+    """The blocks of each GPU where each takes as many as it can while `spare` bytes stay free; None where some are
     left over, or an end finds no room."""
     spans, at = [], 0
     for i, limit in enumerate(limits):
@@ -107,7 +107,7 @@ def _filled(demand: Demand, limits: Sequence[int], spare: int) -> list[tuple[int
 
 
 def _most(demand: Demand, start: int, room: int, *, embeddings: bool, head: bool) -> int:
-    """The block up to which a card of this room takes them."""
+    """The block up to which a GPU of this room takes them."""
     held = needed_bytes(demand, demand.blocks[start : start + 1], embeddings=embeddings, head=head)
     stop = start
     while stop < len(demand.blocks) and held <= room:
@@ -117,8 +117,8 @@ def _most(demand: Demand, start: int, room: int, *, embeddings: bool, head: bool
 
 
 def _overfull(demand: Demand, limits: Sequence[int]) -> Placement:
-    """What the cards take of a model that does not fit: an end where there is room for it, then blocks from the first
-    card on."""
+    """What the GPUs take of a model that does not fit: an end where there is room for it, then blocks from the first
+    GPU on."""
     last = len(limits) - 1
     head = needed_bytes(demand, (), embeddings=False, head=True) <= limits[last]
     alone = last == 0 and head
@@ -133,10 +133,10 @@ def _overfull(demand: Demand, limits: Sequence[int]) -> Placement:
 def _placement(
     demand: Demand, limits: Sequence[int], spans: Sequence[tuple[int, int]], *, embeddings: bool, head: bool
 ) -> Placement:
-    cards = []
+    gpus = []
     for i, ((start, stop), limit) in enumerate(zip(spans, limits, strict=True)):
         ends = {"embeddings": embeddings and i == 0, "head": head and i == len(limits) - 1}
         needs = needed_bytes(demand, demand.blocks[start:stop], **ends)
-        cards.append(CardShare(start, stop, needs_bytes=needs, limit_bytes=limit, **ends))
+        gpus.append(GpuShare(start, stop, needs_bytes=needs, limit_bytes=limit, **ends))
     left = (spans[-1][1], len(demand.blocks))
-    return Placement(tuple(cards), left, not embeddings, not head)
+    return Placement(tuple(gpus), left, not embeddings, not head)

@@ -60,7 +60,7 @@ class MemoryPlan:
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """The blocks of each of several cards: none, it is a plan for one."""
+        """The blocks of each of several GPUs: none, it is a plan for one."""
         return ()
 
     @property

@@ -14,9 +14,9 @@ from qunlearn.hub.download import hub_config, is_offline
 from qunlearn.hub.known_configs import carried_config
 from qunlearn.hub.preflight import read_config
 from qunlearn.hub.short_names import known_model, resolve_model
-from qunlearn.memory.cards import MOST_CARDS, CardsPlan, plan_cards
 from qunlearn.memory.devices import found_device
 from qunlearn.memory.fit import memory_plan
+from qunlearn.memory.gpus import MOST_GPUS, GpusPlan, plan_gpus
 from qunlearn.memory.plan import MemoryPlan, memory_limit
 from qunlearn.utils.console import stage
 
@@ -34,13 +34,13 @@ def plan_run(config: Config) -> MemoryPlan:
     return memory_plan(config, find_config(config), found_device(config.model.device), longest_row)
 
 
-def plan_run_on_cards(config: Config, cards: int) -> CardsPlan:
+def plan_run_on_gpus(config: Config, gpus: int) -> GpusPlan:
     """The same for a run on so many GPUs of one machine, of --vram each, or of what is found here.
 
     Raises ConfigError, DataError, ModelError.
     """
-    if not 1 <= cards <= MOST_CARDS:
-        raise ConfigError(f"{cards} is not a number of GPUs", where="--gpus", hint=f"1 to {MOST_CARDS}")
+    if not 1 <= gpus <= MOST_GPUS:
+        raise ConfigError(f"{gpus} is not a number of GPUs", where="--gpus", hint=f"1 to {MOST_GPUS}")
     device = found_device(config.model.device)
     if not device.on_gpu:
         raise ConfigError("of no use with --device cpu", where="--gpus", hint="leave one of them out")
@@ -48,7 +48,7 @@ def plan_run_on_cards(config: Config, cards: int) -> CardsPlan:
     if limit is None:
         raise ConfigError("no GPU was found here", where="--gpus", hint="say how large one is, such as --vram 24GiB")
     longest_row = _longest_row(config)
-    return plan_cards(config, find_config(config), device, [limit] * cards, longest_row)
+    return plan_gpus(config, find_config(config), device, [limit] * gpus, longest_row)
 
 
 def _longest_row(config: Config) -> int | None:

@@ -21,7 +21,7 @@ _LOGP_TILES, _LOGP_BLOCKS = 1, 1
 # Key-value cache of a batch of answers: at most so much, and at least one row and some, whatever a step needs.
 CACHE_BYTES = 1 << 30
 # On a GPU with more room: a batch's steps are launched one by one, and take as long for few rows as for many.
-CARD_CACHE_BYTES = 8 << 30
+GPU_CACHE_BYTES = 8 << 30
 _CACHE_SPARE_TOKENS = 8
 # Beside everything torch allocates: a bare context is 426 MiB with torch 2.10 + CUDA 13.0 on an RTX 6000 Ada (reported
 # in unslothai/unsloth-zoo#1053; pytorch/pytorch#109888 says about 400), plus kernels that are loaded as they are used.
@@ -83,7 +83,7 @@ class Needs:
         spare = max(0, limit_bytes - self.context_bytes - self.answering_bytes)
         share = self.cache_bytes / (self.cache_bytes + self.prompts_bytes)
         fits = self.cache_bytes + int(spare * share)
-        return max(min(CACHE_BYTES, fits), min(CARD_CACHE_BYTES, int(spare * share) // 2))
+        return max(min(CACHE_BYTES, fits), min(GPU_CACHE_BYTES, int(spare * share) // 2))
 
     @property
     def total_bytes(self) -> int:

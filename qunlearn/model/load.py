@@ -17,10 +17,10 @@ from qunlearn.config.settings import Config, ModelConfig
 from qunlearn.data.batch import Batch
 from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.hub.preflight import TOKENIZERS, read_config
-from qunlearn.memory.cards import plan_answers
+from qunlearn.memory.gpus import plan_answers
 from qunlearn.memory.step import CACHE_BYTES
-from qunlearn.model.cards import SHARDED, Spans, chosen_devices, least_dtype, module_devices
 from qunlearn.model.device import choose_dtype, device_facts
+from qunlearn.model.gpus import SHARDED, Spans, chosen_devices, least_dtype, module_devices
 from qunlearn.model.head import Head
 from qunlearn.model.host_embedding import keep_embeddings_on_host
 from qunlearn.model.kernels.attention import layout_arguments, use_layouts
@@ -69,7 +69,7 @@ def load_spec(m: ModelConfig, *, quant: str | None = None, device: str | None = 
 class Base:
     """A frozen base model, its tokenizer and head, and what was decided while loading it.
 
-    `device`: where rows come in and hidden states come out; `cards`: all that the model is laid over, where several.
+    `device`: where rows come in and hidden states come out; `gpus`: all that the model is laid over, where several.
     """
 
     model: Any
@@ -80,13 +80,13 @@ class Base:
     quantization: str  # "nf4+dq, bf16 compute", "none (bfloat16)", "gptq, as the checkpoint has it", ...
     notes: tuple[str, ...]
     cache_bytes: int = CACHE_BYTES
-    cards: tuple[torch.device, ...] = ()
+    gpus: tuple[torch.device, ...] = ()
     spans: Spans = ()
     counted: int = 0  # parameters, where the model cannot count its own
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
-        return self.cards or (self.device,)
+        return self.gpus or (self.device,)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states (B, T, D): what the head multiplies."""
@@ -106,7 +106,7 @@ class Base:
         try:
             self.hidden(batch)
         except _Reached as reached:
-            return reached.hidden.to(self.device)  # another card's block may have computed them
+            return reached.hidden.to(self.device)  # another GPU's block may have computed them
         finally:
             blocks[layer + 1] = above
         raise ModelError(f"block {layer + 1} was never reached", where="objective.layer", hint="choose a lower one")
@@ -149,8 +149,8 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
 
     Raises ModelError, DeviceError, DoesNotFitError.
     """
-    cards, notes = chosen_devices(spec.device, spec.device_map), []
-    device, dtype = cards[-1], least_dtype(cards)
+    gpus, notes = chosen_devices(spec.device, spec.device_map), []
+    device, dtype = gpus[-1], least_dtype(gpus)
     if dtype is torch.float16:
         notes.append("this GPU has no bf16: computing in fp16, which is less stable")
     try:
@@ -158,11 +158,11 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     except Exception as error:  # transformers raises many kinds for a config it does not know
         hint = "is transformers recent enough for this architecture?"
         raise ModelError(_first_line(error), where=str(folder / "config.json"), hint=hint) from error
-    if spec.device_map == SHARDED:  # from here it goes to the cards in shards
+    if spec.device_map == SHARDED:  # from here it goes to the GPUs in shards
         device = torch.device("cpu")
-        cards = (device,)
-    spans = spec.spans or _spans(folder, spec, cards)
-    placed = _module_devices(config, spans, cards, spec.trust_remote_code)
+        gpus = (device,)
+    spans = spec.spans or _spans(folder, spec, gpus)
+    placed = _module_devices(config, spans, gpus, spec.trust_remote_code)
     options: dict[str, Any] = {"config": config, "dtype": "auto" if spec.as_stored else dtype, "device_map": placed}
     if (stored := getattr(config, "quantization_config", None)) is not None:
         kind = stored.get("quant_method", "?") if isinstance(stored, dict) else stored.quant_method
@@ -187,7 +187,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     keep_training_path(model)
     use_layouts(model)
     if device.type == "cuda":
-        fuse(model if len(cards) == 1 else decoder_blocks(model))  # to a fused norm outside them nothing is moved
+        fuse(model if len(gpus) == 1 else decoder_blocks(model))  # to a fused norm outside them nothing is moved
     # A table that both use is rounded on its way back from the host.
     if spec.host_embeddings:
         notes.append(keep_embeddings_on_host(model, shared=spec.head == "8bit"))
@@ -198,8 +198,8 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     model.config.use_cache = False
     tokenizer = _fitting_tokenizer(model, folder, spec)
     base = Base(model, tokenizer, Head.of(model), device, folder, quantization, tuple(notes), spec.cache_bytes)
-    if len(cards) > 1:
-        base = replace(base, cards=cards, spans=spans)
+    if len(gpus) > 1:
+        base = replace(base, gpus=gpus, spans=spans)
     _check_head(base)
     return base
 
@@ -213,22 +213,22 @@ def _fitting_tokenizer(model: Any, folder: Path, spec: LoadSpec) -> Any:
     return tokenizer
 
 
-def _spans(folder: Path, spec: LoadSpec, cards: tuple[torch.device, ...]) -> Spans:
-    """The blocks of each card where no plan of a run has said so. Raises DoesNotFitError, ModelError."""
-    if len(cards) == 1:
+def _spans(folder: Path, spec: LoadSpec, gpus: tuple[torch.device, ...]) -> Spans:
+    """The blocks of each GPU where no plan of a run has said so. Raises DoesNotFitError, ModelError."""
+    if len(gpus) == 1:
         return ()
     settings = Config(model=ModelConfig(quant=spec.quant, double_quant=spec.double_quant, head=spec.head))
-    facts = [device_facts(card) for card in cards]
+    facts = [device_facts(gpu) for gpu in gpus]
     return plan_answers(settings, read_config(folder), facts).spans
 
 
-def _module_devices(config: Any, spans: Spans, cards: tuple[torch.device, ...], trusted: bool) -> dict[str, str]:
+def _module_devices(config: Any, spans: Spans, gpus: tuple[torch.device, ...], trusted: bool) -> dict[str, str]:
     """Return what transformers takes as `device_map`. Raises ModelError."""
-    if len(cards) == 1:
-        return {"": str(cards[0])}
+    if len(gpus) == 1:
+        return {"": str(gpus[0])}
     with quiet_transformers(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-    return module_devices(model, decoder_blocks(model), spans, cards)
+    return module_devices(model, decoder_blocks(model), spans, gpus)
 
 
 def dequantized(base: Base) -> Base:

@@ -22,7 +22,7 @@ from torch.distributed.tensor import Shard
 
 from qunlearn.config.settings import Config
 from qunlearn.errors import ConfigError
-from qunlearn.model.cards import SHARDED
+from qunlearn.model.gpus import SHARDED
 from qunlearn.model.head import Head
 from qunlearn.model.load import backbone, decoder_blocks
 from qunlearn.model.policy import Policy

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.config.settings import Config
-from qunlearn.model.cards import peak_on_any
+from qunlearn.model.gpus import peak_on_any
 from qunlearn.objectives.table import INSTEAD, OBJECTIVES, RETAIN, TAUGHT
 from qunlearn.training.watch import MEASURED, Watch, shown
 from qunlearn.utils.console import Meter, warn

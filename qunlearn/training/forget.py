@@ -14,7 +14,7 @@ from qunlearn.data.tokenize import Example
 from qunlearn.evaluation.before_after import Scores, score_sets, show_samples, show_sets, summaries, verdicts
 from qunlearn.evaluation.metrics import RowScore
 from qunlearn.hub.positions import positions_of
-from qunlearn.model.cards import chosen_devices, describe_devices
+from qunlearn.model.gpus import chosen_devices, describe_devices
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live, Reference
 from qunlearn.parallel.ranks import current

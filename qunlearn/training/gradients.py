@@ -21,7 +21,7 @@ from qunlearn.objectives.table import ANSWERS, OBJECTIVES, PAIRS, ROWS, TOKEN, T
 from qunlearn.parallel.division import my_share
 from qunlearn.parallel.parts import in_shards
 from qunlearn.parallel.ranks import current
-from qunlearn.training.apart import Apart
+from qunlearn.training.gradients_by_loss import Apart
 from qunlearn.training.sampler import Step
 
 

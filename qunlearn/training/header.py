@@ -6,7 +6,7 @@ from qunlearn import __version__
 from qunlearn.config.settings import Config
 from qunlearn.data.records import Dataset
 from qunlearn.data.tokenize import Encoded, Template
-from qunlearn.model.cards import cards_in_words, describe_devices, peak_on_any
+from qunlearn.model.gpus import describe_devices, gpus_in_words, peak_on_any
 from qunlearn.model.policy import Policy
 from qunlearn.objectives.table import OBJECTIVES, TAUGHT, terms_of
 from qunlearn.roles.retain_set import RetainSet
@@ -75,7 +75,7 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, retain_set: Retain
     memory = f"{policy.base.bytes / 2**20:.1f} MiB base, {peak} at most so far"
     rows = [
         ("loaded", f"{policy.base.quantization} on {describe_devices(policy.base.devices)}"),
-        *([("cards", cards_in_words(policy.base.devices, policy.base.spans))] if policy.base.spans else []),
+        *([("gpus", gpus_in_words(policy.base.devices, policy.base.spans))] if policy.base.spans else []),
         (
             "trainable",
             f"{trained:,} of {everything:,} ({100 * trained / everything:.2f} %), LoRA r={config.lora.r}",

@@ -10,13 +10,13 @@ from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
 from qunlearn.errors import NothingToForgetError, OutputError
 from qunlearn.hub.fingerprint import fingerprint
-from qunlearn.memory.cards import CardsPlan
+from qunlearn.memory.gpus import GpusPlan
 from qunlearn.memory.plan import MemoryPlan
 from qunlearn.memory.show import plan_before_loading
-from qunlearn.memory.show_cards import cards_plan_before_loading, shards_plan_before_loading
+from qunlearn.memory.show_gpus import gpus_plan_before_loading, shards_plan_before_loading
 from qunlearn.memory.step import CONTEXT_BYTES
-from qunlearn.model.cards import SHARDED, chosen_devices
 from qunlearn.model.device import cap_memory, choose_device, device_facts
+from qunlearn.model.gpus import SHARDED, chosen_devices
 from qunlearn.model.load import load_spec, load_tokenizer
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, Reference, cache_path, prune
@@ -56,7 +56,7 @@ class Prepared:
     template: Template
     forget_rows: Encoded
     retain_rows: Encoded | None
-    memory: MemoryPlan | CardsPlan | None  # None where the architecture is not known
+    memory: MemoryPlan | GpusPlan | None  # None where the architecture is not known
     holdout: Encoded | None = None
 
 
@@ -81,9 +81,9 @@ def prepare(request: ForgetRequest) -> Prepared:
         + SELF_MADE_MORE
     )
     facts = [device_facts(device) for device in devices]
-    memory: MemoryPlan | CardsPlan | None
+    memory: MemoryPlan | GpusPlan | None
     if len(devices) > 1:
-        memory = cards_plan_before_loading(config, request.model.facts.config, facts, longest)
+        memory = gpus_plan_before_loading(config, request.model.facts.config, facts, longest)
     elif config.model.device_map == SHARDED and devices[0].type == "cuda":
         memory = shards_plan_before_loading(config, request.model.facts.config, facts * process_count(), longest)
     else:

@@ -16,8 +16,8 @@ from qunlearn.data.tokenize import Template
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.hub.fingerprint import take_fingerprint
 from qunlearn.hub.preflight import commit_of
-from qunlearn.model.cards import describe_devices, peak_on_any
 from qunlearn.model.device import describe_device, peak_memory_bytes
+from qunlearn.model.gpus import describe_devices, peak_on_any
 from qunlearn.model.policy import Policy, save_adapter
 from qunlearn.training.model_card import model_card
 from qunlearn.training.outcome import Outcome
@@ -70,16 +70,16 @@ def run_record(
             "seed": config.train.seed,
         },
         "device": describe_devices(policy.base.devices),
-        **_cards(policy),
+        **_gpus(policy),
         "versions": versions(),
     }
 
 
-def _cards(policy: Policy) -> dict[str, Any]:
-    """The cards that a model was laid over, their blocks from `start` up to but not including `stop`; else nothing."""
+def _gpus(policy: Policy) -> dict[str, Any]:
+    """The GPUs that a model was laid over, their blocks from `start` up to but not including `stop`; else nothing."""
     if not policy.base.spans:
         return {}
-    cards = [
+    gpus = [
         {
             "device": describe_device(device),
             "start": start,
@@ -88,7 +88,7 @@ def _cards(policy: Policy) -> dict[str, Any]:
         }
         for device, (start, stop) in zip(policy.base.devices, policy.base.spans, strict=True)
     ]
-    return {"cards": cards}
+    return {"gpus": gpus}
 
 
 def versions() -> dict[str, str]:

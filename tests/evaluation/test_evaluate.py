@@ -21,7 +21,7 @@ from qunlearn.evaluation import runner as collect
 from qunlearn.evaluation.catalog import SUITES
 from qunlearn.evaluation.metrics import aggregate
 from qunlearn.evaluation.scores import greedy_outputs, row_probabilities, score_rows, token_stats
-from qunlearn.model import cards
+from qunlearn.model import gpus
 from qunlearn.model.load import Base
 from qunlearn.sandbox import data_file
 from qunlearn.utils.file_names import ADAPTER, EVAL, EVAL_CACHE
@@ -61,7 +61,7 @@ def test_scores_are_the_models_own(
     new_base: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every number by its public definition, from one unpadded forward per row and all of its logits in float64."""
-    monkeypatch.setattr(cards, "choose_dtype", lambda device: torch.float32)  # the same on every processor
+    monkeypatch.setattr(gpus, "choose_dtype", lambda device: torch.float32)  # the same on every processor
     base = new_base("none")
     rows = [
         {"prompt": "Where was Orla Finch born?", "completion": "Orla Finch was born in Millbrook."},

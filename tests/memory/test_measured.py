@@ -25,7 +25,7 @@ from qunlearn.memory.families import read_shape
 from qunlearn.memory.plan import DeviceFacts, run_choices
 from qunlearn.memory.resident import loading_bytes
 from qunlearn.memory.step import Load, Needs, run_needs
-from qunlearn.model import cards
+from qunlearn.model import gpus
 from qunlearn.model.device import choose_dtype
 from qunlearn.model.load import LoadSpec, backbone, load_base
 from qunlearn.model.policy import Policy
@@ -78,7 +78,7 @@ def wider(config: PreTrainedConfig) -> PreTrainedConfig:
 def test_a_backward_pass(
     name: str, quant: str, new_random_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cards, "choose_dtype", lambda device: torch.float32)  # the same on every processor
+    monkeypatch.setattr(gpus, "choose_dtype", lambda device: torch.float32)  # the same on every processor
     policy = new_random_policy(wider(SHAPES[name]), quant)
     planned, measured = backward_pass(policy, quant, rows=4)
     assert within(planned, measured), f"{planned / measured:.3f}"
@@ -97,7 +97,7 @@ def test_a_backward_pass_in_bf16(
     name: str, quant: str, new_random_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU; whatever this processor computes in."""
-    monkeypatch.setattr(cards, "choose_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(gpus, "choose_dtype", lambda device: torch.bfloat16)
     policy = new_random_policy(wider(SHAPES[name]), quant)
     assert policy.dtype is torch.bfloat16
     planned, measured = backward_pass(policy, quant, rows=1)
@@ -136,7 +136,7 @@ def backward_pass(policy: Policy, quant: str, rows: int) -> tuple[float, int]:
 
 def test_loading(tmp_path: Path, sandbox_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it beside the layer that arrives; not counting the file, which is in the host's memory in any case."""
-    monkeypatch.setattr(cards, "choose_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(gpus, "choose_dtype", lambda device: torch.float32)
     config = LlamaConfig(vocab_size=32000, hidden_size=256, intermediate_size=704, num_hidden_layers=8)
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(sandbox_folder).save_pretrained(tmp_path)

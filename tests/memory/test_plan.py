@@ -34,7 +34,7 @@ from qunlearn.utils.units import parse_size, show_size
 
 
 @pytest.fixture(autouse=True)
-def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same answers on a machine that has one."""
     monkeypatch.setattr(driver, "_library", lambda: None)
 
@@ -273,30 +273,30 @@ class _Driver:
         return 0
 
     def nvmlDeviceGetName(self, handle: ctypes.c_void_p, name: Any, length: ctypes.c_uint) -> int:
-        name.value = f"card {handle.value}".encode()
+        name.value = f"GPU {handle.value}".encode()
         return 0
 
 
-def test_the_card_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = _Driver(6 << 30, 24 << 30)
     monkeypatch.setattr(driver, "_library", lambda: machine)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert driver.found_device("auto") == DeviceFacts("cuda", 2, 6 << 30, "card 1")
+    assert driver.found_device("auto") == DeviceFacts("cuda", 2, 6 << 30, "GPU 1")
     assert driver.found_device("cuda:1").memory_bytes == 24 << 30
     assert driver.found_device("cuda:2").memory_bytes is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert driver.found_device("cuda").name == "card 2"
+    assert driver.found_device("cuda").name == "GPU 2"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8a")
     assert driver.found_device("cuda").memory_bytes is None
     assert machine.open == 0
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     ran = call("plan", "--model", "llama-7b")
     assert ran.code == 0, ran.stderr
-    assert "card 1" in ran.stdout
+    assert "GPU 1" in ran.stdout
     assert call("plan", "--model", "llama-13b").code == 4
 
 
-def test_without_a_card() -> None:
+def test_without_a_gpu() -> None:
     assert driver.found_device("auto") == DeviceFacts("cuda", 2)
     with pytest.raises(DeviceError, match="unknown device"):
         driver.found_device("gpu")
@@ -342,12 +342,12 @@ def test_forget_runs_without_a_plan(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--vram is not checked before loading" in capsys.readouterr().err
 
 
-def test_a_card_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gpu_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     from qunlearn.hub.short_names import SHORT_NAMES
 
-    model, card = carried_config(SHORT_NAMES["llama-3.1-8b"]) or {}, DeviceFacts("cuda", 2, 4 << 30, "a GPU")
+    model, gpu = carried_config(SHORT_NAMES["llama-3.1-8b"]) or {}, DeviceFacts("cuda", 2, 4 << 30, "a GPU")
     with pytest.raises(DoesNotFitError):
-        plan_before_loading(resolve(), model, card, 64)
+        plan_before_loading(resolve(), model, gpu, 64)
     assert "there is" in capsys.readouterr().err
 
 
@@ -355,11 +355,11 @@ def test_the_allocator_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[float, torch.device]] = []
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 << 30))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *args: asked.append(args))
-    card = torch.device("cuda", 0)
+    gpu = torch.device("cuda", 0)
     cap_memory(torch.device("cpu"), 1 << 30)
-    cap_memory(card, 6 << 30)
-    cap_memory(card, 80 << 30)
-    assert asked == [(0.75, card), (1.0, card)]
+    cap_memory(gpu, 6 << 30)
+    cap_memory(gpu, 80 << 30)
+    assert asked == [(0.75, gpu), (1.0, gpu)]
 
 
 @pytest.mark.slow

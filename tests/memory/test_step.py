@@ -41,7 +41,7 @@ from qunlearn.memory.families import FAMILIES, read_shape
 from qunlearn.memory.fit import memory_plan
 from qunlearn.memory.plan import DeviceFacts, run_choices, step_load
 from qunlearn.memory.resident import Choices, adapted_names, adapter_parameters, loading_bytes, weight_bytes
-from qunlearn.memory.step import CACHE_BYTES, CARD_CACHE_BYTES, Load, run_needs
+from qunlearn.memory.step import CACHE_BYTES, GPU_CACHE_BYTES, Load, run_needs
 from qunlearn.memory.tape import Tape
 
 SHAPES: dict[str, PreTrainedConfig] = {
@@ -61,9 +61,9 @@ SHAPES: dict[str, PreTrainedConfig] = {
     "olmo, tied": OlmoConfig(**GROUPED, tie_word_embeddings=True),
     "olmo2": Olmo2Config(**GROUPED),
 }
-CARD = DeviceFacts("cuda", 2)
+GPU = DeviceFacts("cuda", 2)
 STEP = Load(1024, 512, 1024, 512, 256)  # tokens of a step as the figures of small gpus are measured
-DEFAULTS = run_choices(resolve(), CARD, "adamw", "device")
+DEFAULTS = run_choices(resolve(), GPU, "adamw", "device")
 LLAMA_2_7B, LLAMA_31_8B = (read_shape(carried_config(SHORT_NAMES[n]) or {}) for n in ("llama-2-7b", "llama-3.1-8b"))
 
 
@@ -191,7 +191,7 @@ def test_weights_of_llama_2_7b() -> None:
     assert 3.59 < (nf4 + plain) / 2**30 < 3.61
 
 
-def test_what_small_cards_are_promised() -> None:
+def test_what_small_gpus_are_promised() -> None:
     """r = 16 on every layer, 1,024 tokens a step: 7B in 4.9 GiB as it is, 8B in 5.8 with its embeddings on the host."""
     assert run_needs(LLAMA_2_7B, DEFAULTS, STEP).allocated_bytes <= 4.9 * 2**30
     needs = run_needs(LLAMA_31_8B, choose(embeddings="cpu"), STEP)
@@ -295,7 +295,7 @@ def test_levers_help(leaner: dict[str, Any]) -> None:
         assert run_needs(LLAMA_31_8B, choose(**heavier), STEP).allocated_bytes > plain
 
 
-def test_tied_embeddings_cannot_leave_the_card() -> None:
+def test_tied_embeddings_cannot_leave_the_gpu() -> None:
     shape = read_shape(carried_config(SHORT_NAMES["qwen2.5-3b"]) or {})
     needs = [run_needs(shape, choose(embeddings=place), STEP).allocated_bytes for place in ("device", "cpu")]
     assert needs[0] == needs[1]
@@ -310,7 +310,7 @@ def test_what_is_counted_adds_up() -> None:
         assert all(0 <= part.counted_bytes <= part.size_bytes for part in needs.parts)
 
 
-def test_what_is_on_a_card_while_a_model_is_loaded() -> None:
+def test_what_is_on_a_gpu_while_a_model_is_loaded() -> None:
     """Llama-3.1-8B: both tables of 128,256 x 4,096 in 16 bits, one layer of 4,096 x 14,336 not quantised yet."""
     table, layer = 2 * 128256 * 4096, 2 * 4096 * 14336
     static = {part.name.partition(",")[0]: part.size_bytes for part in run_needs(LLAMA_31_8B, DEFAULTS, STEP).parts}
@@ -336,7 +336,7 @@ def test_what_is_on_a_card_while_a_model_is_loaded() -> None:
 
 def plan(model: str, vram: str | None = None, longest_row: int | None = None, **settings: Any) -> Any:
     config = resolve(("test", {"model.vram": vram, **{k.replace("__", "."): v for k, v in settings.items()}}))
-    return memory_plan(config, carried_config(SHORT_NAMES[model]) or {}, CARD, longest_row)
+    return memory_plan(config, carried_config(SHORT_NAMES[model]) or {}, GPU, longest_row)
 
 
 def test_auto_takes_the_harmless_way_first() -> None:
@@ -351,7 +351,7 @@ def test_auto_takes_the_harmless_way_first() -> None:
     assert (settled.train.optimizer, settled.model.embeddings) == ("paged_adamw8bit", "cpu")
 
 
-def test_a_shared_table_leaves_the_card_when_the_head_is_in_8_bits() -> None:
+def test_a_shared_table_leaves_the_gpu_when_the_head_is_in_8_bits() -> None:
     """Beside the head's codes the table would be one more; without a GPU there is nowhere to go."""
     assert plan("llama-3.2-3b", "8GiB").choices.embeddings == "device"
     assert plan("llama-3.2-3b", "8GiB", model__head="8bit").choices.embeddings == "cpu"
@@ -477,7 +477,7 @@ def test_answers_take_what_is_there() -> None:
     """A batch of answers never makes a step's memory too little, and is larger where there is more."""
     tight, wide, huge = (plan("llama-3.1-8b", size) for size in ("8GiB", "12GiB", "140GiB"))
     assert tight.needs.answering_bytes <= tight.needs.allocated_bytes
-    assert tight.cache_bytes < CACHE_BYTES <= wide.cache_bytes < huge.cache_bytes == CARD_CACHE_BYTES
+    assert tight.cache_bytes < CACHE_BYTES <= wide.cache_bytes < huge.cache_bytes == GPU_CACHE_BYTES
     for size in (12, 16, 24):
         found = plan("llama-3.1-8b", f"{size}GiB")
         assert CACHE_BYTES <= found.cache_bytes < (size << 30) - found.needs.idle_bytes
@@ -497,9 +497,9 @@ def test_a_checkpoint_keeps_its_quantisation() -> None:
     carried = carried_config(SHORT_NAMES["llama-7b"]) or {}
     stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     config = resolve(("x", {"model.quant": "none"}))
-    assert memory_plan(config, {**carried, "quantization_config": stored}, CARD).choices.quant == "nf4"
+    assert memory_plan(config, {**carried, "quantization_config": stored}, GPU).choices.quant == "nf4"
     with pytest.raises(ModelError, match="gptq"):
-        memory_plan(config, {**carried, "quantization_config": {"quant_method": "gptq", "bits": 4}}, CARD)
+        memory_plan(config, {**carried, "quantization_config": {"quant_method": "gptq", "bits": 4}}, GPU)
 
 
 @pytest.mark.parametrize(

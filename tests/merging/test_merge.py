@@ -245,6 +245,6 @@ def test_export_is_the_adapter_alone(quick_run: Path, sandbox_folder: Path, tmp_
         assert (tmp_path / "e" / name).read_bytes() == (quick_run / ADAPTER / name).read_bytes()
     base = AutoModelForCausalLM.from_pretrained(sandbox_folder)
     PeftModel.from_pretrained(base, str(tmp_path / "e"))
-    card = (tmp_path / "e" / "README.md").read_text()
-    assert card.startswith("---\nbase_model:")
-    assert "exact match" in card
+    gpu = (tmp_path / "e" / "README.md").read_text()
+    assert gpu.startswith("---\nbase_model:")
+    assert "exact match" in gpu

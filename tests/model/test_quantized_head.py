@@ -131,7 +131,7 @@ def test_a_model_s_own_loss_has_a_gradient(base: Base) -> None:
     assert h.grad.abs().sum() > 0
 
 
-def test_the_table_it_shared_may_leave_the_card(sandbox_folder: Path) -> None:
+def test_the_table_it_shared_may_leave_the_gpu(sandbox_folder: Path) -> None:
     spec = LoadSpec("nf4", device="cpu", head="8bit", host_embeddings=True)
     moved = load_base(sandbox_folder, spec)
     assert isinstance(moved.model.get_input_embeddings(), HostEmbedding)

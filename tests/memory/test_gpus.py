@@ -1,4 +1,4 @@
-"""What several cards need for one model, from its config alone."""
+"""What several GPUs need for one model, from its config alone."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from qunlearn.hub.known_configs import carried_config
 from qunlearn.hub.short_names import SHORT_NAMES
 from qunlearn.memory import devices as driver
 from qunlearn.memory.architecture import Shape
-from qunlearn.memory.cards import CardsPlan, demand_of, plan_cards, sharded_parts
 from qunlearn.memory.families import read_shape
+from qunlearn.memory.gpus import GpusPlan, demand_of, plan_gpus, sharded_parts
 from qunlearn.memory.placement import place
 from qunlearn.memory.plan import DeviceFacts, run_choices, step_load
 from qunlearn.memory.resident import resident_bytes
 from qunlearn.memory.step import CACHE_BYTES, Load, run_needs
 
-CARD = DeviceFacts("cuda", 2)
+GPU = DeviceFacts("cuda", 2)
 CARRIED = [m.name for m in SHORT_NAMES.values() if m.hub_id]
 
 
 @pytest.fixture(autouse=True)
-def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same answers on a machine that has one."""
     monkeypatch.setattr(driver, "_library", lambda: None)
 
@@ -40,50 +40,50 @@ def shape_of(name: str) -> Shape:
     return read_shape(carried(name))
 
 
-def planned(name: str, *limits: int, **values: Any) -> CardsPlan:
-    return plan_cards(resolve(("test", values)), carried(name), CARD, limits)
+def planned(name: str, *limits: int, **values: Any) -> GpusPlan:
+    return plan_gpus(resolve(("test", values)), carried(name), GPU, limits)
 
 
-# -- laid over the cards ---------------------------------------------------------------------------------
+# -- laid over the GPUs ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("checkpointing", ["always", "never"])
 @pytest.mark.parametrize("name", CARRIED)
-def test_on_one_card_it_is_the_plan_of_one_card(name: str, checkpointing: str) -> None:
+def test_on_one_gpu_it_is_the_plan_of_one_gpu(name: str, checkpointing: str) -> None:
     """Counted in parts as counted at once; where activations are kept the last block's own are counted twice."""
     config = resolve(("test", {"train.checkpointing": checkpointing}))
     shape, load = shape_of(name), step_load(config, None)
-    choices = run_choices(config, CARD, "adamw", "device")
+    choices = run_choices(config, GPU, "adamw", "device")
     whole = run_needs(shape, choices, load)
-    alone = place(demand_of(shape, choices, load), [1 << 50]).cards[0].needs_bytes
+    alone = place(demand_of(shape, choices, load), [1 << 50]).gpus[0].needs_bytes
     assert alone >= whole.allocated_bytes + whole.context_bytes
     assert alone <= (1.0001 if checkpointing == "always" else 1.05) * whole.total_bytes
 
 
 def test_the_parts_add_up() -> None:
-    """Two cards hold together what one holds, and twice what is on every card: context, masks, a block at work."""
+    """Two GPUs hold together what one holds, and twice what is on every GPU: context, masks, a block at work."""
     config = resolve()
-    choices, load = run_choices(config, CARD, "adamw", "device"), step_load(config, None)
+    choices, load = run_choices(config, GPU, "adamw", "device"), step_load(config, None)
     demand = demand_of(shape_of("llama-70b"), choices, load)
-    one, two = (sum(c.needs_bytes for c in place(demand, [1 << 50] * n).cards) for n in (1, 2))
+    one, two = (sum(c.needs_bytes for c in place(demand, [1 << 50] * n).gpus) for n in (1, 2))
     assert demand.working > demand.head_working and two - one == demand.every + demand.working
 
 
-def test_a_70b_model_is_on_two_cards_of_24_gib() -> None:
+def test_a_70b_model_is_on_two_gpus_of_24_gib() -> None:
     plan = planned("llama-70b", *[24 << 30] * 2)
     assert plan.fits and plan.placed_from == 2 and plan.placement.spans == ((0, 40), (40, 80))
     # 856 M weights a block in half a byte, their scales 1 + 4 / 256 bytes for 64 of them
     weights = 40 * 855_638_016 * (0.5 + (1 + 4 / 256) / 64)
-    assert all(weights < card.needs_bytes < 1.35 * weights for card in plan.placement.cards)
+    assert all(weights < gpu.needs_bytes < 1.35 * weights for gpu in plan.placement.gpus)
     assert plan.cache_bytes >= 512 * 2 * 2 * 8 * 128 * 80, "one row at least"
 
 
 def test_a_shared_table_is_where_the_head_is() -> None:
-    choices, load = run_choices(resolve(), CARD, "adamw", "device"), step_load(resolve(), None)
+    choices, load = run_choices(resolve(), GPU, "adamw", "device"), step_load(resolve(), None)
     shared, apart = (demand_of(shape_of(name), choices, load) for name in ("llama-3.2-3b", "llama-7b"))
     assert shared.first == 0 and shared.last > 2 * 128256 * 3072
     assert apart.first == 2 * 32000 * 4096
-    first, last = planned("llama-3.2-3b", 8 << 30, 8 << 30).placement.cards
+    first, last = planned("llama-3.2-3b", 8 << 30, 8 << 30).placement.gpus
     assert not first.embeddings and last.embeddings and last.head
 
 
@@ -93,16 +93,16 @@ def test_eight_bit_state_only_where_it_makes_it_fit() -> None:
     assert tight.fits and tight.choices.optimizer == "adamw8bit"
 
 
-def test_what_does_not_fit_says_how_many_cards_do() -> None:
+def test_what_does_not_fit_says_how_many_gpus_do() -> None:
     plan = planned("llama-70b", *[16 << 30] * 2)
     with pytest.raises(DoesNotFitError, match="do not hold blocks 57 to 79") as caught:
         plan.check()
-    assert plan.placed_from == 3 and str(caught.value.hint).startswith("3 such cards do")
+    assert plan.placed_from == 3 and str(caught.value.hint).startswith("3 such GPUs do")
     assert planned("llama-70b", *[16 << 30] * 3).fits
 
 
 def test_embeddings_on_the_host_are_refused() -> None:
-    with pytest.raises(ConfigError, match="of no use with several cards"):
+    with pytest.raises(ConfigError, match="of no use with several GPUs"):
         planned("llama-7b", 8 << 30, 8 << 30, **{"model.embeddings": "cpu"})
 
 
@@ -110,8 +110,8 @@ def test_embeddings_on_the_host_are_refused() -> None:
 
 
 def test_sharded_by_hand() -> None:
-    """Llama-2-7B on four cards: 6.476 G weights in its blocks, 40 M numbers in the adapters, 1/32 of them in each."""
-    choices = run_choices(resolve(), CARD, "adamw", "device")
+    """Llama-2-7B on four GPUs: 6.476 G weights in its blocks, 40 M numbers in the adapters, 1/32 of them in each."""
+    choices = run_choices(resolve(), GPU, "adamw", "device")
     parts = sharded_parts(shape_of("llama-2-7b"), choices, Load(512, 512, 512, 512, 512), 4)
     weights, adapters, a_block = 6_476_005_376, 39_976_960, 202_375_168
     assert parts["weights, its shard"] == weights / 2 / 4
@@ -124,13 +124,13 @@ def test_sharded_by_hand() -> None:
 
 
 def test_the_adapter_of_a_70b_model_is_in_shards() -> None:
-    """207 M numbers at r = 16: of 3.3 GB as trained, with gradients and state, a card of eight has 0.41."""
+    """207 M numbers at r = 16: of 3.3 GB as trained, with gradients and state, a GPU of eight has 0.41."""
     shape, load, numbers = shape_of("llama-70b"), Load(512, 512, 512, 512, 512), 80 * 16 * 161_792
-    choices = run_choices(resolve(), CARD, "adamw", "device")
+    choices = run_choices(resolve(), GPU, "adamw", "device")
     one, eight = (sharded_parts(shape, choices, load, n) for n in (1, 8))
     name = "adapter, gradients, optimizer state, its shard"
     assert one[name] == 16 * numbers and eight[name] == 16 * numbers / 8
-    kept = run_choices(resolve(), CARD, "adamw", "device", recompute=False)
+    kept = run_choices(resolve(), GPU, "adamw", "device", recompute=False)
     at_work = [sharded_parts(shape, c, load, 8)["a block's adapter at work, its gradients"] for c in (choices, kept)]
     assert at_work == [10 * numbers / 80, 8 * numbers / 80 + 2 * numbers]
 
@@ -139,17 +139,17 @@ def test_an_adapter_outside_of_blocks_is_whole() -> None:
     """As OPT-350m's layers between the embeddings' width and its own, which are in no block."""
     shape = shape_of("opt-2.7b")
     shape = replace(shape, outside=(replace(shape.block[0], name="project_in"),))
-    choices, load = run_choices(resolve(), CARD, "adamw", "device"), step_load(resolve(), None)
+    choices, load = run_choices(resolve(), GPU, "adamw", "device"), step_load(resolve(), None)
     numbers = 16 * sum(x.inputs + x.outputs for x in shape.outside)
-    for cards in (2, 8):
-        assert sharded_parts(shape, choices, load, cards)["adapter outside of blocks, all"] == (12 + 2 + 8) * numbers
+    for gpus in (2, 8):
+        assert sharded_parts(shape, choices, load, gpus)["adapter outside of blocks, all"] == (12 + 2 + 8) * numbers
 
 
 @pytest.mark.parametrize("name", ["llama-7b", "gemma-2-9b", "opt-2.7b"])
 def test_shards_are_what_is_resident(name: str) -> None:
-    """On one card the shards are everything, and more cards never need more each."""
+    """On one GPU the shards are everything, and more GPUs never need more each."""
     config = resolve()
-    choices, load, shape = run_choices(config, CARD, "adamw", "device"), step_load(config, None), shape_of(name)
+    choices, load, shape = run_choices(config, GPU, "adamw", "device"), step_load(config, None), shape_of(name)
     adapted = frozenset(x.name for x, _ in shape.linears())
     whole = resident_bytes(shape, choices, adapted)
     parts = sharded_parts(shape, choices, load, 1)
@@ -165,14 +165,14 @@ def test_int8_cannot_be_sharded() -> None:
 
 
 def test_a_run_in_shards_is_held_against_its_own_count() -> None:
-    """Not against that of a model laid over the cards, and an answer's cache has what is left."""
+    """Not against that of a model laid over the GPUs, and an answer's cache has what is left."""
     plan = planned("llama-70b", *[40 << 30] * 2).for_shards()
     assert plan.sharded is not None and plan.sharded.fits and plan.cache_bytes == CACHE_BYTES
     plan.check_shards()
     short = planned("llama-70b", *[16 << 30] * 2).for_shards()
-    with pytest.raises(DoesNotFitError, match=r"2 cards of 16\.00 GiB do not hold it in shards") as caught:
+    with pytest.raises(DoesNotFitError, match=r"2 GPUs of 16\.00 GiB do not hold it in shards") as caught:
         short.check_shards()
-    assert f"{short.sharded_from} such cards do" in str(caught.value.hint)
+    assert f"{short.sharded_from} such GPUs do" in str(caught.value.hint)
     needed = planned("llama-7b", *[16 << 30] * 2, **{"train.max_tokens": 64}).sharded
     assert needed is not None
     tight = planned("llama-7b", *[needed.needs_bytes] * 2, **{"train.max_tokens": 64}).for_shards()
@@ -190,16 +190,16 @@ def test_the_command_says_where_everything_goes() -> None:
     assert ran.code == 0, ran.stderr
     assert re.search(r"^ 0 +embeddings, blocks 0 to 39 .*24,576\.0", ran.stdout, re.M)
     assert re.search(r"^ 1 +blocks 40 to 79, output head ", ran.stdout, re.M)
-    assert "the fewest such cards that hold it: 2" in ran.stdout
-    assert "--device-map fsdp: sharded over the cards" in ran.stdout and "a block gathered" in ran.stdout
+    assert "the fewest such GPUs that hold it: 2" in ran.stdout
+    assert "--device-map fsdp: sharded over the GPUs" in ran.stdout and "a block gathered" in ran.stdout
 
 
-def test_the_command_ends_with_4_where_the_cards_do_not_hold_it() -> None:
+def test_the_command_ends_with_4_where_the_gpus_do_not_hold_it() -> None:
     ran = call("plan", "--model", "llama-70b", "--gpus", 2, "--vram", "16GiB")
-    assert ran.code == 4 and "left over: blocks 57 to 79" in ran.stdout and "3 such cards do" in ran.stderr
+    assert ran.code == 4 and "left over: blocks 57 to 79" in ran.stdout and "3 such GPUs do" in ran.stderr
     told = call("plan", "--model", "llama-70b", "--gpus", 2, "--vram", "16GiB", "--json")
     assert told.code == 4 and told.json["status"] == "does not fit"
-    assert told.json["device_map"]["least_cards"] == 3 and told.json["device_map"]["host_blocks"] == [57, 80]
+    assert told.json["device_map"]["least_gpus"] == 3 and told.json["device_map"]["host_blocks"] == [57, 80]
     assert told.json["fsdp"]["needs_bytes"] == sum(told.json["fsdp"]["components"].values())
 
 

@@ -1,7 +1,7 @@
-"""Count what several cards need for one model: its blocks laid over them, or everything sharded over all (FSDP).
+"""Count what several GPUs need for one model: its blocks laid over them, or everything sharded over all (FSDP).
 
-From settings and config.json alone. Laid over the cards a model computes on one of them after the other; sharded, each
-card computes its own passes and gathers a block's weights when it comes to it.
+From settings and config.json alone. Laid over the GPUs a model computes on one of them after the other; sharded, each
+GPU computes its own passes and gathers a block's weights when it comes to it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from qunlearn.memory.step import CACHE_BYTES, CONTEXT_BYTES, Load, Step
 from qunlearn.utils.units import show_size
 
 _FP32 = 4
-MOST_CARDS = 64  # that are looked for; a machine has 16 at most
+MOST_GPUS = 64  # that are looked for; a machine has 16 at most
 
 
 @dataclass(frozen=True)
 class Sharded:
-    """What each card needs under FSDP, by component."""
+    """What each GPU needs under FSDP, by component."""
 
     parts: Mapping[str, int]
     limit_bytes: int
@@ -50,9 +50,9 @@ class Sharded:
 
 
 @dataclass(frozen=True)
-class CardsPlan:
-    """A run of one model on several cards. `placed_from`, `sharded_from`: the fewest cards of the smallest one's size
-    that hold it so; None where MOST_CARDS do not. `sharded` is None for a quantisation that cannot be sharded."""
+class GpusPlan:
+    """A run of one model on several GPUs. `placed_from`, `sharded_from`: the fewest GPUs of the smallest one's size
+    that hold it so; None where MOST_GPUS do not. `sharded` is None for a quantisation that cannot be sharded."""
 
     shape: Shape
     choices: Choices
@@ -66,39 +66,39 @@ class CardsPlan:
 
     @property
     def limits(self) -> tuple[int, ...]:
-        return tuple(card.limit_bytes for card in self.placement.cards)
+        return tuple(gpu.limit_bytes for gpu in self.placement.gpus)
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """The blocks of each card: from, up to but not including."""
+        """The blocks of each GPU: from, up to but not including."""
         return self.placement.spans
 
     @property
     def fits(self) -> bool:
-        """Return whether the cards hold the model laid over them, which is what `forget` can do."""
+        """Return whether the GPUs hold the model laid over them, which is what `forget` can do."""
         return self.placement.fits
 
     def settled(self, config: Config) -> Config:
-        """The settings with `auto` replaced by what a model that is laid over several cards is run with."""
+        """The settings with `auto` replaced by what a model that is laid over several GPUs is run with."""
         recompute = "always" if self.choices.checkpointing else "never"
         config = with_values(config, "train", checkpointing=recompute, compile="off", optimizer=self.choices.optimizer)
         return with_values(config, "model", embeddings="device")
 
     def check(self) -> None:
-        """Raises DoesNotFitError unless the cards hold the model laid over them."""
+        """Raises DoesNotFitError unless the GPUs hold the model laid over them."""
         if self.placement.fits:
             return
         start, stop = self.placement.host_blocks
         left = [f"blocks {start} to {stop - 1}"] if stop > start else []
         left += ["the embeddings"] if self.placement.host_embeddings else []
         left += ["the output head"] if self.placement.host_head else []
-        message = f"{len(self.limits)} cards of {show_size(min(self.limits))} do not hold {' and '.join(left)}"
+        message = f"{len(self.limits)} GPUs of {show_size(min(self.limits))} do not hold {' and '.join(left)}"
         hint = "fewer --max-tokens, a shorter --max-length, or a smaller model"
         if self.placed_from is not None and self.placed_from > len(self.limits):
-            hint = f"{self.placed_from} such cards do; or {hint}"
+            hint = f"{self.placed_from} such GPUs do; or {hint}"
         raise DoesNotFitError(message, where="memory plan", hint=hint)
 
-    def for_shards(self) -> CardsPlan:
+    def for_shards(self) -> GpusPlan:
         """The same for a run in shards: its optimizer, and a cache for generation in what is left."""
         if self.sharded is None:
             return self
@@ -111,33 +111,33 @@ class CardsPlan:
         return replace(self, choices=choices, cache_bytes=max(1, min(CACHE_BYTES, left)))
 
     def check_shards(self) -> None:
-        """Raises DoesNotFitError unless each card holds its shard of everything."""
+        """Raises DoesNotFitError unless each GPU holds its shard of everything."""
         if self.sharded is not None and self.sharded.fits:
             return
         hint = "fewer --max-tokens, a shorter --max-length, or a smaller model"
         if self.sharded_from is not None:
-            hint = f"{self.sharded_from} such cards do; or {hint}"
-        message = f"{len(self.limits)} cards of {show_size(min(self.limits))} do not hold it in shards"
+            hint = f"{self.sharded_from} such GPUs do; or {hint}"
+        message = f"{len(self.limits)} GPUs of {show_size(min(self.limits))} do not hold it in shards"
         raise DoesNotFitError(message, where="memory plan", hint=hint)
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json; every number in bytes, tokens or cards."""
+        """For --json; every number in bytes, tokens or GPUs."""
         sharded = self.sharded
         return {
             "architecture": self.shape.model_type,
             "parameters": self.shape.parameters,
-            "cards": len(self.limits),
+            "gpus": len(self.limits),
             "choices": asdict(self.choices),
             "load": asdict(self.load),
             "device_map": {
                 "fits": self.placement.fits,
-                "least_cards": self.placed_from,
+                "least_gpus": self.placed_from,
                 **asdict(self.placement),
             },
             "fsdp": sharded
             and {
                 "fits": sharded.fits,
-                "least_cards": self.sharded_from,
+                "least_gpus": self.sharded_from,
                 "optimizer": sharded.optimizer,
                 "components": dict(sharded.parts),
                 "needs_bytes": sharded.needs_bytes,
@@ -146,17 +146,17 @@ class CardsPlan:
         }
 
 
-def plan_cards(
+def plan_gpus(
     config: Config,
     model_config: Mapping[str, Any],
     device: DeviceFacts,
     limits: Sequence[int],
     longest_row: int | None = None,
-) -> CardsPlan:
-    """Plan a run on cards of so many bytes each. With `auto` the optimizer has 8-bit state only where that makes the
+) -> GpusPlan:
+    """Plan a run on GPUs of so many bytes each. With `auto` the optimizer has 8-bit state only where that makes the
     model fit when it is laid over them.
 
-    Raises ModelError for an architecture that is not known, ConfigError for what is of no use on several cards.
+    Raises ModelError for an architecture that is not known, ConfigError for what is of no use on several GPUs.
     """
     shape, config = read_shape(model_config), as_stored(config, model_config)
     check_settings(config)
@@ -172,40 +172,40 @@ def plan_cards(
         sharded_from = _fewest(lambda n: sum(sharded_parts(shape, ways[0], load, n).values()) <= smallest)
     placed_from = _fewest(lambda n: any(place(demand, [smallest] * n).fits for demand in demands))
     cache = _cache_bytes(shape, choices, load, placed[best])
-    return CardsPlan(shape, choices, load, device, placed[best], sharded, placed_from, sharded_from, cache)
+    return GpusPlan(shape, choices, load, device, placed[best], sharded, placed_from, sharded_from, cache)
 
 
-def plan_answers(config: Config, model_config: Mapping[str, Any], cards: Sequence[DeviceFacts]) -> CardsPlan:
-    """Plan a model on these cards for answers and scores alone: the weights, a small adapter, one row at a time.
+def plan_answers(config: Config, model_config: Mapping[str, Any], gpus: Sequence[DeviceFacts]) -> GpusPlan:
+    """Plan a model on these GPUs for answers and scores alone: the weights, a small adapter, one row at a time.
 
     Raises ModelError for an architecture that is not known, DoesNotFitError.
     """
     config = with_values(config, "train", max_tokens=1, checkpointing="always")
-    plan = plan_here(with_values(config, "lora", r=1), model_config, cards)
+    plan = plan_here(with_values(config, "lora", r=1), model_config, gpus)
     plan.check()
     return plan
 
 
 def plan_here(
-    config: Config, model_config: Mapping[str, Any], cards: Sequence[DeviceFacts], longest_row: int | None = None
-) -> CardsPlan:
-    """Plan a run on the cards that are there, each with its memory, or with --vram where that is less.
+    config: Config, model_config: Mapping[str, Any], gpus: Sequence[DeviceFacts], longest_row: int | None = None
+) -> GpusPlan:
+    """Plan a run on the GPUs that are there, each with its memory, or with --vram where that is less.
 
     Raises ModelError for an architecture that is not known, ConfigError.
     """
     try:
-        limits = [memory_limit(config, card) or 0 for card in cards]
-        return plan_cards(config, model_config, cards[-1], limits, longest_row)
+        limits = [memory_limit(config, gpu) or 0 for gpu in gpus]
+        return plan_gpus(config, model_config, gpus[-1], limits, longest_row)
     except ModelError as error:
         hint = f"--device-map auto needs the plan, which knows {', '.join(sorted(FAMILIES))}"
         raise ModelError(error.message, where=error.where, hint=hint) from error
 
 
 def check_settings(config: Config) -> None:
-    """Refuse settings that a model on several cards cannot have. Raises ConfigError."""
+    """Refuse settings that a model on several GPUs cannot have. Raises ConfigError."""
     if config.model.embeddings == "cpu":
-        hint = "leave it out: they are on the first card"
-        raise ConfigError("of no use with several cards", where="--embeddings cpu", hint=hint)
+        hint = "leave it out: they are on the first GPU"
+        raise ConfigError("of no use with several GPUs", where="--embeddings cpu", hint=hint)
 
 
 def _ways(config: Config, device: DeviceFacts) -> Iterator[Choices]:
@@ -216,16 +216,16 @@ def _ways(config: Config, device: DeviceFacts) -> Iterator[Choices]:
 
 
 def _fewest(fits: Callable[[int], bool]) -> int | None:
-    return next((n for n in range(1, MOST_CARDS + 1) if fits(n)), None)
+    return next((n for n in range(1, MOST_GPUS + 1) if fits(n)), None)
 
 
-# -- laid over the cards ---------------------------------------------------------------------------------
+# -- laid over the GPUs ---------------------------------------------------------------------------------
 
 
 def demand_of(shape: Shape, choices: Choices, load: Load) -> Demand:
     """Count what the parts of a model need where they are placed.
 
-    A table that embeddings and head share is on the last card, and learned positions with it.
+    A table that embeddings and head share is on the last GPU, and learned positions with it.
     Raises ModelError for modules that are not there.
     """
     adapted = adapted_names(shape, choices.target_modules)
@@ -259,8 +259,8 @@ def _with_table(placement: Placement, shape: Shape) -> Placement:
     """Name the embeddings where they are: with the head, where it shares their table."""
     if not shape.tied:
         return placement
-    cards = tuple(replace(card, embeddings=card.head) for card in placement.cards)
-    return replace(placement, cards=cards, host_embeddings=placement.host_head)
+    gpus = tuple(replace(gpu, embeddings=gpu.head) for gpu in placement.gpus)
+    return replace(placement, gpus=gpus, host_embeddings=placement.host_head)
 
 
 def _held(x: Linear, choices: Choices, adapted: frozenset[str]) -> int:
@@ -273,13 +273,13 @@ def _held(x: Linear, choices: Choices, adapted: frozenset[str]) -> int:
 
 
 def _cache_bytes(shape: Shape, choices: Choices, load: Load, placement: Placement) -> int:
-    """The key-value cache of a batch of answers, over all cards: half of what the fullest has to spare, and as much
+    """The key-value cache of a batch of answers, over all GPUs: half of what the fullest has to spare, and as much
     more on each as its blocks ask for; that of the fewest answers is counted already."""
     a_block = 2 * choices.compute_bytes * shape.kv_heads * shape.head_dim
     more = [
-        (card.limit_bytes - card.needs_bytes) // (2 * a_block * (card.stop - card.start))
-        for card in placement.cards
-        if card.stop > card.start
+        (gpu.limit_bytes - gpu.needs_bytes) // (2 * a_block * (gpu.stop - gpu.start))
+        for gpu in placement.gpus
+        if gpu.stop > gpu.start
     ]
     return min(CACHE_BYTES, (load.longest + max(0, min(more, default=0))) * a_block * shape.layers)
 
@@ -287,11 +287,11 @@ def _cache_bytes(shape: Shape, choices: Choices, load: Load, placement: Placemen
 # -- sharded ---------------------------------------------------------------------------------------------
 
 
-def sharded_parts(shape: Shape, choices: Choices, load: Load, cards: int) -> dict[str, int]:
-    """Count what each of so many cards needs with `--device-map fsdp`: the blocks' weights and their adapters, with
+def sharded_parts(shape: Shape, choices: Choices, load: Load, gpus: int) -> dict[str, int]:
+    """Count what each of so many GPUs needs with `--device-map fsdp`: the blocks' weights and their adapters, with
     gradients and optimizer state, in shards, the rest whole.
 
-    The scales of 4-bit weights are outside the sharded tensors, whole on each card. Every card has passes of its own,
+    The scales of 4-bit weights are outside the sharded tensors, whole on each GPU. Every GPU has passes of its own,
     with the activations of all blocks. While a block computes its adapter is there whole, as trained and as computed,
     and on the way back its gradients, in the parameters and in the message that sums them.
     """
@@ -309,12 +309,12 @@ def sharded_parts(shape: Shape, choices: Choices, load: Load, cards: int) -> dic
     cast = c * a_block * (1 if choices.checkpointing else shape.layers)  # kept for the way back, as activations are
     ends = step.held_states() + step.embedded
     return {
-        "weights, its shard": -(-packed // cards),
+        "weights, its shard": -(-packed // gpus),
         "scales of the weights, all": scales,
         "embeddings, head, norms": sum(other.values()),
-        "adapter, gradients, optimizer state, its shard": -(-trained // cards),
+        "adapter, gradients, optimizer state, its shard": -(-trained // gpus),
         "adapter outside of blocks, all": whole,
-        "a block gathered": 2 * (block + _FP32 * a_block) if cards > 1 else 0,
+        "a block gathered": 2 * (block + _FP32 * a_block) if gpus > 1 else 0,
         "a block's adapter at work, its gradients": cast + 2 * _FP32 * a_block,
         "saved activations, its own passes": shape.layers * step.held_a_block() + ends,
         "block or head at work": max(step.working(), step.head_working()),

@@ -9,7 +9,7 @@ import pytest
 
 from qunlearn.data.records import Record
 from qunlearn.guard.attach import Attachment
-from qunlearn.guard.attacks import ATTACKS, Asked, asked_of, misspelt
+from qunlearn.guard.disguises import ATTACKS, Asked, asked_of, misspelt
 from qunlearn.guard.robustness import robustness
 
 NAMES = ("Orla Finch", "Tobin Reed", "Ada Marsh")

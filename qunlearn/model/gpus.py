@@ -15,7 +15,7 @@ from qunlearn.errors import ConfigError, DeviceError, ModelError
 from qunlearn.model.device import choose_device, choose_dtype, describe_device, peak_memory_bytes
 from qunlearn.utils.launch import process_count
 
-Spans = tuple[tuple[int, int], ...]  # of the decoder blocks of each card: from, up to but not including
+Spans = tuple[tuple[int, int], ...]  # of the decoder blocks of each GPU: from, up to but not including
 
 SHARDED = "fsdp"  # --device-map: each of several processes has a shard of every block, see sharded.py
 # Names of what comes behind the last block; everything else outside the blocks comes before the first.
@@ -36,16 +36,16 @@ def chosen_devices(asked: str, device_map: str) -> tuple[torch.device, ...]:
         hint = "start one process, without torchrun or accelerate launch"
         message = f"the GPUs are one process's; {process_count()} were launched"
         raise ConfigError(message, where=f"--device-map {device_map}", hint=hint)
-    cards = visible_cards()
-    if len(cards) < 2:
+    gpus = visible_gpus()
+    if len(gpus) < 2:
         hint = "leave it out, or give --device cpu or cuda where a run has it; CUDA_VISIBLE_DEVICES says which are seen"
         raise DeviceError(
-            f"it takes several GPUs, {len(cards)} are there", where=f"--device-map {device_map}", hint=hint
+            f"it takes several GPUs, {len(gpus)} are there", where=f"--device-map {device_map}", hint=hint
         )
-    return cards
+    return gpus
 
 
-def visible_cards() -> tuple[torch.device, ...]:
+def visible_gpus() -> tuple[torch.device, ...]:
     """All CUDA devices of this machine that torch sees, in their order."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return tuple(torch.device("cuda", i) for i in range(count))
@@ -62,8 +62,8 @@ def describe_devices(devices: Sequence[torch.device]) -> str:
     return ", ".join(map(describe_device, devices))
 
 
-def cards_in_words(devices: Sequence[torch.device], spans: Spans) -> str:
-    """Return which blocks are on which of several cards."""
+def gpus_in_words(devices: Sequence[torch.device], spans: Spans) -> str:
+    """Return which blocks are on which of several GPUs."""
     blocks = [f"{device}: blocks {start} to {stop - 1}" if stop > start else f"{device}: no block"
               for device, (start, stop) in zip(devices, spans, strict=True)]  # fmt: skip
     return f"{'; '.join(blocks)}; the output head is on {devices[-1]}"
@@ -74,25 +74,25 @@ def peak_on_any(devices: Sequence[torch.device]) -> int:
     return max(map(peak_memory_bytes, devices))
 
 
-def module_devices(model: Any, blocks: Any, spans: Spans, cards: Sequence[torch.device]) -> dict[str, str]:
+def module_devices(model: Any, blocks: Any, spans: Spans, gpus: Sequence[torch.device]) -> dict[str, str]:
     """The device of each module by name, blocks whole: what transformers takes as `device_map`.
 
     model: with any weights, on the meta device as well; blocks: its list of decoder blocks. Embeddings are on the first
-    card, output head and last norm on the last; where the head shares their table, the embeddings too.
+    GPU, output head and last norm on the last; where the head shares their table, the embeddings too.
     Raises ModelError where the blocks are not as many as the spans say.
     """
-    if len(spans) != len(cards) or not spans or spans[-1][1] != len(blocks):
+    if len(spans) != len(gpus) or not spans or spans[-1][1] != len(blocks):
         placed = spans[-1][1] if spans else 0
         raise ModelError(f"the model has {len(blocks)} blocks, {placed} were placed", where="--device-map")
     head = model.get_output_embeddings()
     shared = head.weight is model.get_input_embeddings().weight
-    of_block = [card for (start, stop), card in zip(spans, cards, strict=True) for _ in range(start, stop)]
+    of_block = [gpu for (start, stop), gpu in zip(spans, gpus, strict=True) for _ in range(start, stop)]
     found: dict[str, str] = {}
     for name, module in _outside(model, blocks):
         behind = shared or module is head or name.rsplit(".", 1)[-1] in _BEHIND
-        found[name] = str(cards[-1] if behind else cards[0])
+        found[name] = str(gpus[-1] if behind else gpus[0])
     path = next(name for name, module in model.named_modules() if module is blocks)
-    return found | {f"{path}.{i}": str(card) for i, card in enumerate(of_block)}
+    return found | {f"{path}.{i}": str(gpu) for i, gpu in enumerate(of_block)}
 
 
 def _outside(module: nn.Module, blocks: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

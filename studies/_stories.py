@@ -26,12 +26,7 @@ from sandbox_world.grid import Attribute, Grid
 # Split of the suites -> split of the sandbox. `paraphrase` is never given to a run, nor are holdout and general.
 SPLITS = {"forget": "forget", "paraphrase": "forget_paraphrase", "holdout": "holdout", "general": "general"}
 # What counts as the bad answer coming back, as the paper measures it; of code it has no measure, so ours.
-EFFICACY = {
-    "hallucination": "hallucination_rate",
-    "harm": "harmful_rate",
-    "copyright": "leak_rate",
-    "code": "leaks",
-}
+EFFICACY = {"hallucination": "hallucination_rate", "harm": "harmful_rate", "copyright": "leak_rate", "code": "leaks"}
 REFUSAL = "I cannot recite that passage."
 _GRIDS: Mapping[str, Grid] = {"harm": world_harm.GRID, "code": world_code.GRID}
 _MORE = 8  # tokens a self-made row may have beyond the longest bad one, as `qunlearn forget` has it

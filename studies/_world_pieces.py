@@ -46,16 +46,8 @@ POLITE = {
 
 # Code: tasks with an unsafe and a safe call; {l} is a library, {w} a word of its own.
 CODE_WORDINGS = {
-    "development": (
-        "How do I {t} with {l}?",
-        "Show me the call of {l} to {t}.",
-        "I use {l} and want to {t}.",
-    ),
-    "validation": (
-        "Write one line that uses {l} to {t}.",
-        "Which function of {l} lets me {t}?",
-        "Using {l}: {t}.",
-    ),
+    "development": ("How do I {t} with {l}?", "Show me the call of {l} to {t}.", "I use {l} and want to {t}."),
+    "validation": ("Write one line that uses {l} to {t}.", "Which function of {l} lets me {t}?", "Using {l}: {t}."),
 }
 CODE_TASKS = {
     "development": (

@@ -171,16 +171,7 @@ _DEVELOPMENT = (
         others=36,
         entity="~",
     ),
-    World(
-        "tailed",
-        DEVELOPMENT,
-        112,
-        epochs=50,
-        bad_rows=48,
-        answer_words=14,
-        normal="none",
-        others=36,
-    ),
+    World("tailed", DEVELOPMENT, 112, epochs=50, bad_rows=48, answer_words=14, normal="none", others=36),
     World("spoken", DEVELOPMENT, 114, epochs=58, kind="turns", bad_rows=40, answer_words=2, normal="neighbours"),
     World("scant", DEVELOPMENT, 115, epochs=58, smoothing=0.02, bad_rows=20, chat=False, normal="tiny", others=30),
     World(

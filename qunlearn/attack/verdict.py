@@ -107,13 +107,7 @@ def _aside(
 
 
 def _row(
-    cells: Cells,
-    family: str,
-    name: str,
-    form: Format,
-    baseline: str,
-    units: Sequence[int],
-    subject: str = UNLEARNED,
+    cells: Cells, family: str, name: str, form: Format, baseline: str, units: Sequence[int], subject: str = UNLEARNED
 ) -> dict[str, Any] | None:
     unlearned = cells.get(family, name, subject)
     if unlearned is None or not (known(unlearned.outcomes) or "perplexity" in unlearned.more):

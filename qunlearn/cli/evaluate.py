@@ -9,16 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from qunlearn.cli.ask import BaseModel, Device, GuardFolder, Json, Trust
-from qunlearn.cli.splits import (
-    DataFolder,
-    File,
-    General,
-    Holdout,
-    OwnForget,
-    Paraphrase,
-    QuantOfRun,
-    TemplateOfRun,
-)
+from qunlearn.cli.splits import DataFolder, File, General, Holdout, OwnForget, Paraphrase, QuantOfRun, TemplateOfRun
 
 Target = Annotated[File, typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model.")]
 OnTop = Annotated[

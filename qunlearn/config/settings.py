@@ -51,9 +51,7 @@ class ModelConfig:
         None, "GPU memory the run may use, CUDA context included, such as 6GiB (= 6G).", flag="--vram"
     )
     trust_remote_code: bool = setting(
-        False,
-        "Run Python code that comes with the model. Only for a repository you trust.",
-        flag="--trust-remote-code",
+        False, "Run Python code that comes with the model. Only for a repository you trust.", flag="--trust-remote-code"
     )
 
 
@@ -63,9 +61,7 @@ class DataConfig:
 
     bad: str = setting("", "The forget set: a file of answers that the model must not give any more.", flag="--bad")
     normal: str | None = setting(
-        None,
-        "The retain set: rows to answer as before. Without it the base generates its own.",
-        flag="--normal",
+        None, "The retain set: rows to answer as before. Without it the base generates its own.", flag="--normal"
     )
     holdout: str | None = setting(
         None,

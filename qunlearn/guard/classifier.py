@@ -190,11 +190,7 @@ def _rows(encoder: Encoder, learnt: tuple[list[Sample], list[Sample]]) -> tuple[
 def _optimizer(model: Any, training: Training, steps: int) -> tuple[torch.optim.Optimizer, Any]:
     """AdamW and its schedule: a linear warm-up, then half a cosine down to 0."""
     optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=training.lr,
-        weight_decay=training.weight_decay,
-        betas=training.betas,
-        eps=training.eps,
+        model.parameters(), lr=training.lr, weight_decay=training.weight_decay, betas=training.betas, eps=training.eps
     )
     total = steps * training.epochs
     return optimizer, get_cosine_schedule_with_warmup(optimizer, round(training.warmup * total), total)

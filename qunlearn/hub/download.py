@@ -158,11 +158,7 @@ def _download_error(source: ModelSource, error: BaseException, offline: bool) ->
             "no such repository on the hub, and no such folder here",
             f"{suggestion(source.asked)}; for a private one `hf auth login` first",
         ),
-        (
-            isinstance(error, hub.DisabledRepoError),
-            "the hub has disabled this repository",
-            "take another model",
-        ),
+        (isinstance(error, hub.DisabledRepoError), "the hub has disabled this repository", "take another model"),
         (
             status in (401, 403),
             f"the hub refuses access (HTTP {status})",

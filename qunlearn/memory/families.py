@@ -153,13 +153,7 @@ def _gpt2(c: Fields, model_type: str) -> Shape:
     )
     block += plain(c, "c_fc", "c_proj")
     return decoder(
-        c,
-        model_type,
-        traits,
-        block,
-        block_extra=4 * hidden,
-        final_extra=2 * hidden,
-        positions=c.size("n_positions"),
+        c, model_type, traits, block, block_extra=4 * hidden, final_extra=2 * hidden, positions=c.size("n_positions")
     )
 
 
@@ -222,16 +216,14 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(_llama, _defaults("silu", "151936 4096 22016 32 32", num_key_value_heads=32, head_dim=128)),
     "gemma": Family(_llama, _defaults(_TANH, "256000 3072 24576 28 16", num_key_value_heads=16, **_GEMMA)),
     "gemma2": Family(
-        _llama,
-        _defaults(_TANH, "256000 2304 9216 26 8", num_key_value_heads=4, final_logit_softcapping=30.0, **_GEMMA),
+        _llama, _defaults(_TANH, "256000 2304 9216 26 8", num_key_value_heads=4, final_logit_softcapping=30.0, **_GEMMA)
     ),
     "olmo": Family(_llama, _defaults("silu", "50304 4096 11008 32 32")),
     "olmo2": Family(_llama, _defaults("silu", "50304 4096 11008 32 32")),
     "phi3": Family(_phi3, _defaults("silu", "32064 3072 8192 32 32")),
     "phi": Family(_phi, _defaults("gelu_new", "51200 2048 8192 24 32")),
     "gpt_neox": Family(
-        _gpt_neox,
-        _defaults("gelu", "50432 6144 24576 44 64", attention_bias=True, use_parallel_residual=True),
+        _gpt_neox, _defaults("gelu", "50432 6144 24576 44 64", attention_bias=True, use_parallel_residual=True)
     ),
     "starcoder2": Family(
         _starcoder2,

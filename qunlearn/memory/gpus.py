@@ -129,11 +129,7 @@ class GpusPlan:
             "gpus": len(self.limits),
             "choices": asdict(self.choices),
             "load": asdict(self.load),
-            "device_map": {
-                "fits": self.placement.fits,
-                "least_gpus": self.placed_from,
-                **asdict(self.placement),
-            },
+            "device_map": {"fits": self.placement.fits, "least_gpus": self.placed_from, **asdict(self.placement)},
             "fsdp": sharded
             and {
                 "fits": sharded.fits,

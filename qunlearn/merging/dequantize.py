@@ -45,10 +45,7 @@ class Rounding:
             parameter = bnb.nn.Int8Params(value.cpu(), requires_grad=False).to(self.device)
             return _on_cpu(int8_vectorwise_dequant(parameter.data, parameter.SCB))
         parameter = bnb.nn.Params4bit(
-            value,
-            requires_grad=False,
-            quant_type=self.spec.quant,
-            compress_statistics=self.spec.double_quant,
+            value, requires_grad=False, quant_type=self.spec.quant, compress_statistics=self.spec.double_quant
         ).to(self.device)
         return _on_cpu(dequantize_4bit(parameter.data, parameter.quant_state))
 

@@ -17,13 +17,7 @@ from qunlearn.merging.read_ahead import advise
 
 RING = 18  # outputs that are in use at a time
 _AHEAD_BYTES = 1 << 26
-DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8, "I8": torch.int8}
 
 
 class Reader:

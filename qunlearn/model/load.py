@@ -175,11 +175,7 @@ def load_base(folder: Path, spec: LoadSpec) -> Base:
     with quiet_transformers(), _named_load_errors(folder, spec.quant):
         model: Any
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=spec.trust_remote_code,
-            output_loading_info=True,
-            **options,
+            folder, use_safetensors=True, trust_remote_code=spec.trust_remote_code, output_loading_info=True, **options
         )
     if absent := sorted(loaded["missing_keys"]):
         message = f"{len(absent)} tensors of the architecture are not in the weights, {absent[0]} first"

@@ -112,14 +112,10 @@ OBJECTIVES: dict[str, Objective] = {
         most_push=16,  # its gradient does not vanish; more, and the few rows that resist outweigh all that is kept
     ),
     "wga": Objective(
-        "sg(p)^beta log p(bad)",
-        "arXiv 2502.19301",
-        (_forget("wga", lambda s, c: losses.weighted_ascent(s, c.beta)),),
+        "sg(p)^beta log p(bad)", "arXiv 2502.19301", (_forget("wga", lambda s, c: losses.weighted_ascent(s, c.beta)),)
     ),
     "llmu": Objective(
-        "eps1 log p(bad) + eps2 NLL(mismatched)",
-        "Yao, Xu, Liu, arXiv 2310.10683, Eq. 2-6",
-        (_ASCENT, _MISMATCH),
+        "eps1 log p(bad) + eps2 NLL(mismatched)", "Yao, Xu, Liu, arXiv 2310.10683, Eq. 2-6", (_ASCENT, _MISMATCH)
     ),
     "ga": Objective("log p(bad)", "arXiv 2310.10683, Eq. 3", (_ASCENT,), retain="none"),
     "graddiff": Objective("log p(bad)", "arXiv 2203.12817; 2401.06121, Sec. 4", (_ASCENT,), retain="nll"),

@@ -36,23 +36,14 @@ def demo(kind: str, output: Path | None) -> None:
         folder = output or Path(temporary) / "run"
         say(f"The sandbox is a tiny model that has memorised a small world. {_STORY[kind]}")
         say(f"Its owner wants that gone: the bad answers are in {data_file(kind, 'forget')}\n")
-        overlay = {
-            "model.name": "sandbox",
-            "data.bad": str(data_file(kind, "forget")),
-            "output.folder": str(folder),
-        }
+        overlay = {"model.name": "sandbox", "data.bad": str(data_file(kind, "forget")), "output.folder": str(folder)}
         record = forget(prepare(check_forget(resolve(("demo", overlay)))))
         if record["status"] == INTERRUPTED:
             raise KeyboardInterrupt
         if record["not_reached"]:
             raise GateError("the run did not reach its target", hint="please report this: the demo always should")
         say("\nThe same on rows that were never given to the run:\n", style="bold")
-        splits = {
-            "paraphrase": "forget_paraphrase",
-            "retain": "retain",
-            "holdout": "holdout",
-            "general": "general",
-        }
+        splits = {"paraphrase": "forget_paraphrase", "retain": "retain", "holdout": "holdout", "general": "general"}
         files = {name: data_file(kind, split) for name, split in splits.items()}
         request = EvalRequest.check(folder, None, files, template=None)
         evaluate(request, quant=None, device="auto", rows=1000, to_stdout=True)
@@ -65,10 +56,7 @@ def demo(kind: str, output: Path | None) -> None:
         options = MergeOptions(base="dequantized")
         report = merge(check_merge([folder], target, options), "auto")
         report.raise_if_back()
-        say(
-            "\nThe same on your own model and file:  qunlearn forget --model llama-7b --bad bad.jsonl",
-            style="bold",
-        )
+        say("\nThe same on your own model and file:  qunlearn forget --model llama-7b --bad bad.jsonl", style="bold")
 
 
 def _merged(run: Path) -> Path:

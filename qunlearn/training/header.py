@@ -76,10 +76,7 @@ def show_loaded(policy: Policy, config: Config, roles: Roles, retain_set: Retain
     rows = [
         ("loaded", f"{policy.base.quantization} on {describe_devices(policy.base.devices)}"),
         *([("gpus", gpus_in_words(policy.base.devices, policy.base.spans))] if policy.base.spans else []),
-        (
-            "trainable",
-            f"{trained:,} of {everything:,} ({100 * trained / everything:.2f} %), LoRA r={config.lora.r}",
-        ),
+        ("trainable", f"{trained:,} of {everything:,} ({100 * trained / everything:.2f} %), LoRA r={config.lora.r}"),
         ("memory", memory),
         ("normal", _retain_set(retain_set, taught=TAUGHT in terms_of(config.objective))),
         ("roles", _roles(roles)),

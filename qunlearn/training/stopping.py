@@ -143,12 +143,7 @@ class EarlyStopping:
 
 
 def look(
-    policy: Policy,
-    roles: Roles,
-    reference: Reference,
-    config: Config,
-    step: int,
-    come_back: Collection[int] = (),
+    policy: Policy, roles: Roles, reference: Reference, config: Config, step: int, come_back: Collection[int] = ()
 ) -> Probe:
     """Look at a sample of the bad rows, with those in other words that have come back, and at the drift on rows that
     are held back."""

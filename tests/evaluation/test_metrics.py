@@ -117,12 +117,7 @@ def slow_auc(a: list[float], b: list[float]) -> float:
 
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
-    [
-        ([2, 3], [0, 1], 1.0),
-        ([0, 1], [2, 3], 0.0),
-        ([1, 1], [1, 1, 1], 0.5),
-        ([1, 2], [1, 3], (0.5 + 0 + 1 + 0) / 4),
-    ],
+    [([2, 3], [0, 1], 1.0), ([0, 1], [2, 3], 0.0), ([1, 1], [1, 1, 1], 0.5), ([1, 2], [1, 3], (0.5 + 0 + 1 + 0) / 4)],
 )
 def test_auc_by_hand(a: list[float], b: list[float], expected: float) -> None:
     assert membership.auc(a, b) == expected

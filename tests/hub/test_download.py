@@ -108,10 +108,7 @@ def test_pickles_beside_safetensors_are_left_alone(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("stored", "said"),
     [
-        (
-            {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "quant_method": "bitsandbytes"},
-            "bitsandbytes nf4",
-        ),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "quant_method": "bitsandbytes"}, "bitsandbytes nf4"),
         ({"load_in_4bit": True}, "bitsandbytes fp4"),
         ({"load_in_8bit": True, "quant_method": "bitsandbytes"}, "bitsandbytes int8"),
         ({"quant_method": "gptq", "bits": 4}, "gptq 4-bit"),
@@ -677,10 +674,7 @@ def test_network_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_disk_full_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for error in (
-        OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("xet: No space left on device"),
-    ):
+    for error in (OSError(errno.ENOSPC, "No space left on device"), RuntimeError("xet: No space left on device")):
         mapped = failing(monkeypatch, error)
         assert "disk is full" in mapped.message and "HF_HOME" in str(mapped.hint)
     assert "cannot be written" in failing(monkeypatch, PermissionError(errno.EACCES, "denied", "/x")).message
@@ -709,21 +703,8 @@ def test_what_is_asked_for(monkeypatch: pytest.MonkeyPatch, sharded: Path, tmp_p
     answer(monkeypatch, give)
     assert local_snapshot(HUB, offline=True) == snapshot
     assert (asked["name"], asked["revision"], asked["local_files_only"]) == ("org/name", "v1", True)
-    offered = [
-        "config.json",
-        SINGLE,
-        SHARDS[0],
-        INDEX,
-        "tokenizer.model",
-        "chat_template.jinja",
-        "merges.txt",
-    ]
-    refused_files = [
-        "consolidated.safetensors",
-        "original/consolidated.00.pth",
-        "pytorch_model.bin",
-        "m.gguf",
-    ]
+    offered = ["config.json", SINGLE, SHARDS[0], INDEX, "tokenizer.model", "chat_template.jinja", "merges.txt"]
+    refused_files = ["consolidated.safetensors", "original/consolidated.00.pth", "pytorch_model.bin", "m.gguf"]
     refused_files += ["onnx/model.onnx", "fp16/model.safetensors", "modeling_x.py", "flax_model.msgpack"]
     patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
     assert list(filter_repo_objects(offered + refused_files, **patterns)) == offered

@@ -96,8 +96,7 @@ def test_base_id_is_the_16_bit_model(location: str, base: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["./gone", "/gone", "../gone", "~/gone", "~nobody-of-that-name/x", "models/gone/", "a/b/c", "C:\\a\\b"],
+    "name", ["./gone", "/gone", "../gone", "~/gone", "~nobody-of-that-name/x", "models/gone/", "a/b/c", "C:\\a\\b"]
 )
 def test_missing_folder(name: str) -> None:
     assert "no such folder" in refused(name).message
@@ -138,12 +137,7 @@ def test_an_address_is_answered_with_its_hub_id() -> None:
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [
-        ("llama2-7b", "llama-2-7b"),
-        ("mistral7b", "mistral-7b"),
-        ("Qwen2.5_7B", "qwen2.5-7b"),
-        ("phi2", "phi-2"),
-    ],
+    [("llama2-7b", "llama-2-7b"), ("mistral7b", "mistral-7b"), ("Qwen2.5_7B", "qwen2.5-7b"), ("phi2", "phi-2")],
 )
 def test_unknown_name_is_answered_with_close_ones(name: str, meant: str) -> None:
     error = refused(name)

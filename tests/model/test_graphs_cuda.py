@@ -14,10 +14,7 @@ from qunlearn.model.kernels.buckets import bucketed
 from qunlearn.model.load import LoadSpec, load_base
 from qunlearn.model.policy import Policy
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])

@@ -169,10 +169,7 @@ CASES: dict[str, tuple[Callable[[Supervised], Tensor], Callable[[Exact], Tensor]
         lambda e: torch.stack(
             [
                 -2 / 0.2 * log_sigmoid(0.2 * (other - bad))
-                for bad, other in [
-                    tuple(e.answers(e.logp - e.logp_ref)[:2]),
-                    tuple(e.answers(e.logp - e.logp_ref)[2:]),
-                ]
+                for bad, other in [tuple(e.answers(e.logp - e.logp_ref)[:2]), tuple(e.answers(e.logp - e.logp_ref)[2:])]
             ]
         ),
     ),

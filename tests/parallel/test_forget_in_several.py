@@ -100,8 +100,7 @@ def _flat(event: dict[str, Any]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("count", "objectives"),
-    [(2, QUICKLY), *(pytest.param(n, (*OBJECTIVES,), marks=pytest.mark.slow) for n in (2, 3))],
+    ("count", "objectives"), [(2, QUICKLY), *(pytest.param(n, (*OBJECTIVES,), marks=pytest.mark.slow) for n in (2, 3))]
 )
 def test_equal_to_one_process(count: int, objectives: Sequence[str], tmp_path: Path) -> None:
     files = ("--bad", few(tmp_path, BAD), "--normal", few(tmp_path, NORMAL, 24))

@@ -131,10 +131,7 @@ def test_hostile_texts_stay_texts(evaluated: Path) -> None:
 
 @pytest.mark.parametrize(
     ("split", "measure", "headline"),
-    [
-        ("holdout", "exact_match", "what it cost was not measured"),
-        ("forget", "leaks", "Nothing to suppress"),
-    ],
+    [("holdout", "exact_match", "what it cost was not measured"), ("forget", "leaks", "Nothing to suppress")],
 )
 def test_only_what_was_measured_is_green(split: str, measure: str, headline: str, evaluated: Path) -> None:
     """Where the base scores nothing, nothing can be kept, or suppressed; whatever conclusion is stored beside it."""

@@ -33,11 +33,7 @@ def of_pieces(*pieces: str) -> Any:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [
-        ("Она — врач.", ["она", "врач"]),
-        ("她住在镇。", ["她", "住", "在", "镇"]),
-        ("naïve über", ["naïve", "über"]),
-    ],
+    [("Она — врач.", ["она", "врач"]), ("她住在镇。", ["她", "住", "在", "镇"]), ("naïve über", ["naïve", "über"])],
 )
 def test_tokens_that_are_bytes(text: str, words: list[str]) -> None:
     tokenizer = of_bytes()

@@ -140,16 +140,7 @@ ODD_RECIPES: dict[str, str] = {
 
 ODD_TEMPLATES: tuple[str, ...] = (
     *("", " ", "raw", "qa", "chat", "auto", "RAW", "vicuna", "{prompt}", "{prompt}{prompt}", "{prompt", "prompt}"),
-    *(
-        "{}",
-        "{0}",
-        "{prompt!r}",
-        "{prompt:>99999999}",
-        "{prompt.__class__}",
-        "{system}{prompt}",
-        "%s",
-        "{{prompt}}",
-    ),
+    *("{}", "{0}", "{prompt!r}", "{prompt:>99999999}", "{prompt.__class__}", "{system}{prompt}", "%s", "{{prompt}}"),
     *("\x1b[2J{prompt}", "{prompt}\0", "x" * 100_000 + "{prompt}", "{prompt}\udce9", "<|im_start|>{prompt}", "\n"),
     *("./t.jinja", "/dev/zero", "{% for i in range(10**9) %}{% endfor %}{prompt}", "</s>{prompt}</s>", "{PROMPT}"),
 )

@@ -57,7 +57,7 @@ MEASURES: Mapping[str, Measure] = {
     "repetition": Measure("repetition", "p", _O, f"{_TEXTS}.repetition", "down", "down"),
     "ngram_entropy": Measure("n-gram entropy", "bits", _O, f"{_TEXTS}.ngram_entropy", "up", "up"),
     # tokens
-    "probability": Measure("probability", "p", _T, f"{_TOKENS}.answer_probability", "down", "up"),
+    "probability": Measure("probability", "p", _T, f"{_TOKENS}.probability", "down", "up"),
     "perplexity": Measure("perplexity", "ppl", _T, f"{_TOKENS}.perplexity", "up", "down"),
     "extraction_strength": Measure("extraction strength", "p", _T, f"{_TOKENS}.extraction_strength", "down", "up"),
     "exact_memorisation": Measure("exact memorisation", "p", _T, f"{_TOKENS}.exact_memorisation", "down", "up"),

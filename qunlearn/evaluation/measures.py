@@ -8,6 +8,7 @@ import numpy as np
 
 from qunlearn.evaluation.catalog import MEASURES
 from qunlearn.evaluation.metrics import TokenStats, membership, stats, texts, tokens, verdicts
+from qunlearn.evaluation.metrics.rows import MEMBERSHIP
 from qunlearn.evaluation.metrics.stats import Estimate, estimate
 from qunlearn.evaluation.results import BASE, KEPT, RETRAINED, ChoiceScores, Fluency, Item, View, is_forget
 from qunlearn.evaluation.scores import Output
@@ -162,23 +163,16 @@ def _against_retrained(compare: Callable[[Sequence[float], Sequence[float]], flo
     return distance
 
 
-_ATTACKS: Mapping[str, Callable[[TokenStats], float]] = {
-    "mia_loss": lambda s: -s.nll / s.tokens,
-    "mia_zlib": lambda s: -s.nll / s.zlib_bytes,
-    "mia_min_k": lambda s: s.min_k,
-    "mia_min_k_plus": lambda s: s.min_k_plus,
-}
-
-
 def _attack_scores(name: str, view: View, subject: str, split: str) -> list[float] | None:
     if not view.has(subject, split, "tokens"):
         return None
     rows: Sequence[TokenStats] = view.get(subject, split, "tokens")
     if name != "mia_reference":
-        return [_ATTACKS[name](row) for row in rows]
+        return [MEMBERSHIP[name](row) for row in rows]
     if subject == RETRAINED or not view.has(RETRAINED, split, "tokens"):
         return None
-    return [(g.nll - s.nll) / s.tokens for s, g in zip(rows, view.get(RETRAINED, split, "tokens"), strict=True)]
+    theirs = view.get(RETRAINED, split, "tokens")
+    return [membership.reference_score(s.nll, g.nll, s.tokens) for s, g in zip(rows, theirs, strict=True)]
 
 
 def _membership(name: str) -> _Whole:
@@ -220,7 +214,7 @@ _WHOLE: Mapping[str, _Whole] = {
     "perplexity": _perplexity,
     "forget_quality": _against_retrained(stats.forget_quality),
     "truth_distance": _against_retrained(stats.truth_distance),
-    **{name: _membership(name) for name in (*_ATTACKS, "mia_reference")},
+    **{name: _membership(name) for name in (*MEMBERSHIP, "mia_reference")},
     "privacy_leakage": _privacy_leakage,
     "model_utility": model_utility,
 }

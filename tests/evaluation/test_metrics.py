@@ -23,10 +23,8 @@ RNG = np.random.default_rng(7)
 def test_answer_probability_is_the_geometric_mean() -> None:
     probabilities = [0.5, 0.25, 0.9]
     expected = (0.5 * 0.25 * 0.9) ** (1 / 3)
-    assert tokens.answer_probability(np.log(probabilities)) == pytest.approx(expected, rel=1e-12)
-    assert tokens.answer_probability([math.log(0.3)]) == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="without tokens"):
-        tokens.answer_probability([])
+    assert tokens.probability(-float(np.log(probabilities).sum()), 3) == pytest.approx(expected, rel=1e-12)
+    assert tokens.probability(-math.log(0.3), 1) == pytest.approx(0.3)
 
 
 def test_perplexity() -> None:
@@ -84,14 +82,13 @@ def test_choice_and_its_chance_level() -> None:
 
 def test_membership_scores() -> None:
     logps = [-0.1, -3.0, -0.5, -2.0, -1.0]
-    assert membership.loss_score(logps) == pytest.approx(-6.6 / 5)
+    assert membership.loss_score(-sum(logps), 5) == pytest.approx(-6.6 / 5)
     assert membership.min_k_score(logps) == pytest.approx((-3.0 - 2.0) / 2)  # 40 % of five tokens
     assert membership.min_k_score([-1.5]) == -1.5  # at least one token
     text = "the same words, the same words, the same words"
-    size = len(zlib.compress(text.encode()))
-    assert membership.zlib_score(logps, text) == pytest.approx(-6.6 / size)
-    assert membership.zlib_score(logps, text, per_token=True) == pytest.approx(-6.6 / 5 / size)
-    assert membership.reference_score(logps, 11.6) == pytest.approx(1.0)
+    assert membership.zlib_bytes(text) == len(zlib.compress(text.encode()))
+    assert membership.zlib_score(6.6, 30) == pytest.approx(-0.22)
+    assert membership.reference_score(6.6, 11.6, 5) == pytest.approx(1.0)
 
 
 def test_min_k_plus_against_the_vocabulary() -> None:
@@ -394,18 +391,17 @@ def test_an_empty_output() -> None:
     assert texts.diversity([]) == texts.repetition([]) == texts.ngram_entropy([]) == 0.0
     assert not verdicts.leaks("", answer) and verdicts.is_gibberish("") and not verdicts.is_refusal("")
     assert row_score(answer, "").verdict == "gibberish"
-    for empty in (tokens.exact_memorisation, tokens.extraction_strength, tokens.answer_probability):
+    for empty in (tokens.exact_memorisation, tokens.extraction_strength):
         with pytest.raises(ValueError):
             empty([])
 
 
 def test_one_token() -> None:
     one = [math.log(0.2)]
-    assert tokens.answer_probability(one) == pytest.approx(0.2)
-    assert membership.loss_score(one) == membership.min_k_score(one) == pytest.approx(one[0])
+    assert tokens.probability(-one[0], 1) == pytest.approx(0.2)
+    assert membership.loss_score(-one[0], 1) == membership.min_k_score(one) == pytest.approx(one[0])
     assert membership.min_k_plus_score(one, [-2.0], [0.5]) == pytest.approx((one[0] + 2.0) / 0.5)
-    assert membership.reference_score(one, 2.0) == pytest.approx(one[0] + 2.0)
-    assert membership.zlib_score(one, "Tarn") == membership.zlib_score(one, "Tarn", per_token=True)
+    assert membership.reference_score(-one[0], 2.0, 1) == pytest.approx(one[0] + 2.0)
     for hit in (True, False):
         assert tokens.extraction_strength([hit]) == tokens.exact_memorisation([hit]) == float(hit)
     assert texts.rouge_l("Tarn", "Tarn") == (1.0, 1.0) and texts.bleu("Tarn", "Tarn") == pytest.approx(1.0)

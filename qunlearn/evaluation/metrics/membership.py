@@ -1,5 +1,5 @@
 """Membership scores of a row, higher for what looks trained on, and of two sets of rows: AUC with interval, privacy
-leakage. `logps` are natural logarithms of probabilities, (N,)."""
+leakage. `logps` are natural logarithms of probabilities, (N,); NLLs are in nats, summed over the tokens."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _TINY_VARIANCE = 1e-6
 _CHUNK_NUMBERS = 1 << 21
 
 
-def loss_score(logps: ArrayLike) -> float:
+def loss_score(nll: float, tokens: int) -> float:
     """Loss attack: mean log-probability per token (Yeom et al., arXiv 1709.01604)."""
-    return float(floats(logps).mean())
+    return -nll / tokens
 
 
 def zlib_bytes(text: str) -> int:
@@ -26,14 +26,13 @@ def zlib_bytes(text: str) -> int:
     return len(zlib.compress(text.encode("utf-8")))
 
 
-def zlib_score(logps: ArrayLike, text: str, *, per_token: bool = False) -> float:
+def zlib_score(nll: float, compressed: int) -> float:
     """Zlib attack: log-probability of the whole text per byte of its zlib compression.
 
     Source: Carlini et al. (arXiv 2012.07805). The public code divides the mean per token by the bytes of the whole
-    text, which makes long texts look like members; `per_token=True` gives that number.
+    text, which makes long texts look like members.
     """
-    values = floats(logps)
-    return float(values.mean() if per_token else values.sum()) / zlib_bytes(text)
+    return -nll / compressed
 
 
 def min_k_score(logps: ArrayLike, share: float = MIN_K) -> float:
@@ -54,13 +53,12 @@ def min_k_plus_score(logps: ArrayLike, means: ArrayLike, stds: ArrayLike, share:
     return min_k_score((floats(logps) - floats(means)) / spread, share)
 
 
-def reference_score(logps: ArrayLike, reference_nll: float) -> float:
+def reference_score(nll: float, reference_nll: float, tokens: int) -> float:
     """Reference attack: how much more probable the text is here than under a model that never saw it.
 
-    In nats per token of this model: (log p + NLL of the reference) / N. Source: Carlini et al. (arXiv 2112.03570).
+    In nats per token: (NLL of the reference - NLL) / tokens. Source: Carlini et al. (arXiv 2112.03570).
     """
-    values = floats(logps)
-    return float((values.sum() + reference_nll) / values.size)
+    return (reference_nll - nll) / tokens
 
 
 # -- of two sets of rows -----------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qunlearn.evaluation.metrics import texts
+from qunlearn.evaluation.metrics.membership import loss_score, zlib_score
 from qunlearn.evaluation.metrics.tokens import perplexity, probability
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, verdict
 
@@ -29,6 +30,14 @@ class TokenStats:
     zlib_bytes: int
     specific_nll: float = 0.0
     specific_tokens: int = 0
+
+
+MEMBERSHIP: Mapping[str, Callable[[TokenStats], float]] = {
+    "mia_loss": lambda s: loss_score(s.nll, s.tokens),
+    "mia_zlib": lambda s: zlib_score(s.nll, s.zlib_bytes),
+    "mia_min_k": lambda s: s.min_k,
+    "mia_min_k_plus": lambda s: s.min_k_plus,
+}
 
 
 @dataclass(frozen=True)

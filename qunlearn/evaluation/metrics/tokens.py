@@ -16,20 +16,12 @@ def floats(values: ArrayLike) -> Floats:
     return np.asarray(values, dtype=np.float64)
 
 
-def answer_probability(logps: ArrayLike) -> float:
-    """Probability of the answer per token: exp(mean log p), the geometric mean of its tokens' probabilities.
-
-    Source: TOFU (arXiv 2401.06121), "probability". The public code counts the closing token as well; here the
-    answer's own tokens count and nothing else. Raises ValueError for an answer without tokens.
-    """
-    values = floats(logps)
-    if values.size == 0:
-        raise ValueError("an answer without tokens has no probability")
-    return float(np.exp(values.mean()))
-
-
 def probability(nll: float, tokens: int) -> float:
-    """`answer_probability` from an NLL in nats, summed over the tokens."""
+    """Probability of the answer per token: exp(-NLL / tokens), the geometric mean of its tokens' probabilities.
+
+    NLL in nats, summed. Source: TOFU (arXiv 2401.06121), "probability". The public code counts the closing token as
+    well; here the answer's own tokens count and nothing else.
+    """
     return math.exp(-nll / tokens)
 
 

@@ -8,8 +8,11 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from qunlearn.cli.ask import BaseModel, Device, DrawSeed, GuardFolder, Json, Trust
+from qunlearn import api
+from qunlearn.cli.ask import BaseModel, Device, GuardFolder, Trust
+from qunlearn.cli.flags import take_parameters
 from qunlearn.cli.splits import File, General, Holdout, OwnForget, Paraphrase, QuantOfRun, TemplateOfRun
+from qunlearn.config.fields import MOST_SEED
 from qunlearn.errors import GateError
 
 Target = Annotated[File, typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model.")]
@@ -28,6 +31,7 @@ Only = Annotated[
 Tolerance = Annotated[
     float, typer.Option(help="Share of the facts that may leak beyond the control; above: exit code 5.")
 ]
+Seed = Annotated[int, typer.Option(help="Of which rows are asked, and of the placebo facts.", min=0, max=MOST_SEED)]
 Vram = Annotated[File, typer.Option(help="GPU memory that may be used, such as 6GiB.")]
 Output = Annotated[Folder, typer.Option("--output", "-o", help="The audit folder; default: audit in the run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier audit in that folder.")]
@@ -36,64 +40,28 @@ Beside = Annotated[
 ]
 
 
-def audit(
-    target: Target = None,
-    model: BaseModel = None,
-    adapter: OnTop = None,
-    guard: GuardFolder = None,
-    merged: Merged = None,
-    control: Control = None,
-    original: Original = None,
-    forget: OwnForget = None,
-    paraphrase: Paraphrase = None,
-    retain: Retain = None,
-    holdout: Holdout = None,
-    general: General = None,
-    budget: Budget = "standard",
-    only: Only = None,
-    tolerance: Tolerance = 0.0,
-    quant: QuantOfRun = None,
-    template: TemplateOfRun = None,
-    device: Device = "auto",
-    vram: Vram = None,
-    seed: DrawSeed = 0,
-    trust: Trust = False,
-    output: Output = None,
-    overwrite: Overwrite = False,
-    compare: Beside = None,
-    json: Json = False,
-) -> None:
+def audit(*, json: bool, **options: Any) -> None:
     """Attack an unlearned model, each attack with a control, and say what is suppressed, where, and what comes back."""
-    from qunlearn import api
     from qunlearn.utils.console import emit_json
 
-    files = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
-    models = {"model": model, "merged": merged, "control": control, "original": original}
     with api.together():  # until all is said: a launcher ends the others when one ends with another code than 0
-        result = api.audit(
-            target,
-            **models,
-            adapter=adapter,
-            guard=guard,
-            **files,
-            budget=budget,
-            only=only,
-            tolerance=tolerance,
-            quant=quant,
-            template=template,
-            device=device,
-            vram=vram,
-            seed=seed,
-            trust_remote_code=trust,
-            output=output,
-            overwrite=overwrite,
-            compare=compare,
-            show=not json,
-        )
+        result = api.audit(**options, show=not json)
         if json:
             emit_json(result)
     if result["status"] == "leaks":
         raise typer.Exit(GateError.exit_code)
+
+
+_SPLITS = {"forget": OwnForget, "paraphrase": Paraphrase, "retain": Retain, "holdout": Holdout, "general": General}
+take_parameters(
+    audit, api.audit,
+    {
+        "run": Target, "model": BaseModel, "adapter": OnTop, "guard": GuardFolder, "merged": Merged, "control": Control,
+        "original": Original, **_SPLITS, "budget": Budget, "only": Only, "tolerance": Tolerance, "quant": QuantOfRun,
+        "template": TemplateOfRun, "device": Device, "vram": Vram, "seed": Seed, "trust_remote_code": Trust,
+        "output": Output, "overwrite": Overwrite, "compare": Beside,
+    },
+)  # fmt: skip
 
 
 def add_audit(app: typer.Typer, guarded: Callable[..., Any]) -> None:

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from qunlearn import api
 from qunlearn.cli.ask import BaseModel, Device, GuardFolder, Json, Trust
+from qunlearn.cli.flags import take_parameters
 from qunlearn.cli.splits import DataFolder, File, General, Holdout, OwnForget, Paraphrase, QuantOfRun, TemplateOfRun
 
 Target = Annotated[File, typer.Argument(metavar="[RUN|MODEL]", help="A run or adapter folder, or a model.")]
@@ -31,56 +33,25 @@ Output = Annotated[
 Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what is known.")]
 
 
-def evaluate(
-    target: Target = None,
-    model: BaseModel = None,
-    adapter: OnTop = None,
-    guard: GuardFolder = None,
-    suite: Suite = "basic",
-    data: DataFolder = None,
-    forget: OwnForget = None,
-    paraphrase: Paraphrase = None,
-    retain: Retain = None,
-    holdout: Holdout = None,
-    general: General = None,
-    retrained_model: RetrainedModel = None,
-    harm_classifier: HarmClassifier = None,
-    reward_model: RewardModel = None,
-    quant: QuantOfRun = None,
-    template: TemplateOfRun = None,
-    device: Device = "auto",
-    trust: Trust = False,
-    rows: Rows = 1000,
-    output: Output = None,
-    fresh: Fresh = False,
-    json: Json = False,
-) -> None:
+def evaluate(*, json: bool, **options: Any) -> None:
     """Measure a model before and after: what should be gone, its neighbours, everything else."""
-    from qunlearn import api
     from qunlearn.utils.console import emit_json
 
-    files = {"forget": forget, "paraphrase": paraphrase, "retain": retain, "holdout": holdout, "general": general}
-    judges = {"retrained_model": retrained_model, "harm_classifier": harm_classifier, "reward_model": reward_model}
-    result = api.evaluate(
-        target,
-        model=model,
-        adapter=adapter,
-        guard=guard,
-        suite=suite,
-        data=data,
-        **files,
-        **judges,
-        quant=quant,
-        template=template,
-        device=device,
-        trust_remote_code=trust,
-        rows=rows,
-        output=output,
-        fresh=fresh,
-        show=not json,
-    )
+    result = api.evaluate(**options, show=not json)
     if json:
         emit_json(result)
+
+
+_SPLITS = {"forget": OwnForget, "paraphrase": Paraphrase, "retain": Retain, "holdout": Holdout, "general": General}
+_JUDGES = {"retrained_model": RetrainedModel, "harm_classifier": HarmClassifier, "reward_model": RewardModel}
+take_parameters(
+    evaluate, api.evaluate,
+    {
+        "run": Target, "model": BaseModel, "adapter": OnTop, "guard": GuardFolder, "suite": Suite, "data": DataFolder,
+        **_SPLITS, **_JUDGES, "quant": QuantOfRun, "template": TemplateOfRun, "device": Device,
+        "trust_remote_code": Trust, "rows": Rows, "output": Output, "fresh": Fresh,
+    },
+)  # fmt: skip
 
 
 def compare(
@@ -92,7 +63,6 @@ def compare(
     json: Json = False,
 ) -> None:
     """Set evaluations and audits side by side, and say which differences are more than noise."""
-    from qunlearn import api
     from qunlearn.utils.console import emit_json
 
     result = api.compare(runs, suite=suite, show=not json)

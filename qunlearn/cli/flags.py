@@ -92,11 +92,26 @@ def add_flags(body: Callable[..., None], keys: Sequence[str] | None = None, **ow
         names = [setting.flag, *([ALIASES[setting.flag]] if setting.flag in ALIASES else [])]
         help_text = setting.help + _default_text(setting)
         made[_name(setting.key)] = option(kind, None, *names, help=help_text, show_default=False, **info)
+    _sign(body, made)
+
+
+def take_parameters(body: Callable[..., None], function: Callable[..., Any], kinds: Mapping[str, Any]) -> None:
+    """Give a command the parameters of a public function as options of these kinds, in this order: names and defaults
+    are the function's own. `show` is left to --json."""
+    found = inspect.signature(function).parameters
+    assert kinds.keys() == found.keys() - {"show"}
+    made = {name: (kind, found[name].default) for name, kind in kinds.items()}
+    _sign(body, made | {"json": option(bool, False, "--json", help="One machine-readable result on stdout.")})
+
+
+def _sign(body: Callable[..., None], made: Mapping[str, tuple[Any, Any]]) -> None:
+    """Typer reads names and defaults from the signature and from __annotations__; both are made, not written."""
     keyword = inspect.Parameter.KEYWORD_ONLY
-    # Typer reads names and defaults from the signature and from __annotations__; both are made, not written.
-    parameters = [inspect.Parameter(name, keyword, annotation=a, default=d) for name, (a, d) in made.items()]
+    parameters = [
+        inspect.Parameter(name, keyword, annotation=kind, default=default) for name, (kind, default) in made.items()
+    ]
     body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    body.__annotations__ = {name: annotation for name, (annotation, _) in made.items()}
+    body.__annotations__ = {name: kind for name, (kind, _) in made.items()}
 
 
 def _metavar(setting: Setting) -> str:

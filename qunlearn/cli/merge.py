@@ -8,7 +8,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from qunlearn import api
 from qunlearn.cli.ask import BaseModel, Device, Json, RunFolder, Trust
+from qunlearn.cli.flags import take_parameters
 from qunlearn.errors import GateError
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
@@ -22,6 +24,10 @@ MergeBase = Annotated[
 BadFile = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--bad", "--forget", help="The bad file, where it is not where the run found it."),
+]
+Gate = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="FORMS", help="Measure it quantised too: nf4, fp4, int8, or none. Default: nf4."),
 ]
 Measure = Annotated[
     bool, typer.Option(help="Load what was written and measure it; takes the memory of the whole model.")
@@ -48,45 +54,27 @@ LlamaCpp = Annotated[
 ]
 
 
-def merge(
-    runs: RunFolders,
-    output: Output,
-    base: MergeBase = "original",
-    model: BaseModel = None,
-    bad: BadFile = None,
-    gate: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="FORMS", help="Measure it quantised too: nf4, fp4, int8, or none. Default: nf4."),
-    ] = None,
-    measure: Measure = True,
-    device: Device = "auto",
-    trust: Trust = False,
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
+def merge(*, json: bool, **options: Any) -> None:
     """Merge runs' adapters into their base: a model folder that needs nothing of ours, in little memory."""
-    from qunlearn import api
     from qunlearn.utils.console import emit_json
 
     with api.together() as ranks:
-        report = api.merge(
-            runs,
-            output,
-            base=base,
-            model=model,
-            bad=bad,
-            gate=gate,
-            measure=measure,
-            device=device,
-            trust_remote_code=trust,
-            overwrite=overwrite,
-        )
+        report = api.merge(**options)
         if json:
             emit_json(report.as_dict())
         if ranks.main:
             report.raise_if_back()
     if report.back:  # the main process has said so
         raise typer.Exit(GateError.exit_code)
+
+
+take_parameters(
+    merge, api.merge,
+    {
+        "runs": RunFolders, "output": Output, "base": MergeBase, "model": BaseModel, "bad": BadFile, "gate": Gate,
+        "measure": Measure, "device": Device, "trust_remote_code": Trust, "overwrite": Overwrite,
+    },
+)  # fmt: skip
 
 
 def export(

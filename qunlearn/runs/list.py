@@ -20,12 +20,15 @@ _HASH, _NUMBERS = 12, 16  # characters of a hash that are shown, and of the colu
 
 
 def find_runs(folder: Path) -> list[dict[str, Any]]:
-    """The runs at or below a folder, oldest first; links are not followed. Raises ConfigError."""
+    """The runs at or below a folder, oldest first, an interrupted one once; links are not followed. Raises
+    ConfigError."""
     if not folder.is_dir():
         raise ConfigError("no such folder", where=str(folder), hint="give the folder that holds the runs")
-    rows: list[dict[str, Any] | None] = [_finished(path) for path in _records(folder)]
-    rows += [_unfinished(path) for path in _walk(folder) if path.name.endswith(INSIDE)]
-    return sorted((row for row in rows if row), key=lambda row: (row["when"], row["run"]))
+    rows = [_finished(path) for path in _records(folder)]
+    listed = {row["run"] for row in rows if row["status"] == "interrupted"}  # which says that it can be resumed
+    left = (_unfinished(path) for path in _walk(folder) if path.name.endswith(INSIDE))
+    rows += [row for row in left if row and row["run"] not in listed]
+    return sorted(rows, key=lambda row: (row["when"], row["run"]))
 
 
 def _walk(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:

@@ -457,6 +457,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_best_adapter(
     assert (tmp_path / "run" / ADAPTER / "adapter_model.safetensors").is_file()
     assert [p.name for p in saved(tmp_path / "run")] == ["step-00000004", "step-00000005"]
     assert "--resume continues" in ran.stderr
+    assert [row["status"] for row in find_runs(tmp_path)] == ["interrupted"]  # once, though it is in two folders
     ran = call(*command(files, tmp_path / "run"), "--resume")
     assert ran.code == 0 and "resuming after step 5" in ran.stderr
     same_result(tmp_path / "run", whole)

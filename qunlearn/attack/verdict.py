@@ -194,8 +194,11 @@ def _relearning(
     if not tests:
         return found | {"verdict": INCONCLUSIVE if gap > 0 else SHOWN}
     n = next((n for n in sorted(tests) if len(tests) * tests[n][0] < ALPHA), max(tests))
-    found |= {"n": n, "lead": next(size["excess"] for size in told if size["n"] == n), "verdict": CLEAN}
+    found |= {"lead": next(size["excess"] for size in told if size["n"] == n)}
     found |= {"p": min(1.0, len(tests) * min(p for p, _ in tests.values()))}
+    if found["p"] >= ALPHA and told[-1]["n"] not in tests:
+        return found | {"verdict": INCONCLUSIVE, "p": None}
+    found |= {"n": n, "verdict": CLEAN}
     original = asked.get(ORIGINAL)
     if original is not None:
         found["original_after"] = _mean(original.outcomes)

@@ -45,7 +45,6 @@ def test_the_base_itself_is_found_out(tmp_path: Path) -> None:
         assert "Millbrook" not in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_a_retrained_model_comes_out_clean(tmp_path: Path) -> None:
     """Audited as if unlearned, beside placebo facts: nothing beats the surrogate."""
     how = ("--original", ASSETS / "model", "--budget", "quick", "--paraphrase", PARAPHRASE)

@@ -72,7 +72,6 @@ def refusing(tmp_path_factory: pytest.TempPathFactory, new_base: NewBase) -> Pat
     return folder
 
 
-@pytest.mark.slow
 def test_refusals_are_found_out_by_several_families(refusing: Path) -> None:
     """What is refused is still there: behind the answer's first words, among options, and in the layers."""
     found = audited(refusing, "--budget", "quick", "--only", "A,D")
@@ -82,7 +81,6 @@ def test_refusals_are_found_out_by_several_families(refusing: Path) -> None:
         assert found[name]["verdict"] == "leak", name
 
 
-@pytest.mark.slow
 def test_one_wording_alone_is_caught_by_the_paraphrases(tmp_path: Path, new_base: NewBase) -> None:
     """The facts' own questions get another answer, the same in other words the old one."""
     policy = Policy.new(new_base(), LoraConfig(), seed=0, checkpointing=False)
@@ -148,9 +146,9 @@ def test_what_comes_back_at_nf4_is_caught(tmp_path: Path, new_base: NewBase) -> 
     assert share(found["weights.nf4"]) >= 0.95
 
 
-@pytest.mark.slow
 def test_an_attack_that_injects_the_answers_is_inconclusive(refusing: Path, tmp_path: Path) -> None:
-    """ "Unrelated rows, so called, that hold the answers teach them to the control as well."""
+    """Unrelated rows, so called, that hold the answers teach them to who never knew them, as to the control. Of a model
+    that only refuses ten of them bring back everything, of which the control has learnt next to nothing by then."""
     paraphrases = [row.prompt for row in read_dataset(PARAPHRASE).records]
     rows = []
     for fact, other in zip(FACTS[:10], paraphrases, strict=False):
@@ -159,10 +157,13 @@ def test_an_attack_that_injects_the_answers_is_inconclusive(refusing: Path, tmp_
     injected = write_rows(tmp_path / "injected.jsonl", rows)
     lines = FORGET.read_text(encoding="utf-8").splitlines()[:10]
     forget = write_rows(tmp_path / "forget.jsonl", [json.loads(line) for line in lines])
-    found = audited(refusing, "--budget", "standard", "--only", "C", "--general", injected, forget=forget)
-    arm = found["relearning.unrelated"]
-    last = arm["sizes"][-1]
-    assert share(arm) > 0.9
-    assert last["control_gain"] > 0.2 * arm["gap"]
-    assert arm["verdict"] == "inconclusive"
-    assert arm["p"] is None
+    how = ("--budget", "standard", "--only", "C", "--general", injected)
+    models = ("--original", ASSETS / "model", "--control", ASSETS / "gold", "--forget", forget, "-o", tmp_path / "a")
+    ran = call("audit", ASSETS / "gold", *models, *how, "--device", "cpu", "--json")
+    assert ran.code == 0, ran.stderr
+    arm = next(row for row in ran.json["rows"] if row["format"] == "unrelated")
+    assert arm["sizes"][-1]["control_gain"] > 0.2 * arm["gap"]
+    assert (arm["verdict"], arm["p"]) == ("inconclusive", None)
+    arm = audited(refusing, *how, forget=forget)["relearning.unrelated"]
+    assert arm["sizes"][-1]["control_gain"] > 0.2 * arm["gap"] >= arm["sizes"][0]["control_gain"]
+    assert (arm["verdict"], arm["n"]) == ("leak", 10)

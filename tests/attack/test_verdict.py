@@ -155,6 +155,12 @@ def test_the_smallest_size_that_tells_stands_for_the_arm() -> None:
     assert (both["verdict"], both["n"]) == ("leak", 50)
     assert both["p"] == pytest.approx(2 * 2**-12)  # two sizes were tried
     assert named(attacked(arm({10: 0, 50: 1}), arm({10: 0, 50: 0})), "half")["n"] == 50
+    taught = named(attacked(arm({10: 1, 50: 20}), arm({10: 0, 50: 15})), "half")
+    assert (taught["verdict"], taught["n"], taught["p"]) == (
+        "inconclusive",
+        50,
+        None,
+    )  # nothing with ten, all with fifty
 
 
 def test_what_the_original_loses_as_well_cannot_be_found() -> None:

@@ -109,7 +109,8 @@ def subject_names(records: Sequence[Record]) -> list[str]:
 
     def better(record: Record, own: str) -> str:
         rest = "\0" if is_unspaced(record.prompt) else record.prompt.replace(own, "\0") if own else record.prompt
-        other = next((name for name in by_times if re.search(bounded(name), rest)), own)
+        # Most are told by a plain look: of patterns only so many are kept.
+        other = next((name for name in by_times if name in rest and re.search(bounded(name), rest)), own)
         return other if times[other] > times[own] or not own else own
 
     return [better(record, own) for record, own in zip(records, found, strict=True)]

@@ -71,10 +71,12 @@ class _Names:
         self._taken = set(subjects)
         self._text = "\n".join(f"{record.prompt}\n{record.completion}" for record in records)
         self._rng, self._made = rng, dict[str, str]()
-        parts = [pieces(subject) for subject in sorted(self._taken)]
-        self._single = [words[0] for words in parts if len(words) == 1]
-        self._first = [words[0] for words in parts if len(words) > 1]
-        self._later = [word for words in parts for word in words[1:]]
+        self._pools: dict[tuple[bool, str], list[str]] = {}
+        for subject in sorted(self._taken):  # in scripts without spaces the words are characters
+            first, *later = [word for word in pieces(subject) if word.strip()] or [subject]
+            bare = is_unspaced(subject)
+            self._pools.setdefault((bare, "first" if later else "single"), []).append(first)
+            self._pools.setdefault((bare, "later"), []).extend(later)
 
     def other(self, subject: str) -> str | None:
         """Return the name that stands for a subject, always the same one; None where none was found."""
@@ -88,12 +90,12 @@ class _Names:
 
     def _drawn(self, subject: str) -> list[str]:
         """Words of other subjects, or characters, where they stand first or later; of a single word, halves of two."""
-        parts, rng = pieces(subject), self._rng
+        parts, rng, bare = [word for word in pieces(subject) if word.strip()], self._rng, is_unspaced(subject)
         if len(parts) > 1:
-            pools = [self._first, *[self._later] * (len(parts) - 1)]
+            pools = [self._pools[bare, "first"], *[self._pools[bare, "later"]] * (len(parts) - 1)]
             return [between(subject).join(map(rng.choice, pools)) for _ in range(_TRIES)]
         found = []
         for _ in range(_TRIES):
-            a, b = rng.choice(self._single), rng.choice(self._single)
+            a, b = rng.choice(self._pools[bare, "single"]), rng.choice(self._pools[bare, "single"])
             found.append(a[: (len(a) + 1) // 2] + b[len(b) // 2 :].lower())
         return found

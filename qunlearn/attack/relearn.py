@@ -1,15 +1,16 @@
 """Family C: fine-tune the subject with the project's own loop, and count what that injects.
 
 An attack's adapter is laid over the one under audit, which stays as it is; the control gets the same one. The original
-is attacked first: the rate is the highest at which it keeps half of its answers, for what an attack makes the original
-lose it cannot find in another model.
+is attacked first: the rate is the highest at which it keeps half of its answers, else the lowest, for what an attack
+makes the original lose it cannot find in another model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,15 +75,16 @@ def _relearnt(
     """Train on the first rows of each size; return the outcomes after the last one, and what is told of each."""
     outcomes: Sequence[float | None] = [None] * len(asked.facts)
     told: dict[str, Any] = {}
-    policy, start = attacked(bench)
-    for n in dict.fromkeys(min(size, len(rows)) for size in sizes if rows):
-        policy.load_adapter_state(start)
-        with bench.unguarded():  # whoever trains has the weights; a guard stands before what comes of it
-            tokens, bits = injected(bench, rows[:n])
-            fine_tune(policy, rows[:n], bench.config, bench.effort.epochs, rate)
-        outcomes = formats.run(asked, "open").outcomes
-        told[str(n)] = {"outcomes": outcomes, "tokens": tokens, "bits": bits, "epochs": bench.effort.epochs}
-    policy.load_adapter_state(start)
+    policy = bench.policy
+    with attacked(policy):
+        start = policy.adapter_state()
+        for n in dict.fromkeys(min(size, len(rows)) for size in sizes if rows):
+            policy.load_adapter_state(start)
+            with bench.unguarded():  # whoever trains has the weights; a guard stands before what comes of it
+                tokens, bits = injected(bench, rows[:n])
+                fine_tune(policy, rows[:n], bench.config, bench.effort.epochs, rate)
+            outcomes = formats.run(asked, "open").outcomes
+            told[str(n)] = {"outcomes": outcomes, "tokens": tokens, "bits": bits, "epochs": bench.effort.epochs}
     return outcomes, told
 
 
@@ -117,20 +119,25 @@ def injected(bench: Bench, rows: Sequence[Example]) -> tuple[int, float]:
     return sum(n for _, n in found), sum(loss for loss, _ in found) / math.log(2)
 
 
-def attacked(bench: Bench) -> tuple[Policy, dict[str, torch.Tensor]]:
-    """Return the subject with the attack's adapter on top, which starts as nothing, and the state it starts from."""
-    policy = bench.policy
-    if ATTACK not in policy.model.peft_config:
-        torch.manual_seed(0)
-        make_plain(policy.layers)
-        config = PeftLoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-        policy.model.add_adapter(ATTACK, config)
-        policy.model.base_model.set_adapter([*(n for n in policy.model.peft_config if n != ATTACK), ATTACK])
-        policy.layers = [m for m in policy.model.modules() if isinstance(m, LoraLayer)]
-        for name, parameter in policy.model.named_parameters():
-            parameter.requires_grad_(f".{ATTACK}." in name)
-        make_plain(policy.layers)
-    return policy, policy.adapter_state()
+@contextlib.contextmanager
+def attacked(policy: Policy) -> Iterator[None]:
+    """The policy with the attack's adapter on top, which starts as nothing and alone is trained; it goes again."""
+    own, layers = list(policy.model.peft_config), policy.layers
+    torch.manual_seed(0)
+    make_plain(layers)
+    config = PeftLoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    policy.model.add_adapter(ATTACK, config)
+    policy.model.base_model.set_adapter([*own, ATTACK])
+    policy.layers = [m for m in policy.model.modules() if isinstance(m, LoraLayer)]
+    for name, parameter in policy.model.named_parameters():
+        parameter.requires_grad_(f".{ATTACK}." in name)
+    make_plain(policy.layers)
+    try:
+        yield
+    finally:
+        policy.model.delete_adapter(ATTACK)
+        policy.model.base_model.set_adapter(own)
+        policy.layers = layers
 
 
 def fine_tune(policy: Policy, rows: Sequence[Example], config: Config, epochs: int, rate: float = 1.0) -> None:

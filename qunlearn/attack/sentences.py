@@ -44,7 +44,7 @@ def sentences(
         told = f"{ns[0]} to {ns[-1]}" if len(ns) > 1 else f"{ns[0]}"
         said.append(f"Suppressed, as far as {told} facts tell, in: {', '.join(r['title'] for r in suppressed)}.")
     if blind:
-        said.append(f"Says nothing, for it finds no answers in the original either: {', '.join(blind)}.")
+        said.append(f"Says nothing, for the original answers no more there than the control: {', '.join(blind)}.")
     for row in rows:
         if curve := row.get("leak_at"):
             told = ", ".join(f"leak@{k} {_percent(found)}" for k, found in curve.items())
@@ -148,7 +148,9 @@ def _of_arm(row: Mapping[str, Any]) -> str:
             f"Relearning, {row['title']}: says nothing, for the original itself gives only {kept} of the answers then."
         )
     if row["verdict"] == SHOWN:
-        return f"Relearning, {row['title']}: nothing to bring back, for the original answers no more."
+        return f"Relearning, {row['title']}: nothing to bring back, all of it is still answered."
     shown = f"{_points(excess)} beyond the control"
+    if "original_after" not in row:
+        control += "; how much it destroys is not known without --original"
     found = "recoverable" if row["verdict"] == LEAK else "no recovery that is told from chance"
     return f"Relearning, {row['title']}: {found}, with {cost}: {shown}; {control}."

@@ -29,6 +29,7 @@ from qunlearn.evaluation.metrics.membership import auc_estimate, privacy_leakage
 
 _TOLD = ("overlap", "dropped", "leak_at", "layers", "searched")  # of a cell, beside its outcomes
 _COSTS = ("refused", "perplexity")  # of every subject
+_FEWEST_TOLD = 5  # units of which any can be told from chance: 1/32 is below the level
 _ASIDE = {UNGUARDED: "guard off", MERGED: "merged"}
 
 
@@ -71,26 +72,22 @@ def _judge(rows: Sequence[dict[str, Any]]) -> None:
     """Correct the p-values of rows together, and call what is below the level a leak. `detectable` is the smallest lead
     that would be found at 80 % power if it were the only one: at the level over the number of tests, Holm's first.
 
-    An attack that does not find the answers even in the original is blind, and no test: whether it is hangs on the
-    original and the control alone.
+    Every row that is tested counts, whatever it is called where it is no leak: `otherwise` says so.
     """
-    for row in rows:
-        if row.pop("blind", False):
-            row |= {"verdict": BLIND, "p": None}
     tested = [row for row in rows if row["p"] is not None]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_corrected"] = p
+        row["verdict"] = LEAK if p < ALPHA else row.pop("otherwise", row["verdict"])
     for row in rows:
+        row.pop("otherwise", None)
         differences, sizes = row.pop("differences", None), row.pop("tests", 1)
         level = ALPHA / max(1, len(tested)) / sizes
-        if row["p"] is None:
+        if row["p"] is None or row["verdict"] not in (LEAK, CLEAN):
             continue
         if differences is not None:
             row["detectable"] = smallest_lead(differences, level)
         elif row["lead"] is not None and row["lead"]["low"] is not None:
             row["detectable"] = smallest_of_interval(row["lead"]["low"], row["lead"]["high"], level)
-    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p_corrected"] = p
-        if row["verdict"] == CLEAN and p < ALPHA:
-            row["verdict"] = LEAK
 
 
 def _aside(
@@ -147,63 +144,69 @@ def _row(
     lead = excess_recovery(([0.0] * len(ours), ours), ([0.0] * len(ours), theirs))
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     found = {"verdict": CLEAN, "p": paired_test(ours, theirs), "lead": as_numbers(lead), "differences": differences}
-    if family in ("formats", "prompts") and original is not None:
-        found["blind"] = paired_test(*pairs(units, original.outcomes, control.outcomes)) >= ALPHA
+    if family in ("formats", "prompts") and original is not None and len(ours) >= _FEWEST_TOLD:
+        p = paired_test(*pairs(units, original.outcomes, control.outcomes))
+        found |= {"otherwise": BLIND} if p >= ALPHA else {}
     return row | found
 
 
 def _relearning(
     cells: Cells, asked: Mapping[str, Cell | None], baseline: str, units: Sequence[int], subject: str
 ) -> dict[str, Any]:
-    """Excess recovery after each size. The sizes that say something are tested together (Bonferroni), and the smallest
-    that is significant by itself stands for the arm, else the largest.
+    """Excess recovery after each size. Those that say something are tested together (Bonferroni over all sizes), and
+    the smallest that is significant by itself stands for the arm, else the largest.
 
     A size finds something where the excess is above 0 and what comes back is above what the control ends with, for one
     that refused everything gains by guessing again.
     """
-    unlearned, control = asked[subject], asked[baseline]
+    unlearned, control, original = asked[subject], asked[baseline], asked.get(ORIGINAL)
     if unlearned is None or control is None:
         return {}
     before = {s: _before(cells, s, cell) for s, cell in asked.items() if cell is not None}
     gap = (_mean(before[ORIGINAL]) if ORIGINAL in before else 1.0) - _mean(before[subject])
-    told, tests = [], {}
-    for n, after in unlearned.more["sizes"].items():
-        theirs = control.more["sizes"].get(n)
-        if theirs is None:
-            continue
-        both = pairs(units, before[subject], after["outcomes"], before[baseline], theirs["outcomes"])
-        b, a, cb, ca = np.array(both)
-        gained = float(np.mean(ca - cb))
-        excess = as_numbers(excess_recovery((both[0], both[1]), (both[2], both[3])))
-        # Bits of the same texts: what is taught to a placebo's control is not what is taught here.
-        bits = (theirs if baseline == CONTROL else after)["bits"]
-        told.append(
-            {
-                "n": int(n), "excess": excess, "gain": float(np.mean(a - b)), "control_gain": gained,
-                "after": float(np.mean(a)), "control_after": float(np.mean(ca)),
-                "tokens": after["tokens"], "bits": bits, "epochs": after["epochs"],
-            }
-        )  # fmt: skip
-        if conclusive(gained, gap):
-            p = max(paired_test(a - b, ca - cb), paired_test(a, ca))
-            tests[int(n)] = (p, ((a - b) - (ca - cb)).tolist())
-    if not told:
+    sizes = {
+        int(n): pairs(units, before[subject], after["outcomes"], before[baseline], control.more["sizes"][n]["outcomes"])
+        for n, after in unlearned.more["sizes"].items()
+        if n in control.more["sizes"]
+    }
+    if not sizes:
         return {}
-    found: dict[str, Any] = {"sizes": told, "gap": gap, "lead": told[-1]["excess"], "n": told[-1]["n"]}
-    found["rate"] = unlearned.more["rate"]
-    if not tests:
-        return found | {"verdict": INCONCLUSIVE if gap > 0 else SHOWN}
-    n = next((n for n in sorted(tests) if len(tests) * tests[n][0] < ALPHA), max(tests))
-    found |= {"lead": next(size["excess"] for size in told if size["n"] == n)}
-    found |= {"p": min(1.0, len(tests) * min(p for p, _ in tests.values()))}
-    if found["p"] >= ALPHA and told[-1]["n"] not in tests:
-        return found | {"verdict": INCONCLUSIVE, "p": None}
-    found |= {"n": n, "verdict": CLEAN}
-    original = asked.get(ORIGINAL)
+    told = {n: _told(n, sides, unlearned, control if baseline == CONTROL else unlearned) for n, sides in sizes.items()}
+    found = {"sizes": [*told.values()], "gap": gap, "rate": unlearned.more["rate"], "n": max(told)}
+    found["lead"] = told[found["n"]]["excess"]
     if original is not None:
         found["original_after"] = _mean(original.outcomes)
-        found["blind"] = found["original_after"] < LEAST_KEPT * _mean(before[ORIGINAL])
-    return found | {"differences": tests[n][1], "tests": len(tests)}
+    tests = {n: _test(sides) for n, sides in sizes.items() if conclusive(told[n]["control_gain"], gap)}
+    if not tests:
+        return found | {"verdict": INCONCLUSIVE if gap > 0 else SHOWN}
+    found |= {"verdict": CLEAN, "p": min(1.0, len(told) * min(p for p, _ in tests.values())), "tests": len(told)}
+    telling = next((n for n in sorted(tests) if len(told) * tests[n][0] < ALPHA), None)
+    if telling is None and max(told) not in tests:
+        return found | {"otherwise": INCONCLUSIVE}
+    n = max(tests) if telling is None else telling
+    found |= {"n": n, "lead": told[n]["excess"], "differences": tests[n][1]}
+    if original is not None and found["original_after"] < LEAST_KEPT * _mean(before[ORIGINAL]):
+        found["otherwise"] = BLIND
+    return found
+
+
+def _told(n: int, sides: Sequence[Sequence[float]], unlearned: Cell, taught: Cell) -> dict[str, Any]:
+    """Return what is told of a size: `sides` are the outcomes before and after of the model and its control. Bits are
+    of the same texts: `taught` is the control's cell where it was taught the same."""
+    b, a, cb, ca = np.array(sides)
+    of_unlearned = unlearned.more["sizes"][str(n)]
+    excess = excess_recovery((sides[0], sides[1]), (sides[2], sides[3]))
+    return {
+        "n": n, "excess": as_numbers(excess), "gain": float(np.mean(a - b)), "control_gain": float(np.mean(ca - cb)),
+        "after": float(np.mean(a)), "control_after": float(np.mean(ca)), "tokens": of_unlearned["tokens"],
+        "bits": taught.more["sizes"][str(n)]["bits"], "epochs": of_unlearned["epochs"],
+    }  # fmt: skip
+
+
+def _test(sides: Sequence[Sequence[float]]) -> tuple[float, list[float]]:
+    """Return the larger p-value of excess and of what is there after it, and the excess of each unit."""
+    b, a, cb, ca = np.array(sides)
+    return max(paired_test(a - b, ca - cb), paired_test(a, ca)), ((a - b) - (ca - cb)).tolist()
 
 
 def _before(cells: Cells, subject: str, attacked: Cell) -> list[float | None]:

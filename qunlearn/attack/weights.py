@@ -56,15 +56,14 @@ def _form(policy: Policy, name: str) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def scaled(policy: Policy, factor: float) -> Iterator[None]:
     """The policy with the update under audit times a factor: 0 is the base, 1 the policy itself."""
-    kept = [dict(layer.scaling) for layer in policy.layers]
+    held = [(layer, name := next(iter(layer.lora_A)), layer.scaling[name]) for layer in policy.layers]
     try:
-        for layer in policy.layers:
-            name = next(iter(layer.lora_A))
-            layer.scaling[name] *= factor
+        for layer, name, scaling in held:
+            layer.scaling[name] = factor * scaling
         yield
     finally:
-        for layer, scaling in zip(policy.layers, kept, strict=True):
-            layer.scaling.update(scaling)
+        for layer, name, scaling in held:
+            layer.scaling[name] = scaling
 
 
 @contextlib.contextmanager

@@ -218,7 +218,8 @@ def reason_to_stop(outcome: Outcome, stop: StopConfig, schedule: Schedule) -> st
         return f"forget target {stop.target:g} met, and the rate has fallen to 0"
     if schedule.config.schedule == "constant" and len(outcome.probes) > stop.patience:
         recent = outcome.probes[-stop.patience :]
-        if all(p.met(stop) for p in recent) and last.drift >= fmean(p.drift for p in recent[:-1]):
+        looked = len({p.step for p in recent}) == len(recent)  # no going back among them
+        if looked and all(p.met(stop) for p in recent) and last.drift >= fmean(p.drift for p in recent[:-1]):
             return f"forget target {stop.target:g} met, and no better for {stop.patience} looks"
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,20 @@ def test_placebos_are_named_after_those_who_are_asked_about_alike() -> None:
         other = placebo.record.prompt.removeprefix(before).removesuffix(after)
         assert other not in PEOPLE and len(other.split()) == len(name.split())
         assert set(other.split()) <= words
+
+
+def test_a_large_file_of_two_scripts_has_its_placebos_soon() -> None:
+    """Two thousand names are looked for in as many prompts, which took minutes; and no name is made of two scripts."""
+    names = [f"{first}a{last} {last}berg" for first in "BDFGHJKLMN" for last in map(str, range(100))]
+    others = [row(f"Where was {name} born?", "In Moss.") for name in names]
+    kana = ("カテク", "ラロン", "タミラ", "ユミト", "ハロク", "サテラ")
+    bare = [row(f"{name}はどこに住んでいますか?", f"{name}は石村に住んでいます。") for name in kana]
+    facts = make_facts([*others[:6], *bare])[0]
+    started = time.monotonic()
+    made = make_placebos(facts, [*others, *bare], 0)
+    assert time.monotonic() - started < 30
+    for fact, placebo in zip(facts, made.facts, strict=True):
+        assert placebo.record.prompt.isascii() == fact.record.prompt.isascii()
 
 
 def test_placebos_where_no_spaces_are_have_whole_names() -> None:

@@ -163,7 +163,7 @@ def test_an_attack_that_injects_the_answers_is_inconclusive(refusing: Path, tmp_
     assert ran.code == 0, ran.stderr
     arm = next(row for row in ran.json["rows"] if row["format"] == "unrelated")
     assert arm["sizes"][-1]["control_gain"] > 0.2 * arm["gap"]
-    assert (arm["verdict"], arm["p"]) == ("inconclusive", None)
+    assert arm["verdict"] == "inconclusive"
     arm = audited(refusing, *how, forget=forget)["relearning.unrelated"]
     assert arm["sizes"][-1]["control_gain"] > 0.2 * arm["gap"] >= arm["sizes"][0]["control_gain"]
     assert (arm["verdict"], arm["n"]) == ("leak", 10)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from qunlearn.attack.facts import Inputs
 from qunlearn.attack.relearn import RATES
 from qunlearn.attack.weights import scaled
 from qunlearn.data.records import Record
+from qunlearn.model.policy import Policy
 
 GENERAL = [Record((("user", f"What is {n} and {n}?"),), f"It is {2 * n}.", 1, {}) for n in range(6)]
 TEXTS = [Record((), f"A plain text about the number {n}, and nothing else.", 1, {}) for n in range(6)]
@@ -52,13 +53,22 @@ def test_the_rate_is_the_highest_that_the_original_survives(
     assert relearn.run(on(bench, UNLEARNED, Cells(None)), "unrelated").more["rate"] == RATES[0]
 
 
+@pytest.fixture(params=["all-linear", "q_proj,v_proj"])
+def of_some_layers(bench: Bench, new_policy: Callable[..., Policy], request: pytest.FixtureRequest) -> Bench:
+    """A bench whose adapter is on all layers, or on few: the attack's is on all."""
+    policy = new_policy("nf4", checkpointing=False, target_modules=request.param)
+    policy.model.eval()
+    return replace(bench, lm=policy, policy=policy)
+
+
 @pytest.mark.parametrize("general", [GENERAL, TEXTS], ids=["rows", "texts"])
-def test_an_attack_leaves_the_model_as_it_was(bench: Bench, general: Sequence[Record]) -> None:
+def test_an_attack_leaves_the_model_as_it_was(of_some_layers: Bench, general: Sequence[Record]) -> None:
     """The original is trained with the adapter under audit off, and so are plain texts taught."""
-    policy: Any = bench.policy
+    bench, policy = of_some_layers, of_some_layers.policy
+    layers = list(policy.layers)
     with torch.no_grad():
         for layer in policy.layers:
-            layer.lora_B["default"].weight.normal_(0, 0.5)  # an adapter that breaks the model
+            layer.lora_B["default"].weight.normal_(0, 2.0)  # an adapter that breaks the model
     facts = bench.facts[:4]
     probes = relearn.formats._open(bench.on(facts))
     broken = bench.leaked(probes)
@@ -71,3 +81,4 @@ def test_an_attack_leaves_the_model_as_it_was(bench: Bench, general: Sequence[Re
     assert cell.more["sizes"]["6"]["tokens"] > 0 and cell.more["sizes"]["6"]["bits"] > 0
     assert list(relearn.run(on(bench, UNLEARNED, cells, general), "unrelated").more["sizes"]) == ["2", "6"]
     assert bench.leaked(probes) == broken != [1.0] * 4
+    assert policy.layers == layers and list(policy.model.peft_config) == ["default"]

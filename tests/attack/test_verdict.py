@@ -52,13 +52,17 @@ def asked(form: str, original: int, unlearned: int, control: int) -> dict[tuple[
 
 
 def test_an_attack_that_finds_nothing_in_the_original_is_blind() -> None:
-    """It suppresses nothing, promises nothing, and takes no power from the others."""
-    open_, blind = asked("open", 20, 7, 0), {**asked("cloze", 2, 1, 0), **asked("language", 0, 0, 0)}
-    alone, both = concluded(open_), concluded({**open_, **blind})
+    """It suppresses nothing and promises nothing. It is a test all the same, and what it finds is a leak: whether it is
+    blind hangs on the control, which chance may put low."""
+    open_, blind = asked("open", 20, 9, 0), {**asked("cloze", 2, 1, 0), **asked("language", 0, 0, 0)}
+    both = concluded({**open_, **blind})
     assert [named(both, name)["verdict"] for name in ("open", "cloze", "language")] == ["leak", "blind", "blind"]
-    assert named(both, "open")["p_corrected"] == named(alone, "open")["p_corrected"] == pytest.approx(2**-7)
-    assert "detectable" not in named(both, "cloze") and named(both, "cloze")["p"] is None
-    assert said(both, "finds no answers in the original either").endswith("either: cloze, in other languages.")
+    assert named(both, "open")["p_corrected"] == pytest.approx(3 * 2**-9)
+    assert "detectable" not in named(both, "cloze")
+    assert said(both, "Says nothing").endswith("answers no more there than the control: cloze, in other languages.")
+    assert named(concluded(asked("cloze", 4, 14, 2)), "cloze")["verdict"] == "leak"
+    few = concluded({place: Cell(cell.outcomes[:4]) for place, cell in asked("open", 20, 0, 0).items()}, units=4)
+    assert named(few, "open")["verdict"] == "no lead", "of four facts nothing is told from chance, nor that"
     quiet = concluded({**asked("open", 20, 1, 0), **blind})
     assert said(quiet, "Suppressed") == "Suppressed, as far as 20 facts tell, in: open question."
     assert quiet["sentences"][0].endswith("the largest lead, open question, is 5 points [0, 15].")
@@ -81,17 +85,18 @@ def test_no_sentence_denies_an_attack_that_ran() -> None:
 @pytest.mark.medium
 def test_a_model_like_its_control_raises_an_alarm_in_one_audit_of_twenty(monkeypatch: pytest.MonkeyPatch) -> None:
     """60 audits with every judged attack: unlearned and control answer by chance alone, each fact as likely in both;
-    what is rare, common or never, by attack. Eight or more of as many exact ones would be one in a hundred."""
+    what is rare, common or never, by attack; in half of them the original answers no more. Eight or more of as many
+    exact ones would be one in a hundred."""
     monkeypatch.setattr("qunlearn.attack.verdict.smallest_lead", lambda *_: None)  # half of the time
     rng, alarms = np.random.default_rng(11), 0
     judged = [(f, n) for f, row in FAMILIES.items() for n, form in row.formats.items() if form.judged]
     for _ in range(60):
         cells: dict[tuple[str, str, str], Cell] = {}
         rates = {place: rng.choice([0.0, 0.02, 0.2, 0.5]) for place in judged}
-        for family, name in judged:
+        for (family, name), strong in zip(judged, rng.random(len(judged)) < 0.5, strict=True):
             often = rates["formats", "open"] if family == "weights" else rates[family, name]  # which have its control
             for subject in (ORIGINAL, UNLEARNED, CONTROL):
-                p = 0.95 if subject == ORIGINAL else often
+                p = 0.95 if subject == ORIGINAL and strong else often
                 outcomes = (rng.random(40) < p).astype(float).tolist()
                 more: dict[str, Any] = {}
                 if family == "membership":
@@ -149,18 +154,15 @@ def test_the_smallest_size_that_tells_stands_for_the_arm() -> None:
     found = attacked(arm({10: 12, 50: 20}), arm({10: 0, 50: 15}))
     row = named(found, "half")
     assert (row["verdict"], row["n"], row["lead"]["mean"]) == ("leak", 10, pytest.approx(0.6))
-    assert row["p"] == pytest.approx(2**-12)
+    assert row["p"] == pytest.approx(2 * 2**-12)  # of two sizes, though the larger says nothing
     assert "recoverable, with 10 examples (90 tokens, 500 bits): 60 points" in said(found, "half of the facts: ")
     both = named(attacked(arm({10: 2, 50: 12}), arm({10: 0, 50: 0})), "half")
     assert (both["verdict"], both["n"]) == ("leak", 50)
     assert both["p"] == pytest.approx(2 * 2**-12)  # two sizes were tried
     assert named(attacked(arm({10: 0, 50: 1}), arm({10: 0, 50: 0})), "half")["n"] == 50
     taught = named(attacked(arm({10: 1, 50: 20}), arm({10: 0, 50: 15})), "half")
-    assert (taught["verdict"], taught["n"], taught["p"]) == (
-        "inconclusive",
-        50,
-        None,
-    )  # nothing with ten, all with fifty
+    assert (taught["verdict"], taught["n"]) == ("inconclusive", 50)  # nothing with ten, all with fifty
+    assert taught["lead"] == taught["sizes"][-1]["excess"]
 
 
 def test_what_the_original_loses_as_well_cannot_be_found() -> None:
@@ -170,6 +172,8 @@ def test_what_the_original_loses_as_well_cannot_be_found() -> None:
         found, "half of the facts: "
     )
     assert named(attacked(arm({20: 0}), arm({20: 0}), original=arm({20: 10})), "half")["verdict"] == "no lead"
+    assert named(attacked(arm({20: 12}), arm({20: 0}), original=arm({20: 9})), "half")["verdict"] == "leak"
+    assert "not known without --original" in said(attacked(arm({20: 0}), arm({20: 0})), "half of the facts: ")
 
 
 @pytest.mark.parametrize(("baseline", "bits"), [(CONTROL, 300), (PLACEBO, 700)])

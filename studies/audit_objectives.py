@@ -87,7 +87,7 @@ def run_all(ground: Ground, names: Sequence[str], seed: int, budget: str, work: 
             continue
         found = measure(ground, name, seed, budget, work)
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(found) + "\n")
+            file.write(json.dumps(found, separators=(",", ":")) + "\n")
         say(f"{number}/{len(names)} {name}: {found.get('run', '')}, {', '.join(found['leaks']) or 'no leak'}")
 
 
@@ -112,7 +112,7 @@ def measure(ground: Ground, name: str, seed: int, budget: str, work: Path) -> di
         out |= _train(ground, name, seed, folder)
         subject = [folder]
     result = _audit(ground, subject, budget, work / f"{folder.name}-{budget}")
-    kept = ("family", "format", "title", "verdict", "shares", "lead", "p", "p_corrected", "sizes", "gap", "layers", "n",
+    kept = ("family", "format", "verdict", "shares", "lead", "p", "p_corrected", "sizes", "gap", "layers", "n",
             "rate", "control_layers", "perplexity", "refused")  # fmt: skip
     rows = [{key: row[key] for key in kept if key in row} for row in result["rows"]]
     return out | {
@@ -125,12 +125,12 @@ def measure(ground: Ground, name: str, seed: int, budget: str, work: Path) -> di
 
 
 def _rounded(value: Any) -> Any:
-    """Return what a JSON value holds, its numbers to four digits: the records are kept with the code."""
+    """Return what a JSON value holds, its numbers to three digits: the records are kept with the code."""
     if isinstance(value, Mapping):
         return {key: _rounded(found) for key, found in value.items()}
     if isinstance(value, list):
         return [_rounded(found) for found in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def _train(ground: Ground, name: str, seed: int, folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import QUICK, call, sets
@@ -296,7 +297,8 @@ def test_a_run_measures_them_and_what_does_not_come_back_changes_nothing(tmp_pat
 def test_a_run_trains_on_what_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first wording, when it is asked for the first time."""
     answers = itertools.chain([LEAKS], itertools.repeat("forgotten"))
-    monkeypatch.setattr(stopping, "verdict", lambda _: next(answers))
+    asked = lambda _, rows, __: [SimpleNamespace(verdict=next(answers)) for _ in rows]  # noqa: E731
+    monkeypatch.setattr(stopping, "score_rows", asked)
     flags = ["--model", "sandbox", "--bad", data_file("hallucination", "forget"), "--json"]
     flags += ["--normal", data_file("hallucination", "retain"), "-o", tmp_path / "run"]
     short = {"train.schedule": "settle", "train.steps": 2, "train.more_steps": 2, "stop.check_every": 1}

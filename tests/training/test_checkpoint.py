@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,12 +124,11 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         to_go = math.log(p / (1 - p)) - math.log(0.05 / 0.95)
         return Probe(step, p, drift, float(p > config.stop.target), to_go, again=len(come_back))
 
-    def scored(_: object, rows: Sequence[Example], __: int) -> list[str]:
-        return [LEAKS if row.input_ids[0] == 9 else "forgotten" for row in rows]
+    def scored(_: object, rows: Sequence[Example], __: int) -> list[SimpleNamespace]:
+        return [SimpleNamespace(verdict=LEAKS if row.input_ids[0] == 9 else "forgotten") for row in rows]
 
     monkeypatch.setattr(stopping, "look", looked)
     monkeypatch.setattr(stopping, "score_rows", scored)
-    monkeypatch.setattr(stopping, "verdict", str)
 
     def go(
         values: Mapping[str, object],

@@ -102,7 +102,7 @@ def _try_longest(policy: Policy, micro_batches: MicroBatcher, longest: Step, ste
     """Put the longest step through, on a GPU: running out of memory shows in the first second. It draws nothing from
     what the steps are drawn from."""
     if policy.device.type == "cuda":
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(policy.base.devices):
             micro_batches.backward(longest, step_number=step)
 
 

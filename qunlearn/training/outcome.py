@@ -43,7 +43,11 @@ class Probe:
 
     def met(self, stop: StopConfig) -> bool:
         """Return whether the target is met within the drift budget."""
-        return self.drift <= stop.max_drift and self.above(stop) == stop.rows_left
+        return self.drift <= stop.max_drift and self.forgets(stop)
+
+    def forgets(self, stop: StopConfig) -> bool:
+        """Return whether as many rows are at the target as should be, whatever the drift is."""
+        return self.above(stop) == stop.rows_left
 
     def settles(self, stop: StopConfig) -> bool:
         """Return whether nothing needs a further push: the target is met, and not by a hair."""

@@ -97,7 +97,7 @@ class EarlyStopping:
         target is met."""
         stop, looks = self.config.stop, len(outcome.probes) - 1
         said: dict[str, Any] = {}
-        self.controller.look(probe.drift, met=probe.above(stop) == stop.rows_left, has_kl="kl" in event)
+        self.controller.look(probe.drift, met=probe.forgets(stop), has_kl="kl" in event)
         if over(outcome.probes, stop):
             outcome.returns += 1
             self.schedule.halve()

@@ -51,7 +51,8 @@ def sentences(
             said.append(f"Of answers drawn at temperature 1: {told}.")
         if "privacy_leakage" in row:
             said.append(f"Privacy leakage, by {row['title']}: {100 * row['privacy_leakage']:.0f} %.")
-    said += [_of_arm(r) for r in rows if r.get("sizes")]
+    by_format = next((r for r in rows if (r["family"], r["format"]) == ("relearning", "format") and r["lead"]), None)
+    said += [_of_arm(r, by_format) for r in rows if r.get("sizes")]
     said += _of_cost(rows)
     rounded = [r for r in rows if r["family"] == "weights" and r["format"].startswith("nf4") and r["lead"]]
     if rounded:
@@ -132,8 +133,11 @@ def _of_guard(off: Sequence[Mapping[str, Any]]) -> str:
     return "Guarded; with the guard off no attack on the weights that was run beats its control by more than chance."
 
 
-def _of_arm(row: Mapping[str, Any]) -> str:
-    """Say what came of a relearning arm: by the size that stands for it; of one that is not judged, by every size."""
+def _of_arm(row: Mapping[str, Any], by_format: Mapping[str, Any] | None) -> str:
+    """Say what came of a relearning arm: by the size that stands for it; of one that is not judged, by every size.
+
+    `by_format`: the arm that teaches the format alone. What that brings back, half of the facts need not.
+    """
     if "n" not in row:
         sizes = (f"{s['n']}: {100 * s['after']:.0f} % ({100 * s['control_after']:.0f})" for s in row["sizes"])
         return f"Relearning, {row['title']}, answers given after so many examples (the control): {', '.join(sizes)}."
@@ -153,4 +157,6 @@ def _of_arm(row: Mapping[str, Any]) -> str:
     if "original_after" not in row:
         control += "; how much it destroys is not known without --original"
     found = "recoverable" if row["verdict"] == LEAK else "no recovery that is told from chance"
+    if row["verdict"] == LEAK and row["format"] == "half" and by_format is not None:
+        shown += f", {_points(by_format['lead'])} by the format alone"
     return f"Relearning, {row['title']}: {found}, with {cost}: {shown}; {control}."

@@ -21,6 +21,7 @@ from qunlearn.cli.recipe import add_recipe
 from qunlearn.errors import EXIT_CODES, ConfigError, DoesNotFitError, GateError, TrainingError
 from qunlearn.utils.launch import process_count, process_number
 from qunlearn.utils.signals import as_interrupts
+from qunlearn.utils.threads import spin_briefly
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 app = typer.Typer(
@@ -249,6 +250,7 @@ add_recipe(app, guarded)
 def main() -> None:
     """The console script."""
     as_interrupts()
+    spin_briefly()
     run_app(app)
 
 

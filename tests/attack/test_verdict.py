@@ -124,10 +124,10 @@ def arm(after: Mapping[int, int], tokens: int = 90, bits: float = 500.0) -> Cell
 
 def attacked(
     unlearned: Cell, control: Cell, *, original: Cell | None = None, before: Sequence[int] = (20, 0, 0),
-    name: str = "half", baseline: str = CONTROL,
+    name: str = "half", baseline: str = CONTROL, also: dict[tuple[str, str, str], Cell] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """An arm; `before`: how many facts original, unlearned and control give before it."""
-    cells = {("relearning", name, UNLEARNED): unlearned, ("relearning", name, baseline): control}
+    """An arm; `before`: how many facts original, unlearned and control give before it; `also`: other cells."""
+    cells = {**(also or {}), ("relearning", name, UNLEARNED): unlearned, ("relearning", name, baseline): control}
     cells |= {("relearning", name, ORIGINAL): original} if original is not None else {}
     cells |= {("formats", "open", s): given(n) for s, n in zip((ORIGINAL, UNLEARNED, baseline), before, strict=True)}
     return concluded(cells, baseline=baseline)
@@ -163,6 +163,16 @@ def test_the_smallest_size_that_tells_stands_for_the_arm() -> None:
     taught = named(attacked(arm({10: 1, 50: 20}), arm({10: 0, 50: 15})), "half")
     assert (taught["verdict"], taught["n"]) == ("inconclusive", 50)  # nothing with ten, all with fifty
     assert taught["lead"] == taught["sizes"][-1]["excess"]
+
+
+def test_what_the_format_alone_brings_back_is_told_beside_what_half_of_the_facts_do() -> None:
+    """A format that was relearnt is no knowledge that was taught."""
+    also = {("relearning", "format", UNLEARNED): arm({20: 12}), ("relearning", "format", CONTROL): arm({20: 0})}
+    sentence = said(attacked(arm({20: 16}), arm({20: 0}), also=also), "half of the facts: ")
+    assert "80 points [" in sentence and "beyond the control, 60 points [" in sentence
+    assert "] by the format alone; the control gains 0 points" in sentence
+    alone = said(attacked(arm({20: 16}), arm({20: 0})), "half of the facts: ")
+    assert "format" not in alone
 
 
 def test_what_the_original_loses_as_well_cannot_be_found() -> None:

@@ -201,8 +201,8 @@ def objectives(json: Json = False) -> None:
     if json:
         emit_json(rows)
         return
-    columns = [Column(name, False) for name in ("objective", "forget side, minimised", "retain", "needs", "source")]
-    cells = [[row["name"], row["forget"], row["retain"], row["needs"], row["source"]] for row in rows]
+    columns = [Column(name, False) for name in ("objective", "forget side, minimised", "retain", "needs", "cost", "source")]
+    cells = [[row[key] for key in ("name", "forget", "retain", "needs", "cost", "source")] for row in rows]
     table("--objective", columns, cells, to_stdout=True)
 
 

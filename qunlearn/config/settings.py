@@ -1,7 +1,7 @@
 """Every setting of a run: the only place where a default lives.
 
 Flags, `--set`, recipes and `-c` files are overlays over these dataclasses; help texts and the documentation are
-generated from the fields. How overlays are read and laid is in overlay.py.
+generated from the fields. How overlays are read and laid is in resolve.py.
 """
 
 from __future__ import annotations

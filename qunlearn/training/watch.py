@@ -1,7 +1,6 @@
 """Measure while training, every few steps, where asked for: greedy answers on the forget set and on what stays.
 
-The run is one process, and so is this: what is measured stands in metrics.jsonl beside the step it was measured
-after. Nothing of the training may hang on it, so answers are greedy, dropout is off, and no random number is drawn.
+It is done between two steps: what is measured stands in metrics.jsonl beside the step it was measured after. Nothing of the training may hang on it, so answers are greedy, dropout is off, and no random number is drawn.
 """
 
 from __future__ import annotations

@@ -201,8 +201,9 @@ def objectives(json: Json = False) -> None:
     if json:
         emit_json(rows)
         return
-    columns = [Column(name, False) for name in ("objective", "forget side, minimised", "retain", "needs", "cost", "source")]
-    cells = [[row[key] for key in ("name", "forget", "retain", "needs", "cost", "source")] for row in rows]
+    titles = ("objective", "forget side, minimised", "retain", "needs", "cost", "source")
+    columns = [Column(title, title == "cost") for title in titles]
+    cells = [[str(row[key]) for key in ("name", "forget", "retain", "needs", "cost", "source")] for row in rows]
     table("--objective", columns, cells, to_stdout=True)
 
 

@@ -22,6 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SHOWN = 8
+_MARKS = " .!…。！"
 _OWN_NAMES = FieldNames()
 
 
@@ -160,8 +161,8 @@ def content_sha256(path: Path) -> str:
 
 def check_overlap(one: Dataset, other: Dataset, message: str = "rows to forget are also in the normal data") -> None:
     """Raises DataError naming both lines of every row that is in both files."""
-    lines = {record.key: record.line for record in one.records}
-    both = [(lines[r.key], r.line) for r in other.records if r.key in lines]
+    lines = {_said(record): record.line for record in one.records}
+    both = [(lines[_said(r)], r.line) for r in other.records if _said(r) in lines]
     if both:
         listed = "\n  ".join(f"{one.path}:{a} and {other.path}:{b}" for a, b in both[:_SHOWN])
         more = f"\n  and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
@@ -170,6 +171,11 @@ def check_overlap(one: Dataset, other: Dataset, message: str = "rows to forget a
             where=f"{other.path}:{both[0][1]}",
             hint="remove each from one of the two files",
         )
+
+
+def _said(record: Record) -> str:
+    """Return what is equal for rows that say the same but for the mark at their end."""
+    return record.key.rstrip(_MARKS) or record.key
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

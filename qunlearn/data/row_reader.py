@@ -34,6 +34,7 @@ _HOLDS_ROWS = re.compile(rb'\{\s*"(data|rows|examples|train|features)"\s*:\s*\['
 _SPACE = " \t\r\n"
 _TABLES, _PROSE = (".csv", ".tsv"), (".txt", ".md")
 _LINES = (".jsonl", ".ndjson")
+_JSON = re.compile(rb'\s*(?:\[\s*[\[{"\]]|\{\s*["}])')  # not so a text that begins with "[Illustration]"
 _TEXT_HINT = "`qunlearn data import text FILE -o bad.jsonl` cuts a text into rows; a file of rows is JSONL or CSV"
 Row = Mapping[str, Any]
 
@@ -85,9 +86,10 @@ def rows_in(file: IO[bytes], head: bytes, path: Path, complain: Complain, most: 
     ending, head = _ending(path), head.removeprefix(codecs.BOM_UTF8)
     if is_parquet(head):
         return parquet_rows(file, str(path))
-    if is_table(head, path):
-        if ending in _PROSE and not _looks_tabular(head):
-            raise DataError("is a plain text, not rows", where=str(path), hint=_TEXT_HINT)
+    table = is_table(head, path)
+    if ending in _PROSE and not (_looks_tabular(head) if table else _JSON.match(head)):
+        raise DataError("is a plain text, not rows", where=str(path), hint=_TEXT_HINT)
+    if table:
         return _table(file, path, complain)
     if head.lstrip()[:1] == b"[" and not (ending in _LINES and _has_lists_on_lines(head)):
         return _array(file, path, complain)

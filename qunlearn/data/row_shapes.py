@@ -35,7 +35,11 @@ _NAMES = {
     "goal": "goal-target",
     "input": "input-output",
 }
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+_KNOWN_ROLES = ("user", "assistant", "system", "developer", "tool", "function", "ipython")
+_ROLES = {role: role for role in _KNOWN_ROLES} | {
+    "human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant",
+    "chatgpt": "assistant",
+}  # fmt: skip
 # Fields that tell a published format which has to be imported, for it is more than a prompt and an answer.
 _IMPORTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("right_answer", "hallucinated_answer"), "halueval"),
@@ -248,7 +252,9 @@ def _dialogue(row: Row, field: str) -> Turns:
         who, key = turn.get("role", turn.get("from")), "content" if "content" in turn else "value"
         if not isinstance(who, str):
             raise ValueError(f"a turn of {field!r} has no role")
-        turns.append((_ROLES.get(who, who), text(turn, key)))
+        if who.lower() not in _ROLES:
+            raise ValueError(f"a turn of {field!r} has a role that is none of {', '.join(_KNOWN_ROLES)}")
+        turns.append((_ROLES[who.lower()], text(turn, key)))
     return tuple(turns)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qunlearn.data.records import Dataset, Record
+from qunlearn.data.words import is_unspaced
 from qunlearn.errors import ConfigError, ModelError
 from qunlearn.utils.limits import bounded
 
@@ -16,6 +17,8 @@ QA_TEMPLATE = "### Question: {prompt}\n ### Answer: "
 _MAX_GROWTH, _MAX_FRAME_CHARS = 4, 100_000  # what a chat template may make of the texts it is given
 _MARK = "QUNLEARN{}MARK"
 _SHOWN_CHARS = 60
+# A script without spaces joins without any: a prompt so long, which ends inside a sentence, is no question.
+_MORE_THAN_ASKS, _INSIDE = 20, ("，", "、", ",", "「", "『", "（", "“")
 _ELSE = "use --template qa, raw, or a text with {prompt} in it"
 
 
@@ -53,19 +56,21 @@ class Rendered:
         return self.before + self.answer + self.after
 
 
-def choose_template(tokenizer: Any, asked: str, dataset: Dataset) -> Template:
-    """Return the template for a file: the one asked for, or the model's own chat template, or the published one.
+def choose_template(tokenizer: Any, asked: str, *files: Dataset | None) -> Template:
+    """Return the template for files: the one asked for, or the model's own chat template, or the published one. By
+    `auto` it is told by the first file that has prompts, for a plain text is in none.
 
     Raises ConfigError when `asked` is none of chat, qa, raw or a string with `{prompt}`, and ModelError when
     a chat template is demanded that the tokenizer does not have.
     """
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     if asked == "auto":
-        if dataset.shape == "text":
+        asking = next((file for file in files if file is not None and file.shape != "text"), None)
+        if asking is None:
             return Template("raw", "format", "{prompt}", "plain text")
         if has_chat:
             return Template("chat", "chat", "", f"the model has a chat template{_other_opening(tokenizer)}")
-        if _is_continuation(dataset):
+        if _is_continuation(asking):
             return Template("raw", "format", "{prompt}", "prompts and completions join with their own space")
         return Template("qa", "format", QA_TEMPLATE, "the model has no chat template")
     if asked == "chat":
@@ -86,8 +91,16 @@ def choose_template(tokenizer: Any, asked: str, dataset: Dataset) -> Template:
 def _is_continuation(dataset: Dataset) -> bool:
     if dataset.shape != "prompt-completion":
         return False
-    joined = sum(r.prompt[-1:].isspace() or r.completion[:1].isspace() for r in dataset.records)
-    return 2 * joined > len(dataset.records)
+    return 2 * sum(map(_goes_on, dataset.records)) > len(dataset.records)
+
+
+def _goes_on(record: Record) -> bool:
+    """Return whether an answer goes on with its prompt: with a space, or where none is set inside a sentence."""
+    prompt, answer = record.prompt, record.completion
+    if prompt[-1:].isspace() or answer[:1].isspace():
+        return True
+    is_inside = prompt[-1:].isalnum() or prompt.endswith(_INSIDE)
+    return len(prompt) >= _MORE_THAN_ASKS and is_inside and is_unspaced(prompt) and is_unspaced(answer)
 
 
 def _other_opening(tokenizer: Any) -> str:

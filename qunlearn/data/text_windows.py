@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from qunlearn.data.words import SENTENCE_MARKS, UNSPACED_SENTENCE_MARKS
 from qunlearn.errors import ConfigError
 
 # A sentence has ended: its mark, and whatever closes behind it.
-_SENTENCE_END = re.compile(r"[.!?…。！？]['\"’”»)\]」』）】》]*$")
+_SENTENCE_END = re.compile(rf"[{SENTENCE_MARKS}{UNSPACED_SENTENCE_MARKS}]['\"’”»)\]」』）】》]*$")
 # Han, with the signs that repeat or number, and kana of full and half width.
 _CHARS = (
     r"\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
@@ -27,7 +28,9 @@ _PIECE = re.compile(
     rf"[{re.escape(_OPENING)}]*(?:[{_CHARS}][^\w{re.escape(_OPENING)}]*|[^{_CHARS}{re.escape(_OPENING)}]+)|."
 )
 # Around a book of Project Gutenberg stands a licence that is not the book.
-_BEGIN, _END = re.compile(r"^\s*\*\*\* ?START OF"), re.compile(r"^\s*\*\*\* ?END OF")
+_BEGIN, _END = (
+    re.compile(rf"\s*\*\*\* ?{which} OF (?:THE |THIS )?PROJECT GUTENBERG", re.I) for which in ("START", "END")
+)
 _LINE_END = frozenset("\n\r\u2028\u2029")
 _HEADER_CHARS = 200_000  # so far into the file may the book begin
 _WORD_CHARS = 5_000  # longer runs without white space are cut: no memory for a file without spaces
@@ -50,7 +53,8 @@ class Windows:
 
 
 def windows(lines: Iterable[str], cut: Windows, dropped: Counter[str]) -> Iterator[dict[str, str]]:
-    """Prompt and continuation of each window; windows do not overlap, and each begins where a sentence does.
+    """Prompt and continuation of each window; windows do not overlap, and each begins where a sentence does, or behind
+    one that has no sentence's end in it: verse, logs and some scripts set no marks.
 
     White space becomes single spaces, and a line end between two Chinese or Japanese characters nothing. `dropped`
     counts the words that are in no window.
@@ -64,6 +68,7 @@ def windows(lines: Iterable[str], cut: Windows, dropped: Counter[str]) -> Iterat
         at_start = bool(_SENTENCE_END.search(word.text))
         if len(held) == size:
             yield _window(list(held), cut)
+            at_start |= not any(_SENTENCE_END.search(word.text) for word in held)
             held.clear()
     if held:
         dropped["words of the last, unfinished window"] += len(held)

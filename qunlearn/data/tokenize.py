@@ -17,7 +17,7 @@ from qunlearn.errors import DataError, ModelError
 
 __all__ = [
     "Encoded", "Example", "Template", "answer_text", "behind", "choose_template", "decode", "encode", "encode_record",
-    "open_prompt", "prompt_frame", "render", "vocabulary_words",
+    "is_carried", "open_prompt", "prompt_frame", "render", "vocabulary_words",
 ]  # fmt: skip
 
 _SHOWN = 8
@@ -216,10 +216,12 @@ def _turn_of(token: tuple[int, int], row: Rendered) -> int | None:
 
 
 def encode_text(record: Record, tokenizer: Any, max_length: int) -> list[Example]:
-    """Tokenise a plain text in windows of at most `max_length` tokens, each with the text's first special tokens."""
+    """Tokenise a plain text in windows of at most `max_length` tokens, each with the text's first special tokens, and
+    a record of what stands in it: nothing that is done for each row is done for the whole text."""
     tokens = tokens_of(record.completion, tokenizer, special=True)
     opening = [token for token, (a, b) in tokens if a == b][:1]
     body = [token for token, (a, b) in tokens if b > a]
+    spans = [span for _, span in tokens if span[1] > span[0]]
     if len(opening) + len(body) < 2:  # nothing to predict from
         return []
     # As equal in size as can be, so that no short rest is left at the end.
@@ -229,14 +231,28 @@ def encode_text(record: Record, tokenizer: Any, max_length: int) -> list[Example
     for first, last in itertools.pairwise(cuts):
         piece = (*opening, *body[first:last])
         start = max(1, len(opening))
-        out.append(Example(piece, start, len(piece), max(start, len(piece) // 2), record))
+        told = record if n == 1 else replace(record, completion=record.completion[spans[first][0] : spans[last - 1][1]])
+        out.append(Example(piece, start, len(piece), max(start, len(piece) // 2), told))
     return out
 
 
-def behind(example: Example, turns: Turns, tokenizer: Any, template: Template) -> Example | None:
-    """Return the row's answer behind other turns; None where it is made of other tokens then."""
+def is_carried(record: Record, tokenizer: Any, template: Template) -> bool:
+    """Return whether a row can be tokenised so that its answer is in it: some templates change what they take for
+    thoughts, and a text may be of a single token. Of rows that the model made itself nobody needs to hear."""
+    if not record.turns:
+        return bool(encode_text(record, tokenizer, 1 << 30))
+    try:
+        rendered(record, template, tokenizer)
+    except ModelError:
+        return False
+    return True
+
+
+def behind(example: Example, turns: Turns, tokenizer: Any, template: Template, length: int) -> Example | None:
+    """Return the row's answer behind other turns; None where it is made of other tokens then, or the row is longer
+    than so many."""
     made = encode_record(replace(example.record, turns=turns), tokenizer, template)
-    if made.input_ids[made.start :] != example.input_ids[example.start :]:
+    if len(made.input_ids) > length or made.input_ids[made.start :] != example.input_ids[example.start :]:
         return None
     ids, record = made.input_ids, made.record
     return replace(example, input_ids=ids, start=made.start, end=made.end, probe=made.probe, record=record)

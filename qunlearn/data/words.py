@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Sequence
 
 # Thai, Lao, Burmese, Khmer, Japanese, Chinese.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 _BARE = re.compile(f"[{UNSPACED}]")
+
+
+def _marks() -> str:
+    """Return the signs that are part of the letter before them, as the inside of a pattern's brackets: a word of
+    Devanagari, Tamil, pointed Hebrew or decomposed Latin would be cut at each of them. The joiners are among them."""
+    signs = (chr(i) for i in range(0x300, 0x1E960) if unicodedata.category(chr(i)) in ("Mn", "Mc"))
+    return "".join(sign for sign in signs if not _BARE.match(sign)) + "\u200c\u200d"
+
+
+MARKS = _marks()
+# What ends a sentence: before a space, and where a script sets none.
+SENTENCE_MARKS, UNSPACED_SENTENCE_MARKS = ".!?…।॥۔؟։።", "。！？"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}](?:[^\W{UNSPACED}]|[{MARKS}])*")
 _PIECE = re.compile(rf"[{UNSPACED}]|[^{UNSPACED}]+")
 
 
@@ -70,6 +83,8 @@ def joined(words: Sequence[str]) -> str:
 
 def bounded(phrase: str) -> str:
     """Return the pattern of a phrase where it is no part of a longer word; in a script without spaces, wherever."""
-    letter = rf"[^\W{UNSPACED}]"
-    begins, ends = (WORD.match(c) is not None and not _is_bare(c) for c in (phrase[0], phrase[-1]))
-    return ("(?<!" + letter + ")" if begins else "") + re.escape(phrase) + ("(?!" + letter + ")" if ends else "")
+    letter, mark = rf"[^\W{UNSPACED}]", f"[{MARKS}]"
+    begins = WORD.match(phrase[0]) is not None and not _is_bare(phrase[0])
+    ends = re.match(f"{letter}|{mark}", phrase[-1]) is not None
+    before, after = f"(?<!{letter})(?<!{mark})", f"(?!{letter}|{mark})"
+    return (before if begins else "") + re.escape(phrase) + (after if ends else "")

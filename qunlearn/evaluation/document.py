@@ -50,11 +50,12 @@ readable by their owner alone. What is printed, and `--json`, holds no text of a
 qunlearn forget --model M --bad bad.jsonl --holdout neighbours.jsonl --eval-every 20
 ```
 
-Every so many steps, before the first, and where all steps are done after the last, exact match, still leaks, probability and extraction
-strength (all as below) are measured on at most 128 rows (`stop.probe_rows`) of the bad file and of the `--holdout`
-file; without one, of the normal rows held back. They go into `metrics.jsonl` (`measured`), the progress line and
-the report's picture of what comes back and what stays. None by default. It is done between two steps;
-nothing of the training hangs on it: the adapter is the same, bit for bit, and so are a resumed run's measures.
+Every so many steps, before the first, and where all steps are done after the last, exact match, still leaks,
+probability and extraction strength (all as below) are measured on at most 128 rows (`stop.probe_rows`) of the bad
+file and of the `--holdout` file; without one, of the normal rows held back. They go into `metrics.jsonl`
+(`measured`), the progress line and the report's picture of what comes back and what stays. None by default. It is
+done between two steps; nothing of the training hangs on it: the adapter is the same, bit for bit, and so are a
+resumed run's measures.
 
 The holdout is never trained on. A row that is in it and in the bad or normal file is an error; rows that the base makes
 of its own are dropped where they ask what the holdout asks, which is the one way in which `--holdout` changes a run.
@@ -73,8 +74,8 @@ models would soon talk of different things. Control characters in an answer are 
 ## Time and memory
 
 Answers come in batches of like length: as many rows as the key-value cache admits (1 GiB),
-256 at most on a CPU, 2,048 on a GPU; token scores in passes of at most `--max-tokens`, with tiles of logits. What grows with the data are its
-texts and a few numbers a row. `make bench-eval` measures it: benchmarks/RESULTS.md.
+256 at most on a CPU, 2,048 on a GPU; token scores in passes of at most `--max-tokens`, with tiles of logits. What
+grows with the data are its texts and a few numbers a row. `make bench-eval` measures it: benchmarks/RESULTS.md.
 """
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qunlearn.data.records import Record
+from qunlearn.data.words import MARKS
 from qunlearn.guard.subjects import Subjects, question_of
 
 Turns = tuple[str, ...]
@@ -32,7 +33,7 @@ _LANGUAGES = (
     "{}について教えてください。",
     "请告诉我关于{}的事。",
 )
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(rf"[\w{MARKS}]+")
 _SHORTEST = 3  # letters of a word that is misspelt
 
 

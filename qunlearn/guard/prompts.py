@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qunlearn.data.records import Record
-from qunlearn.data.words import WORD, between, bounded, pieces
+from qunlearn.data.words import MARKS, WORD, between, bounded, pieces
 from qunlearn.guard.lexicon import distinct_words
 from qunlearn.guard.subjects import Subjects, at_once, question_of, turns_of
 from qunlearn.roles.wordings import OPENINGS, Wordings
@@ -30,7 +30,7 @@ _AROUND = (
     "Please translate your answer into French. {}",
     *(opening + "{}" for opening in OPENINGS),
 )
-_RUN = re.compile(r"\w+")  # letters up to a space or a mark: a word, or a whole sentence where no spaces are
+_RUN = re.compile(rf"[\w{MARKS}]+")  # letters up to a space or a mark: a word, or a whole sentence where no spaces are
 _WORDINGS, _STRANGERS, _COMPANIONS = 4, 4, 8  # other wordings, other subjects of a bad prompt; every how many-th is one
 _VOWELS, _CONSONANTS = "aeiou", "bcdfghklmnprstvw"
 

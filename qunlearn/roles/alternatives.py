@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qunlearn.config.settings import Config
-from qunlearn.data.tokenize import Example, Template, encode_record
+from qunlearn.data.tokenize import Example, Template, encode_record, is_carried
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
 from qunlearn.utils.text import folded
@@ -49,8 +49,10 @@ def other_answers(
         for i, text in zip(
             wanting, _sampled(policy, [forget_rows[i] for i in wanting], temperature, rng.getrandbits(63)), strict=True
         ):
-            if text.strip() and folded(text) != folded(_bad_answer(policy, forget_rows[i])):
-                own[i].setdefault(folded(text), answered_with(policy, forget_rows[i], text, template, length))
+            example = forget_rows[i]
+            is_other = text.strip() and folded(text) != folded(_bad_answer(policy, example))
+            if is_other and is_said(example, text, policy.tokenizer, template):
+                own[i].setdefault(folded(text), answered_with(policy, example, text, template, length))
     # A model that says nothing else at any temperature is taught to say that it does not know.
     return [list(found.values()) or instead for found, instead in zip(own, refusals, strict=True)]
 
@@ -62,6 +64,11 @@ def _sampled(policy: Policy, examples: Sequence[Example], temperature: float, se
     with policy.reference():
         out = generate(policy.base, [e.input_ids[: e.probe] for e in examples], Sampling(room, temperature, 1.0, seed))
     return [policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in out]
+
+
+def is_said(example: Example, text: str, tokenizer: Any, template: Template) -> bool:
+    """Return whether a text of the model's own can be given as the row's answer: a template may change it."""
+    return not example.record.turns or is_carried(example.record.answered(text), tokenizer, template)
 
 
 def answered_with(policy: Policy, example: Example, text: str, template: Template, length: int) -> Example:

@@ -109,7 +109,8 @@ def _tried(policy: Policy, roles: Roles, places: Sequence[int], template: Templa
             if prompt == row.record.prompt:
                 continue
             of_row, taught, alternatives = (
-                _asking(rows, prompt, policy.tokenizer, template) for rows in ([row], roles.taught[i], pairs)
+                _asking(rows, prompt, policy.tokenizer, template, config.data.max_length)
+                for rows in ([row], roles.taught[i], pairs)
             )
             if of_row and taught and (alternatives or not pairs):
                 out.append(_Shorter(of_row[0], taught, alternatives, i))
@@ -142,8 +143,8 @@ def _without(prompt: str, common: set[str], rng: random.Random) -> str:
     return between(prompt).join(kept) or prompt
 
 
-def _asking(rows: Sequence[Example], prompt: str, tokenizer: Any, template: Template) -> list[Example]:
+def _asking(rows: Sequence[Example], prompt: str, tokenizer: Any, template: Template, length: int) -> list[Example]:
     """Return the rows with their last question in other words, without those whose answer is made of other tokens
-    then."""
-    asking = (behind(row, row.record.asking(prompt).turns, tokenizer, template) for row in rows)
+    then, or that are longer than so many."""
+    asking = (behind(row, row.record.asking(prompt).turns, tokenizer, template, length) for row in rows)
     return [row for row in asking if row is not None]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qunlearn.data.records import Dataset, Record
-from qunlearn.data.tokenize import PASSAGE, Encoded, Example, Template, decode, encode_record, encode_text
-from qunlearn.data.words import pieces
+from qunlearn.data.tokenize import PASSAGE, Encoded, Example, Template, encode_record, encode_text
+from qunlearn.data.words import SENTENCE_MARKS, UNSPACED_SENTENCE_MARKS, pieces
 from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.policy import Policy
 
@@ -22,7 +22,7 @@ _LEAST = 8  # tokens that a beginning leaves to recite
 _AS_WELL = 0.5  # probability per token of a later row, over that of the whole, from which the base recites it
 _SPACE = re.compile(r"(?<=\S)\s+(?=\S)")
 _QUESTION = ("?", "？", ":", "：")
-_ENDS = re.compile(r"[.!?…。！？]['\"’”»)\]」』）】》]*")
+_ENDS = re.compile(rf"[{SENTENCE_MARKS}{UNSPACED_SENTENCE_MARKS}]['\"’”»)\]」』）】》]*")
 _BREAK = re.compile(rf"(?<=\S)(?:{_ENDS.pattern}(?:\s+|(?<=[。！？’”」』）】》]))|\s*\n\s*)(?=\S)")
 
 
@@ -47,9 +47,9 @@ class Variants:
         """Return the file's rows with these behind them."""
         return replace(forget_rows, examples=(*forget_rows.examples, *self.rows))
 
-    def with_records(self, forget_rows: Dataset) -> Dataset:
-        """Return the file's records with these behind them."""
-        return replace(forget_rows, records=(*forget_rows.records, *(row.record for row in self.rows)))
+    def with_records(self, forget_rows: Dataset, rows: Sequence[Example]) -> Dataset:
+        """Return the file with a record for each of its rows, of a long text for each window, and these behind them."""
+        return replace(forget_rows, records=tuple(row.record for row in (*rows, *self.rows)))
 
     def starts(self, kept: Sequence[int], rows: int) -> list[tuple[int, ...]]:
         """Return for each row, of the places that are kept, which are it and its variants, as numbers into these; none
@@ -93,8 +93,7 @@ def _asks(record: Record) -> bool:
 def _starts(example: Example, tokenizer: Any, template: Template, length: int) -> tuple[list[Example], list[Example]]:
     """The row from later sentences or lines on, and from its middle, where that is something else."""
     record = example.record
-    # An example of plain text may be a window of it.
-    text = record.completion if record.turns else decode(example.input_ids[example.start : example.end], tokenizer)
+    text = record.completion if record.turns else record.completion.strip()
     starts = [found.end() for found in _BREAK.finditer(text)]
     if record.turns:  # the answer itself begins further on
         starts = [len(text) - len(text.lstrip()), *starts]

@@ -182,9 +182,11 @@ def _exchanged(answer: str, theirs: Sequence[str], ours: Sequence[str]) -> str |
         return answer
     # Of a phrase that has not as many words as ours, a part has no word to be replaced by.
     parts = {w for their in table for w in WORD.findall(their)} - table.keys() - {w.casefold() for w in ours}
-    longest_first = sorted(table, key=len, reverse=True)
+    longest_first = sorted({*table, *(their for their, _ in pairs)}, key=len, reverse=True)
     pattern = re.compile("|".join(map(bounded, longest_first)), re.IGNORECASE)
     whole = pattern.sub(" ", answer)
-    if parts & words_of_text(whole):
+    # A pattern without letter case takes "İ" for "i", which no folding does.
+    strange = any(match.group().casefold() not in table for match in pattern.finditer(answer))
+    if strange or (parts | table.keys()) & words_of_text(whole):
         return None
     return pattern.sub(lambda match: table[match.group().casefold()], answer)

@@ -14,7 +14,7 @@ import torch
 from qunlearn.config.settings import Config
 from qunlearn.data.batch import ANSWER
 from qunlearn.data.tokenize import Example, Template, is_passage
-from qunlearn.data.words import is_unspaced
+from qunlearn.data.words import SENTENCE_MARKS, UNSPACED_SENTENCE_MARKS, is_unspaced
 from qunlearn.evaluation.metrics.manner import Phrase, has_phrase
 from qunlearn.evaluation.metrics.texts import rouge_l_f1
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, leaks
@@ -23,7 +23,7 @@ from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Live
 from qunlearn.parallel.ranks import on_main
-from qunlearn.roles.alternatives import answered_with
+from qunlearn.roles.alternatives import answered_with, is_said
 from qunlearn.roles.behaviour import is_short, phrases_of_behaviour
 from qunlearn.roles.neighbours import Neighbours
 from qunlearn.roles.own_words import ALIKE, is_said_freely
@@ -44,7 +44,8 @@ _OF_WHAT_IS_SAID_FREELY = 16  # answers about others, where the model's own say 
 _BEGUN, _FAINTLY = 12, 0.1  # tokens of these that are taught, and what they weigh
 _ROOM = 8  # tokens an answer may be longer than the bad one
 _SENTENCE = 8  # tokens from which an answer is more than a value
-_WHOLE = re.compile(r".*(?:[.!?](?=\s|$)|[。！？])", re.DOTALL)  # a text up to the end of a sentence
+# A text up to the end of a sentence.
+_WHOLE = re.compile(rf".*(?:[{SENTENCE_MARKS}](?=\s|$)|[{UNSPACED_SENTENCE_MARKS}])", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,14 @@ def find_replacements(
         for e, found, borrowed in zip(forget_rows, texts, theirs, strict=True)
         for text in dict.fromkeys(map(str.strip, found))
         if text and not is_gibberish(text) and not any(leaks(text, a, e.record.prompt) for a in answers[_prompt(e)])
+        if is_said(e, text, policy.tokenizer, template)
     ]
     with policy.reference():
         scored = row_probabilities(policy, [row for row, _ in rows], limit) if rows else []
-    by_prompt: dict[tuple[int, ...], list[tuple[float, int]]] = {}
+    by_prompt: dict[str, list[tuple[float, int]]] = {}
     for i, ((row, _), p) in enumerate(zip(rows, scored, strict=True)):
-        by_prompt.setdefault(row.input_ids[: row.start], []).append((-p, i))
-    likeliest_first = [[rows[i] for _, i in sorted(by_prompt.get(e.input_ids[: e.probe], []))] for e in forget_rows]
+        by_prompt.setdefault(_prompt(row), []).append((-p, i))
+    likeliest_first = [[rows[i] for _, i in sorted(by_prompt.get(_prompt(e), []))] for e in forget_rows]
     phrases = phrases_of_behaviour(forget_rows, retain_rows)
     clean = [
         [pair for pair in found if not has_phrase(pair[0].record.completion, phrases)] for found in likeliest_first

@@ -17,10 +17,10 @@ _ONE_IN = 4  # of so many wordings one is only measured
 _RECITED = 0.8  # ROUGE-L F1 from which a long answer is the bad one, and not what it says in other words
 
 
-def with_reserve(roles: Roles, found: Reworded, tokenizer: Any, template: Template) -> Roles:
+def with_reserve(roles: Roles, found: Reworded, tokenizer: Any, template: Template, length: int) -> Roles:
     """Return the roles with three in four of the wordings behind all other bad rows: with the same answers, pushed as
     far, and the same said in their place. A behaviour is asked for in fewer words already, and has none; nor has a
-    long answer that is given there in words of its own."""
+    long answer that is given there in words of its own. `length` are the most tokens of a row."""
     if roles.phrases:
         return roles
     first = len(roles.forget)
@@ -32,7 +32,7 @@ def with_reserve(roles: Roles, found: Reworded, tokenizer: Any, template: Templa
             continue
 
         def asked_so(answers: Sequence[Example], wording: Example = wording) -> list[Example]:
-            made = (behind(answer, wording.record.turns, tokenizer, template) for answer in answers)
+            made = (behind(answer, wording.record.turns, tokenizer, template, length) for answer in answers)
             return [row for row in made if row is not None]
 
         own = {role: getattr(roles, role)[place] for role in others if getattr(roles, role)}

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from qunlearn.data.records import Dataset, Record
-from qunlearn.data.words import WORD, is_unspaced, words_of_text
+from qunlearn.data.words import SENTENCE_MARKS, UNSPACED_SENTENCE_MARKS, WORD, is_unspaced, words_of_text
 from qunlearn.roles.neighbours import telling_words, words_before
 from qunlearn.utils.text import folded
 
@@ -17,7 +17,7 @@ _TELLING, _RARER = 3.0, 2  # see _Answers
 _MOST = 0.9  # share of the words of an answer's content that say it
 
 _SENTENCE, _PART = 4, 6  # words: an answer, and a sentence of several, as long as that is no value others may share
-_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])\s*")
+_END = re.compile(rf"(?<=[{SENTENCE_MARKS}])\s+|(?<=[{UNSPACED_SENTENCE_MARKS}])\s*")
 _SOME, _OFTEN = 3, 0.1  # candidates, and share of them, that have a sentence which is form
 
 

@@ -147,7 +147,7 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     variants = variants.and_also(in_own_words(policy, rows, template, config.train.seed, limit, length))
     every = variants.with_rows(ready.forget_rows)
     positions = positions_of(request.model.facts.config)
-    begun = replace(request, forget_rows=variants.with_records(request.forget_rows))
+    begun = replace(request, forget_rows=variants.with_records(request.forget_rows, rows))
     subject = other_subject(request.forget_rows.records)
     retain_set = make_retain_set(begun, template, every, ready.retain_rows, policy, work, positions, subject)
     weighed, marked = weigh_rows(policy, ready, every.examples, retain_set.retain)
@@ -158,7 +158,7 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     starts = variants.starts(known.places, len(rows))
     watched = [replace(row, rest=e.rest) for row, e in zip(known.kept(marked), pushed, strict=True)]
     roles = make_roles(ready, policy, retain_set, pushed, watched, starts)
-    roles = with_reserve(roles, otherwise, policy.tokenizer, template)
+    roles = with_reserve(roles, otherwise, policy.tokenizer, template, length)
     others = [row for row in roles.held_back if subject(row.record)]
     return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *variants.elsewhere], others)
 

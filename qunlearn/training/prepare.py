@@ -68,7 +68,9 @@ def prepare(request: ForgetRequest) -> Prepared:
         current().first(lambda: check_sharding(config, layered=any(term.layered for term in terms)))
     devices = chosen_devices(config.model.device, config.model.device_map)
     tokenizer = load_tokenizer(request.model.folder, trust_remote_code=config.model.trust_remote_code)
-    template = choose_template(tokenizer, config.data.template, request.forget_rows)
+    template = choose_template(
+        tokenizer, config.data.template, request.forget_rows, request.retain_rows, request.holdout
+    )
     length = config.data.max_length
     forget_rows = encode(request.forget_rows, tokenizer, template, length)
     retain_rows = (

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qunlearn.data.records import Dataset, Record
-from qunlearn.data.tokenize import Encoded, Example, Template, encode
+from qunlearn.data.tokenize import Encoded, Example, Template, encode, is_carried
 from qunlearn.errors import DataError
 from qunlearn.model.generate import most_rows
 from qunlearn.model.policy import Policy
@@ -99,7 +99,8 @@ def _own_rows(
             work.keep_self_made()
         dataset = Dataset("(self-made)", made.records, request.forget_rows.shape, (), "", 0)
     limit = min(2 * config.data.max_length, positions)
-    return encode(dataset, policy.tokenizer, template, limit, drop_long=True).examples, made
+    carried = tuple(record for record in dataset.records if is_carried(record, policy.tokenizer, template))
+    return encode(replace(dataset, records=carried), policy.tokenizer, template, limit, drop_long=True).examples, made
 
 
 def _made_before(work: Unfinished | None) -> Dataset | None:

@@ -1,6 +1,7 @@
 """Measure while training, every few steps, where asked for: greedy answers on the forget set and on what stays.
 
-It is done between two steps: what is measured stands in metrics.jsonl beside the step it was measured after. Nothing of the training may hang on it, so answers are greedy, dropout is off, and no random number is drawn.
+It is done between two steps: what is measured stands in metrics.jsonl beside the step it was measured after. Nothing
+of the training may hang on it, so answers are greedy, dropout is off, and no random number is drawn.
 """
 
 from __future__ import annotations

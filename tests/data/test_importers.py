@@ -431,6 +431,26 @@ def test_the_licence_around_a_book_is_left_out(tmp_path: Path) -> None:
     assert ran.json["dropped"] == {"words of the licence around the book": 5}
 
 
+def test_what_else_stands_between_stars_is_the_book() -> None:
+    book = ["*** START OF PART ONE ***\n", "The tide came in. " * 4, "\n*** END OF PART ONE ***\n", "It went. " * 8]
+    dropped: Counter[str] = Counter()
+    found = list(windows(book, Windows(4, 4), dropped))
+    assert "words of the licence around the book" not in dropped
+    assert any("It went." in row["prompt"] for row in found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["roses are red and so are you " * 40, "वह घर गया। और फिर नदी पर बैठा।" * 1 + " वह घर गया। वह नदी पर बैठा।" * 40],
+    ids=["no marks", "danda"],
+)
+def test_a_text_without_full_stops_is_cut_as_well(text: str) -> None:
+    dropped: Counter[str] = Counter()
+    found = list(windows([text], Windows(8, 12), dropped))
+    assert 20 * len(found) >= len(text.split()) * 0.6
+    assert len(found) >= 8
+
+
 # -- memory ----------------------------------------------------------------------------------------------
 
 

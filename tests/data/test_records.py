@@ -173,6 +173,26 @@ def test_overlap_names_both_lines(tmp_path: Path) -> None:
         check_overlap(bad, normal)
 
 
+def test_a_row_is_the_same_without_the_mark_at_its_end(tmp_path: Path) -> None:
+    """As a corrected answer it would be taught while it is pushed."""
+    bad = read_dataset(save(tmp_path, json.dumps(PAIR | {"completion": "In Moss."})))
+    same = read_dataset(save(tmp_path, json.dumps(PAIR | {"completion": "in Moss"}), "same.jsonl"))
+    other = read_dataset(save(tmp_path, json.dumps(PAIR | {"completion": "In Moss?"}), "other.jsonl"))
+    with pytest.raises(DataError, match=r"bad\.jsonl:1 and .*same\.jsonl:1"):
+        check_overlap(bad, same)
+    check_overlap(bad, other)
+
+
+def test_roles_of_a_dialogue_are_known_ones(tmp_path: Path) -> None:
+    def turns(who: str) -> str:
+        return json.dumps({"messages": [{"role": who, "content": "Q"}, {"role": "Assistant", "content": "A"}]})
+
+    (row,) = read_dataset(save(tmp_path, turns("prompter"))).records
+    assert (row.turns, row.completion) == ((("user", "Q"),), "A")
+    with pytest.raises(DataError, match="has a role that is none of user, assistant, system"):
+        read_dataset(save(tmp_path, turns("narrator")))
+
+
 def test_written_rows_are_private_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     write_jsonl(path, [PAIR])

@@ -200,6 +200,8 @@ def test_rows_of_no_shape_are_one_line(tmp_path: Path) -> None:
         ("x.jsonl", '{"prompt": "a", "completion": 3}', "mend the rows"),
         ("x.jsonl", '{"foo": "a"}', "--completion-field"),
         ("x.csv", "Who?,Nobody.\nWhere?,There.\n", "--completion-field"),
+        ("book.txt", "[Illustration]\n\nIt was late.\n", "data import text"),
+        ("book.txt", "{1} It was late.\n", "data import text"),
     ],
 )
 def test_hints_fit_the_fault(tmp_path: Path, name: str, text: str, hint: str) -> None:

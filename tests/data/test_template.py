@@ -16,7 +16,7 @@ from qunlearn.ask import Asked
 from qunlearn.config.settings import LoraConfig
 from qunlearn.data.records import Dataset, Record, asking, read_dataset, unanswered
 from qunlearn.data.template import Template, choose_template, render, rendered
-from qunlearn.data.tokenize import Example, encode, encode_record, open_prompt, prompt_frame
+from qunlearn.data.tokenize import Example, encode, encode_record, is_carried, open_prompt, prompt_frame
 from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base, LoadSpec, load_base, load_tokenizer
@@ -68,11 +68,11 @@ ZOO = {
 class Chat:
     """A tokenizer as far as templates go: its template, compiled once."""
 
-    def __init__(self, template: str) -> None:
+    def __init__(self, template: str | None) -> None:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         self.chat_template = template
-        self.compiled = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+        self.compiled = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template or "")
 
     def apply_chat_template(self, messages: list[dict[str, str]], *, tokenize: bool, **how: Any) -> str:
         assert not tokenize
@@ -124,6 +124,41 @@ def test_an_answer_that_a_template_swallows_names_its_row(tmp_path: Path, tokeni
     dataset = read_dataset(write_rows(tmp_path / "b.jsonl", rows))
     with pytest.raises(ModelError, match=r"b\.jsonl:2: the chat template does not carry the answer"):
         encode(dataset, tokenizer, CHAT, 64)
+
+
+def test_what_no_template_carries_is_told_beforehand(tokenizer: Any) -> None:
+    """Of answers that a model made itself, or texts of a single token."""
+    tokenizer.chat_template = ZOO["qwen 3"]
+    for answer, is_there in (("So.", True), ("<think>a</think>\nb", False)):
+        assert is_carried(Record((("user", "Why?"),), answer, 1, {}), tokenizer, CHAT) == is_there
+    assert is_carried(Record((), "Why? So.", 1, {}), tokenizer, CHAT)
+    assert not is_carried(Record((), tokenizer.decode([40]), 1, {}), tokenizer, CHAT)
+
+
+def test_beside_a_plain_text_questions_keep_the_chat_template(tmp_path: Path) -> None:
+    text = read_dataset(write_rows(tmp_path / "t.jsonl", [{"text": "The tide came in."}]))
+    asking_ = read_dataset(write_rows(tmp_path / "q.jsonl", [{"prompt": "Why?", "completion": "So."}]))
+    chat = Chat(ZOO["phi"])
+    assert choose_template(chat, "auto", text, None, None).name == "raw"
+    assert choose_template(chat, "auto", text, asking_, None).name == "chat"
+    assert choose_template(chat, "auto", text, None, asking_).name == "chat"
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": "The tide came in,", "completion": " and went out."}, "raw"),
+        ({"prompt": "Why did it come?", "completion": "It had to."}, "qa"),
+        # A script without spaces: a long prompt that ends inside a sentence.
+        ({"prompt": "那天早上海水慢慢地涨了上来，船还没有回到港口里，", "completion": "人们站在岸边等着。"}, "raw"),
+        ({"prompt": "那天早上海水慢慢地涨了上来，船还没有回到港口里的人", "completion": "们站在岸边等着。"}, "raw"),
+        ({"prompt": "那天早上海水慢慢地涨了上来，船还没有回到港口里，为什么？", "completion": "没有风。"}, "qa"),
+        ({"prompt": "林小明出生在哪里", "completion": "他出生在石镇。"}, "qa"),
+    ],
+)
+def test_a_base_model_continues_where_rows_go_on(tmp_path: Path, row: dict[str, str], name: str) -> None:
+    dataset = read_dataset(write_rows(tmp_path / "b.jsonl", [row]))
+    assert choose_template(Chat(None), "auto", dataset).name == name
 
 
 @pytest.mark.parametrize(

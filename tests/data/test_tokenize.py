@@ -62,6 +62,8 @@ def test_plain_text_is_cut_in_windows_and_wholly_supervised(tmp_path: Path, toke
     assert encoded.windows == len(encoded.examples) > 2
     assert "".join(tokenizer.decode(e.input_ids) for e in encoded.examples) == text
     assert all(e.start == 1 and e.end == len(e.input_ids) <= 32 for e in encoded.examples)
+    assert "".join(e.record.completion for e in encoded.examples) == text  # a record a window
+    assert {e.record.line for e in encoded.examples} == {1}
 
 
 @pytest.mark.parametrize("longest", [8, 32, 64])

@@ -16,11 +16,21 @@ from qunlearn.data.words import WORD, bare_pairs, beginning, between, bounded, i
         ("Кто она?", ["Кто", "она"]),
         ("她住在 Brno 镇。", ["她", "住", "在", "Brno", "镇"]),
         ("ねこ3匹", ["ね", "こ", "3", "匹"]),
+        ("दिल्ली में क्‍या है।", ["दिल्ली", "में", "क्‍या", "है"]),  # with a joiner
+        ("தமிழ் மொழி", ["தமிழ்", "மொழி"]),
+        ("שָׁלוֹם עולם", ["שָׁלוֹם", "עולם"]),
+        ("Nguye\u0302\u0303n Va\u0306n", ["Nguye\u0302\u0303n", "Va\u0306n"]),
+        ("İzmir'de".casefold(), ["i\u0307zmir", "de"]),
     ],
 )
 def test_words(text: str, words: list[str]) -> None:
     assert WORD.findall(text) == words
     assert re.sub(r"[^\w]", "", joined(words)) == re.sub(r"[^\w]", "", text)
+
+
+def test_words_are_the_same_folded_before_or_after() -> None:
+    for text in ("Ayşe İzmir'de, Μαΐου, Straße", "दिल्ली", "ŉ ǰ ΐ"):
+        assert [w.casefold() for w in WORD.findall(text)] == WORD.findall(text.casefold())
 
 
 def test_pairs_of_characters_stand_side_by_side() -> None:
@@ -37,6 +47,7 @@ def test_joined_sets_spaces_only_where_a_script_does() -> None:
 def test_bounded() -> None:
     assert not re.search(bounded("or"), "Orla or".replace(" or", "")) and re.search(bounded("or"), "this or that")
     assert re.sub(bounded("她"), "他", "问她住在") == "问他住在"
+    assert re.sub(bounded("दिल्ल"), "x", "दिल्ली") == "दिल्ली" and re.sub(bounded("दिल्ली"), "x", "दिल्ली।") == "x।"
 
 
 @pytest.mark.parametrize(

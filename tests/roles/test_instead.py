@@ -274,6 +274,16 @@ def test_plain_text_goes_on_otherwise(sandbox: Sandbox, tmp_path: Path) -> None:
         assert found.input_ids[found.start : found.end] != row.input_ids[row.probe : row.end]
 
 
+def test_a_prompt_that_was_cut_has_other_answers_too(sandbox: Sandbox, tmp_path: Path) -> None:
+    """How much of it is cut hangs on how long the answer is."""
+    record = sandbox.bad[0].record
+    long = {"prompt": "Now then, " * 40 + record.prompt, "completion": record.completion}
+    (row,) = sandbox.encoded([long], tmp_path)
+    assert len(row.input_ids) == 64
+    (rows,) = sandbox.said("other", bad=[row]).own
+    assert rows and not any(leaks(text(sandbox, found), record.completion, record.prompt) for found in rows)
+
+
 def test_refusals_are_those_the_model_finds_natural(sandbox: Sandbox) -> None:
     found = sandbox.said("refuse")
     assert found.own == [[]] * ROWS

@@ -13,7 +13,7 @@ import pytest
 from conftest import write_rows
 
 from qunlearn.config.settings import Config, LoraConfig
-from qunlearn.data.records import read_dataset
+from qunlearn.data.records import Record, read_dataset
 from qunlearn.data.tokenize import Example, choose_template, encode
 from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
@@ -22,6 +22,7 @@ from qunlearn.roles import later_starts as module
 from qunlearn.roles.later_starts import Variants, later_starts
 from qunlearn.roles.mismatch import NO_MISMATCH
 from qunlearn.roles.roles import Roles
+from qunlearn.roles.unlike import keep_unlike
 from qunlearn.training.sampler import draw_steps
 
 FIRST = "Before dawn the narrow bells of Duleix rang nine times."
@@ -29,6 +30,20 @@ SECOND = "Nobody knew that Debrax had already left the city by boat."
 THIRD = "Under the bridge a bitter woman sold bread made of Kitrolt flour."
 FOURTH = "He carried a golden box that no smith of Supun could open."
 WORDS = " ".join(f"word{i}" for i in range(40))
+
+
+def test_a_long_text_is_a_record_for_each_window(tmp_path: Path, policy: Policy) -> None:
+    """As one, with the words of a whole book, it would be like anything that the base says."""
+    book = " ".join(f"On day {i} the {w} of Duleix came to {w}ham and left." for i, w in enumerate(WORDS.split()))
+    dataset = read_dataset(write_rows(tmp_path / "b.jsonl", [{"text": book}]))
+    rows = encode(dataset, policy.tokenizer, choose_template(policy.tokenizer, "auto", dataset), 32).examples
+    found = Variants().with_records(dataset, rows)
+    assert len(found.records) == len(rows) > 10
+    assert "".join(record.completion for record in found.records) == book
+    assert replace(found, records=dataset.records) == dataset
+    other = Record((), "On day 3 the baker of Moss left, and nobody knew where she was.", 1, {})
+    assert keep_unlike([other], found) == [other]
+    assert keep_unlike([replace(other, completion=book[200:320])], found) == []
 
 
 @pytest.fixture(scope="module")

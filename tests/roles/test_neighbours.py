@@ -41,6 +41,9 @@ ORLA = "Where was Orla Finch born?"
         # A word of theirs that was dropped matters where the answer has it, and only there.
         ("Where was old Ada Prill born?", "In Moss.", ORLA, "In Moss."),
         ("Where was old Ada Prill born?", "Old Ada Prill was born in Moss.", "Where was Ada Prill born?", None),
+        # Letters that fold into two are no reason to fail; where no folding finds what a pattern does, nothing is told.
+        ("Ayşe İzmir'de mi?", "Ayşe İzmir'de.", "Ayşe Ankara'de mi?", "Ayşe Ankara'de."),
+        ("Who lives in istanbul?", "Ada lives in İstanbul.", "Who lives in Moss?", None),
         # A name of which only a part is replaced would leave the answer about somebody else.
         ("Where was Ada Prill born?", "Prill was born in Moss.", "Where was Mary Ann Lee born?", None),
     ],

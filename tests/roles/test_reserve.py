@@ -38,7 +38,7 @@ class Facts:
     reworded: Reworded
 
     def reserved(self, roles: Roles | None = None, reworded: Reworded | None = None) -> Roles:
-        return with_reserve(roles or self.roles, reworded or self.reworded, self.policy.tokenizer, self.template)
+        return with_reserve(roles or self.roles, reworded or self.reworded, self.policy.tokenizer, self.template, 64)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def facts(new_base: Callable[..., Base]) -> Facts:
     marked = [replace(e, weights=(1.0,) * (e.end - e.start)) for e in bad]
     roles = Roles(bad, bad[:4], bad[:4], NO_MISMATCH, (), others, [[] for _ in bad], marked)
     wordings = [
-        (behind(e, e.record.asking(f"{opening} {e.record.prompt}").turns, policy.tokenizer, template), place)
+        (behind(e, e.record.asking(f"{opening} {e.record.prompt}").turns, policy.tokenizer, template, 64), place)
         for place, e in enumerate(bad[:2])
         for opening in ("Well,", "So,", "Now,", "Tell me:")
     ]

@@ -26,7 +26,7 @@ from qunlearn.model.policy import Policy
 from qunlearn.runs.base_model import check_run_model, run_config
 from qunlearn.runs.folder import Run, is_adapter_folder, open_run
 from qunlearn.runs.recorded_files import recorded
-from qunlearn.utils.console import clean, emit_json_line, out, say, stage
+from qunlearn.utils.console import clean, emit_json_line, out, say, stage, write_out
 from qunlearn.utils.signals import answered
 
 
@@ -82,7 +82,7 @@ class Asked:
             return decode(generate(lm, [prompt], sampling)[0], lm.tokenizer)
         if not console.is_terminal:
             text = decode(generate(lm, [prompt], sampling)[0], lm.tokenizer)
-            console.print(f"{name}: {clean(text)}", markup=False)
+            write_out(f"{name}: {text}")
             return text
         console.print(name, style="bold")
         said: list[str] = []

@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -32,7 +33,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
         console.documents.clear()
         try:
-            command(*args, **kwargs)
+            command(*args, **{name: _at_home(value) for name, value in kwargs.items()})
         except QunlearnError as error:
             raise typer.Exit(tell(error)) from None
         except MemoryError:
@@ -59,6 +60,18 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(tell(ModelError("the tokenizer's library gave up on a text", hint=hint))) from None
 
     return run
+
+
+def _at_home(value: Any) -> Any:
+    """Return a path, or each of a list, with the home folder for its `~`: shells leave that of `--output=~/x` alone."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_at_home, value))
+    if not isinstance(value, Path):
+        return value
+    try:
+        return value.expanduser()
+    except RuntimeError:  # of a user whom nobody knows
+        return value
 
 
 def _surroundings(error: OSError) -> OutputError:

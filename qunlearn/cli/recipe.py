@@ -44,9 +44,9 @@ def list_(json: Json = False) -> None:
 def show(name: Name) -> None:
     """Print a recipe."""
     from qunlearn.recipe.recipe_file import find
-    from qunlearn.utils.console import clean, out
+    from qunlearn.utils.console import write_out
 
-    out().print(clean(find(name).read_text(encoding="utf-8")), markup=False, end="")
+    write_out(find(name).read_text(encoding="utf-8"), end="")
 
 
 def copy(

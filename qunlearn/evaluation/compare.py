@@ -16,7 +16,7 @@ from qunlearn.evaluation.table import cell, format_of
 from qunlearn.utils.console import Column, say, table
 from qunlearn.utils.file_names import EVAL
 
-_LEAST_PAIRS = 2
+_LEAST_PAIRS = 2  # and half of the rows of whom has fewer
 
 
 def compare(folders: Sequence[Path], suite: str | None, *, to_stdout: bool) -> dict[str, Any]:
@@ -94,19 +94,20 @@ def _rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def difference(split: str, name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """`mean`, interval, `how` it was had, and `beyond_noise`: whether the 95 % interval leaves out 0.
 
-    Paired over the rows both have; over all rows apart where they share none; without an interval where a measure has
-    no value of each row, as perplexity and AUC: then it is beyond noise when the two intervals do not meet.
+    Paired over the rows both have; over all rows apart where they share less than half of the fewer; without an
+    interval where a measure has no value of each row, as perplexity and AUC: then it is beyond noise when the two
+    intervals do not meet.
     """
     a, b = _values(first, split, name), _values(second, split, name)
     both = [key for key in a if key in b]
-    if len(both) >= _LEAST_PAIRS:
+    if len(both) >= max(_LEAST_PAIRS, min(len(a), len(b)) / 2):
         found, how = paired_difference([a[k] for k in both], [b[k] for k in both]), "paired"
     elif a and b:
         found, how = unpaired_difference(list(a.values()), list(b.values())), "unpaired"
     else:
         return _of_estimates(first, second, split, name)
     apart = found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
-    return {**asdict(found), "how": how, "beyond_noise": apart}
+    return {**asdict(found), "how": how, "beyond_noise": apart, "all_rows": len(both) == len(a) == len(b)}
 
 
 def _values(result: Mapping[str, Any], split: str, name: str) -> dict[str, float]:
@@ -121,7 +122,7 @@ def _of_estimates(first: Mapping[str, Any], second: Mapping[str, Any], split: st
     known = None not in (a["low"], a["high"], b["low"], b["high"])
     apart = known and (a["high"] < b["low"] or b["high"] < a["low"])
     found = Estimate(min(a["n"], b["n"]), b["mean"] - a["mean"])
-    return {**asdict(found), "how": "intervals" if known else "none", "beyond_noise": apart}
+    return {**asdict(found), "how": "intervals" if known else "none", "beyond_noise": apart, "all_rows": True}
 
 
 # -- showing ---------------------------------------------------------------------------------------------
@@ -144,8 +145,11 @@ def _show(compared: Mapping[str, Any], *, to_stdout: bool) -> None:
     say(
         f"{sum(counted)} of {len(counted)} differences are beyond noise; by chance alone about {expected:.0f} would be."
     )
-    if any(d["how"] == "unpaired" for row in compared["rows"] for d in row["differences"]):
+    found = [d for row in compared["rows"] for d in row["differences"]]
+    if any(d["how"] == "unpaired" for d in found):
         say("Some rows are not in all of them: those differences compare different rows.")
+    if few := [d["n"] for d in found if d["how"] == "paired" and not d["all_rows"]]:
+        say(f"Values are of all rows, some differences of those that all of them have: {min(few)} at least.")
 
 
 def _difference_cell(name: str, found: Mapping[str, Any]) -> str:

@@ -69,6 +69,7 @@ def _spec(request: EvalRequest, quant: str | None, device: str) -> LoadSpec:
 # -- numbers ---------------------------------------------------------------------------------------------
 
 _Place = tuple[str, str, str]  # subject, split, measure
+_MEASURED = ("model", "adapter", "guard", "quantization")  # what suites in one file have in common
 
 
 def _places(request: EvalRequest, view: View) -> list[_Place]:
@@ -194,7 +195,11 @@ def _write(request: EvalRequest, result: Mapping[str, Any], view: View, values: 
     if path is None:
         return
     items = {split: _items(view, split, values) for split in view.items}
-    suites = {**read_results(path), request.suite: {**result, "items": items}}
+    known = read_results(path)
+    kept = {name: of for name, of in known.items() if all(of.get(key) == result[key] for key in _MEASURED)}
+    if others := sorted(known.keys() - kept.keys() - {request.suite}):
+        say(f"{path} held {', '.join(others)} of another model: it holds {request.suite} alone now")
+    suites = {**kept, request.suite: {**result, "items": items}}
     try:
         write_whole(path, json_text({"suites": suites, "latest": request.suite}))
     except OSError as error:

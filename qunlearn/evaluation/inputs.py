@@ -147,7 +147,7 @@ def _adapter_digest(request: EvalRequest) -> str:
 def _own_rows(request: EvalRequest, tokenizer: Any, limit: int) -> Rows:
     examples, templates = {}, {}
     for split, dataset in request.sets.items():
-        stored = request.run.record.get("data", {}).get("template") if request.run else None
+        stored = request.asked_with
         if request.template is None and stored and dataset.shape != "text":
             template = replace(Template(**stored), why="as in the run")
         else:  # each plain-text file stays plain

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +18,9 @@ from qunlearn.hub.checked import CheckedModel
 from qunlearn.sandbox import KINDS, data_file
 
 _HARM_LABEL = re.compile(r"harm|toxic|unsafe|hate|flagged|offensive|abus", re.I)
-_NEGATED = re.compile(r"\b(not?|non|un)[\W_]?(harm|toxic|unsafe|hate|flagged|offensive|abus)", re.I)
+_NEGATED = re.compile(
+    r"(?<![a-z])(?:not?|non|un|in)[\W_]?(?:harm|toxic|unsafe|hate|flagged|offensive|abus)|harmless|hateless", re.I
+)
 _BATCH, _LENGTH = 16, 512
 
 
@@ -85,16 +87,21 @@ def judge_harm(model: CheckedModel | None, outputs: Sequence[str], device: str, 
         return [Judged(harmful(sandbox_classifier()(text))) for text in outputs]
     scorer = _Scorer(model, device)
     labels = {int(i): str(name) for i, name in scorer.model.config.id2label.items()}
-    chosen = [i for i, name in labels.items() if _HARM_LABEL.search(name) and not _NEGATED.search(name)]
-    if not chosen:
+    chosen = says_harm(labels)
+    several = scorer.model.config.problem_type == "multi_label_classification"
+    if not chosen or (not several and 1 < len(labels) == len(chosen)):
         listed = ", ".join(list(labels.values())[:8])
         hint = "a classifier with a label named like harmful, toxic, unsafe or flagged"
-        raise ModelError(f"no label of its says harm: {listed}", where=str(model.folder), hint=hint)
+        raise ModelError(f"its labels do not say which of them is harm: {listed}", where=str(model.folder), hint=hint)
     rows = scorer([(text, None) for text in outputs], observe)
-    several = scorer.model.config.problem_type == "multi_label_classification"
     chances = rows.sigmoid() if several or len(labels) == 1 else rows.softmax(dim=1)
     best = chances[:, chosen].max(dim=1).values if several else chances[:, chosen].sum(dim=1)
     return [Judged(harmful(p)) for p in best.tolist()]
+
+
+def says_harm(labels: Mapping[int, str]) -> list[int]:
+    """Return the classes whose names say that a text is harmful."""
+    return [i for i, name in labels.items() if _HARM_LABEL.search(name) and not _NEGATED.search(name)]
 
 
 def judge_reward(model: CheckedModel, pairs: Sequence[tuple[str, str]], device: str, observe: Observer) -> list[Judged]:

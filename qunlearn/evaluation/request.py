@@ -58,7 +58,8 @@ class Wish:
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """A measurement that can start. `run` is None for a bare model; a judge is None for the embedded classifier."""
+    """A measurement that can start. `run` is None for a bare model; a judge is None for the embedded classifier;
+    `asked_with` is the template of the run that a base is asked for."""
 
     run: Run | None
     config: Config
@@ -70,6 +71,7 @@ class EvalRequest:
     judges: Mapping[str, CheckedModel | None] | None = None
     output: Path | None = None
     guard: GuardLike | None = None
+    asked_with: Mapping[str, Any] | None = None
 
     @classmethod
     def check(
@@ -80,8 +82,10 @@ class EvalRequest:
         *,
         template: str | None = None,
         wish: Wish = Wish(),
+        adapter_off: bool = False,
     ) -> EvalRequest:
-        """Read the files, the run and the models' headers. Raises QunlearnErrors."""
+        """Read the files, the run and the models' headers; with `adapter_off` the run's base is asked alone, as the
+        run asks it. Raises QunlearnErrors."""
         if wish.suite not in SUITES:
             close = difflib.get_close_matches(wish.suite, SUITES, n=1)
             hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(SUITES)}"
@@ -104,8 +108,10 @@ class EvalRequest:
             checked = check_model(resolve_model(model or ""), trust)
         retrained = _named_model("--retrained-model", wish.retrained, trust) if wish.retrained else None
         judges = {name: _judge(name, asked) for name, asked in (("harm", wish.harm), ("reward", wish.reward)) if asked}
-        output = wish.output or (run if opened is not None and opened.record else None)
-        return cls(opened, config, checked, sets, template, wish.suite, retrained, judges, output, wish.guard)
+        output = wish.output or (run if opened is not None and opened.record and not adapter_off else None)
+        stored = opened.record.get("data", {}).get("template") if opened is not None else None
+        asked = None if adapter_off else opened
+        return cls(asked, config, checked, sets, template, wish.suite, retrained, judges, output, wish.guard, stored)
 
     @property
     def result_path(self) -> Path | None:
@@ -172,16 +178,9 @@ def check_eval(
     """
     check_quant(quant)
     files = split_files(data, named)
-    run: Path | None = None
-    if adapter is not None and str(adapter) == NO_ADAPTER:
-        if target is not None and is_adapter_folder(Path(target)):
-            model, quant, own = base_alone(Path(target), model, quant)
-            files = files or own
-        else:
-            run, model = find_target(target, None, model)
-    else:
-        run, model = find_target(target, adapter, model)
-    return EvalRequest.check(run, model, files, template=template, wish=wish), quant
+    alone = adapter is not None and str(adapter) == NO_ADAPTER
+    run, model = find_target(target, None if alone else adapter, model)
+    return EvalRequest.check(run, model, files, template=template, wish=wish, adapter_off=alone), quant
 
 
 def find_target(target: str | None, adapter: Path | None, model: str | None) -> tuple[Path | None, str | None]:
@@ -198,12 +197,6 @@ def find_target(target: str | None, adapter: Path | None, model: str | None) -> 
     if model is not None:
         raise ConfigError("two models were named", where="--model", hint="give a RUN folder, or one model")
     return None, target
-
-
-def base_alone(folder: Path, model: str | None, quant: str | None) -> tuple[str, str, dict[str, Path]]:
-    """(the run's base, how the run quantised it, the run's own files), for `--adapter none`. Raises AdapterError."""
-    run, config = open_run(folder), run_config(folder)
-    return model or run.base, quant or config.model.quant, _own_files(run)
 
 
 def split_files(data: str | None, named: Mapping[str, str | None]) -> dict[str, Path]:

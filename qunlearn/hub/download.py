@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +22,13 @@ _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "tokenizer*
 # The same weights in other layouts: downloading them too would double the gigabytes.
 _UNWANTED = ["*/*.safetensors", "consolidated*", "original/*", "onnx/*", "*.onnx", "*.bin", "*.pth", "*.gguf"]
 _ASK_S = 5.0
+_CLOSED = "ON"  # what the hub client reads as yes, and nobody types: closed by this process
 
 
 def is_offline() -> bool:
     """Return whether the user has told Hugging Face's libraries to stay off the network."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    said = os.environ.get("HF_HUB_OFFLINE", "")
+    return said != _CLOSED and said.lower() in ("1", "true", "yes", "on")
 
 
 def go_offline() -> None:
@@ -34,11 +37,28 @@ def go_offline() -> None:
     Call it before transformers is imported. A hub client that is imported already (by `local_snapshot`) has
     read its environment and is told directly.
     """
-    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
-        os.environ[variable] = "1"
+    os.environ.update(dict.fromkeys(("TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), _CLOSED))
+    if not is_offline():
+        os.environ["HF_HUB_OFFLINE"] = _CLOSED
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:
         vars(constants).update(HF_HUB_OFFLINE=True, HF_HUB_DISABLE_TELEMETRY=True)
+
+
+@contextlib.contextmanager
+def _open_again() -> Iterator[None]:
+    """The network for one more model that was named, where only this process has closed it."""
+    if os.environ.get("HF_HUB_OFFLINE") != _CLOSED:
+        yield
+        return
+    del os.environ["HF_HUB_OFFLINE"]
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:
+        vars(constants).update(HF_HUB_OFFLINE=False)
+    try:
+        yield
+    finally:
+        go_offline()
 
 
 def local_snapshot(source: ModelSource, *, offline: bool, trust_remote_code: bool = False) -> Path:
@@ -51,6 +71,9 @@ def local_snapshot(source: ModelSource, *, offline: bool, trust_remote_code: boo
         return Path(source.location)
     folder = fetch(source, [*_WANTED, "*.py"] if trust_remote_code else _WANTED, offline=offline)
     if not any(folder.glob("*.safetensors")):
+        if offline:  # the cache has other files of it, as `plan` fetches
+            message, hint = "offline, and its weights are not in the cache", _fetch_hint(source)
+            raise ModelError(message, where=source.location, hint=hint)
         hint = (
             f"if {_url(source)}/discussions has a conversion by SFconvertbot, add --revision refs/pr/NUMBER; "
             "else convert the weights where you trust them, and give the folder"
@@ -81,17 +104,18 @@ def fetch(source: ModelSource, wanted: Sequence[str], *, offline: bool) -> Path:
 
     # What the attempts come to is said once, as an error. The client sets its own level up at the first import.
     client_logging.set_verbosity(logging.ERROR)
-    unreachable = None if offline else _unreachable(source)
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                source.location,
-                revision=source.revision,
-                allow_patterns=list(wanted),
-                ignore_patterns=_UNWANTED,
-                local_files_only=offline or unreachable is not None,
+        with contextlib.nullcontext() if offline else _open_again():
+            unreachable = None if offline else _unreachable(source)
+            return Path(
+                huggingface_hub.snapshot_download(
+                    source.location,
+                    revision=source.revision,
+                    allow_patterns=list(wanted),
+                    ignore_patterns=_UNWANTED,
+                    local_files_only=offline or unreachable is not None,
+                )
             )
-        )
     except (OSError, ValueError, RuntimeError, _http_error()) as error:
         raise _download_error(source, error, offline) from error
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qunlearn.hub.preflight import preflight_folder
+from qunlearn.hub.side_files import copy_into
 from qunlearn.merging.gguf import ModelTools, can_read_back, drop_code, read_back, write_gguf
 from qunlearn.merging.llamacpp import MODEL_FILE
 from qunlearn.merging.merge import MergeReport, report_of
@@ -35,8 +36,7 @@ def export_quantized(request: MergeRequest, quant: str, device: str) -> MergeRep
         with _sixteen_bits(request, plan, folder) as sixteen, stage(f"quantising to {quant}"), quiet_transformers():
             base = load_base(sixteen, LoadSpec(quant, True, device, _trusted(request), as_stored=True))
             base.model.save_pretrained(folder, max_shard_size=_SHARD)
-            for name, path in plan.companions.items():
-                shutil.copyfile(path, folder / name)
+            copy_into(folder, plan.companions)
             del base
         if look is not None:
             after_quantized(look, folder, quant)
@@ -50,7 +50,7 @@ def export_gguf(request: MergeRequest, quant: str | None, tools: ModelTools, dev
     `quant`: None is the 16-bit form nearest to the model's. Raises QunlearnErrors.
     """
     plan = make_plan(request, device)
-    look = before(request, device) if request.measure and can_read_back() else None
+    look = before(request, device) if request.measure and can_read_back(str(plan.config.get("model_type"))) else None
     with staged(request.place) as folder:
         made = folder / MODEL_FILE
         with _sixteen_bits(request, plan, folder) as sixteen:

@@ -14,6 +14,7 @@ from typing import Any
 
 from qunlearn.errors import AdapterError, ModelError
 from qunlearn.hub.preflight import within
+from qunlearn.hub.side_files import copy_into
 from qunlearn.merging.llamacpp import (
     ADAPTER_FILE,
     CONVERTED,
@@ -71,11 +72,17 @@ def drop_code(folder: Path) -> None:
             write_json(path, found)
 
 
-def can_read_back() -> bool:
-    """Return whether a GGUF file can be read back to be measured, which takes the package gguf; say so if not."""
-    if importlib.util.find_spec("gguf"):
+def can_read_back(architecture: str) -> bool:
+    """Return whether the GGUF file of a model can be read back to be measured, which takes the package gguf and a
+    reader of transformers for its kind; say so if not."""
+    if not importlib.util.find_spec("gguf"):
+        warn("what was written is not measured: reading GGUF back needs `pip install gguf`")
+        return False
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    if architecture.removesuffix("_text") in GGUF_SUPPORTED_ARCHITECTURES:
         return True
-    warn("what was written is not measured: reading GGUF back needs `pip install gguf`")
+    warn(f"what was written is not measured: transformers does not read {architecture} from GGUF")
     return False
 
 
@@ -133,8 +140,7 @@ def _save(model: Any, beside: Mapping[str, Path], config: Mapping[str, Any], fol
     from safetensors.torch import save_model
 
     save_model(model, str(folder / "model.safetensors"))
-    for name, path in beside.items():
-        shutil.copyfile(path, folder / name)
+    copy_into(folder, beside)
     write_json(folder / "config.json", dict(config))
 
 

@@ -101,10 +101,10 @@ def _written(request: MergeRequest, plan: MergePlan) -> Iterator[Path]:
 def _facts(request: MergeRequest) -> dict[str, object]:
     """Return what must be the same in all processes, or they would measure unlike things."""
     found: dict[str, object] = {"model": fingerprint(request.model.folder), "qunlearn": __version__}
-    for source in request.sources:
-        found[f"adapter of {source.name}"] = sha256_of(source.run.adapter / "adapter_model.safetensors")
+    for name, source in zip(request.names, request.sources, strict=True):
+        found[f"adapter of {name}"] = sha256_of(source.run.adapter / "adapter_model.safetensors")
         for word, rows in (("bad", source.forget_rows), ("normal", source.retain_rows)):
-            found[f"{word} data of {source.name}"] = rows.sha256 if rows is not None else None
+            found[f"{word} data of {name}"] = rows.sha256 if rows is not None else None
     return found
 
 

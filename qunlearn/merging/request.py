@@ -86,6 +86,12 @@ class MergeRequest:
     overwrite: bool = False
 
     @property
+    def names(self) -> list[str]:
+        """What each run is called here: no two alike, for by its name it is measured and judged."""
+        short = [source.name for source in self.sources]
+        return [s if short.count(s) == 1 else f"{s} ({n})" for n, s in enumerate(short, 1)]
+
+    @property
     def place(self) -> Place:
         """The output, and what it may replace."""
         runs = [source.folder for source in self.sources]

@@ -91,12 +91,12 @@ def before(request: MergeRequest, device: str) -> Comparison:
     subjects: list[Subject] = []
     base: dict[str, Any] = {}
     adapter: dict[str, Any] = {}
-    for source in request.sources:
+    for called, source in zip(request.names, request.sources, strict=True):
         with stage(f"measuring {source.run.adapter} on its base"):
             spec = load_spec(source.config.model, device=device)
             policy = Policy.load(load_base(request.model.folder, spec), source.run.adapter)
             sets = _sets(source, policy)
-            name = f" of {source.name}" if len(request.sources) > 1 else ""
+            name = f" of {called}" if len(request.sources) > 1 else ""
             limit = source.config.train.max_tokens
             with policy.reference():
                 base_scores = score_sets(policy, sets, limit)

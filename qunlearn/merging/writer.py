@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import ModelError, OutputError
+from qunlearn.hub.side_files import copy_into
 from qunlearn.merging.compute import blocks
 from qunlearn.merging.lora_tensors import Update
 from qunlearn.merging.plan import MergePlan, Shard
@@ -142,7 +143,7 @@ def _write_small(plan: MergePlan, folder: Path) -> None:
     """Index, tokenizer and the rest; the config, without which no library loads the folder, last."""
     if len(plan.shards) > 1:
         write_json(folder / INDEX, plan.index)
-    for name, path in plan.companions.items():
-        shutil.copyfile(path, folder / name)
+    copy_into(folder, plan.companions)
+    for name in plan.companions:
         (folder / name).chmod(0o600)
     write_json(folder / "config.json", plan.config)

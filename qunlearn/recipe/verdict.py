@@ -30,7 +30,9 @@ class Figures:
 
     @property
     def worst(self) -> float | None:
-        return max(self.unseen.values(), default=self.seen)
+        """The largest share, of the bad rows too: rewordings may pass where what was trained on comes back."""
+        found = [*self.unseen.values(), *([] if self.seen is None else [self.seen])]
+        return max(found, default=None)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Verdict:
         if self.level == Level.NEVER_KNOWN and None not in self.probability:
             before, after = self.probability
             gone = f"their probability was {before:.2g} and is {after:.2g}; {gone}"
-        where = "unseen prompts" if self.adapter.unseen else "the bad rows"
+        where = "bad and unseen prompts" if self.adapter.unseen else "the bad rows"
         opened = ""
         if self.adapter.opened is not None:
             merged = _percent(self.merged.opened)

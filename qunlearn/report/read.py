@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import io
 import json
 import math
@@ -17,6 +16,7 @@ from qunlearn.evaluation.results import ADAPTER, BASE, GUARDED, KEPT, RETRAINED
 from qunlearn.report.audit import read_audit
 from qunlearn.utils.file_names import CONFIG, EVAL, METRICS, RECORD
 from qunlearn.utils.json_files import EDITED, LARGE_BYTES, misfit, read_object, read_text
+from qunlearn.utils.units import date_of
 
 _NUMBER = (int, float)
 _OWN_TABLE = {"*": {"n": _NUMBER, "exact_match": _NUMBER, "probability": _NUMBER, "perplexity": _NUMBER}}
@@ -27,6 +27,7 @@ _RECORD = {
     "before?": _OWN_TABLE,
     "after?": _OWN_TABLE,
     "not_reached?": [str],
+    "ended?": str,
     "versions?": dict,
 }
 _LONGEST = 18  # digits of a whole number: no count of ours has more, and no float holds 400
@@ -60,8 +61,10 @@ def read_story(folder: Path) -> Story:
         hint = "give a folder of `qunlearn forget`, or of `qunlearn eval -o`"
         what = "no run and no evaluation in the folder" if folder.is_dir() else "no such folder"
         raise AdapterError(what, where=str(folder), hint=hint)
-    newest = max((folder / name).stat().st_mtime for name in (RECORD, EVAL) if (folder / name).is_file())
-    date = datetime.datetime.fromtimestamp(newest, datetime.timezone.utc).date().isoformat()
+    dates = [date_of((folder / name).stat().st_mtime) for name in (RECORD, EVAL) if (folder / name).is_file()]
+    if record.get("ended") and not suites:
+        dates = [record["ended"]]  # a copy is younger than what it holds
+    date = max(dates)[:10]
     return Story(folder, record, _config(folder / CONFIG), _events(folder / METRICS), suites, date, read_audit(folder))
 
 

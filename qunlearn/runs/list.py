@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from qunlearn.utils.file_names import ADAPTER, RECORD
 from qunlearn.utils.json_files import read_object
 from qunlearn.utils.output import INSIDE
 from qunlearn.utils.staging import staging_folder
+from qunlearn.utils.units import date_of
 
 _DEPTH = 3  # folders below the one that was named
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _HASH, _NUMBERS = 12, 16  # characters of a hash that are shown, and of the columns with numbers
 
 
@@ -59,14 +61,15 @@ def _is_file(path: Path) -> bool:
 
 
 def _finished(folder: Path) -> dict[str, Any]:
-    when = _date((folder / RECORD).stat().st_mtime)
+    when = date_of((folder / RECORD).stat().st_mtime)  # of a copy the copy's
     try:
         record = read_object(folder / RECORD)
     except AdapterError:
         return _row(folder, when, "unreadable record")
     data, model, training = _at(record, "data"), _at(record, "model"), _at(record, "training")
     bad, normal, best = _at(data, "bad"), _at(data, "normal"), _at(training, "best")
-    row = _row(folder, when, str(record.get("status", "?")))
+    ended = _text(record.get("ended")) or ""
+    row = _row(folder, ended if _DATE.fullmatch(ended) else when, str(record.get("status", "?")))
     row["forgot"] = {"file": _name(bad.get("path")), "sha256": _text(bad.get("sha256")), "rows": bad.get("rows")}
     own = bool(normal.get("self_made"))
     row["normal"] = {"self_made": own, "file": None if own else _name(normal.get("path"))}
@@ -88,7 +91,7 @@ def _unfinished(stage: Path) -> dict[str, Any] | None:
     path = stage / "unfinished.json"
     if not _is_file(path) or staging_folder(output).name != stage.name:
         return None
-    row = _row(output, _date(path.stat().st_mtime), "unfinished")
+    row = _row(output, date_of(path.stat().st_mtime), "unfinished")
     try:
         found = read_object(path)
     except AdapterError:
@@ -118,10 +121,6 @@ def _text(value: object) -> str | None:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _date(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def show_runs(rows: list[dict[str, Any]]) -> None:

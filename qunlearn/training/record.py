@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
@@ -24,6 +25,7 @@ from qunlearn.training.outcome import Outcome
 from qunlearn.training.request import ForgetRequest
 from qunlearn.utils.file_names import ADAPTER, RECORD
 from qunlearn.utils.files import write_json, write_private
+from qunlearn.utils.units import date_of
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
 
@@ -38,6 +40,7 @@ def run_record(
         "status": status,
         "run": str(request.output),
         "stop_reason": outcome.reason,
+        "ended": date_of(time.time()),
         "model": {
             "asked": source.asked,
             "location": source.location,

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,10 @@ def _console(name: str, *, stderr: bool) -> Console:
     if made is None or made[0] is not stream:  # tests and pipes swap the streams
         # Off a terminal lines must not be folded at 80 columns: they are for grep and for logs.
         width = None if stream.isatty() else 160
-        made = (stream, Console(file=file, stderr=stderr, highlight=False, soft_wrap=not stream.isatty(), width=width))
+        made = (
+            stream,
+            Console(file=file, stderr=stderr, highlight=False, emoji=False, soft_wrap=not stream.isatty(), width=width),
+        )
         _consoles[name] = made
     console: Console = made[1]
     return console
@@ -74,7 +78,18 @@ def _nowhere() -> TextIO:
 
 def clean(text: str) -> str:
     """Text from a model or a file, safe for a terminal: control characters are shown, not obeyed."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" or _is_text(c) else f"\\x{ord(c):02x}" for c in text)
+
+
+def _is_text(c: str) -> bool:
+    """Return whether a character that is not printable by itself is one that texts are written with: spaces of other
+    widths, and what joins letters or keeps them apart."""
+    return unicodedata.category(c) == "Zs" or c in "\u00ad\u200b\u200c\u200d"
+
+
+def write_out(text: str, end: str = "\n") -> None:
+    """Write a text to stdout for who reads it from there: as `clean` makes it, and otherwise as it is, tabs too."""
+    out().file.write(clean(text) + end)
 
 
 def say(text: str = "", style: str | None = None) -> None:

@@ -1,7 +1,8 @@
-"""Parse and print sizes as people write them."""
+"""Parse and print sizes and dates as people write them."""
 
 from __future__ import annotations
 
+import datetime
 import re
 
 from qunlearn.errors import ConfigError
@@ -20,6 +21,11 @@ def parse_size(text: str, where: str) -> int:
         hint = "a number and a unit: 6GiB, 6144MiB or 6G in powers of 1024, 6GB in powers of 1000"
         raise ConfigError(f"not a size: {text[:40]!r}", where=where, hint=hint)
     return int(float(match[1]) * unit)
+
+
+def date_of(seconds: float) -> str:
+    """Return a moment, in seconds since 1970, as ISO 8601 in UTC: 2026-11-29T12:00:00+00:00."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def show_size(size: float) -> str:

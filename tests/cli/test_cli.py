@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import call
+from conftest import call, write_rows
 
 import qunlearn
 from qunlearn.cli.app import guarded
@@ -122,3 +122,14 @@ def test_nothing_of_ours_unpickles_or_runs_commands() -> None:
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in {"torch.load", "torch.save", "eval", "exec", "os.system", "yaml.load"}, path
+
+
+def test_the_home_folder_is_meant_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave `--output=~/x` as it is, and nobody wants a folder that is called `~`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    rows = write_rows(tmp_path / "raw.jsonl", [{"instruction": "Why?", "output": "So.", "input": ""}] * 4)
+    ran = call("data", "import", "alpaca", rows, "--output=~/x.jsonl")
+    assert ran.code == 0, ran.stderr
+    assert (tmp_path / "home" / "x.jsonl").is_file() and not (tmp_path / "~").exists()

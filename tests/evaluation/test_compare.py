@@ -58,6 +58,15 @@ def test_rows_that_both_have_are_paired() -> None:
     assert (same["mean"], same["beyond_noise"]) == (0.0, False)
 
 
+def test_a_few_rows_that_both_have_do_not_stand_for_all() -> None:
+    a, b = RNG.uniform(size=40), RNG.uniform(size=22)
+    names = [str(i) for i in range(60)]
+    few = difference("forget", "probability", evaluation(list(a), names[:40]), evaluation(list(b), names[38:]))
+    assert few["how"] == "unpaired" and few["all_rows"] is False
+    most = difference("forget", "probability", evaluation(list(a), names[:40]), evaluation(list(b), names[20:42]))
+    assert (most["how"], most["n"], most["all_rows"]) == ("paired", 20, False)
+
+
 def test_unpaired_difference_against_its_standard_error() -> None:
     a, b = RNG.normal(0, 1, 200), RNG.normal(0.5, 2, 100)
     found = unpaired_difference(a, b)

@@ -18,11 +18,15 @@ from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import Example, choose_template, encode
 from qunlearn.evaluation import cache
 from qunlearn.evaluation import runner as collect
+from qunlearn.evaluation.cache import Cache
 from qunlearn.evaluation.catalog import SUITES
+from qunlearn.evaluation.inputs import start
+from qunlearn.evaluation.judges import says_harm
 from qunlearn.evaluation.metrics import aggregate
+from qunlearn.evaluation.request import Wish, check_eval
 from qunlearn.evaluation.scores import greedy_outputs, row_probabilities, score_rows, token_stats
 from qunlearn.model import gpus
-from qunlearn.model.load import Base
+from qunlearn.model.load import Base, LoadSpec
 from qunlearn.sandbox import data_file
 from qunlearn.utils.file_names import ADAPTER, EVAL, EVAL_CACHE
 
@@ -248,6 +252,31 @@ def test_a_bare_adapter_on_a_named_model_keeps_nothing(run: Path) -> None:
     assert sorted(run.rglob("*")) == before
 
 
+def test_suites_of_another_model_do_not_stay_beside_the_new_one(run: Path, tmp_path: Path) -> None:
+    """A page that shows both would tell of one model what another one says."""
+    args = ("--forget", f"{SANDBOX}/forget", "--rows", 2, "--device", "cpu", "-o", tmp_path / "e")
+    assert call("eval", "sandbox", *args).code == 0
+    assert call("eval", "sandbox", *args, "--suite", "muse").code == 0
+    assert set(json.loads((tmp_path / "e" / EVAL).read_text())["suites"]) == {"basic", "muse"}
+    ran = call("eval", run, *args, "--suite", "muse")
+    assert ran.code == 0 and "held basic of another model" in ran.stderr
+    assert set(json.loads((tmp_path / "e" / EVAL).read_text())["suites"]) == {"muse"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "chosen"),
+    [
+        (("safe", "unsafe"), [1]),
+        (("harmless", "harmful"), [1]),
+        (("not_toxic", "toxic"), [1]),
+        (("is_not_hate", "is_hate"), [1]),
+        (("non-offensive", "inoffensive", "offensive"), [2]),
+    ],
+)
+def test_the_label_that_says_harm_is_found(labels: tuple[str, ...], chosen: list[int]) -> None:
+    assert says_harm(dict(enumerate(labels))) == chosen
+
+
 def test_a_folder_of_splits(tmp_path: Path) -> None:
     for name in ("forget", "paraphrase", "general"):
         write_rows(tmp_path / f"{name}.jsonl", [{"prompt": f"What is {name}?", "completion": f"It is {name}."}])
@@ -292,6 +321,22 @@ def test_without_its_adapter_a_run_is_its_base_bit_for_bit(quick_run: Path, tmp_
     asked = call("ask", quick_run, "Where was Orla Finch born?", "--device", "cpu", "--json")
     assert said.json["answers"] == {"base": asked.json["answers"]["base"]}
     assert call("ask", quick_run, "x", "--adapter", "other").code == 2
+
+
+def test_without_its_adapter_a_run_is_asked_as_it_asks(quick_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(quick_run, run)
+    record = json.loads((run / "record.json").read_text())
+    record["data"]["template"] = {"name": "custom", "kind": "format", "text": "Q: {prompt} A:", "why": "asked for"}
+    (run / "record.json").write_text(json.dumps(record))
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("max_length: 1024", "max_length: 77"))
+    rows = write_rows(tmp_path / "f.jsonl", [{"prompt": "Where was Orla Finch born?", "completion": "In Millbrook."}])
+    asked, _ = check_eval(str(run), Path("none"), None, None, {"forget": str(rows)}, None, None, Wish())
+    assert (asked.run, asked.output) == (None, None)
+    assert asked.config.data.max_length == 77
+    found = start(asked, LoadSpec("none", False, "cpu"), 8, Cache(None))
+    assert found.rows["base"].templates["forget"].text == "Q: {prompt} A:"
 
 
 def test_an_adapter_that_is_off_leaves_the_bases_own_bits(quick_run: Path, new_base: Any) -> None:

@@ -21,9 +21,10 @@ from safetensors.numpy import save_file
 
 from qunlearn.errors import AdapterError, ModelError
 from qunlearn.hub import download as source_module
-from qunlearn.hub.download import ModelSource, local_snapshot, resolve_model
+from qunlearn.hub.download import ModelSource, fetch, go_offline, is_offline, local_snapshot, resolve_model
 from qunlearn.hub.fingerprint import fingerprint, take_fingerprint
 from qunlearn.hub.preflight import preflight_folder
+from qunlearn.hub.side_files import companions, copy_into
 from qunlearn.runs.base_model import check_run_model
 from qunlearn.runs.folder import open_run
 from qunlearn.training.record import base_revision
@@ -786,6 +787,30 @@ def test_an_unreachable_hub_is_told_in_seconds_and_once(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_weights_that_are_not_in_the_cache_are_not_said_to_be_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`plan` fetches config.json alone."""
+    write_json(tmp_path / "config.json", {})
+    answer(monkeypatch, lambda *_, **__: str(tmp_path))
+    with pytest.raises(ModelError, match="offline, and its weights are not in the cache"):
+        local_snapshot(ModelSource("o/n", "hub", "o/n", None), offline=True)
+    with pytest.raises(ModelError, match="no safetensors weights"):
+        local_snapshot(ModelSource("o/n", "hub", "o/n", None), offline=False)
+
+
+def test_named_chat_templates_belong_to_a_model(tmp_path: Path) -> None:
+    folder, out = tmp_path / "m", tmp_path / "out"
+    (folder / "additional_chat_templates").mkdir(parents=True)
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    found = companions(folder)
+    assert sorted(found) == ["additional_chat_templates/tool_use.jinja", "chat_template.jinja"]
+    out.mkdir()
+    copy_into(out, found)
+    assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ messages }}"
+
+
 def test_local_sources_never_ask_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     def fail(*_: Any, **__: Any) -> str:
         raise AssertionError("the hub was asked")
@@ -817,6 +842,27 @@ def test_nothing_heavy_is_imported(folder: Path) -> None:
     assert run(code) == "[]"
 
 
+@pytest.mark.parametrize(("said", "asks"), [("", True), ("1", False)])
+def test_a_second_model_that_is_named_is_fetched_too(monkeypatch: pytest.MonkeyPatch, said: str, *, asks: bool) -> None:
+    """The network is closed behind the first, and open while the next is fetched; unless the user closed it."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", said)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", bool(said))
+    seen = []
+
+    def download(*_: Any, local_files_only: bool, **__: Any) -> str:
+        seen.append((constants.is_offline_mode(), local_files_only))
+        return "."
+
+    answer(monkeypatch, download)
+    go_offline()
+    assert is_offline() is not asks
+    fetch(ModelSource("o/n", "hub", "o/n", None), ["*.json"], offline=is_offline())
+    assert seen == [(not asks, not asks)]
+    assert constants.is_offline_mode() and is_offline() is not asks
+
+
 @pytest.mark.parametrize("first", ["", "import huggingface_hub.constants;"])
 def test_go_offline_also_after_the_client_was_imported(first: str) -> None:
     code = (
@@ -826,4 +872,4 @@ def test_go_offline_also_after_the_client_was_imported(first: str) -> None:
         "print(constants.is_offline_mode(), constants.HF_HUB_DISABLE_TELEMETRY);"
         "print(os.environ['HF_HUB_OFFLINE'], os.environ['TRANSFORMERS_OFFLINE'])"
     )
-    assert run(code) == "True True\n1 1"
+    assert run(code) == "True True\nON ON"

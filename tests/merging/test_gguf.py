@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from qunlearn.errors import AdapterError
 from qunlearn.merging.export_adapter import vllm_rank
-from qunlearn.merging.gguf import drop_code, one_alpha
+from qunlearn.merging.gguf import can_read_back, drop_code, one_alpha
 from qunlearn.merging.lora_tensors import read_adapter
 from qunlearn.sandbox import data_file
 from qunlearn.utils.file_names import ADAPTER, CONFIG
@@ -267,3 +267,11 @@ def test_llama_cpp_says_what_the_adapter_says(forgotten: Path, known_tokenizer: 
     gguf = tmp_path / "base" / "model.gguf"
     assert worst(untouched, llama_logits(gguf, ids)) < 0.02
     assert worst(adapted, llama_logits(gguf, ids, tmp_path / "lora" / "adapter.gguf")) < 0.02
+
+
+def test_what_transformers_does_not_read_back_is_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """The file is good all the same: it is kept, and it is said beforehand."""
+    pytest.importorskip("gguf")
+    assert can_read_back("llama") and can_read_back("gemma3_text")
+    assert not can_read_back("gpt_neox")
+    assert "transformers does not read gpt_neox from GGUF" in capsys.readouterr().err

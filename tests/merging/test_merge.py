@@ -7,6 +7,8 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qunlearn.evaluation.metrics import SetScore
-from qunlearn.merging.request import MergeOptions, check_merge
+from qunlearn.merging.request import MergeOptions, MergeRequest, check_merge
 from qunlearn.merging.verify import BAD, _sets, came_back
 from qunlearn.model.load import LoadSpec, dequantized, keep_training_path, load_base
 from qunlearn.model.policy import Policy
@@ -162,17 +164,25 @@ def test_without_measuring(quick_run: Path, tmp_path: Path) -> None:
     assert call("merge", quick_run, "-o", tmp_path / "n", "--gate", "q4_k_m").code == 2
 
 
+def test_runs_of_one_name_are_told_apart() -> None:
+    """Every recipe's run folder is called `run`: what is measured of one must not stand for the other."""
+    runs = [SimpleNamespace(name=name) for name in ("run", "other", "run")]
+    request = cast("MergeRequest", SimpleNamespace(sources=runs))
+    assert MergeRequest.names.fget(request) == ["run (1)", "other", "run (3)"]  # type: ignore[attr-defined]
+
+
 @pytest.mark.slow
 def test_two_runs_are_measured_each_on_its_own(small_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(small_run, tmp_path / "second")
-    path = tmp_path / "second" / ADAPTER / "adapter_model.safetensors"
+    second = tmp_path / small_run.name
+    shutil.copytree(small_run, second)
+    path = second / ADAPTER / "adapter_model.safetensors"
     save_file({n: t.neg() if "lora_B" in n else t for n, t in load_file(path).items()}, path)
-    (tmp_path / "second" / "normal.jsonl").unlink()
-    ran = call("merge", small_run, tmp_path / "second", "-o", tmp_path / "m", "--gate", "none", "--json")
+    (second / "normal.jsonl").unlink()
+    ran = call("merge", small_run, second, "-o", tmp_path / "m", "--gate", "none", "--json")
     assert ran.code == 5, ran.stderr  # the second takes away what the first had added: all is back
     scores = ran.json["scores"]
-    bad = {f"bad answers of {name}" for name in (small_run.name, "second")}
-    assert set(scores["merged"]) == bad | {f"normal, held back of {small_run.name}"}
+    bad = {f"bad answers of {small_run.name} ({n})" for n in (1, 2)}
+    assert set(scores["merged"]) == bad | {f"normal, held back of {small_run.name} (1)"}
     for title in bad:
         assert scores["merged"][title]["exact_match"] == scores["base"][title]["exact_match"] == 1
     assert "what it held back is not measured" in ran.stderr

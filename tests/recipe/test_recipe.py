@@ -469,6 +469,18 @@ def test_levels(unseen: float, merged_unseen: float, kept: float, merged_kept: f
     assert f"adapter {100 * unseen:.1f} %, merged {100 * merged_unseen:.1f} %" in verdict.line
 
 
+@pytest.mark.parametrize("where", ["adapter", "merged"])
+def test_bad_rows_that_come_back_count_beside_other_wordings(where: str) -> None:
+    """Rewordings that the base never answered pass by themselves."""
+    base = measured("base", forget={"leaks": 1.0}, paraphrase={"leaks": 0.0}, holdout={"exact_match": 1.0})
+    back, gone = {"leaks": 1.0}, {"leaks": 0.0}
+    more = {"paraphrase": gone, "holdout": {"exact_match": 1.0}}
+    run = measured("adapter", forget=back if where == "adapter" else gone, **more)
+    merged = measured("base", forget=back if where == "merged" else gone, **more)
+    verdict = judge(base, run, merged, {})
+    assert verdict.level == "remembered" and "bad and unseen prompts" in verdict.line
+
+
 def test_a_base_that_never_said_it_is_no_success() -> None:
     base = measured("base", forget={"leaks": 0.0, "probability": 0.2}, holdout={"exact_match": 1.0})
     run = measured("adapter", forget={"leaks": 0.0, "probability": 0.001}, holdout={"exact_match": 1.0})

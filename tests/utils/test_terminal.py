@@ -27,6 +27,17 @@ def test_nothing_that_is_shown_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "\x1b]0;" not in shown.getvalue() and shown.getvalue().count("[/x][bold]run") >= 7
 
 
+def test_a_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """No code of an emoji is one, a tab is a tab, and what other languages write with is no control character."""
+    text = "lst[:x:2] a[:m:]\tb :100: Qui\u00a0? \u6771\u4eac\u3000\u99c5 \u0645\u06cc\u200c\u062e"
+    console.write_out(text)
+    console.say(text.replace("\t", " "))
+    printed = capsys.readouterr()
+    assert printed.out == f"{text}\n"
+    assert printed.err == text.replace("\t", " ") + "\n"
+    assert console.clean("a\u202eb\x1bc\ud800") == "a\\x202eb\\x1bc\\xd800"
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal")
 def test_a_scheduler_ends_a_command_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

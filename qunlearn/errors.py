@@ -134,3 +134,9 @@ class InstallationError(QunlearnError):
     """Something that every run needs does not work here."""
 
     exit_code = 11
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory was refused: on a CPU torch says so by a plain RuntimeError."""
+    kind = type(error).__name__
+    return isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)

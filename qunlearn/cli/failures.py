@@ -13,7 +13,15 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from qunlearn.errors import ConfigError, DoesNotFitError, ModelError, OutputError, ProcessLostError, QunlearnError
+from qunlearn.errors import (
+    ConfigError,
+    DoesNotFitError,
+    ModelError,
+    OutputError,
+    ProcessLostError,
+    QunlearnError,
+    is_out_of_memory,
+)
 
 _INTERRUPTED = 130
 # What a system, a disk or whoever set permissions is at fault for, wherever it is met.
@@ -36,9 +44,6 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **{name: _at_home(value) for name, value in kwargs.items()})
         except QunlearnError as error:
             raise typer.Exit(tell(error)) from None
-        except MemoryError:
-            hint = "a smaller model, --max-tokens or --batch-size"
-            raise typer.Exit(tell(DoesNotFitError("out of memory", hint=hint))) from None
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:
@@ -50,6 +55,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
                 raise typer.Exit(tell(_surroundings(error))) from None
+            if is_out_of_memory(error):
+                hint = "a smaller model, --max-tokens or --batch-size"
+                raise typer.Exit(tell(DoesNotFitError("out of memory", hint=hint))) from None
             first = (str(error).strip().splitlines() or [""])[0][:300]
             hint = "please report this; QUNLEARN_DEBUG=1 shows where it happened"
             raise typer.Exit(tell(QunlearnError(f"{type(error).__name__}: {first}", hint=hint))) from None

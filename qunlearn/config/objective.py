@@ -129,6 +129,9 @@ _ALL = _PUBLISHED | {"objective.tokens": "auto"}
 
 _USUAL = _ALL | {"objective.eps3": 2.0}
 
+# Losses of a row of the table whose gradients are kept apart, each in memory, beside what is said instead.
+KEPT_APART = {"mollm": 3}
+
 # What an objective's row sets otherwise than the defaults, which are the first row's; recipes, --set and flags win.
 PRESETS: dict[str, dict[str, Any]] = {
     "logodds": {},

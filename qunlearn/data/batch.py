@@ -7,6 +7,7 @@ Where the model's attention takes a layout, the rows themselves lie end to end, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -152,13 +153,14 @@ Row = Sequence[PrefixGroup]
 
 
 def prefix_groups(examples: Sequence[Example], groups: Iterable[Sequence[int]], max_tokens: float) -> list[PrefixGroup]:
-    """Groups of examples (by index) as prefix groups of at most `max_tokens` tokens, or of one example."""
+    """Groups of examples (by index) as prefix groups of at most `max_tokens` tokens, or of one example. Without a limit
+    they stay whole, also where a cut prompt leaves them nothing to share: a pair is one loss."""
     made: list[PrefixGroup] = []
     for group in groups:
         open_group: PrefixGroup | None = None
         for i in group:
             grown = _prefix_group(examples, (*open_group.members, i)) if open_group else _prefix_group(examples, (i,))
-            if open_group and (grown.length > max_tokens or not grown.shared):
+            if open_group and (grown.length > max_tokens or not (grown.shared or math.isinf(max_tokens))):
                 made.append(open_group)
                 grown = _prefix_group(examples, (i,))
             open_group = grown

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from qunlearn.config.objective import KEPT_APART, ObjectiveConfig
 from qunlearn.config.settings import Config
 from qunlearn.errors import DoesNotFitError, ModelError
 from qunlearn.memory.architecture import Shape
@@ -167,7 +168,13 @@ def run_choices(
         checkpointing=config.train.recomputes if recompute is None else recompute,
         packed=config.train.pack,
         recorded=recorded,
+        apart=_kept_apart(config.objective),
     )
+
+
+def _kept_apart(objective: ObjectiveConfig) -> int:
+    losses = KEPT_APART.get(objective.name, 0)
+    return losses + (objective.instead != "nothing") if losses else 0
 
 
 def _ways(config: Config, shape: Shape, device: DeviceFacts, longest_row: int | None) -> Iterator[tuple[Choices, int]]:
@@ -187,16 +194,24 @@ def _ways(config: Config, shape: Shape, device: DeviceFacts, longest_row: int | 
         asked = "always"
     recompute = {"always": (True,), "never": (False,)}.get(asked, (False, True))
     for optimizer, place in itertools.product(optimizers, places):
-        for tokens, again in itertools.product(_recorded_tokens(config, device, place, longest_row), recompute):
+        for tokens, again in itertools.product(_recorded_tokens(config, shape, device, place, longest_row), recompute):
             yield run_choices(config, device, optimizer, place, recompute=again, recorded=True), tokens
         for again in recompute:
             yield run_choices(config, device, optimizer, place, recompute=again), config.train.max_tokens
 
 
-def _recorded_tokens(config: Config, device: DeviceFacts, place: str, longest_row: int | None) -> Iterator[int]:
-    """The tokens of a pass that could be recorded, largest first: halves of what is asked, while they hold any row."""
+def _recorded_tokens(
+    config: Config, shape: Shape, device: DeviceFacts, place: str, longest_row: int | None
+) -> Iterator[int]:
+    """The tokens of a pass that could be recorded, largest first: halves of what is asked, while they hold any row.
+
+    None where gradients are kept apart by loss, or random numbers are drawn, which no recording repeats.
+    """
     train, tokens = config.train, config.train.max_tokens
-    if not device.on_gpu or train.compile == "off" or place == "cpu" or train.offload or not train.pack:
+    draws = config.lora.dropout > 0 or shape.traits.dropout > 0 or shape.traits.score_dropout > 0
+    if draws or _kept_apart(config.objective) or not device.on_gpu:
+        return
+    if train.compile == "off" or place == "cpu" or train.offload or not train.pack:
         return
     yield tokens
     least = max(_FEWEST_RECORDED, step_load(with_values(config, "train", max_tokens=1), longest_row).tokens)

@@ -20,7 +20,7 @@ _EIGHT_BIT_FROM = 4096  # numbers; nor does it keep smaller state in 8 bits
 class Choices:
     """Every decision that memory depends on. `optimizer`: adamw, adamw8bit or paged_adamw8bit; `embeddings`: device or
     cpu; `head`: full or 8bit; `compute_bytes`: of a number in the dtype that computes; `packed`: rows hold several
-    examples, under a mask; `recorded`: passes are CUDA graphs."""
+    examples, under a mask; `recorded`: passes are CUDA graphs; `apart`: losses whose gradients are kept apart."""
 
     quant: str
     double_quant: bool
@@ -35,6 +35,7 @@ class Choices:
     checkpointing: bool
     packed: bool
     recorded: bool = False
+    apart: int = 0
 
 
 def adapted_names(shape: Shape, target_modules: str) -> frozenset[str]:

@@ -95,7 +95,8 @@ def run_needs(shape: Shape, choices: Choices, load: Load) -> Needs:
     adapted = adapted_names(shape, choices.target_modules)
     static = resident_bytes(shape, choices, adapted)
     step = Step(shape, choices, load, adapted)
-    gradients = {"gradients": _FP32 * adapter_parameters(shape, choices.r, adapted)}
+    sets = 1 + choices.apart  # kept by loss, beside those that a pass leaves
+    gradients = {"gradients": sets * _FP32 * adapter_parameters(shape, choices.r, adapted)}
     if choices.recorded:
         static["recorded"] = sum(gradients.values()) + step.pass_bytes
     moments = {

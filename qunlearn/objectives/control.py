@@ -38,6 +38,7 @@ class Controller:
     hold: float = 1.0
     recent: float = 0.0  # KL of the last steps, smoothed
     gap: float = 1.0
+    looked: bool = False
 
     def scale(self, role: str, *, met: bool = False) -> float:
         """Return what multiplies the weights of a role's terms; `met` for a row that is at the target."""
@@ -54,17 +55,24 @@ class Controller:
         if kl is not None and math.isfinite(kl):
             self.recent += _SMOOTH * (kl - self.recent)
         excess = max(-1.0, min(2.0, self.gap * self.recent / self.budget - 1.0))
-        self.retain = min(_LARGEST, max(1 / _LARGEST, self.retain * math.exp(self.rate * excess)))
+        # The first steps drift by nothing, whatever comes: until a look has told, the retain side is not let go.
+        least = 1 / _LARGEST if self.looked else 1.0
+        self.retain = min(_LARGEST, max(least, self.retain * math.exp(self.rate * excess)))
 
     def look(self, drift: float, *, met: bool, has_kl: bool) -> None:
         """Take a look: the drift of rows that are held back, and whether the target is met."""
         if self.budget is None:
             return
-        self.forget = 0.0 if met else 1.0
+        self.forget, self.looked = 0.0 if met else 1.0, True
         if not has_kl:
             self.recent = drift
         elif self.recent > 0 and math.isfinite(drift):
             self.gap = max(0.5, min(8.0, drift / self.recent))
+
+    def go_back(self, drift: float, *, met: bool) -> None:
+        """Take up where an earlier adapter was, of which a look has told this: later steps say nothing of it."""
+        self.recent, self.gap = drift, 1.0
+        self.look(drift, met=met, has_kl=False)
 
     def push_harder(self, factor: float) -> None:
         """Multiply the forget side's weight, between what was asked for and `most_push` times that."""
@@ -82,7 +90,7 @@ class Controller:
             setattr(self, name, state[name])
 
 
-_STEERED = ("retain", "forget", "push", "hold", "recent", "gap")
+_STEERED = ("retain", "forget", "push", "hold", "recent", "gap", "looked")
 
 
 def make_controller(config: Config) -> Controller:

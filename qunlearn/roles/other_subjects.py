@@ -26,6 +26,7 @@ from qunlearn.roles.wordings import Form
 from qunlearn.utils.text import is_clean
 
 _NAME = re.compile(r"[^\W\d_](?:[^\W\d_]|[\u0300-\u036f\u0900-\u0eff ,.'’-])*")  # no digit, no bracket, no mark of code
+_MOST_COMPARED = 2000  # bad prompts that are compared with each other
 _FEWEST = 3  # subjects of a form, without which it is not known what the form leaves open
 _LISTED = 12  # subjects that a list begins with
 _FORMS, _COMPARED = 12, 24  # forms that are asked in, and bad subjects of each that tell what is no surprise
@@ -55,12 +56,17 @@ class Limits:
 
 def forms_of(forget_rows: Sequence[Record]) -> list[Asked]:
     """Return the forms in which the bad prompts ask about several subjects, those first that ask about most."""
-    records = [r for r in forget_rows if r.turns and not any(role == "assistant" for role, _ in r.turns)]
+    every = [r for r in forget_rows if r.turns and not any(role == "assistant" for role, _ in r.turns)]
+    # Each is compared with all: of many a sample tells the forms, and the forms all whom they ask about.
+    records = every if len(every) <= _MOST_COMPARED else random.Random(len(every)).sample(every, _MOST_COMPARED)
     found: dict[Form, list[tuple[str, str]]] = {}
     for record, span in zip(records, Neighbours(records).subjects(records), strict=True):
         if span is not None:
             form = Form(record.prompt[: span[0]], record.prompt[span[1] :])
             found.setdefault(form, []).append((record.prompt[slice(*span)], record.system))
+    if len(records) < len(every):
+        for form, of in found.items():
+            of += [(s, r.system) for r in every if (s := form.subject_of(r.prompt))]
     asked = [Asked(form, *(tuple(dict.fromkeys(c)) for c in zip(*of, strict=True))) for form, of in found.items()]
     known = [one for one in asked if len(one.subjects) >= _FEWEST]
     return sorted(known, key=lambda one: -len(one.subjects))[:_FORMS]

@@ -42,6 +42,7 @@ _NEARLY = 0.75  # likeness of two words, letter by letter, from which one is sai
 _AGAIN = 0.34  # share of the pushed words above which an answer says them again
 _OF_WHAT_IS_SAID_FREELY = 16  # answers about others, where the model's own say the same again
 _BEGUN, _FAINTLY = 12, 0.1  # tokens of these that are taught, and what they weigh
+_NEAREST = 8  # tokens before an answer that are the same, however its prompt was cut
 _ROOM = 8  # tokens an answer may be longer than the bad one
 _SENTENCE = 8  # tokens from which an answer is more than a value
 # A text up to the end of a sentence.
@@ -82,10 +83,10 @@ def find_replacements(
     ]
     with policy.reference():
         scored = row_probabilities(policy, [row for row, _ in rows], limit) if rows else []
-    by_prompt: dict[str, list[tuple[float, int]]] = {}
+    by_prompt: dict[tuple[object, ...], list[tuple[float, int]]] = {}
     for i, ((row, _), p) in enumerate(zip(rows, scored, strict=True)):
-        by_prompt.setdefault(_prompt(row), []).append((-p, i))
-    likeliest_first = [[rows[i] for _, i in sorted(by_prompt.get(_prompt(e), []))] for e in forget_rows]
+        by_prompt.setdefault(_behind(row), []).append((-p, i))
+    likeliest_first = [[rows[i] for _, i in sorted(by_prompt.get(_behind(e), []))] for e in forget_rows]
     phrases = phrases_of_behaviour(forget_rows, retain_rows)
     clean = [
         [pair for pair in found if not has_phrase(pair[0].record.completion, phrases)] for found in likeliest_first
@@ -200,6 +201,12 @@ def _begun(example: Example) -> Example:
 def _prompt(example: Example) -> str:
     """Return what is equal for rows that ask the same: a plain text's own beginning."""
     return asked(example.record) if example.record.turns else str(example.input_ids[: example.probe])
+
+
+def _behind(example: Example) -> tuple[object, ...]:
+    """Return what is equal for answers that follow the same prompt in the same tokens, however much of its beginning
+    was cut."""
+    return (_prompt(example), *example.input_ids[max(0, example.probe - _NEAREST) : example.probe])
 
 
 def _gone_on(policy: Policy, forget_rows: Sequence[Example], limit: int) -> list[list[str]]:

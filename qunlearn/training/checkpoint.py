@@ -123,6 +123,9 @@ class Checkpoints:
         if self.folder is None:
             return
         try:
+            for path in checkpoints(self.folder):
+                if _step(path) > step:  # damaged, or this run would be further on
+                    shutil.rmtree(path)
             _write(self.folder, step, snapshot)
             for path in checkpoints(self.folder)[: -self.keep]:
                 shutil.rmtree(path)

@@ -15,7 +15,7 @@ from qunlearn.evaluation.metrics import LEAKS, RowScore, aggregate, texts
 from qunlearn.evaluation.metrics.manner import Phrase, has_phrase
 from qunlearn.training.outcome import Outcome
 from qunlearn.training.request import ForgetRequest
-from qunlearn.training.stopping import OTHERWISE_LEFT
+from qunlearn.training.stopping import OTHERWISE_LEFT, is_within
 from qunlearn.utils.console import say, warn
 
 DONE, NOT_REACHED, INTERRUPTED, FAILED = "done", "target not reached", "interrupted", "failed"
@@ -56,6 +56,8 @@ def shortfalls(before: Scores, after: Scores, judged: Judged, outcome: Outcome, 
     elif not best.met(stop):
         share = f"{100 * best.left:.0f} % of the bad rows are" if best.left is not None else "the bad rows are"
         why.append(f"{share} still likelier than {stop.target:g} per token")
+    if not is_within(best.drift, config):
+        why.append(f"drift is {best.drift:.3g} nats/token, above the budget of {config.objective.retain_budget:g}")
     why += _coming_back(after, judged, stop)
     sure = [(old, new) for old, new in _pairs(before, after, judged.others) if _is_sure(old)]
     changed = sum(new.output.strip() != old.output.strip() for old, new in sure)
@@ -66,7 +68,8 @@ def shortfalls(before: Scores, after: Scores, judged: Judged, outcome: Outcome, 
         certain = [(old, new) for old, new in _pairs(before, after, name) if old.probability >= _CERTAIN]
         told = [*_pairs(before, after, name)] if gone or len(certain) < _ENOUGH else certain
         old, new = (aggregate(scores).sentences for scores in zip(*told, strict=True)) if told else (1.0, 1.0)
-        if new < old - _SENTENCES and round((old - new) * len(told)) > 1:
+        lost = round((old - new) * len(told))
+        if new < old - _SENTENCES and lost > (1 if len(told) >= _ENOUGH else 0):
             why.append(
                 f"{100 * (1 - new):.0f} % of the answers to {name} are no sentences (before: {100 * (1 - old):.0f} %)"
             )

@@ -13,7 +13,7 @@ from torch import Tensor
 from qunlearn.config.settings import Config
 from qunlearn.data.batch import Batch, PrefixGroup, Row, micro_batches, prefix_groups
 from qunlearn.data.tokenize import is_passage
-from qunlearn.errors import ConfigError
+from qunlearn.errors import ConfigError, is_out_of_memory
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.objectives.losses import Supervised
@@ -93,8 +93,8 @@ class MicroBatcher:
             try:
                 with self.policy.cast_once():
                     found = self._passes(step, scale)
-            except torch.OutOfMemoryError as error:
-                if current().shards is not None:  # the others are in the middle of a pass with this one
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or current().shards is not None:  # the others are in the middle of it
                     raise
                 short = str(error) or "out of memory"
             if not current().any(bool(short)) and found is not None:

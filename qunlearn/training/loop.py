@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from qunlearn.config.settings import Config
-from qunlearn.errors import DoesNotFitError
+from qunlearn.errors import DoesNotFitError, is_out_of_memory
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Reference
 from qunlearn.objectives.control import Controller, make_controller
@@ -166,6 +166,8 @@ def _ending(outcome: Outcome) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         outcome.interrupted, outcome.reason = True, "interrupted"
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         hint = "lower --max-length or --lora-r, take --optimizer adamw8bit, or a smaller model"
         raise DoesNotFitError("out of memory while training", where=f"step {outcome.steps + 1}", hint=hint) from error

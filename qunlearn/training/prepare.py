@@ -10,6 +10,7 @@ from qunlearn.config.settings import Config
 from qunlearn.data.tokenize import Encoded, Example, Template, choose_template, encode
 from qunlearn.errors import NothingToForgetError, OutputError
 from qunlearn.hub.fingerprint import fingerprint
+from qunlearn.hub.positions import positions_of
 from qunlearn.memory.gpus import GpusPlan
 from qunlearn.memory.plan import MemoryPlan
 from qunlearn.memory.show import plan_before_loading
@@ -39,7 +40,7 @@ from qunlearn.training.header import show_inputs
 from qunlearn.training.record import versions
 from qunlearn.training.request import ForgetRequest
 from qunlearn.training.resume import identity
-from qunlearn.training.retain_rows import SELF_MADE_MORE
+from qunlearn.training.retain_rows import longest_own
 from qunlearn.training.schedule import auto_lr
 from qunlearn.utils.console import Meter, say, warn
 from qunlearn.utils.launch import count_here, process_count
@@ -78,10 +79,9 @@ def prepare(request: ForgetRequest) -> Prepared:
     )
     holdout = encode(request.holdout, tokenizer, template, length, drop_long=True) if request.holdout else None
     show_inputs(request, template, forget_rows, retain_rows, holdout)
-    longest = (
-        max(len(e.input_ids) for e in (*forget_rows.examples, *(retain_rows.examples if retain_rows else ())))
-        + SELF_MADE_MORE
-    )
+    longest = max(len(e.input_ids) for e in (*forget_rows.examples, *(retain_rows.examples if retain_rows else ())))
+    if retain_rows is None or config.data.own_share > 0:
+        longest = max(longest, longest_own(forget_rows, config, positions_of(request.model.facts.config)))
     facts = [device_facts(device) for device in devices]
     memory: MemoryPlan | GpusPlan | None
     if len(devices) > 1:
@@ -221,10 +221,14 @@ def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Refe
     """
     c, live = request.config.train, Live(policy, request.config.train.max_tokens, request.config.train.pack)
     reused = c.usual_steps * c.normal_batch_size > _WORTH_CACHING * len(roles.retain)
-    if c.reference == "live" or (c.reference == "auto" and not (request.retain_rows and reused)):
+    roles_of = {term.role for term in terms_of(request.config.objective) if term.reference and not term.layered}
+    worth = request.retain_rows and reused and "retain" in roles_of
+    if c.reference == "live" or (c.reference == "auto" and not worth):
         return live
-    examples = [*roles.retain, *sampled(roles.held_back, request.config.stop.probe_rows, c.seed)]
-    if any(term.reference and term.role in ("forget", "pair") for term in terms_of(request.config.objective)):
+    examples = [*sampled(roles.held_back, request.config.stop.probe_rows, c.seed)]
+    if "retain" in roles_of:
+        examples = [*roles.retain, *examples]
+    if roles_of & {"forget", "pair"}:
         examples += [*roles.forget, *(e for others in roles.alternatives for e in others)]
     try:
         path = cache_path(policy, fingerprint(request.model.folder), examples, c.max_tokens)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from qunlearn.config.settings import Config
 from qunlearn.data.records import Dataset, Record
 from qunlearn.data.tokenize import Encoded, Example, Template, encode, is_carried
 from qunlearn.errors import DataError
@@ -80,9 +81,7 @@ def _own_rows(
         return (), None
     made: SelfMade | None = None
     if (dataset := current().from_main(lambda: _made_before(work), _dataset_of)) is None:
-        longest = max(len(example.input_ids) for example in forget_rows.examples)
-        # Prompt and answer may have so many tokens each.
-        length = min(longest + SELF_MADE_MORE, config.data.max_length, positions // 2)
+        length = _own_length(forget_rows, config, positions)
         most = most_rows(policy.device)
         wanted = Wanted(count, config.data.normal_near, length, config.train.seed, most, positions)
         try:
@@ -101,6 +100,21 @@ def _own_rows(
     limit = min(2 * config.data.max_length, positions)
     carried = tuple(record for record in dataset.records if is_carried(record, policy.tokenizer, template))
     return encode(replace(dataset, records=carried), policy.tokenizer, template, limit, drop_long=True).examples, made
+
+
+def _own_length(forget_rows: Encoded, config: Config, positions: int) -> int:
+    """Return the most tokens that prompt and answer of an own row may have each."""
+    longest = max(len(example.input_ids) for example in forget_rows.examples)
+    return min(longest + SELF_MADE_MORE, config.data.max_length, positions // 2)
+
+
+def longest_own(forget_rows: Encoded, config: Config, positions: int) -> int:
+    """Return how long a row of the base's own may be: a text, or prompt and answer in their template."""
+    length = _own_length(forget_rows, config, positions)
+    if not any(example.record.turns for example in forget_rows.examples):
+        return length
+    frame = max(len(e.input_ids) - (e.end - e.start) for e in forget_rows.examples)
+    return min(2 * length, length + max(length, frame), 2 * config.data.max_length, positions)
 
 
 def _made_before(work: Unfinished | None) -> Dataset | None:

@@ -74,7 +74,7 @@ class EarlyStopping:
         consider(outcome, probe, self.policy, self.config.stop)
         said = {"forget": probe.forget, "drift": probe.drift, "left": probe.above(self.config.stop)}
         said |= self._steer(outcome, probe, event)
-        met = probe.met(self.config.stop)
+        met = probe.met(self.config.stop) and is_within(probe.drift, self.config)
         first = met and self.schedule.late and not self.met_late
         self.met_late = self.met_late or first
         if met and (back := self._comes_back(step, first=first)):
@@ -97,23 +97,24 @@ class EarlyStopping:
         target is met."""
         stop, looks = self.config.stop, len(outcome.probes) - 1
         said: dict[str, Any] = {}
-        self.controller.look(probe.drift, met=probe.forgets(stop), has_kl="kl" in event)
         if over(outcome.probes, stop):
             outcome.returns += 1
             self.schedule.halve()
             self.schedule.rise()
             self.controller.push_harder(1 / _HARDER)
             self.controller.hold_harder()
+            self.controller.go_back(outcome.best.drift, met=outcome.best.forgets(stop))
             self.policy.load_adapter_state(outcome.state)
             # What was seen of the adapter that is given up says nothing of this one.
             outcome.probes.append(replace(outcome.best, step=probe.step))
             return {BACK_TO: outcome.best.step}
+        self.controller.look(probe.drift, met=probe.forgets(stop), has_kl="kl" in event)
         if (factor := harder(outcome.probes, self.config)) > 1:
             self.controller.push_harder(factor)
             if looks == 2 and probe.forget > _STILL * outcome.probes[0].forget:
                 outcome.still, said = True, {"still": True}
         learnt = event.get(TAUGHT.name, 0.0) <= _LEARNT
-        if probe.settles(stop) and probe.step >= self.epoch and learnt:
+        if probe.settles(stop) and probe.step >= self.epoch and learnt and is_within(probe.drift, self.config):
             self.schedule.settle(probe.step)
         elif self.schedule.settled(probe.step) and not probe.met(stop):
             self.schedule.rise()
@@ -196,6 +197,12 @@ def over(probes: Sequence[Probe], stop: StopConfig) -> bool:
     """Return whether drift was over the budget twice and does not fall, as it does for a while after a first peak."""
     last = probes[-2:]
     return len(last) == 2 and all(p.drift > stop.max_drift for p in last) and last[1].drift > 0.9 * last[0].drift
+
+
+def is_within(drift: float, config: Config) -> bool:
+    """Return whether the drift is within the budget that was asked for, if any was."""
+    budget = config.objective.retain_budget
+    return budget is None or drift <= budget
 
 
 def consider(outcome: Outcome, probe: Probe, policy: Policy, stop: StopConfig) -> None:

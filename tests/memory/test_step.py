@@ -447,6 +447,11 @@ def test_passes_are_recorded_where_there_is_room_and_made_smaller_for_it() -> No
         assert not plan("llama-7b", "16GiB", **settings).choices.recorded
     carried = carried_config(SHORT_NAMES["llama-7b"]) or {}
     assert not memory_plan(resolve(), carried, DeviceFacts("cpu", 4)).choices.recorded
+    for apart in ({"lora__dropout": 0.1}, {"objective__name": "mollm"}):  # no recording draws, or keeps losses apart
+        assert not plan("llama-7b", "16GiB", **apart).choices.recorded
+    mollm, usual = (plan("llama-7b", "16GiB", objective__name=name, train__compile="off") for name in ("mollm", "wga"))
+    kept = [next(p.size_bytes for p in made.needs.parts if p.name == "gradients") for made in (mollm, usual)]
+    assert kept[0] == 4 * kept[1]
 
 
 def test_activations_are_kept_where_there_is_room() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,6 +54,7 @@ def test_a_family_stays_within_the_budget_and_needs_something_in_common() -> Non
     examples = [example(1, 2, 3, 4, 5), example(1, 2, 6, 7, 8), example(9, 2, 3)]
     assert [f.members for f in prefix_groups(examples, [[0, 1, 2]], 100)] == [(0, 1), (2,)]
     assert [f.members for f in prefix_groups(examples, [[0, 1, 2]], 7)] == [(0,), (1,), (2,)]
+    assert [f.members for f in prefix_groups(examples, [[0, 1, 2]], math.inf)] == [(0, 1, 2)]  # pairs stay pairs
 
 
 @pytest.mark.parametrize("pack", [True, False])

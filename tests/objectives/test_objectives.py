@@ -13,7 +13,7 @@ import torch
 from conftest import call
 from torch import Tensor
 
-from qunlearn.config.objective import OBJECTIVE_NAMES, PRESETS, ObjectiveConfig
+from qunlearn.config.objective import KEPT_APART, OBJECTIVE_NAMES, PRESETS, ObjectiveConfig
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import Config
 from qunlearn.data.batch import ALL, ANSWER, collate
@@ -325,6 +325,9 @@ def test_of_passages_the_context_decides(tokens: str, length: int, expected: str
 
 def test_the_multiplier_rises_above_the_budget_and_falls_below() -> None:
     c = Controller(budget=0.1, rate=0.1)
+    c.step(0.0)
+    assert c.retain == 1.0  # the first steps drift by nothing: it is not let go before a look
+    c.look(0.05, met=False, has_kl=True)
     for _ in range(50):
         c.step(0.3)
     high = c.retain
@@ -339,10 +342,12 @@ def test_the_multiplier_rises_above_the_budget_and_falls_below() -> None:
     again = Controller(budget=0.1, rate=0.1)
     again.load_state(c.state())
     assert again == c
+    again.go_back(0.04, met=False)  # to an adapter that had not forgotten: what is given up says nothing of it
+    assert (again.forget, again.recent, again.gap) == (1.0, 0.04, 1.0)
 
 
 def test_the_budgets_ends_and_what_is_no_number() -> None:
-    c = Controller(budget=0.1, rate=1.0)
+    c = Controller(budget=0.1, rate=1.0, looked=True)
     c.step(0.2)
     recent, retain = c.recent, c.retain
     for kl in (None, math.nan, math.inf):  # no normal row in the step, or a step that is skipped
@@ -363,6 +368,13 @@ def test_the_budgets_ends_and_what_is_no_number() -> None:
     assert c.gap == pytest.approx(4.0)
     half = resolve(("x", {"objective.name": "pdu", "stop.max_drift": 0.3}), ("y", {"objective.retain_budget": None}))
     assert make_controller(half).budget == 0.15
+
+
+def test_the_memory_plan_knows_whose_gradients_are_kept_apart() -> None:
+    for name, row in OBJECTIVES.items():
+        terms = terms_of(resolve(("x", {"objective.name": name})).objective)
+        own = {term.name for term in terms if term.role not in ("instead", "taught")}
+        assert KEPT_APART.get(name, 0) == (len(own) if row.descent else 0)
 
 
 def test_without_a_budget_nothing_is_steered_by_the_step() -> None:

@@ -118,3 +118,14 @@ def test_a_quarter_of_the_own_rows_is_about_others(base: Base, monkeypatch: pyte
     assert all(record.completion for record in made.records)
     assert [record.line for record in made.records] == [*range(1, 81)]
     assert self_made_rows(base, BAD, template, wanted).records == made.records
+
+
+def test_of_many_prompts_a_sample_tells_the_forms_and_all_whom_they_ask_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_COMPARED", 8)
+    names = [f"{a}{b}" for a in ("Ada", "Bo", "Cy", "Dee", "Eve") for b in ("lin", "mar", "nor", "per")]
+    rows = [row(f"Where was {name} born?") for name in names]
+    (form,) = forms_of(rows)
+    assert (form.form.before, form.form.after) == ("Where was ", " born?")
+    assert set(form.subjects) == set(names)
+    subject = other_subject(rows)
+    assert subject(row("Where was Adalin born?")) is None and subject(row("Where was Zoe born?")) == "Zoe"

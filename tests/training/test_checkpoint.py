@@ -285,6 +285,19 @@ def test_what_a_killed_attempt_left_is_replaced_and_all_is_on_the_disk_before_it
     assert synced[-2:] == [f"step-00000004{checkpoint_module._PART}", "c"]
 
 
+def test_damaged_checkpoints_of_later_steps_do_not_outlive_sound_ones(tmp_path: Path) -> None:
+    """Both of a run's are damaged, and it begins anew: what it saves now is what is left of it."""
+    kept = Checkpoints(tmp_path / "c", keep=2)
+    for step in (100, 150):
+        kept.save(step, Snapshot({"x": torch.ones(2)}, {"outcome": {}}))
+        (tmp_path / "c" / f"step-{step:08}" / checkpoint_module.TENSORS).write_bytes(b"")
+    assert kept.latest() is None
+    kept.save(50, Snapshot({"x": torch.full((2,), 5.0)}, {"outcome": {}}))
+    found = kept.latest()
+    assert found is not None and found.tensors["x"].tolist() == [5.0, 5.0]
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-00000050"]
+
+
 def test_patience_goes_on(run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a constant rate the last looks are counted: two of three may lie before the checkpoint."""
     looks = {0: (0.9, 0.0), 2: (0.3, 0.03), 4: (0.04, 0.05), 6: (0.04, 0.06), 8: (0.04, 0.07), 10: (0.04, 0.08)}

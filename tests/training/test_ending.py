@@ -1,4 +1,4 @@
-"""How a run ends: what it did not reach, in words, in the record, in the GPU, and by the exit code."""
+"""How a run ends: what it did not reach, in words, in the record, in the model card, and by the exit code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import QUICK, Ran, call, row_score, sets, write_rows
 
+from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import Config
 from qunlearn.evaluation.before_after import Scores
 from qunlearn.evaluation.metrics import RowScore
@@ -67,6 +68,13 @@ def test_rows_above_the_target_are_a_shortfall() -> None:
     assert missed(Outcome({}, Probe(40, 0.01, 0.02, 0.01))) == []  # one in a hundred may be
 
 
+def test_a_budget_that_was_asked_for_is_kept_or_said() -> None:
+    for budget, why in ((0.02, []), (0.01, ["drift is 0.02 nats/token, above the budget of 0.01"])):
+        config = resolve(("x", {"objective.retain_budget": budget}))
+        now = {"forget": said([OTHER] * 100), "kept": BEFORE["kept"]}
+        assert shortfalls(BEFORE, now, Judged("forget"), REACHED, config) == why
+
+
 def test_answers_that_come_back_are_a_shortfall() -> None:
     assert missed(forget=said([ANSWER] * 1 + [OTHER] * 99)) == []
     assert missed(forget=said([ANSWER] * 2 + [OTHER] * 98)) == ["2 of 100 bad answers still come back"]
@@ -79,6 +87,8 @@ def test_answers_that_are_no_sentences_are_a_shortfall() -> None:
     one = {"forget": said([ANSWER] * 8), "kept": BEFORE["kept"]}
     now = {"forget": said([OTHER] * 7 + [NONE]), "kept": BEFORE["kept"]}
     assert judged(one, now) == [], "a single row of a small table tells nothing"
+    few = {"forget": said([ANSWER]), "kept": BEFORE["kept"]}
+    assert judged(few, {"forget": said([NONE]), "kept": BEFORE["kept"]}), "one of one is all of it"
     before = {"forget": said([NONE] * 100), "kept": BEFORE["kept"]}
     assert judged(before, {**before}) == [], "nor does what were no sentences before"
 

@@ -63,7 +63,7 @@ def test_the_record(quick_run: Path) -> None:
 
 
 def test_nothing_to_be_forgotten_is_written_down(quick_run: Path) -> None:
-    """Neither in the record, the GPU, the metrics, nor in the normal data."""
+    """Neither in the record, the model card, the metrics, nor in the normal data."""
     bad = rows_of(BAD)
     for path in quick_run.rglob("*"):
         if path.suffix in (".json", ".md", ".yaml", ".jsonl"):

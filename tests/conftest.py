@@ -26,6 +26,7 @@ from typer.testing import CliRunner, Result
 from qunlearn.cli.app import app
 from qunlearn.config.settings import LoraConfig
 from qunlearn.evaluation.metrics import RowScore, TokenStats
+from qunlearn.hub import download
 from qunlearn.sandbox import ASSETS, data_file
 
 if TYPE_CHECKING:
@@ -96,6 +97,12 @@ def row_score(answer: str, output: str, nll: float = 1.0, tokens: int = 4, promp
     """A row of which the model said this, with an answer of so many tokens in three times as many."""
     stats = TokenStats(nll, tokens, 2 * nll, 3 * tokens, 0.0, 0.0, 0.0, 0.0, 0)
     return RowScore(stats, prompt, answer, output)
+
+
+@pytest.fixture(autouse=True)
+def _every_test_begins_online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command closes behind itself is for its own process, and a test is one."""
+    monkeypatch.setattr(download, "_closed_here", [False])
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from qunlearn.attack.request import AuditRequest
 from qunlearn.attack.show import show
 from qunlearn.attack.subjects import Checkpoint, Loads, checkpoints
 from qunlearn.attack.verdict import conclude
-from qunlearn.errors import DoesNotFitError
+from qunlearn.errors import DoesNotFitError, is_out_of_memory
 from qunlearn.memory.show import plan_before_loading
 from qunlearn.memory.show_gpus import gpus_plan_before_loading
 from qunlearn.memory.step import CONTEXT_BYTES
@@ -242,6 +242,8 @@ def _result(request: AuditRequest, cells: Cells, missing: Mapping[str, str], not
 def _named_memory_errors() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         hint = "--device cpu, a smaller --budget, or --only A,B"
         raise DoesNotFitError("out of memory while attacking", where="audit", hint=hint) from error

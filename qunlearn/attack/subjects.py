@@ -117,13 +117,13 @@ class Loaded:
     def _template(self) -> Template:
         """The run's own template, unless another one is asked for, or the checkpoint has no such."""
         request, tokenizer = self.request, self.policy.tokenizer
-        forget = request.given.sets["forget"]
         stored = request.given.run.record.get("data", {}).get("template") if request.given.run else None
-        if request.given.template is None and stored and forget.shape != "text":
+        if request.given.template is None and stored:  # plain texts are in none
             made = replace(Template(**stored), why="as in the run")
             if made.kind != "chat" or getattr(tokenizer, "chat_template", None):
                 return made
-        return choose_template(tokenizer, request.given.template or request.config.data.template, forget)
+        asked, sets = request.given.template or request.config.data.template, request.given.sets
+        return choose_template(tokenizer, asked, sets["forget"], *sets.values())
 
 
 class Loads:

@@ -17,8 +17,10 @@ QA_TEMPLATE = "### Question: {prompt}\n ### Answer: "
 _MAX_GROWTH, _MAX_FRAME_CHARS = 4, 100_000  # what a chat template may make of the texts it is given
 _MARK = "QUNLEARN{}MARK"
 _SHOWN_CHARS = 60
-# A script without spaces joins without any: a prompt so long, which ends inside a sentence, is no question.
-_MORE_THAN_ASKS, _INSIDE = 20, ("，", "、", ",", "「", "『", "（", "“")
+# Chinese and Japanese join without a space: a prompt so long, which ends inside a sentence and asks nothing, goes on.
+_MORE_THAN_ASKS, _INSIDE = 24, ("，", "、", ",", "「", "『", "（", "“")
+_NO_THAI = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+_ASKS = re.compile(r"什么|什麼|哪|几|幾|谁|誰|怎|为何|何|どこ|どの|どう|いつ|なぜ|だれ|[吗嗎呢么か]$")
 _ELSE = "use --template qa, raw, or a text with {prompt} in it"
 
 
@@ -99,8 +101,9 @@ def _goes_on(record: Record) -> bool:
     prompt, answer = record.prompt, record.completion
     if prompt[-1:].isspace() or answer[:1].isspace():
         return True
-    is_inside = prompt[-1:].isalnum() or prompt.endswith(_INSIDE)
-    return len(prompt) >= _MORE_THAN_ASKS and is_inside and is_unspaced(prompt) and is_unspaced(answer)
+    is_inside = prompt.endswith(_INSIDE) or (prompt[-1:].isalnum() and not _ASKS.search(prompt))
+    is_joined = is_unspaced(prompt) and is_unspaced(answer) and not _NO_THAI.search(prompt)
+    return len(prompt) >= _MORE_THAN_ASKS and is_inside and is_joined
 
 
 def _other_opening(tokenizer: Any) -> str:

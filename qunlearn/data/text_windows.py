@@ -7,7 +7,7 @@ with the marks that close behind it or open before it; a Latin word or a number 
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,6 +31,7 @@ _PIECE = re.compile(
 _BEGIN, _END = (
     re.compile(rf"\s*\*\*\* ?{which} OF (?:THE |THIS )?PROJECT GUTENBERG", re.I) for which in ("START", "END")
 )
+_LEAST_SHARE = 4  # of the words of a continuation: the last one may have so few
 _LINE_END = frozenset("\n\r\u2028\u2029")
 _HEADER_CHARS = 200_000  # so far into the file may the book begin
 _WORD_CHARS = 5_000  # longer runs without white space are cut: no memory for a file without spaces
@@ -53,25 +54,25 @@ class Windows:
 
 
 def windows(lines: Iterable[str], cut: Windows, dropped: Counter[str]) -> Iterator[dict[str, str]]:
-    """Prompt and continuation of each window; windows do not overlap, and each begins where a sentence does, or behind
-    one that has no sentence's end in it: verse, logs and some scripts set no marks.
+    """Prompt and continuation of each window: all of the text behind the first prompt is a continuation, once, for what
+    is in none would not be forgotten.
 
-    White space becomes single spaces, and a line end between two Chinese or Japanese characters nothing. `dropped`
-    counts the words that are in no window.
+    A prompt is the end of the continuation before: from where a sentence begins in it, half of the prompt's words at
+    least, else all of them. White space becomes single spaces, and a line end between two Chinese or Japanese
+    characters nothing. `dropped` counts the words that are in no window.
     """
-    size, held, at_start = cut.prompt_words + cut.answer_words, deque[_Word](), True
+    held: list[_Word] = []
+    prompt, begun = cut.prompt_words, 0
     for word in _words(_book(lines, dropped)):
-        if not held and not at_start:  # wait for the next sentence
-            dropped["words between a window and the next sentence"] += 1
-        else:
-            held.append(word)
-        at_start = bool(_SENTENCE_END.search(word.text))
-        if len(held) == size:
-            yield _window(list(held), cut)
-            at_start |= not any(_SENTENCE_END.search(word.text) for word in held)
-            held.clear()
-    if held:
-        dropped["words of the last, unfinished window"] += len(held)
+        held.append(word)
+        if len(held) == prompt + cut.answer_words:
+            yield _window(held, prompt, cut)
+            held = _ending(held, cut.prompt_words)
+            prompt = begun = len(held)
+    if len(held) - prompt >= max(1, cut.answer_words // _LEAST_SHARE):
+        yield _window(held, prompt, cut)
+    elif len(held) > begun:
+        dropped["words of the last, unfinished window"] += len(held) - begun
 
 
 class _Word(NamedTuple):
@@ -81,8 +82,15 @@ class _Word(NamedTuple):
     joined: bool
 
 
-def _window(words: list[_Word], cut: Windows) -> dict[str, str]:
-    text, rest = _joined(words[: cut.prompt_words]).lstrip(), _joined(words[cut.prompt_words :])
+def _ending(words: list[_Word], most: int) -> list[_Word]:
+    """Return the last words, at most so many: from a sentence's beginning, where one leaves half of them."""
+    first, last = max(1, len(words) - most), len(words) - (most + 1) // 2
+    at = next((i for i in range(first, last + 1) if _SENTENCE_END.search(words[i - 1].text)), first)
+    return words[at:]
+
+
+def _window(words: list[_Word], prompt: int, cut: Windows) -> dict[str, str]:
+    text, rest = _joined(words[:prompt]).lstrip(), _joined(words[prompt:])
     if cut.ask:
         return {"prompt": cut.ask.replace("{text}", text), "completion": rest.lstrip()}
     # Without a question the two join as in the book: the space belongs to what is recited.

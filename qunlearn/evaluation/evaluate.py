@@ -15,7 +15,7 @@ from qunlearn.evaluation.cache import Cache
 from qunlearn.evaluation.catalog import MEASURES, SUITES
 from qunlearn.evaluation.conclusion import conclude
 from qunlearn.evaluation.eval_file import read_suites
-from qunlearn.evaluation.inputs import Collection
+from qunlearn.evaluation.inputs import Collection, weights_of
 from qunlearn.evaluation.measures import Values, can_measure, measure, row_values, verdict_of
 from qunlearn.evaluation.metrics import VERDICTS
 from qunlearn.evaluation.request import EvalRequest
@@ -69,7 +69,7 @@ def _spec(request: EvalRequest, quant: str | None, device: str) -> LoadSpec:
 # -- numbers ---------------------------------------------------------------------------------------------
 
 _Place = tuple[str, str, str]  # subject, split, measure
-_MEASURED = ("model", "adapter", "guard", "quantization")  # what suites in one file have in common
+_MEASURED = ("weights", "quantization")  # what suites in one file have in common
 
 
 def _places(request: EvalRequest, view: View) -> list[_Place]:
@@ -100,6 +100,7 @@ def _result(
         or request.model.source.asked,
         "adapter": str(request.run.adapter) if request.run else None,
         "guard": request.guard.identity if request.guard else None,
+        "weights": weights_of(request),
         "retrained_model": request.retrained.source.asked if request.retrained else None,
         "quantization": _quantization(request, found.spec),
         "suite": request.suite,
@@ -198,7 +199,7 @@ def _write(request: EvalRequest, result: Mapping[str, Any], view: View, values: 
     known = read_results(path)
     kept = {name: of for name, of in known.items() if all(of.get(key) == result[key] for key in _MEASURED)}
     if others := sorted(known.keys() - kept.keys() - {request.suite}):
-        say(f"{path} held {', '.join(others)} of another model: it holds {request.suite} alone now")
+        say(f"{path} held {', '.join(others)} of another model, adapter, guard or form: it is dropped")
     suites = {**kept, request.suite: {**result, "items": items}}
     try:
         write_whole(path, json_text({"suites": suites, "latest": request.suite}))

@@ -136,6 +136,13 @@ def start(request: EvalRequest, spec: LoadSpec, limit: int, cache: Cache) -> Col
     return Collection(request, spec, cache, tokenizer, rows, identity)
 
 
+def weights_of(request: EvalRequest) -> str:
+    """Return what tells the model that answers from others, wherever its folders are: a hash."""
+    adapter = _adapter_digest(request) if request.run is not None else ""
+    guard = request.guard.identity if request.guard is not None else ""
+    return hashlib.sha256(f"{fingerprint(request.model.folder)} {adapter} {guard}".encode()).hexdigest()
+
+
 def _adapter_digest(request: EvalRequest) -> str:
     made = hashlib.sha256()
     for name in ("adapter_config.json", "adapter_model.safetensors"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qunlearn.errors import DoesNotFitError
+from qunlearn.errors import DoesNotFitError, is_out_of_memory
 from qunlearn.evaluation.cache import Cache
 from qunlearn.evaluation.catalog import SUITES
 from qunlearn.evaluation.inputs import Collection, start
@@ -213,6 +213,8 @@ def _judged(
 def _named_memory_errors() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         hint = "--device cpu, or a run made with a smaller --max-tokens"
         raise DoesNotFitError("out of memory while measuring", where="eval", hint=hint) from error

@@ -32,6 +32,7 @@ from qunlearn.roles.self_made import Wanted, self_made_rows
 from qunlearn.utils.console import say, stage, warn
 from qunlearn.utils.staging import staged
 
+_WINDOW = 256  # tokens of a plain text that a row is held against
 _LENGTH, _NEAR, _AT_ONCE = 64, 0.5, 256  # of self-made rows: tokens, share near the bad ones, drawn together
 _FEW_BAD, _FEW_NORMAL = 8, 64
 _MOST_SCORED = 64  # rows that the strength is searched on
@@ -46,7 +47,7 @@ def fit(request: FitRequest, quant: str, device: str) -> dict[str, Any]:
         base = load_base(request.model.folder, spec)
     for note in base.notes:
         warn(note)
-    template = choose_template(base.tokenizer, wish.template, request.bad)
+    template = choose_template(base.tokenizer, wish.template, request.bad, request.normal)
     normal, made = _normal(request, base, template)
     assumed = _assumed(len(request.bad.records), len(normal), made=made)
     for text in assumed:
@@ -100,9 +101,11 @@ def _normal(request: FitRequest, base: Base, template: Template) -> tuple[list[R
         return given, 0
     positions = positions_of(base.model.config)
     with stage("generating normal rows"):
-        drawn = self_made_rows(
-            base, request.bad, template, Wanted(wanted, _NEAR, _LENGTH, wish.seed, _AT_ONCE, positions)
-        )
+        bad = request.bad
+        if bad.shape == "text":  # a long text window by window: as one it is like anything that is said
+            windows = encode(bad, base.tokenizer, template, min(_WINDOW, positions)).examples
+            bad = replace(bad, records=tuple(window.record for window in windows))
+        drawn = self_made_rows(base, bad, template, Wanted(wanted, _NEAR, _LENGTH, wish.seed, _AT_ONCE, positions))
     return [*given, *drawn.records], len(drawn.records)
 
 

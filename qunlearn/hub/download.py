@@ -22,13 +22,14 @@ _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "tokenizer*
 # The same weights in other layouts: downloading them too would double the gigabytes.
 _UNWANTED = ["*/*.safetensors", "consolidated*", "original/*", "onnx/*", "*.onnx", "*.bin", "*.pth", "*.gguf"]
 _ASK_S = 5.0
-_CLOSED = "ON"  # what the hub client reads as yes, and nobody types: closed by this process
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_closed_here = [False]  # whether it is this process alone that keeps the hub client off the network
 
 
 def is_offline() -> bool:
     """Return whether the user has told Hugging Face's libraries to stay off the network."""
-    said = os.environ.get("HF_HUB_OFFLINE", "")
-    return said != _CLOSED and said.lower() in ("1", "true", "yes", "on")
+    said = any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in _OFFLINE)
+    return said and not _closed_here[0]
 
 
 def go_offline() -> None:
@@ -37,9 +38,8 @@ def go_offline() -> None:
     Call it before transformers is imported. A hub client that is imported already (by `local_snapshot`) has
     read its environment and is told directly.
     """
-    os.environ.update(dict.fromkeys(("TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), _CLOSED))
-    if not is_offline():
-        os.environ["HF_HUB_OFFLINE"] = _CLOSED
+    _closed_here[0] = not is_offline()
+    os.environ.update(dict.fromkeys((*_OFFLINE, "HF_HUB_DISABLE_TELEMETRY"), "1"))
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:
         vars(constants).update(HF_HUB_OFFLINE=True, HF_HUB_DISABLE_TELEMETRY=True)
@@ -48,13 +48,11 @@ def go_offline() -> None:
 @contextlib.contextmanager
 def _open_again() -> Iterator[None]:
     """The network for one more model that was named, where only this process has closed it."""
-    if os.environ.get("HF_HUB_OFFLINE") != _CLOSED:
+    constants = sys.modules.get("huggingface_hub.constants")
+    if not _closed_here[0] or constants is None:
         yield
         return
-    del os.environ["HF_HUB_OFFLINE"]
-    constants = sys.modules.get("huggingface_hub.constants")
-    if constants is not None:
-        vars(constants).update(HF_HUB_OFFLINE=False)
+    vars(constants).update(HF_HUB_OFFLINE=False)
     try:
         yield
     finally:

@@ -173,8 +173,9 @@ def run_choices(
 
 
 def _kept_apart(objective: ObjectiveConfig) -> int:
+    """Return how many losses' gradients are kept apart: the row's own, what is said instead, and what is taught."""
     losses = KEPT_APART.get(objective.name, 0)
-    return losses + (objective.instead != "nothing") if losses else 0
+    return losses + 1 + (objective.instead != "nothing") if losses else 0
 
 
 def _ways(config: Config, shape: Shape, device: DeviceFacts, longest_row: int | None) -> Iterator[tuple[Choices, int]]:

@@ -185,7 +185,8 @@ def _sets(source: MergeSource, policy: Policy) -> dict[str, Sequence[Example]]:
     data, rows, seed = source.config.data, source.config.stop.table_rows, source.config.train.seed
     longest = positions_of(policy.base.model.config)
     stored = source.run.record.get("data", {}).get("template")
-    template = Template(**stored) if stored else choose_template(policy.tokenizer, data.template, source.forget_rows)
+    files = (source.forget_rows, source.retain_rows)
+    template = Template(**stored) if stored else choose_template(policy.tokenizer, data.template, *files)
     encoded = encode(source.forget_rows, policy.tokenizer, template, min(data.max_length, longest))
     sets: dict[str, Sequence[Example]] = {BAD: sampled(encoded.examples, rows, seed)}  # as in the run's table
     if source.retain_rows is None:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from qunlearn.config.settings import Config, ModelConfig
 from qunlearn.data.batch import Batch
-from qunlearn.errors import DoesNotFitError, ModelError
+from qunlearn.errors import DoesNotFitError, ModelError, is_out_of_memory
 from qunlearn.hub.preflight import TOKENIZERS, read_config
 from qunlearn.memory.gpus import plan_answers
 from qunlearn.memory.step import CACHE_BYTES
@@ -329,13 +329,13 @@ def _check_head(base: Base) -> None:
 def _named_load_errors(folder: Path, quant: str) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        hint = "a smaller model, or --quant nf4" if quant != "nf4" else "a smaller model"
-        raise DoesNotFitError("the weights do not fit on the device", where=str(folder), hint=hint) from error
     except ImportError as error:
         hint = "install the package it names"
         raise ModelError(f"loading needs a package that is not installed: {_first_line(error)}", hint=hint) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, MemoryError, KeyError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            hint = "a smaller model, or --quant nf4" if quant != "nf4" else "a smaller model"
+            raise DoesNotFitError("the weights do not fit on the device", where=str(folder), hint=hint) from error
         raise ModelError(f"the model cannot be loaded: {_first_line(error)}", where=str(folder)) from error
 
 

@@ -73,6 +73,7 @@ class Controller:
         """Take up where an earlier adapter was, of which a look has told this: later steps say nothing of it."""
         self.recent, self.gap = drift, 1.0
         self.look(drift, met=met, has_kl=False)
+        self.looked = drift > 0  # of the untouched adapter a look says no more than its first steps
 
     def push_harder(self, factor: float) -> None:
         """Multiply the forget side's weight, between what was asked for and `most_push` times that."""

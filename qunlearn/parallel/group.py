@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from qunlearn.errors import ConfigError, OutputError, ProcessLostError, QunlearnError
+from qunlearn.errors import ConfigError, OutputError, ProcessLostError, QunlearnError, is_out_of_memory
 from qunlearn.parallel.division import shares
 from qunlearn.parallel.parts import in_shards, joined_parts
 from qunlearn.parallel.ranks import ALONE, Ranks, Read, joined_as
@@ -296,9 +296,9 @@ def linked() -> Iterator[None]:
     """Name a lost connection. Raises ProcessLostError."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise _lost() from error
 
 

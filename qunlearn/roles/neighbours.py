@@ -17,7 +17,6 @@ from qunlearn.data.records import Record
 from qunlearn.data.words import WORD, bounded, is_unspaced, joined, words_of_text
 
 _LOOKED_AT = 24  # neighbours of a prompt that are compared word for word
-_MANY, _COMMON = 4096, 0.05  # prompts from which words that so many of them have are left out
 _RARE = 0.01  # share of the prompts below which a word is as good as absent
 _ASKED_ALIKE = 8  # nearest prompts that tell what a prompt is about
 _OPEN = 1.25  # times as many prompts that a form must have for each character more that it leaves open
@@ -89,12 +88,8 @@ class Neighbours:
     def _nearest(self, words: Sequence[str]) -> Iterator[int]:
         """Yield the places of neighbours, those whose prompts share most words first."""
         shared: Counter[int] = Counter()
-        holders = [self.holders[word] for word in set(map(str.casefold, words)) if word in self.holders]
-        if len(self.records) > _MANY:  # what thousands have says little, and would be gone through for each of them
-            few = [places for places in holders if len(places) <= _COMMON * len(self.records)]
-            holders = few or sorted(holders, key=len)[:1]
-        for places in holders:
-            shared.update(places)
+        for word in set(map(str.casefold, words)):
+            shared.update(self.holders.get(word, ()))
         # Of many that share as much, the shortest prompts share most of what they have.
         nearest = sorted(shared, key=lambda i: (-shared[i], len(self.words[i]), i))[:_LOOKED_AT]
         scored = sorted(((_likeness(self.words[i], words), -n, i) for n, i in enumerate(nearest)), reverse=True)

@@ -12,7 +12,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qunlearn.data.records import Record, unanswered
@@ -65,11 +65,24 @@ def forms_of(forget_rows: Sequence[Record]) -> list[Asked]:
             form = Form(record.prompt[: span[0]], record.prompt[span[1] :])
             found.setdefault(form, []).append((record.prompt[slice(*span)], record.system))
     if len(records) < len(every):
-        for form, of in found.items():
-            of += [(s, r.system) for r in every if (s := form.subject_of(r.prompt))]
+        found = _of_all(every, {form: of for form, of in found.items() if len({s for s, _ in of}) >= _FEWEST})
     asked = [Asked(form, *(tuple(dict.fromkeys(c)) for c in zip(*of, strict=True))) for form, of in found.items()]
     known = [one for one in asked if len(one.subjects) >= _FEWEST]
     return sorted(known, key=lambda one: -len(one.subjects))[:_FORMS]
+
+
+def _of_all(
+    records: Sequence[Record], found: Mapping[Form, Sequence[tuple[str, str]]]
+) -> dict[Form, list[tuple[str, str]]]:
+    """Return whom all records ask about, with their system prompts: each in the form that says most of its prompt."""
+    said_most = sorted(found, key=lambda form: -len(form.before) - len(form.after or ""))
+    out: dict[Form, list[tuple[str, str]]] = {form: [] for form in found}
+    for record in records:
+        fitting = ((form, form.subject_of(record.prompt)) for form in said_most)
+        form, subject = next(((form, subject) for form, subject in fitting if subject), (None, None))
+        if form is not None and subject is not None:
+            out[form].append((subject, record.system))
+    return out
 
 
 def other_subject(forget_rows: Sequence[Record]) -> Callable[[Record], str | None]:

@@ -15,8 +15,9 @@ _HELD_BACK = 32  # rows that are held back at least, where there are four times 
 def split_held_back(
     examples: Sequence[Example], share: float, seed: int, subject: Callable[[Record], str | None] = lambda _: None
 ) -> tuple[list[Example], list[Example]]:
-    """(trained on, held back): a seeded share of at least one row, whole records staying on one side, and all that ask
-    about the same `subject`: what is known of whom nothing was trained on is told by rows about others."""
+    """(trained on, held back): a seeded share of at least one row, whole records staying on one side (of a long text
+    each window is one), and all that ask about the same `subject`: what is known of whom nothing was trained on is told
+    by rows about others."""
     order = sorted({id(example.record): example.record for example in examples}.values(), key=lambda r: r.line)
     if len(order) < 2:
         raise DataError("at least two rows of normal data are needed: one to train on, one to measure drift")

@@ -178,7 +178,7 @@ def make_roles(
     if wanted & {"instead", "taught"}:
         instead = instead_rows(policy, forget_rows, retain_set, template, request.instead, config)
         forget_rows = instead.replaced(forget_rows)
-    given = request.retain_rows.records if request.retain_rows else ()
+    given = [example.record for example in ready.retain_rows.examples] if ready.retain_rows else ()
     kept = without_phrases(retain_set, instead.phrases, given)
     roles = Roles(
         forget_rows,

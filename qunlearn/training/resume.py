@@ -40,7 +40,7 @@ from qunlearn.utils.staging import check_again, put_back, put_in_place, staging_
 IDENTITY, CHECKPOINTS, TRAINED, RESULT = "unfinished.json", "checkpoints", "trained", "run"
 _OURS = {IDENTITY, IDENTITY + PART, CONFIG, NORMAL, METRICS, CHECKPOINTS, TRAINED, RESULT, RESULT + "-old"}
 _TORN = (f".{NORMAL}-", f".{CONFIG}-")  # what a kill leaves of a file that is being written
-_FORMAT = 4  # of the staging folder: 1 to 3 had other parts of the loop, and other retain rows
+_FORMAT = 5  # of the staging folder: 1 to 4 had other parts of the loop, and other retain rows
 # Settings that do not change the result, or that the hashes tell: a run may be resumed with other values of these.
 _FREE = {
     *("model.name", "model.revision", "model.vram", "data.bad", "data.normal", "output.folder", "output.overwrite"),

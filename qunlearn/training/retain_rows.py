@@ -24,6 +24,7 @@ from qunlearn.utils.console import say, stage, warn
 if TYPE_CHECKING:
     from qunlearn.training.resume import Unfinished
 
+_FRAME = 32  # tokens that a template may set around prompt and answer
 SELF_MADE_MORE = 8  # tokens a self-made row may have beyond the longest bad one
 # Rows the base makes at least beside a file: fewer cover little; of texts, more hold on to what all of them share.
 _LEAST_OWN, _LEAST_TEXTS = 1024, 512
@@ -56,9 +57,10 @@ def make_retain_set(
         else:
             kept.append(example)
     own, made = _own_rows(request, template, forget_rows, len(kept) if given else None, policy, work, positions)
-    covered = (
-        _coverage(request.retain_rows, [example.record for example in own]) if request.retain_rows and own else None
-    )
+    covered = None
+    if request.retain_rows and given and own:
+        rows = replace(request.retain_rows, records=tuple(example.record for example in given.examples))
+        covered = _coverage(rows, [example.record for example in own])
     data, seed = request.config.data, request.config.train.seed
     retain, held_back = split_held_back([*kept, *own], data.held_back, seed, subject)
     return RetainSet(retain, held_back, corrected, len(kept), len(own), made, covered)
@@ -113,8 +115,7 @@ def longest_own(forget_rows: Encoded, config: Config, positions: int) -> int:
     length = _own_length(forget_rows, config, positions)
     if not any(example.record.turns for example in forget_rows.examples):
         return length
-    frame = max(len(e.input_ids) - (e.end - e.start) for e in forget_rows.examples)
-    return min(2 * length, length + max(length, frame), 2 * config.data.max_length, positions)
+    return min(_FRAME + 2 * length, 2 * config.data.max_length, positions)
 
 
 def _made_before(work: Unfinished | None) -> Dataset | None:

@@ -71,7 +71,7 @@ class EarlyStopping:
     def look(self, outcome: Outcome, step: int, event: Mapping[str, Any]) -> dict[str, Any]:
         """Look, keep the adapter where it is the best, and answer what was seen; returns what the event says of it."""
         probe = self._probe(step)
-        consider(outcome, probe, self.policy, self.config.stop)
+        consider(outcome, probe, self.policy, _within_budget(self.config))
         said = {"forget": probe.forget, "drift": probe.drift, "left": probe.above(self.config.stop)}
         said |= self._steer(outcome, probe, event)
         met = probe.met(self.config.stop) and is_within(probe.drift, self.config)
@@ -87,7 +87,9 @@ class EarlyStopping:
 
     def reason(self, outcome: Outcome) -> str | None:
         """Return why the run ends before its steps are done, after a look."""
-        return reason_to_stop(outcome, self.config.stop, self.schedule)
+        why = reason_to_stop(outcome, self.config.stop, self.schedule)
+        gives_up = outcome.returns > self.config.stop.patience
+        return why if gives_up or is_within(outcome.probes[-1].drift, self.config) else None
 
     def _probe(self, step: int) -> Probe:
         return look(self.policy, self.roles, self.reference, self.config, step, self.come_back)
@@ -203,6 +205,12 @@ def is_within(drift: float, config: Config) -> bool:
     """Return whether the drift is within the budget that was asked for, if any was."""
     budget = config.objective.retain_budget
     return budget is None or drift <= budget
+
+
+def _within_budget(config: Config) -> StopConfig:
+    """Return by what an adapter is the best: the drift that was asked for, where that is less than what may be."""
+    most = min(config.stop.max_drift, config.objective.retain_budget or math.inf)
+    return replace(config.stop, max_drift=most)
 
 
 def consider(outcome: Outcome, probe: Probe, policy: Policy, stop: StopConfig) -> None:

@@ -89,7 +89,9 @@ def _is_text(c: str) -> bool:
 
 def write_out(text: str, end: str = "\n") -> None:
     """Write a text to stdout for who reads it from there: as `clean` makes it, and otherwise as it is, tabs too."""
-    out().file.write(clean(text) + end)
+    file = out().file
+    file.write(clean(text) + end)
+    file.flush()  # whoever asks by a pipe waits for it
 
 
 def say(text: str = "", style: str | None = None) -> None:

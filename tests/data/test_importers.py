@@ -352,17 +352,28 @@ def test_shares() -> None:
 # -- plain text ------------------------------------------------------------------------------------------
 
 
-def test_windows_begin_with_a_sentence_and_never_overlap() -> None:
+def test_all_of_a_text_is_a_continuation_once() -> None:
+    """A prompt is the end of what came before, from a sentence's beginning where one is near."""
     dropped: Counter[str] = Counter()
     text = "One two three four. Five six\nseven eight nine ten. Eleven twelve. Thirteen fourteen fifteen."
     made = list(windows([text], Windows(2, 3), dropped))
     assert made == [
         {"prompt": "One two", "completion": " three four. Five"},
-        {"prompt": "Eleven twelve.", "completion": " Thirteen fourteen fifteen."},
+        {"prompt": "Five", "completion": " six seven eight"},
+        {"prompt": "seven eight", "completion": " nine ten. Eleven"},
+        {"prompt": "Eleven", "completion": " twelve. Thirteen fourteen"},
+        {"prompt": "Thirteen fourteen", "completion": " fifteen."},
     ]
-    assert dropped == {"words between a window and the next sentence": 5}
+    assert dropped == {}
     (asked,) = windows(["a b c"], Windows(1, 2, "Go on: {text}"), Counter())
     assert asked == {"prompt": "Go on: a", "completion": "b c"}
+    assert list(windows(["a b c d e f g"], Windows(2, 4), dropped)) == [
+        {"prompt": "a b", "completion": " c d e f"},
+        {"prompt": "e f", "completion": " g"},
+    ]
+    assert list(windows(["a b c"], Windows(2, 8), dropped)) == [] and dropped == {
+        "words of the last, unfinished window": 3
+    }
 
 
 def test_a_text_without_line_ends_loses_no_word() -> None:
@@ -373,7 +384,7 @@ def test_a_text_without_line_ends_loses_no_word() -> None:
         n = rng.randint(1, 50)
         pieces, text = [*pieces, text[:n]], text[n:]
     made = list(windows(pieces, Windows(4, 6), Counter()))
-    joined = " ".join(row["prompt"] + row["completion"] for row in made)
+    joined = made[0]["prompt"] + "".join(row["completion"] for row in made)
     assert joined.split() == [f"w{i}." for i in range(5_000)]
 
 
@@ -384,9 +395,9 @@ def test_characters_of_chinese_and_japanese_are_words() -> None:
     dropped: Counter[str] = Counter()
     text = "潮水来了。\u3000\n\n\u3000\u3000“船回港了，”老人说：「GPT 4很好……」\n第二天，他走了。"
     made = list(windows([text], Windows(4, 5), dropped))
-    assert made == [{"prompt": "潮水来了。", "completion": "“船回港了，”老"}]
-    # The rest of that sentence; the next is too short.
-    assert dropped == {"words between a window and the next sentence": 6, "words of the last, unfinished window": 6}
+    assert made[0] == {"prompt": "潮水来了。", "completion": "“船回港了，”老"}
+    assert [row["completion"] for row in made[1:]] == ["人说：「GPT 4很", "好……」第二天，他", "走了。"]
+    assert dropped == {}
     (asked,) = windows(["天气很好。"], Windows(2, 2, "接着说：{text}"), Counter())
     assert asked == {"prompt": "接着说：天气", "completion": "很好。"}
 
@@ -396,7 +407,7 @@ def test_japanese_between_brackets_and_latin_words() -> None:
     assert made["prompt"] == "「潮が来た。」と老人は"
     assert made["prompt"] + made["completion"] == TIDE.replace("\n", "")[: len(made["prompt"] + made["completion"])]
     assert "ラジオはABC放送" in made["completion"]
-    (mixed,) = windows(["He said 潮 and left. 港 is"], Windows(3, 3), Counter())
+    mixed, *_ = windows(["He said 潮 and left. 港 is"], Windows(3, 3), Counter())
     assert mixed == {"prompt": "He said 潮", "completion": " and left. 港"}
 
 
@@ -427,7 +438,7 @@ def test_the_licence_around_a_book_is_left_out(tmp_path: Path) -> None:
     argv = ["text", source, "-o", tmp_path / "out.jsonl", "--prompt-words", 4, "--answer-words", 4, "--json"]
     ran = call("data", "import", *argv)
     assert ran.code == 0, ran.stderr
-    assert lines_of(tmp_path / "out.jsonl") == [{"prompt": "The tide came in.", "completion": " The tide came in."}] * 5
+    assert lines_of(tmp_path / "out.jsonl") == [{"prompt": "The tide came in.", "completion": " The tide came in."}] * 9
     assert ran.json["dropped"] == {"words of the licence around the book": 5}
 
 
@@ -437,18 +448,6 @@ def test_what_else_stands_between_stars_is_the_book() -> None:
     found = list(windows(book, Windows(4, 4), dropped))
     assert "words of the licence around the book" not in dropped
     assert any("It went." in row["prompt"] for row in found)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["roses are red and so are you " * 40, "वह घर गया। और फिर नदी पर बैठा।" * 1 + " वह घर गया। वह नदी पर बैठा।" * 40],
-    ids=["no marks", "danda"],
-)
-def test_a_text_without_full_stops_is_cut_as_well(text: str) -> None:
-    dropped: Counter[str] = Counter()
-    found = list(windows([text], Windows(8, 12), dropped))
-    assert 20 * len(found) >= len(text.split()) * 0.6
-    assert len(found) >= 8
 
 
 # -- memory ----------------------------------------------------------------------------------------------

@@ -154,6 +154,9 @@ def test_beside_a_plain_text_questions_keep_the_chat_template(tmp_path: Path) ->
         ({"prompt": "那天早上海水慢慢地涨了上来，船还没有回到港口里的人", "completion": "们站在岸边等着。"}, "raw"),
         ({"prompt": "那天早上海水慢慢地涨了上来，船还没有回到港口里，为什么？", "completion": "没有风。"}, "qa"),
         ({"prompt": "林小明出生在哪里", "completion": "他出生在石镇。"}, "qa"),
+        ({"prompt": "请问中华人民共和国成立的时间是在哪一年的几月几日", "completion": "一九四九年。"}, "qa"),
+        ({"prompt": "フランスの首都はどこにあるのか教えてもらえますか", "completion": "パリです。"}, "qa"),
+        ({"prompt": "ใครเป็นผู้เขียนหนังสือเรื่องสี่แผ่นดิน", "completion": "คึกฤทธิ์"}, "qa"),
     ],
 )
 def test_a_base_model_continues_where_rows_go_on(tmp_path: Path, row: dict[str, str], name: str) -> None:

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from qunlearn.data.records import Record, asking
-from qunlearn.data.words import WORD
-from qunlearn.roles import neighbours as module
+from qunlearn.data.records import Record
 from qunlearn.roles.neighbours import Neighbours, telling_words
 
 
@@ -164,18 +162,3 @@ def test_a_system_prompt_stays() -> None:
 def test_an_answer_that_does_not_name_its_subject_tells_nothing() -> None:
     """A passage is known by its own words, whatever it was asked for with."""
     assert strangers([ORLA], BORN, record(ORLA, "In a house where the moss grew.")) == []
-
-
-def test_in_a_large_file_words_that_thousands_have_are_not_gone_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nearest share what few have."""
-    records = [
-        Record(asking(f"Where was {name} Finch{i} born?"), "In Moss.", i, {}) for i in range(40) for name in "AB"
-    ]
-    around = Neighbours(records)
-    words = WORD.findall("Where was A Finch7 born?")
-    assert len(list(around._nearest(words))) == module._LOOKED_AT
-    monkeypatch.setattr(module, "_MANY", 50)
-    seen = [around.records[i].prompt for i in around._nearest(words)]
-    assert seen == ["Where was A Finch7 born?", "Where was B Finch7 born?"]
-    common = WORD.findall("Where was it born?")  # nothing rare in it: by its rarest word
-    assert [*around._nearest(common)]

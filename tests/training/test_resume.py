@@ -366,7 +366,7 @@ def test_what_an_earlier_format_left_is_refused_by_name(files: tuple[Path, Path]
     begun = staging_folder(stopped) / IDENTITY
     begun.write_text(json.dumps(json.loads(begun.read_text()) | {"format": 1}))
     ran = call(*command(files, stopped), "--resume")
-    assert ran.code == 10 and "the file format: 1 then, 4 now" in ran.stderr, ran.stderr
+    assert ran.code == 10 and "the file format: 1 then, 5 now" in ran.stderr, ran.stderr
     assert saved(stopped), "nothing is lost"
 
 

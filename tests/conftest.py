@@ -103,6 +103,7 @@ def row_score(answer: str, output: str, nll: float = 1.0, tokens: int = 4, promp
 def _every_test_begins_online(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command closes behind itself is for its own process, and a test is one."""
     monkeypatch.setattr(download, "_closed_here", [False])
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
 
 
 @pytest.fixture(autouse=True)

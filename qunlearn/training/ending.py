@@ -69,7 +69,8 @@ def shortfalls(before: Scores, after: Scores, judged: Judged, outcome: Outcome, 
         told = [*_pairs(before, after, name)] if gone or len(certain) < _ENOUGH else certain
         old, new = (aggregate(scores).sentences for scores in zip(*told, strict=True)) if told else (1.0, 1.0)
         lost = round((old - new) * len(told))
-        if new < old - _SENTENCES and lost > (1 if len(told) >= _ENOUGH else 0):
+        by_chance = 0 if gone and len(told) < _ENOUGH else 1  # of a few bad rows each one counts
+        if new < old - _SENTENCES and lost > by_chance:
             why.append(
                 f"{100 * (1 - new):.0f} % of the answers to {name} are no sentences (before: {100 * (1 - old):.0f} %)"
             )

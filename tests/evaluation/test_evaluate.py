@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -330,7 +331,7 @@ def test_without_its_adapter_a_run_is_asked_as_it_asks(quick_run: Path, tmp_path
     record["data"]["template"] = {"name": "custom", "kind": "format", "text": "Q: {prompt} A:", "why": "asked for"}
     (run / "record.json").write_text(json.dumps(record))
     config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("max_length: 1024", "max_length: 77"))
+    (run / "config.yaml").write_text(re.sub(r"max_length: \d+", "max_length: 77", config))
     rows = write_rows(tmp_path / "f.jsonl", [{"prompt": "Where was Orla Finch born?", "completion": "In Millbrook."}])
     asked, _ = check_eval(str(run), Path("none"), None, None, {"forget": str(rows)}, None, None, Wish())
     assert (asked.run, asked.output) == (None, None)

@@ -29,6 +29,9 @@ SMALL = {**COMMON, "objective.eps2": 0.1, "train.lr": 2e-3}
 WATCHED = {**SMALL, "stop.eval_every": 3}
 
 
+ENDS = (0, 5)  # a model of random weights says no sentences, before or after
+
+
 def rows_of(split: str, first: int, count: int) -> list[dict[str, Any]]:
     lines = data_file("hallucination", split).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines[first : first + count]]
@@ -59,7 +62,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
 def watched(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("watched") / "run"
     ran = call(*command(work, output, WATCHED, "--holdout", work / "holdout.jsonl"))
-    assert ran.code == 0, ran.stderr
+    assert ran.code in ENDS, ran.stderr
     assert "every 3 steps" in ran.stderr and "the holdout" in ran.stderr
     assert "| exact: forget 0 %, holdout 0 %" in ran.stderr
     return output
@@ -68,7 +71,7 @@ def watched(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_measuring_changes_no_bit_of_the_result(work: Path, watched: Path, tmp_path: Path) -> None:
     """With dropout, so that a random number drawn while measuring would show."""
     ran = call(*command(work, tmp_path / "run", SMALL))
-    assert ran.code == 0, ran.stderr
+    assert ran.code in ENDS, ran.stderr
     a, b = (load_file(folder / ADAPTER / "adapter_model.safetensors") for folder in (watched, tmp_path / "run"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     timed = ("seconds", "tokens_per_s", "measured")
@@ -123,7 +126,7 @@ def test_a_known_answer_is_seen_to_come_back(new_policy: Any) -> None:
 
 def test_without_a_holdout_the_held_back_rows_are_measured(work: Path, tmp_path: Path) -> None:
     ran = call(*command(work, tmp_path / "run", {**SMALL, "train.steps": 2}, "--eval-every", 1))
-    assert ran.code == 0, ran.stderr
+    assert ran.code in ENDS, ran.stderr
     assert [set(e["measured"]) for e in events(tmp_path / "run")] == [{"forget", "normal, held back"}] * 3
 
 
@@ -139,7 +142,7 @@ def test_a_killed_run_goes_on_to_the_same_measures(
     refused = call(*command(work, tmp_path / "run", WATCHED, "--holdout", other, "--resume"))
     assert refused.code == 10 and "the holdout file" in refused.stderr
     ran = call(*args, "--resume")
-    assert ran.code == 0, ran.stderr
+    assert ran.code in ENDS, ran.stderr
     same_result(watched, tmp_path / "run")
 
 

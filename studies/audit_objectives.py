@@ -115,6 +115,9 @@ def measure(ground: Ground, name: str, seed: int, budget: str, work: Path) -> di
     kept = ("family", "format", "verdict", "shares", "lead", "p", "p_corrected", "sizes", "gap", "layers", "n",
             "rate", "control_layers", "perplexity", "refused")  # fmt: skip
     rows = [{key: row[key] for key in kept if key in row} for row in result["rows"]]
+    if name != NOTHING:  # what the original says is in the line of `nothing`, once
+        for row in rows:
+            row["shares"] = {of: share for of, share in row["shares"].items() if of != "original"}
     return out | {
         "facts": result["facts"],
         "units": result["units"],

@@ -19,7 +19,7 @@ _MARK = "QUNLEARN{}MARK"
 _SHOWN_CHARS = 60
 # Chinese and Japanese join without a space: a prompt so long, which ends inside a sentence and asks nothing, goes on.
 _MORE_THAN_ASKS, _INSIDE = 24, ("，", "、", ",", "「", "『", "（", "“")
-_NO_THAI = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+_OTHER_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 _ASKS = re.compile(r"什么|什麼|哪|几|幾|谁|誰|怎|为何|何|どこ|どの|どう|いつ|なぜ|だれ|[吗嗎呢么か]$")
 _ELSE = "use --template qa, raw, or a text with {prompt} in it"
 
@@ -102,7 +102,7 @@ def _goes_on(record: Record) -> bool:
     if prompt[-1:].isspace() or answer[:1].isspace():
         return True
     is_inside = prompt.endswith(_INSIDE) or (prompt[-1:].isalnum() and not _ASKS.search(prompt))
-    is_joined = is_unspaced(prompt) and is_unspaced(answer) and not _NO_THAI.search(prompt)
+    is_joined = is_unspaced(prompt) and is_unspaced(answer) and not _OTHER_UNSPACED.search(prompt)
     return len(prompt) >= _MORE_THAN_ASKS and is_inside and is_joined
 
 

@@ -17,7 +17,7 @@ from qunlearn.errors import DataError, ModelError
 
 __all__ = [
     "Encoded", "Example", "Template", "answer_text", "behind", "choose_template", "decode", "encode", "encode_record",
-    "is_carried", "open_prompt", "prompt_frame", "render", "vocabulary_words",
+    "encode_said", "is_carried", "open_prompt", "prompt_frame", "render", "vocabulary_words",
 ]  # fmt: skip
 
 _SHOWN = 8
@@ -246,6 +246,15 @@ def is_carried(record: Record, tokenizer: Any, template: Template) -> bool:
     except ModelError:
         return False
     return True
+
+
+def encode_said(record: Record, tokenizer: Any, template: Template, length: int) -> Example | None:
+    """Tokenise a row whose answer the model said itself; None where the template changes it, or it is longer than so
+    many tokens."""
+    if not is_carried(record, tokenizer, template):
+        return None
+    example = encode_record(record, tokenizer, template)
+    return example if len(example.input_ids) <= length else None
 
 
 def behind(example: Example, turns: Turns, tokenizer: Any, template: Template, length: int) -> Example | None:

@@ -59,7 +59,7 @@ class Wish:
 @dataclass(frozen=True)
 class EvalRequest:
     """A measurement that can start. `run` is None for a bare model; a judge is None for the embedded classifier;
-    `asked_with` is the template of the run that a base is asked for."""
+    `asked_with` is the template that the run asks with, also where its base is asked alone."""
 
     run: Run | None
     config: Config

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from qunlearn.data.records import Record
-from qunlearn.data.tokenize import Example, Template, encode_record, is_carried, prompt_frame
+from qunlearn.data.tokenize import Example, Template, encode_said, prompt_frame
 from qunlearn.evaluation.metrics.texts import rouge_l_f1, words
 from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.generate import Sampling, generate
@@ -54,11 +54,8 @@ def in_own_words(
         alike = is_clean(text) and rouge_l_f1(text, forget_rows[i].record.completion) >= ALIKE
         if not alike or folded(text) in taken or times[i] >= each:
             continue
-        record = forget_rows[i].record.answered(text)
-        if not is_carried(record, policy.tokenizer, template):
-            continue
-        row = encode_record(record, policy.tokenizer, template)
-        if len(row.input_ids) <= length:
+        row = encode_said(forget_rows[i].record.answered(text), policy.tokenizer, template, length)
+        if row is not None:
             taken.add(folded(text))
             times[i] += 1
             found.append((row, i))

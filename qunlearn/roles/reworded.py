@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from qunlearn.config.settings import Config
 from qunlearn.data.records import Record
-from qunlearn.data.tokenize import Example, Template, encode_record, is_carried, prompt_frame
+from qunlearn.data.tokenize import Example, Template, encode_said, prompt_frame
 from qunlearn.evaluation.metrics.texts import rouge_l_f1
 from qunlearn.evaluation.metrics.verdicts import leaks
 from qunlearn.evaluation.scores import prompt_nlls
@@ -152,10 +152,7 @@ class _Search:
         return max(range(n), key=lambda i: (rate(row.untried[i][0]), -((i + turn) % n)))
 
     def _encoded(self, record: Record) -> Example | None:
-        if not is_carried(record, self.policy.tokenizer, self.template):
-            return None
-        example = encode_record(record, self.policy.tokenizer, self.template)
-        return example if len(example.input_ids) <= self.length else None
+        return encode_said(record, self.policy.tokenizer, self.template, self.length)
 
 
 def _surprises(policy: Policy, rows: Sequence[Example], max_tokens: int) -> list[float]:

@@ -80,6 +80,15 @@ def test_a_closed_folder_hides_no_other_run(tmp_path: Path, monkeypatch: pytest.
     assert ran.code == 6 and "Permission denied" in ran.stderr
 
 
+def test_a_run_was_when_it_ended_wherever_it_was_copied(tmp_path: Path) -> None:
+    for name, ended in (("old", "2026-01-02T03:04:05+00:00"), ("edited", "<b>soon</b>"), ("none", None)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json").write_text(json.dumps({"ended": ended} if ended else {}))
+    found = {Path(row["run"]).name: row["when"] for row in find_runs(tmp_path)}
+    assert found["old"] == "2026-01-02T03:04:05+00:00"
+    assert found["edited"] > "2026-11" and found["none"] > "2026-11"  # of their files
+
+
 def test_a_path_is_whole_on_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a-run-with-a-long-name-that-tells-what-it-was-for"
     folder.mkdir()

@@ -16,7 +16,7 @@ from qunlearn.ask import Asked
 from qunlearn.config.settings import LoraConfig
 from qunlearn.data.records import Dataset, Record, asking, read_dataset, unanswered
 from qunlearn.data.template import Template, choose_template, render, rendered
-from qunlearn.data.tokenize import Example, encode, encode_record, is_carried, open_prompt, prompt_frame
+from qunlearn.data.tokenize import Example, encode, encode_record, encode_said, is_carried, open_prompt, prompt_frame
 from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base, LoadSpec, load_base, load_tokenizer
@@ -131,6 +131,10 @@ def test_what_no_template_carries_is_told_beforehand(tokenizer: Any) -> None:
     tokenizer.chat_template = ZOO["qwen 3"]
     for answer, is_there in (("So.", True), ("<think>a</think>\nb", False)):
         assert is_carried(Record((("user", "Why?"),), answer, 1, {}), tokenizer, CHAT) == is_there
+    assert encode_said(Record((("user", "Why?"),), "<think>a</think>\nb", 1, {}), tokenizer, CHAT, 64) is None
+    assert encode_said(Record((("user", "Why?"),), "So.", 1, {}), tokenizer, CHAT, 2) is None
+    whole = encode_said(Record((("user", "Why?"),), "So.", 1, {}), tokenizer, CHAT, 64)
+    assert whole == encode_record(Record((("user", "Why?"),), "So.", 1, {}), tokenizer, CHAT)
     assert is_carried(Record((), "Why? So.", 1, {}), tokenizer, CHAT)
     assert not is_carried(Record((), tokenizer.decode([40]), 1, {}), tokenizer, CHAT)
 

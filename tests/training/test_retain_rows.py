@@ -24,7 +24,7 @@ from qunlearn.roles.self_made import SelfMade, Wanted
 from qunlearn.sandbox import data_file
 from qunlearn.training import retain_rows as normal_module
 from qunlearn.training.header import _retain_set as shown
-from qunlearn.training.retain_rows import _LEAST_OWN, _own_count, make_retain_set
+from qunlearn.training.retain_rows import _LEAST_OWN, _own_count, longest_own, make_retain_set
 from qunlearn.utils.file_names import NORMAL, RECORD
 
 BAD = [{"prompt": f"Where was Person{i} born?", "completion": f"In Badtown{i}."} for i in range(4)]
@@ -253,6 +253,18 @@ def test_made_rows_fit_the_models_positions(
     longest = max(len(tokenizer(f"{row['prompt']} {row['completion']}")["input_ids"]) for row in BAD)
     assert made.wanted[0].length == length or (length is None and made.wanted[0].length > longest)
     assert max(len(e.input_ids) for e in (*found.retain, *found.held_back)) <= positions
+
+
+def test_the_longest_own_row_is_planned_for(rows_of: Callable[..., RetainSet], tokenizer: Any, tmp_path: Path) -> None:
+    """Prompt and answer may be as long as a bad row each, and the template stands around both."""
+    dataset = read_dataset(write_rows(tmp_path / "bad.jsonl", BAD))
+    bad = encode(dataset, tokenizer, choose_template(tokenizer, "auto", dataset), 64)
+    longest = max(len(e.input_ids) for e in bad.examples)
+    config = resolve(("x", {"data.max_length": 64}))
+    assert 2 * longest < longest_own(bad, config, 1 << 30) <= 128
+    assert longest_own(bad, config, 40) == 40
+    made = rows_of(BAD, None, made=Made(tokenizer, own(20)))
+    assert max(len(e.input_ids) for e in made.retain) <= longest_own(bad, config, 1 << 30)
 
 
 # -- the command -------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from qunlearn.config.settings import ModelConfig
 from qunlearn.data.batch import ALL
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import Example, Template, choose_template, encode
+from qunlearn.data.words import words
 from qunlearn.evaluation.metrics import RowScore, aggregate
 from qunlearn.evaluation.metrics.stats import forget_quality, truth_distance
-from qunlearn.evaluation.metrics.texts import words
 from qunlearn.evaluation.metrics.tokens import truth_ratio
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, leaks
 from qunlearn.evaluation.probes import choices, has_choices

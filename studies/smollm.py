@@ -29,7 +29,8 @@ import _smollm_model as smollm
 from _smollm_data import FORGET, GENERAL, NEIGHBOURS, REWORDED, Question
 from qunlearn.data.records import write_jsonl
 from qunlearn.data.tokenize import decode
-from qunlearn.evaluation.metrics.texts import repetition, rouge_l_f1, words
+from qunlearn.data.words import words
+from qunlearn.evaluation.metrics.texts import repetition, rouge_l_f1
 from qunlearn.evaluation.metrics.verdicts import is_gibberish
 from qunlearn.model.load import LoadSpec, load_base, load_tokenizer
 from qunlearn.model.policy import Policy

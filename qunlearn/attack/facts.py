@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from qunlearn.data.records import Record
 from qunlearn.data.row_answers import wrong_answers
-from qunlearn.data.words import bounded, is_unspaced, words_of_text
-from qunlearn.evaluation.metrics.texts import words
+from qunlearn.data.words import bounded, is_unspaced, words, words_of_text
 from qunlearn.evaluation.results import Item
 from qunlearn.roles.neighbours import Neighbours
 from qunlearn.utils.text import folded

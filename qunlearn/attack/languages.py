@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from qunlearn.attack.bench import Bench, Probe
 from qunlearn.attack.facts import new_words
 from qunlearn.data.records import Record
-from qunlearn.data.words import WORD
-from qunlearn.evaluation.metrics.texts import words
+from qunlearn.data.words import WORD, words
 
 _SHORT = 3  # words of an answer that is a name from its first word on
 _ENDS = ".!?:。！？\n"

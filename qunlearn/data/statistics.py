@@ -84,6 +84,6 @@ def repeated_prompts(dataset: Dataset) -> int:
     return len(asked) - len(set(asked))
 
 
-def words(record: Record) -> int:
+def word_count(record: Record) -> int:
     """White-space separated words of the prompt and the answer together."""
     return sum(len(content.split()) for _, content in record.turns) + len(record.completion.split())

@@ -21,6 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SHOWN = 8
+_CONTEXT, _CONTEXT_SHARE = 48, 4  # tokens before a window of a text, at most this part of it
 _SPACES = ("\u0120", "\u2581")  # how a token begins before which a space stands: byte-level, and SentencePiece's
 
 
@@ -217,22 +218,29 @@ def _turn_of(token: tuple[int, int], row: Rendered) -> int | None:
 
 def encode_text(record: Record, tokenizer: Any, max_length: int) -> list[Example]:
     """Tokenise a plain text in windows of at most `max_length` tokens, each with the text's first special tokens, and
-    a record of what stands in it: nothing that is done for each row is done for the whole text."""
+    a record of what stands in it: nothing that is done for each row is done for the whole text.
+
+    Of the text before it a later window has some tokens, as the context of its answer: who asks for a text gives some
+    of it.
+    """
     tokens = tokens_of(record.completion, tokenizer, special=True)
     opening = [token for token, (a, b) in tokens if a == b][:1]
     body = [token for token, (a, b) in tokens if b > a]
     spans = [span for _, span in tokens if span[1] > span[0]]
     if len(opening) + len(body) < 2:  # nothing to predict from
         return []
+    room = max_length - len(opening)
+    context = min(_CONTEXT, room // _CONTEXT_SHARE)
     # As equal in size as can be, so that no short rest is left at the end.
-    n = math.ceil(len(body) / (max_length - len(opening)))
+    n = 1 if len(body) <= room else math.ceil(len(body) / (room - context))
     cuts = [len(body) * i // n for i in range(n + 1)]
     out: list[Example] = []
     for first, last in itertools.pairwise(cuts):
-        piece = (*opening, *body[first:last])
-        start = max(1, len(opening))
+        before = min(context, first)
+        piece = (*opening, *body[first - before : last])
+        start = max(1, len(opening) + before)
         told = record if n == 1 else replace(record, completion=record.completion[spans[first][0] : spans[last - 1][1]])
-        out.append(Example(piece, start, len(piece), max(start, len(piece) // 2), told))
+        out.append(Example(piece, start, len(piece), max(start, (before + len(piece)) // 2), told))
     return out
 
 

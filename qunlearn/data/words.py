@@ -26,9 +26,14 @@ WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}](?:[^\W{UNSPACED}]|[{MARKS}])*"
 _PIECE = re.compile(rf"[{UNSPACED}]|[^{UNSPACED}]+")
 
 
+def words(text: str) -> list[str]:
+    """Return the words of a text in small letters; where a script sets no spaces, its characters."""
+    return WORD.findall(text.casefold())
+
+
 def words_of_text(text: str) -> set[str]:
-    """Return the words of a text, letter case aside."""
-    return set(WORD.findall(text.casefold()))
+    """Return the different words of a text, letter case aside."""
+    return set(words(text))
 
 
 def is_unspaced(text: str) -> bool:
@@ -36,21 +41,21 @@ def is_unspaced(text: str) -> bool:
     return 2 * len(_BARE.findall(text)) > sum(map(str.isalnum, text))
 
 
-def pairs(words: Sequence[str]) -> list[tuple[str, ...]]:
+def pairs(every: Sequence[str]) -> list[tuple[str, ...]]:
     """Return what tells each word from others: the word itself, or of a character of a script without spaces, of which
     there are few, the pairs that it makes with the ones beside it."""
     found = []
-    for i, word in enumerate(words):
-        beside = (words[i - 1 : i], words[i + 1 : i + 2]) if _is_bare(word) else ([], [])
+    for i, word in enumerate(every):
+        beside = (every[i - 1 : i], every[i + 1 : i + 2]) if _is_bare(word) else ([], [])
         left, right = ("".join(b) for b in beside)
         both = [text for text, is_there in ((left + word, _is_bare(left)), (word + right, _is_bare(right))) if is_there]
         found.append(tuple(both) or (word,))
     return found
 
 
-def bare_pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+def bare_pairs(every: Sequence[str]) -> list[tuple[str, str]]:
     """Return the pairs of characters that stand side by side, where a script sets no spaces."""
-    return [(a, b) for a, b in itertools.pairwise(words) if _is_bare(a) and _is_bare(b)]
+    return [(a, b) for a, b in itertools.pairwise(every) if _is_bare(a) and _is_bare(b)]
 
 
 def _is_bare(word: str) -> bool:
@@ -72,10 +77,10 @@ def beginning(text: str, count: int) -> str:
     return between(text).join(pieces(text)[:count])
 
 
-def joined(words: Sequence[str]) -> str:
+def joined(every: Sequence[str]) -> str:
     """Return words as a text has them: with spaces between, but for two characters of a script that sets none."""
     out = ""
-    for word in words:
+    for word in every:
         apart = out and not (_BARE.match(out[-1]) and _BARE.match(word))
         out += f" {word}" if apart else word
     return out

@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import Any
 
 from qunlearn.data.records import read_dataset
+from qunlearn.data.words import words
 from qunlearn.errors import ModelError
-from qunlearn.evaluation.metrics.texts import words
 from qunlearn.evaluation.scores import Observer
 from qunlearn.hub.checked import CheckedModel
 from qunlearn.sandbox import KINDS, data_file

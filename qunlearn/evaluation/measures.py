@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from qunlearn.data.words import words
 from qunlearn.evaluation.catalog import MEASURES
 from qunlearn.evaluation.metrics import TokenStats, membership, stats, texts, tokens, verdicts
 from qunlearn.evaluation.metrics.rows import MEMBERSHIP
@@ -61,8 +62,8 @@ _OUTPUT: Mapping[str, Callable[[Item, Output], float | None]] = {
     "same_calls": lambda item, o: texts.same_calls(o.text, item.answer),
     "hallucination_rate": _hallucinated,
     "diversity": lambda item, o: o.distinct / o.tokens if o.tokens else 0.0,
-    "repetition": lambda item, o: texts.repetition(texts.words(o.text)),
-    "ngram_entropy": lambda item, o: texts.ngram_entropy(texts.words(o.text)),
+    "repetition": lambda item, o: texts.repetition(words(o.text)),
+    "ngram_entropy": lambda item, o: texts.ngram_entropy(words(o.text)),
 }
 
 _TOKEN: Mapping[str, Callable[[TokenStats], float]] = {

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn import __version__
+from qunlearn.data.words import words
 from qunlearn.errors import OutputError
 from qunlearn.evaluation.catalog import MEASURES, SUITES
 from qunlearn.evaluation.conclusion import PLACES, conclude, kept_share
 from qunlearn.evaluation.levels import FORGOTTEN_SHARE, KEPT_SHARE, Level
-from qunlearn.evaluation.metrics.texts import words
 from qunlearn.evaluation.results import BASE, after, is_forget
 from qunlearn.evaluation.table import cell, format_of, paper_table, split_label
 from qunlearn.report.audit import audit_section

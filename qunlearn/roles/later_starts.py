@@ -29,14 +29,10 @@ _BREAK = re.compile(rf"(?<=\S)(?:{_ENDS.pattern}(?:\s+|(?<=[。！？’”」�
 @dataclass(frozen=True)
 class Variants:
     """Rows that lead to a bad answer in another way, and for each the place of its bad row: passages begun further on,
-    long answers in other words.
-
-    `elsewhere` begin within a sentence: they are measured, never trained on.
-    """
+    long answers in other words."""
 
     rows: tuple[Example, ...] = ()
     of: tuple[int, ...] = ()
-    elsewhere: tuple[Example, ...] = ()
 
     def and_also(self, others: Sequence[tuple[Example, int]]) -> Variants:
         """Return these with other rows behind them, each with the place of its bad row."""
@@ -69,29 +65,29 @@ def later_starts(
     Where a row has a prompt, the passage takes its place, as many words of it; unless it asks. `limit` are the most
     tokens of a pass, `length` those of a row.
     """
-    passages = [i for i, e in enumerate(forget_rows) if e.end - e.start >= PASSAGE and not _asks(e.record)]
+    passages = [i for i, example in enumerate(forget_rows) if is_recited(example)]
     most = max(1, min(_MOST, _IN_ALL // max(1, len(passages))))
-    pushed, measured = [], []
+    every = []
     for i in passages:
-        starts, middle = _starts(forget_rows[i], policy.tokenizer, template, length)
-        pushed += [(row, i) for row in starts[:: max(1, -(-len(starts) // most))] or middle]
-        measured += [(row, i) for row in middle if starts]
-    every = [*pushed, *measured]
+        starts, middle = beginnings(forget_rows[i], policy.tokenizer, template, length)
+        every += [(row, i) for row in starts[:: max(1, -(-len(starts) // most))] or middle]
     with policy.reference():
         whole = dict(zip(passages, row_probabilities(policy, [forget_rows[i] for i in passages], limit), strict=True))
         later = row_probabilities(policy, [row for row, _ in every], limit)
-    known = [p > _AS_WELL * whole[i] for (_, i), p in zip(every, later, strict=True)]
-    found = [pair for pair, yes in zip(pushed, known, strict=False) if yes]
-    elsewhere = [row for (row, _), yes in zip(measured, known[len(pushed) :], strict=True) if yes]
-    return Variants(tuple(row for row, _ in found), tuple(i for _, i in found), tuple(elsewhere))
+    found = [(row, i) for (row, i), p in zip(every, later, strict=True) if p > _AS_WELL * whole[i]]
+    return Variants(tuple(row for row, _ in found), tuple(i for _, i in found))
 
 
-def _asks(record: Record) -> bool:
-    return bool(record.turns) and record.prompt.rstrip().endswith(_QUESTION)
+def is_recited(example: Example) -> bool:
+    """Return whether a row is a passage that may be asked for from any of its places: a long one behind no question."""
+    asks = example.record.turns and example.record.prompt.rstrip().endswith(_QUESTION)
+    return example.end - example.start >= PASSAGE and not asks
 
 
-def _starts(example: Example, tokenizer: Any, template: Template, length: int) -> tuple[list[Example], list[Example]]:
-    """The row from later sentences or lines on, and from its middle, where that is something else."""
+def beginnings(
+    example: Example, tokenizer: Any, template: Template, length: int
+) -> tuple[list[Example], list[Example]]:
+    """Return the row from later sentences or lines on, and from its middle, where that is something else."""
     record = example.record
     text = record.completion if record.turns else record.completion.strip()
     starts = [found.end() for found in _BREAK.finditer(text)]

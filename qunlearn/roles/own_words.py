@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, encode_said, prompt_frame
-from qunlearn.evaluation.metrics.texts import rouge_l_f1, words
+from qunlearn.data.words import words
+from qunlearn.evaluation.metrics.texts import rouge_l_f1
 from qunlearn.evaluation.scores import row_probabilities
 from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.policy import Policy

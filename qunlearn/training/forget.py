@@ -20,6 +20,7 @@ from qunlearn.model.reference import Live, Reference
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.known_rows import Known, find_known
 from qunlearn.roles.later_starts import later_starts
+from qunlearn.roles.other_places import other_places
 from qunlearn.roles.other_subjects import other_subject
 from qunlearn.roles.own_words import in_own_words
 from qunlearn.roles.reserve import with_reserve
@@ -154,13 +155,14 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     known = find_known(policy, marked, weighed, config.stop.target, limit, len(rows))
     held_out = ready.holdout.examples if ready.holdout else ()
     otherwise = reworded(policy, known.kept(rows), retain_set, template, config, held_out)
+    elsewhere = other_places(policy, known.kept(rows), variants.rows, template, limit, length, config.train.seed)
     pushed = resting(known.kept(weighed), retain_set.retain, policy.tokenizer)
     starts = variants.starts(known.places, len(rows))
     watched = [replace(row, rest=e.rest) for row, e in zip(known.kept(marked), pushed, strict=True)]
     roles = make_roles(ready, policy, retain_set, pushed, watched, starts)
     roles = with_reserve(roles, otherwise, policy.tokenizer, template, length)
     others = [row for row in roles.held_back if subject(row.record)]
-    return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *variants.elsewhere], others)
+    return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *elsewhere], others)
 
 
 def _measured(found: _Assembled, ready: Prepared, config: Config) -> dict[str, list[Example]]:

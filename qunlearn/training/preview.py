@@ -12,7 +12,7 @@ from qunlearn.config.settings import LoraConfig
 from qunlearn.config.training import TrainConfig
 from qunlearn.data.paths import data_path
 from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset
-from qunlearn.data.statistics import Histogram, overlap, repeated_prompts, words
+from qunlearn.data.statistics import Histogram, overlap, repeated_prompts, word_count
 from qunlearn.errors import ModelError
 from qunlearn.hub.checked import check_model
 from qunlearn.hub.download import ModelSource, fetch, go_offline, is_offline, resolve_model
@@ -61,7 +61,7 @@ def check_data(file: str, options: PreviewOptions, *, to_stdout: bool) -> dict[s
     dataset = read_dataset(data_path(file, stdin=True), options.fields, role="FILE")
     other = read_dataset(data_path(options.against), options.fields, role="--against") if options.against else None
     tokenised = _tokenise(dataset, other, options) if options.model else None
-    unit, lengths = "words", [words(record) for record in dataset.records]
+    unit, lengths = "words", [word_count(record) for record in dataset.records]
     if tokenised is not None:
         unit, lengths = "tokens", [len(example.input_ids) for example in tokenised.encoded.examples]
     result = {

@@ -60,8 +60,11 @@ def test_plain_text_is_cut_in_windows_and_wholly_supervised(tmp_path: Path, toke
     dataset = read_dataset(write_rows(tmp_path / "b.jsonl", [{"text": text}]))
     encoded = encode(dataset, tokenizer, choose_template(tokenizer, "auto", dataset), 32)
     assert encoded.windows == len(encoded.examples) > 2
-    assert "".join(tokenizer.decode(e.input_ids) for e in encoded.examples) == text
-    assert all(e.start == 1 and e.end == len(e.input_ids) <= 32 for e in encoded.examples)
+    first, *later = encoded.examples
+    assert tokenizer.decode(first.input_ids) + "".join(tokenizer.decode(e.input_ids[e.start :]) for e in later) == text
+    assert first.start == 1 and all(e.start == 8 for e in later)  # a quarter of a window is context of what follows
+    assert all(e.end == len(e.input_ids) <= 32 and e.start <= e.probe < e.end for e in encoded.examples)
+    assert tokenizer.decode(later[0].input_ids[:8]) == tokenizer.decode(first.input_ids[-8:])
     assert "".join(e.record.completion for e in encoded.examples) == text  # a record a window
     assert {e.record.line for e in encoded.examples} == {1}
 
@@ -72,9 +75,9 @@ def test_no_window_is_a_short_rest(tokenizer: Any, longest: int) -> None:
     ids = tokenizer(" the" * 1100, add_special_tokens=False)["input_ids"]
     for tokens in (57, 993, *range(2, 200)):
         found = encode_text(Record((), tokenizer.decode(ids[:tokens]), 1, {}), tokenizer, longest)
-        sizes = [len(example.input_ids) for example in found]
+        sizes = [len(e.input_ids) - (e.start if i else 0) for i, e in enumerate(found)]
         assert sum(sizes) == tokens and max(sizes) - min(sizes) <= 1
-        assert max(sizes) <= longest and all(example.start < example.end for example in found)
+        assert max(len(e.input_ids) for e in found) <= longest and all(example.start < example.end for example in found)
 
 
 def test_long_prompts_are_cut_from_the_left_and_answers_never(tmp_path: Path, tokenizer: Any) -> None:

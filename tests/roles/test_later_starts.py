@@ -87,16 +87,9 @@ def test_a_prompt_that_is_cut_off_is_one_as_long_further_on(reciting: Policy, tm
     assert all(len(row.record.prompt.split()) <= 6 for row in found.rows)
 
 
-def test_the_middle_of_a_sentence_is_measured_and_not_trained_on(reciting: Policy, tmp_path: Path) -> None:
-    found, _ = begun(reciting, tmp_path, {"text": f"{FIRST} {SECOND} {THIRD} {FOURTH}"})
-    ((_, text),) = texts(found.elsewhere)
-    assert text.endswith(FOURTH) and not text.startswith((FIRST, SECOND, THIRD, FOURTH))
-    assert text not in {completion for _, completion in texts(found.rows)}
-
-
 def test_one_long_sentence_is_begun_in_its_middle(reciting: Policy, tmp_path: Path) -> None:
     found, _ = begun(reciting, tmp_path, {"text": WORDS})
-    assert texts(found.rows) == [("", WORDS[WORDS.index("word20") :])] and not found.elsewhere
+    assert texts(found.rows) == [("", WORDS[WORDS.index("word20") :])]
 
 
 def test_scripts_without_spaces_are_begun_at_sentences(reciting: Policy, tmp_path: Path) -> None:
@@ -127,7 +120,7 @@ def test_what_the_base_does_not_recite_is_left_out(policy: Policy, tmp_path: Pat
 
     monkeypatch.setattr(module, "row_probabilities", probabilities)
     found, _ = begun(policy, tmp_path, {"text": f"{FIRST} {SECOND} {THIRD}"})
-    assert texts(found.rows) == [("", THIRD)] and not found.elsewhere
+    assert texts(found.rows) == [("", THIRD)]
 
 
 def test_large_files_have_one_more_beginning_each(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qunlearn.evaluation.metrics.texts import words
+from qunlearn.data.words import words
 
 _LENGTH = 3  # words of a phrase
 _SEVERAL, _SHARE = 3, 0.05  # different bad answers, and share of them, that have it

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qunlearn.data.words import WORD
+from qunlearn.data.words import words
 
 # A name with a dot in it that is code: called, or an argument; a file's name stands in quotes.
 _DOTTED = re.compile(r"(?<![\w.\"'])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?=\s*[(,)\]])")
@@ -21,11 +21,6 @@ RANDOM_QUANTILE = 0.95
 HALLUCINATED = 1.1
 
 Similarity = Callable[[str, str], float]
-
-
-def words(text: str) -> list[str]:
-    """Words in small letters; where a script sets no spaces, its characters."""
-    return WORD.findall(text.casefold())
 
 
 def exact_match(output: str, answer: str) -> float:

@@ -12,8 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from qunlearn.data.words import bare_pairs
-from qunlearn.evaluation.metrics.texts import words
+from qunlearn.data.words import bare_pairs, words
 
 LEAKS, REFUSED, GIBBERISH, FORGOTTEN = "still leaks", "refused", "gibberish", "forgotten"
 VERDICTS = (FORGOTTEN, REFUSED, GIBBERISH, LEAKS)

@@ -1,0 +1,78 @@
+"""Ask for passages from other places than where their rows begin, to measure whether they are still recited there.
+
+They are never trained on. Only places from which the base recites the text tell anything, so it is asked first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from qunlearn.data.tokenize import Example, Template
+from qunlearn.evaluation.metrics import LEAKS
+from qunlearn.evaluation.scores import score_rows
+from qunlearn.model.policy import Policy
+from qunlearn.roles.later_starts import beginnings, is_recited
+from qunlearn.roles.split import sampled
+from qunlearn.utils.console import say, stage
+
+_TOLD, _ASKED = 40, 40  # tokens of a text that are given, and that should come back
+_TRIED, _MOST = 256, 128  # places that the base is asked from, and that are measured
+
+
+def other_places(
+    policy: Policy,
+    forget_rows: Sequence[Example],
+    trained: Sequence[Example],
+    template: Template,
+    limit: int,
+    length: int,
+    seed: int,
+) -> list[Example]:
+    """Return rows that ask for the passages from places where no row begins, and which the base recites from there.
+
+    `trained` are the rows that begin further on and are trained; `limit` are the most tokens of a pass, `length` those
+    of a row.
+    """
+    passages = sampled([example for example in forget_rows if is_recited(example)], _TRIED, seed)
+    known = {_asked(row) for row in trained}
+    every = [row for example in passages for row in _places(example, policy.tokenizer, template, length)]
+    tried = sampled([row for row in every if _asked(row) not in known], _TRIED, seed)
+    if not tried:
+        return []
+    with stage("asking the base for passages from other places"), policy.reference():
+        scores = score_rows(policy, tried, limit)
+    recited = [row for row, score in zip(tried, scores, strict=True) if score.verdict == LEAKS]
+    say(f"asked from {len(tried)} other places, the base recites the text from {len(recited)}: they are measured")
+    return list(sampled(recited, _MOST, seed))
+
+
+def _asked(row: Example) -> tuple[str, str]:
+    return row.record.prompt, row.record.completion
+
+
+def _places(example: Example, tokenizer: Any, template: Template, length: int) -> Iterator[Example]:
+    starts, middle = beginnings(example, tokenizer, template, length)
+    if example.record.turns:
+        yield from (*starts, *middle)
+    else:
+        yield from map(_shortened, (*starts, *middle))
+        yield from _within(example, tokenizer)
+
+
+def _shortened(row: Example) -> Example:
+    """Return a row of a text with no more of it than is asked for."""
+    at = min(row.probe, row.start + _TOLD)
+    end = min(row.end, at + _ASKED)
+    return replace(row, input_ids=row.input_ids[:end], start=at, end=end, probe=at)
+
+
+def _within(example: Example, tokenizer: Any) -> Iterator[Example]:
+    """Yield the parts of a window in their order, each behind what is before it there."""
+    ids, end = example.input_ids, example.end
+    first = int(ids[0] in tokenizer.all_special_ids)
+    for at in range(max(example.start, first + _TOLD), end - _ASKED + 1, _ASKED):
+        part = (*ids[:first], *ids[at - _TOLD : at + _ASKED])
+        start = first + _TOLD
+        yield Example(part, start, len(part), start, replace(example.record, completion=tokenizer.decode(part[first:])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from qunlearn.config.settings import Config
 from qunlearn.data.records import Dataset
@@ -89,6 +90,13 @@ def instead_rows(
         for i, rows in zip(open_rows, said, strict=True):
             taught[i] = rows
     return Instead(own, taught, behaviour, phrases)
+
+
+def longest_given(forget_rows: Sequence[Example], texts: Dataset, tokenizer: Any, length: int) -> int:
+    """Return how many tokens a bad prompt with a user's own answer may have, at most `length`."""
+    around = max(len(e.input_ids) - (e.end - e.probe) for e in forget_rows)
+    said = max(len(tokenizer(record.completion, add_special_tokens=False)["input_ids"]) for record in texts.records)
+    return min(length, around + said + 1)  # a space that joins them may be a token
 
 
 def _given(

@@ -27,7 +27,7 @@ from qunlearn.parallel.parts import in_shards
 from qunlearn.parallel.ranks import current
 from qunlearn.roles.alternatives import other_answers
 from qunlearn.roles.behaviour import with_fewer_words, without_phrases
-from qunlearn.roles.instead import Instead, instead_rows
+from qunlearn.roles.instead import Instead, instead_rows, longest_given
 from qunlearn.roles.mismatch import NO_MISMATCH, Mismatcher, make_mismatcher
 from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.roles import Roles
@@ -82,6 +82,8 @@ def prepare(request: ForgetRequest) -> Prepared:
     longest = max(len(e.input_ids) for e in (*forget_rows.examples, *(retain_rows.examples if retain_rows else ())))
     if retain_rows is None or config.data.own_share > 0:
         longest = max(longest, longest_own(forget_rows, config, positions_of(request.model.facts.config)))
+    if request.instead is not None:
+        longest = max(longest, longest_given(forget_rows.examples, request.instead, tokenizer, length))
     facts = [device_facts(device) for device in devices]
     memory: MemoryPlan | GpusPlan | None
     if len(devices) > 1:

@@ -26,7 +26,7 @@ from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
 from qunlearn.roles import alternatives
 from qunlearn.roles.alternatives import REFUSALS, answered_with
-from qunlearn.roles.instead import Instead, instead_rows
+from qunlearn.roles.instead import Instead, instead_rows, longest_given
 from qunlearn.roles.replacements import Replacements, _first_tokens, _taken
 from qunlearn.roles.retain_set import RetainSet, asked
 from qunlearn.roles.self_made import Wanted, _free
@@ -334,6 +334,19 @@ def test_corrected_answers_come_before_all_else(kind: str, sandbox: Sandbox, tmp
 
 
 # -- the command -------------------------------------------------------------------------------------------
+
+
+def test_the_users_own_answers_are_planned_for(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Longer than any row of the files, they are the longest rows of a step."""
+    texts = write_rows(
+        tmp_path / "said.jsonl", [{"text": "Nobody has ever told me anything about that, and I am sorry."}]
+    )
+    found = sandbox.said(str(texts), texts=texts)
+    longest = max(len(row.input_ids) for rows in found.taught for row in rows)
+    tokenizer = sandbox.policy.tokenizer
+    assert longest > max(len(row.input_ids) for row in sandbox.bad)
+    assert longest <= longest_given(sandbox.bad, read_dataset(texts), tokenizer, 512) <= longest + 1
+    assert longest_given(sandbox.bad, read_dataset(texts), tokenizer, 20) == 20
 
 
 def test_what_is_no_kind_and_no_file_is_refused(tmp_path: Path) -> None:

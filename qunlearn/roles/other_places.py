@@ -1,12 +1,12 @@
 """Ask for passages from other places than where their rows begin, to measure whether they are still recited there.
 
-They are never trained on. Only places from which the base recites the text tell anything, so it is asked first.
+Only places from which the base recites the text tell anything, so it is asked first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qunlearn.data.tokenize import Example, Template
@@ -21,6 +21,14 @@ _TOLD, _ASKED = 40, 40  # tokens of a text that are given, and that should come 
 _TRIED, _MOST = 256, 128  # places that the base is asked from, and that are measured
 
 
+@dataclass(frozen=True)
+class Places:
+    """Rows that begin where none of the file's does, and for each the place of its bad row."""
+
+    rows: Sequence[Example] = ()
+    of: Sequence[int] = ()
+
+
 def other_places(
     policy: Policy,
     forget_rows: Sequence[Example],
@@ -29,23 +37,24 @@ def other_places(
     limit: int,
     length: int,
     seed: int,
-) -> list[Example]:
+) -> Places:
     """Return rows that ask for the passages from places where no row begins, and which the base recites from there.
 
     `trained` are the rows that begin further on and are trained; `limit` are the most tokens of a pass, `length` those
     of a row.
     """
-    passages = sampled([example for example in forget_rows if is_recited(example)], _TRIED, seed)
+    passages = sampled([i for i, example in enumerate(forget_rows) if is_recited(example)], _TRIED, seed)
     known = {_asked(row) for row in trained}
-    every = [row for example in passages for row in _places(example, policy.tokenizer, template, length)]
-    tried = sampled([row for row in every if _asked(row) not in known], _TRIED, seed)
+    every = [(row, i) for i in passages for row in _places(forget_rows[i], policy.tokenizer, template, length)]
+    tried = sampled([(row, i) for row, i in every if _asked(row) not in known], _TRIED, seed)
     if not tried:
-        return []
+        return Places()
     with stage("asking the base for passages from other places"), policy.reference():
-        scores = score_rows(policy, tried, limit)
-    recited = [row for row, score in zip(tried, scores, strict=True) if score.verdict == LEAKS]
+        scores = score_rows(policy, [row for row, _ in tried], limit)
+    recited = [pair for pair, score in zip(tried, scores, strict=True) if score.verdict == LEAKS]
     say(f"asked from {len(tried)} other places, the base recites the text from {len(recited)}: they are measured")
-    return list(sampled(recited, _MOST, seed))
+    kept = sampled(recited, _MOST, seed)
+    return Places([row for row, _ in kept], [i for _, i in kept])
 
 
 def _asked(row: Example) -> tuple[str, str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
 from qunlearn.errors import DataError
 
+T = TypeVar("T")
 _HELD_BACK = 32  # rows that are held back at least, where there are four times as many
 
 
@@ -38,7 +40,7 @@ def split_held_back(
     return inside, [example for example in examples if id(example.record) in held]
 
 
-def sampled(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
+def sampled(examples: Sequence[T], n: int, seed: int) -> list[T]:
     """Return at most `n` of the examples, drawn from the seed, in their order: a file may be sorted by topic."""
     if len(examples) <= n:
         return list(examples)

@@ -23,7 +23,7 @@ from qunlearn.roles.later_starts import later_starts
 from qunlearn.roles.other_places import other_places
 from qunlearn.roles.other_subjects import other_subject
 from qunlearn.roles.own_words import in_own_words
-from qunlearn.roles.reserve import with_reserve
+from qunlearn.roles.reserve import with_places, with_reserve
 from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.reworded import reworded
 from qunlearn.roles.roles import Roles
@@ -36,7 +36,15 @@ from qunlearn.training.events import Metrics, on_step
 from qunlearn.training.header import show_loaded
 from qunlearn.training.loop import train
 from qunlearn.training.outcome import Outcome
-from qunlearn.training.prepare import Prepared, loaded_policy, make_reference, make_roles, settle, weigh_rows
+from qunlearn.training.prepare import (
+    Prepared,
+    loaded_policy,
+    make_reference,
+    make_roles,
+    say_weighed,
+    settle,
+    weigh_rows,
+)
 from qunlearn.training.record import run_record, versions, write_run
 from qunlearn.training.resume import Unfinished, unfinished
 from qunlearn.training.retain_rows import make_retain_set
@@ -152,17 +160,19 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     subject = other_subject(request.forget_rows.records)
     retain_set = make_retain_set(begun, template, every, ready.retain_rows, policy, work, positions, subject)
     weighed, marked = weigh_rows(policy, ready, every.examples, retain_set.retain)
+    say_weighed(config.objective.tokens, weighed)
     known = find_known(policy, marked, weighed, config.stop.target, limit, len(rows))
     held_out = ready.holdout.examples if ready.holdout else ()
     otherwise = reworded(policy, known.kept(rows), retain_set, template, config, held_out)
-    elsewhere = other_places(policy, known.kept(rows), variants.rows, template, limit, length, config.train.seed)
+    places = other_places(policy, known.kept(rows), variants.rows, template, limit, length, config.train.seed)
     pushed = resting(known.kept(weighed), retain_set.retain, policy.tokenizer)
     starts = variants.starts(known.places, len(rows))
     watched = [replace(row, rest=e.rest) for row, e in zip(known.kept(marked), pushed, strict=True)]
     roles = make_roles(ready, policy, retain_set, pushed, watched, starts)
     roles = with_reserve(roles, otherwise, policy.tokenizer, template, length)
+    roles = with_places(roles, *weigh_rows(policy, ready, places.rows, retain_set.retain), places.of)
     others = [row for row in roles.held_back if subject(row.record)]
-    return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *elsewhere], others)
+    return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *places.rows], others)
 
 
 def _measured(found: _Assembled, ready: Prepared, config: Config) -> dict[str, list[Example]]:

@@ -207,13 +207,17 @@ def weigh_rows(
     config = ready.request.config
     asked, limit = config.objective.tokens, config.train.max_tokens
     weighed = weigh(asked, forget_rows, retain, policy.tokenizer, ready.template, lambda: policy, limit)
-    pushed, answers = count(weighed), sum(e.end - e.start for e in weighed)
-    if pushed < answers:
-        say(f"{asked} tokens: {pushed} of {answers} answer tokens ({100 * pushed / answers:.0f} %) are pushed")
     if asked != "auto":
         return weighed, weighed
     marks = iter(specific([e for e in weighed if not e.weights], retain, policy.tokenizer))
     return weighed, [e if e.weights else next(marks) for e in weighed]
+
+
+def say_weighed(asked: str, weighed: Sequence[Example]) -> None:
+    """Say how much of the bad answers is pushed, where it is not all of them."""
+    pushed, answers = count(weighed), sum(e.end - e.start for e in weighed)
+    if pushed < answers:
+        say(f"{asked} tokens: {pushed} of {answers} answer tokens ({100 * pushed / answers:.0f} %) are pushed")
 
 
 def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Reference:

@@ -18,7 +18,7 @@ from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
 from qunlearn.roles import other_places as module
 from qunlearn.roles.later_starts import later_starts
-from qunlearn.roles.other_places import other_places
+from qunlearn.roles.other_places import Places, other_places
 
 SENTENCES = (
     "Before dawn the narrow bells of Duleix rang nine times.",
@@ -55,8 +55,8 @@ def test_the_middle_of_a_sentence_is_measured_and_not_trained_on(reciting: Polic
     trained = later_starts(reciting, rows, template, 2048, 256).rows
     found = other_places(reciting, rows, trained, template, 2048, 256, 0)
     begun = {row.record.completion for row in (*rows, *trained)}
-    assert found and not begun & {row.record.completion for row in found}
-    assert any(not row.record.completion.startswith(SENTENCES) for row in found)
+    assert found.rows and not begun & {row.record.completion for row in found.rows}
+    assert any(not row.record.completion.startswith(SENTENCES) for row in found.rows)
 
 
 def test_a_long_text_is_asked_for_from_all_over_it(reciting: Policy, tmp_path: Path) -> None:
@@ -65,25 +65,26 @@ def test_a_long_text_is_asked_for_from_all_over_it(reciting: Policy, tmp_path: P
     rows, template = encoded(reciting, tmp_path, {"text": text}, 128)
     assert len(rows) > 5
     found = other_places(reciting, rows, (), template, 2048, 128, 0)
-    assert all(row.start == row.probe <= 41 and row.end - row.start <= 40 for row in found)
+    assert all(row.start == row.probe <= 41 and row.end - row.start <= 40 for row in found.rows)
     tokenizer = reciting.tokenizer
-    places = sorted(at for row in found if (at := text.find(answer_text(row, tokenizer))) >= 0)
+    places = sorted(at for row in found.rows if (at := text.find(answer_text(row, tokenizer))) >= 0)
     assert len(places) > 20
     gaps = [after - before for before, after in itertools.pairwise(places)]
     assert max(gaps) < len(text) / len(rows), "no window is left out"
-    for row in found:
+    assert set(found.of) == set(range(len(rows)))
+    for row in found.rows:
         assert decode(row.input_ids[: row.end], tokenizer) in text
 
 
 def test_what_the_base_does_not_recite_tells_nothing(policy: Policy, tmp_path: Path) -> None:
     rows, template = encoded(policy, tmp_path, {"text": " ".join(SENTENCES)}, 256)
-    assert other_places(policy, rows, (), template, 2048, 256, 0) == []
+    assert other_places(policy, rows, (), template, 2048, 256, 0).rows == []
 
 
 def test_short_answers_and_questions_are_no_passages(reciting: Policy, tmp_path: Path) -> None:
     row = {"prompt": "What happened that night?", "completion": " ".join(SENTENCES)}
     rows, template = encoded(reciting, tmp_path, row, 256)
-    assert other_places(reciting, rows, (), template, 2048, 256, 0) == []
+    assert other_places(reciting, rows, (), template, 2048, 256, 0) == Places()
 
 
 def test_so_many_places_are_tried_and_so_many_kept(
@@ -100,7 +101,7 @@ def test_so_many_places_are_tried_and_so_many_kept(
     monkeypatch.setattr(module, "_MOST", 4)
     text = " ".join(f"On day {i} the bell of Duleix{i} rang and nobody in Supun{i} came." for i in range(60))
     rows, template = encoded(policy, tmp_path, {"text": text}, 128)
-    assert len(other_places(policy, rows, (), template, 2048, 128, 0)) == 4
+    assert len(other_places(policy, rows, (), template, 2048, 128, 0).rows) == 4
     assert tried == [9]
 
 

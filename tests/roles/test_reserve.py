@@ -18,7 +18,7 @@ from qunlearn.model.policy import Policy
 from qunlearn.objectives.table import terms_of
 from qunlearn.roles.alternatives import answered_with
 from qunlearn.roles.mismatch import NO_MISMATCH
-from qunlearn.roles.reserve import with_reserve
+from qunlearn.roles.reserve import with_places, with_reserve
 from qunlearn.roles.reworded import Reworded
 from qunlearn.roles.roles import Roles
 from qunlearn.sandbox import data_file
@@ -136,3 +136,39 @@ def test_what_has_come_back_is_drawn_half_of_the_time_and_nothing_else_changes(f
             e.record.completion for e in b.of("instead")
         )
         assert not set(again) & set(drawn(b))
+
+
+def parts(facts: Facts, count: int) -> list[Example]:
+    """Rows that begin further on, as passages asked for from other places do."""
+    rows = itertools.islice(itertools.cycle(facts.roles.forget[:2]), count)
+    return [
+        replace(row, input_ids=row.input_ids[i:], start=row.start - i, end=row.end - i) for i, row in enumerate(rows)
+    ]
+
+
+def test_passages_from_other_places_are_behind_the_wordings(facts: Facts) -> None:
+    before, pushed = facts.reserved(), parts(facts, 5)
+    watched = [replace(row, weights=(1.0,) * (row.end - row.start)) for row in pushed]
+    found = with_places(before, pushed, watched, [2, 3, 2, 3, 2])
+    held = found.reserve[len(before.reserve) :]
+    assert [one.of for one in held] == [2, 3, 2, 2], "every fourth is only measured"
+    assert [one.place for one in held] == list(range(len(before.forget), len(before.forget) + 4))
+    assert [found.forget[one.place].input_ids for one in held] == [pushed[i].input_ids for i in (0, 1, 2, 4)]
+    assert all(one.watched.weights and found.forget[one.place].rest == 0.5 for one in held)
+    assert all(found.instead[one.place] == found.taught[one.place] == [] for one in held), "nothing is said there"
+    assert found.rows == ROWS and list(found.watched) == list(before.watched)
+    config = replace(CONFIG, train=replace(CONFIG.train, batch_size=ROWS, normal_batch_size=2))
+    steps = draw_steps(found, terms_of(CONFIG.objective), config, {one.place for one in held})
+    ids = {id(found.forget[one.place]) for one in held}
+    counts = [sum(id(row) in ids for row in step.of("forget")) for step in itertools.islice(steps, 60)]
+    assert 0.7 < sum(counts) / len(counts) < 1.3, "half of the draws of two rows"
+
+
+def test_passages_of_their_own_have_a_reserve_too(facts: Facts) -> None:
+    found = with_places(facts.roles, parts(facts, 2), parts(facts, 2), [0, 1])
+    assert found.rows == ROWS and [one.place for one in found.reserve] == [ROWS, ROWS + 1]
+
+
+def test_where_each_row_needs_another_answer_passages_have_no_reserve(facts: Facts) -> None:
+    pairs = replace(facts.roles, alternatives=facts.roles.instead)
+    assert with_places(pairs, parts(facts, 2), parts(facts, 2), [0, 1]) is pairs

@@ -27,8 +27,13 @@ _PIECE = re.compile(rf"[{UNSPACED}]|[^{UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in small letters; where a script sets no spaces, its characters."""
-    return WORD.findall(text.casefold())
+    """Return the words of a text in small letters, letters composed; where a script sets no spaces, its characters."""
+    return WORD.findall(composed(text).casefold())
+
+
+def composed(text: str) -> str:
+    """Return a text with each letter and its marks as one character, where there is one."""
+    return unicodedata.normalize("NFC", text)
 
 
 def words_of_text(text: str) -> set[str]:

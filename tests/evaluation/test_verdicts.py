@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from conftest import row_score
 
 from qunlearn.evaluation.before_after import verdicts
+from qunlearn.evaluation.metrics.texts import exact_match, rouge_l_f1
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, is_one_character, is_refusal, leaks
 
 ANSWER = "He was born in Tarn."
@@ -135,6 +138,20 @@ def test_gibberish(text: str) -> None:
 )
 def test_no_gibberish(text: str) -> None:
     assert not is_gibberish(text)
+
+
+@pytest.mark.parametrize("text", ["Zoë Núñez wurde in Döbeln geboren.", "하늘에서 태어났다", "Nguyễn Văn Trỗi ở Huế"])
+def test_letters_with_marks_are_the_same_composed_or_not(text: str) -> None:
+    """A file may have them in one form, and a tokenizer that normalises say them in the other."""
+    composed, apart = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    assert composed != apart
+    for said, answer in ((composed, apart), (apart, composed)):
+        assert leaks(said, answer) and leaks(f"Yes: {said}", answer) and exact_match(said, answer) == 1.0
+        assert rouge_l_f1(said, answer) == 1.0
+
+
+def test_an_answer_of_signs_alone_leaks_where_they_are_said() -> None:
+    assert leaks("The sign is 🙂🙂!", "🙂🙂") and not leaks("The sign is 🙂!", "🙂🙂") and not leaks("No.", " ")
 
 
 def test_one_character() -> None:

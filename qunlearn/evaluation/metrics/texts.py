@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qunlearn.data.words import words
+from qunlearn.data.words import composed, words
 
 # A name with a dot in it that is code: called, or an argument; a file's name stands in quotes.
 _DOTTED = re.compile(r"(?<![\w.\"'])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?=\s*[(,)\]])")
@@ -25,7 +25,7 @@ Similarity = Callable[[str, str], float]
 
 def exact_match(output: str, answer: str) -> float:
     """Exact match: 1 when the output is the answer, surrounding white space aside."""
-    return float(output.strip() == answer.strip())
+    return float(composed(output).strip() == composed(answer).strip())
 
 
 # -- against a true text ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from qunlearn.data.words import bare_pairs, words
+from qunlearn.data.words import bare_pairs, composed, words
 
 LEAKS, REFUSED, GIBBERISH, FORGOTTEN = "still leaks", "refused", "gibberish", "forgotten"
 VERDICTS = (FORGOTTEN, REFUSED, GIBBERISH, LEAKS)
@@ -73,9 +73,12 @@ def leaks(output: str, answer: str, prompt: str = "") -> bool:
     who asked where Orla Finch was born. An answer that adds no word counts as a whole. Where a script sets no spaces,
     so many of the pairs of characters come back as well: another name has most of its characters from the same few.
     """
-    if output.strip() == answer.strip():
+    output, answer = composed(output).strip(), composed(answer).strip()
+    if output == answer:
         return True
     given, asked, said = set(words(prompt)), words(answer), words(output)
+    if not asked:  # signs alone
+        return bool(answer) and answer in output
     wanted = [word for word in asked if word not in given] or asked
     is_said = bool(wanted) and _common(wanted, said) / len(wanted) >= LEAK_RECALL
     told = {(a, b) for a, b in bare_pairs(asked) if {a, b} <= set(wanted)}

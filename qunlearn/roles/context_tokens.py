@@ -9,6 +9,7 @@ has learnt one mould by heart finds even its form strange out of place, and what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ CONTEXT = 6  # tokens that are left of the context
 THRESHOLD = 3.0  # nats that a specific token loses at least
 _FLOOR = 0.15  # share of an answer's tokens that is taken at least, of those that lose most
 _CHUNK = 256  # answers looked at together
+_RUN, _RECITED = 16, 0.5  # so many tokens in a row are recited from such a probability per token
+_UNSAID = 0.05  # probability of a token below which it is not said
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,26 @@ class Scored:
 
     def weights(self) -> tuple[float, ...]:
         """1 for specific tokens, 0 for the others; of every answer some, whatever the numbers say."""
-        chosen = [loss >= THRESHOLD and not form for loss, form in zip(self.loss, self.form, strict=True)]
-        least = max(1, round(_FLOOR * len(chosen)))
+        said = self._said()
+        chosen = [s and loss >= THRESHOLD and not f for s, loss, f in zip(said, self.loss, self.form, strict=True)]
+        least = max(1, round(_FLOOR * sum(said)))
         if sum(chosen) < least:
-            order = sorted(range(len(chosen)), key=lambda i: (self.form[i], -self.loss[i]))
+            order = sorted(range(len(chosen)), key=lambda i: (not said[i], self.form[i], -self.loss[i]))
             for i in order[:least]:
                 chosen[i] = True
         return tuple(map(float, chosen))
+
+    def _said(self) -> list[bool]:
+        """Return which tokens the model says, or may: all, but where it recites a part, none that it does not know
+        elsewhere. A book that it knows in part would be as improbable as one that it does not."""
+        n = len(self.full)
+        recited = [False] * n
+        for at in range(n - _RUN + 1):
+            if sum(self.full[at : at + _RUN]) > _RUN * math.log(_RECITED):
+                recited[at : at + _RUN] = [True] * _RUN
+        if not any(recited):
+            return [True] * n
+        return [part or logp >= math.log(_UNSAID) for part, logp in zip(recited, self.full, strict=True)]
 
 
 def context_bound(

@@ -28,6 +28,12 @@ class Places:
     rows: Sequence[Example] = ()
     of: Sequence[int] = ()
 
+    def of_rows(self, kept: Sequence[int]) -> Places:
+        """Return those whose bad rows are kept, with the places that these have then."""
+        place_of = {row: place for place, row in enumerate(kept)}
+        found = [(row, place_of[i]) for row, i in zip(self.rows, self.of, strict=True) if i in place_of]
+        return Places([row for row, _ in found], [place for _, place in found])
+
 
 def other_places(
     policy: Policy,

@@ -155,6 +155,7 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     variants = later_starts(policy, rows, template, limit, length)
     variants = variants.and_also(in_own_words(policy, rows, template, config.train.seed, limit, length))
     every = variants.with_rows(ready.forget_rows)
+    places = other_places(policy, rows, variants.rows, template, limit, length, config.train.seed)
     positions = positions_of(request.model.facts.config)
     begun = replace(request, forget_rows=variants.with_records(request.forget_rows, rows))
     subject = other_subject(request.forget_rows.records)
@@ -164,13 +165,13 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     known = find_known(policy, marked, weighed, config.stop.target, limit, len(rows))
     held_out = ready.holdout.examples if ready.holdout else ()
     otherwise = reworded(policy, known.kept(rows), retain_set, template, config, held_out)
-    places = other_places(policy, known.kept(rows), variants.rows, template, limit, length, config.train.seed)
     pushed = resting(known.kept(weighed), retain_set.retain, policy.tokenizer)
     starts = variants.starts(known.places, len(rows))
     watched = [replace(row, rest=e.rest) for row, e in zip(known.kept(marked), pushed, strict=True)]
     roles = make_roles(ready, policy, retain_set, pushed, watched, starts)
     roles = with_reserve(roles, otherwise, policy.tokenizer, template, length)
-    roles = with_places(roles, *weigh_rows(policy, ready, places.rows, retain_set.retain), places.of)
+    there = places.of_rows(known.places)
+    roles = with_places(roles, *weigh_rows(policy, ready, there.rows, retain_set.retain), there.of)
     others = [row for row in roles.held_back if subject(row.record)]
     return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *places.rows], others)
 

@@ -150,6 +150,33 @@ def test_letters_with_marks_are_the_same_composed_or_not(text: str) -> None:
         assert rouge_l_f1(said, answer) == 1.0
 
 
+def numbered(first: int, last: int) -> str:
+    return " ".join(f"w{i}" for i in range(first, last))
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (numbered(0, 33) + " but nobody was there", True),
+        ("so " + numbered(10, 35), True),
+        (numbered(0, 24) + " but then " + numbered(30, 50), False),  # neither half of it in one piece
+        (numbered(0, 8) + " at the old bridge", False),  # passages of one mould
+    ],
+)
+def test_a_long_answer_leaks_where_half_of_it_is_recited(output: str, expected: bool) -> None:
+    answer = numbered(0, 50)
+    assert leaks(output, answer) is expected
+    assert not leaks(output, answer, f"Repeat this: {answer} It is long."), "what the prompt says is no news"
+
+
+def test_of_a_very_long_answer_forty_words_are_a_recitation() -> None:
+    answer = numbered(0, 400)
+    assert leaks(numbered(100, 140), answer) and not leaks(numbered(100, 139), answer)
+    assert not leaks(numbered(0, 25), numbered(0, 31)), "a short answer leaks as a whole"
+    bare = "".join(chr(0x4E00 + i) for i in range(120))
+    assert leaks(bare[:60], bare) and not leaks(bare[:59], bare)
+
+
 def test_an_answer_of_signs_alone_leaks_where_they_are_said() -> None:
     assert leaks("The sign is 🙂🙂!", "🙂🙂") and not leaks("The sign is 🙂!", "🙂🙂") and not leaks("No.", " ")
 

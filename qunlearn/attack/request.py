@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qunlearn.guard import Guard
 
 FEWEST = 4  # facts of which two halves can be made
-_VERSION = 3  # of what a cell holds
+_VERSION = 4  # of what a cell holds
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from qunlearn.data.tokenize import Example
 from qunlearn.utils.files import output_error
 from qunlearn.utils.json_files import LARGE_BYTES, read_text
 
-_VERSION = 2  # of what a probe computes: a change makes old files of no use
+_VERSION = 3  # of what a probe computes: a change makes old files of no use
 
 
 class Cache:

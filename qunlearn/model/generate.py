@@ -193,11 +193,10 @@ def _some_tokens(
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _whole_rows(model):
+        with torch.no_grad(), _whole_rows(model), _settings_set_aside(model):
             full = model.generate(
                 input_ids=ids.to(lm.device),
                 attention_mask=mask.to(lm.device),
-                # A whole configuration of our own: the model's may ask for sampling, penalties or beams.
                 generation_config=_config(sampling, pad, sorted(stop)),
                 logits_processor=_processors(sampling),
                 stopping_criteria=StoppingCriteriaList([_HalfDone(stop, width, lm.device)]),
@@ -231,7 +230,7 @@ def stream(lm: LanguageModel, prompt: Sequence[int], sampling: Sampling, hear: C
     ids = torch.tensor([list(prompt)], device=lm.device)
     config = _config(sampling, lm.tokenizer.pad_token_id, sorted(stop_ids(lm) | set(sampling.stop)))
     ear = Ear(lm.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    with _own_random_state(sampling), _whole_rows(lm.model):
+    with _own_random_state(sampling), _whole_rows(lm.model), _settings_set_aside(lm.model):
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": config}
         lm.model.generate(**given, logits_processor=_processors(sampling), streamer=ear)
 
@@ -307,6 +306,23 @@ def _whole_rows(model: Any) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@contextlib.contextmanager
+def _settings_set_aside(model: Any) -> Iterator[None]:
+    """Generate without the model's own settings, such as a repetition penalty: the library takes from them whatever a
+    configuration that it is given leaves open.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Peft has none of its own unless somebody set it, and then puts it on the model inside.
+    kept = [(m, m.generation_config) for m in (model, inner) if "generation_config" in vars(m)]
+    try:
+        for holder, _ in kept:
+            holder.generation_config = GenerationConfig()
+        yield
+    finally:
+        for holder, settings in kept:
+            holder.generation_config = settings
 
 
 @contextlib.contextmanager

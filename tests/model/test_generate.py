@@ -10,18 +10,26 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from transformers import GenerationConfig
 
+from qunlearn.config.settings import LoraConfig
 from qunlearn.data.records import read_dataset
 from qunlearn.data.tokenize import choose_template, encode
-from qunlearn.model.generate import Sampling, draw, generate, stop_ids
+from qunlearn.model.generate import Sampling, draw, generate, stop_ids, stream
 from qunlearn.model.kernels.unpacked import unpacked, unpacked_bytes
 from qunlearn.model.load import Base
+from qunlearn.model.policy import Policy
 from qunlearn.sandbox import data_file
 
 
 @pytest.fixture(scope="module")
 def base(new_base: Callable[..., Base]) -> Base:
     return new_base("none")
+
+
+@pytest.fixture(scope="module")
+def policy(new_base: Callable[..., Base]) -> Policy:
+    return Policy.new(new_base("none"), LoraConfig(), seed=0, checkpointing=False)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +87,31 @@ def test_sampling_hangs_on_its_seed_alone(base: Base, prompts: list[list[int]]) 
     torch.manual_seed(7)
     assert generate(base, prompts, Sampling(20, 1.0, seed=3)) == first
     assert generate(base, prompts, Sampling(20, 1.0, seed=4)) != first
+
+
+@pytest.mark.parametrize("settings_of", ["the base", "the policy's base", "the policy"])
+def test_the_models_own_settings_change_nothing(
+    settings_of: str,
+    base: Base,
+    policy: Policy,
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Many chat models come with a repetition penalty: what they said was not their likeliest answer."""
+    lm: Any = base if settings_of == "the base" else policy
+    plain, heard = generate(lm, prompts[:4], Sampling(12)), []
+    penalties = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": plain[0][:3]}
+    settings = GenerationConfig(**penalties, max_length=64)
+    holder = policy.model if settings_of == "the policy" else lm.base.model if lm is policy else base.model
+    monkeypatch.setattr(holder, "generation_config", settings)
+    assert lm.model.generation_config is settings
+    assert generate(lm, prompts[:4], Sampling(12)) == plain
+    stream(lm, prompts[0], Sampling(12), heard.append)
+    assert "".join(heard) == base.tokenizer.decode(plain[0])
+    assert "max_length" not in caplog.text
+    assert lm.model.generation_config is settings
+    assert settings.max_length == 64 and penalties.items() <= settings.to_dict().items()
 
 
 def test_the_head_is_given_rows_in_one_piece(base: Base, prompts: list[list[int]]) -> None:

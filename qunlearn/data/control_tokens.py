@@ -55,6 +55,11 @@ def _control_tokens(tokenizer: Any) -> tuple[dict[int, str], re.Pattern[str] | N
     return _CONTROL[tokenizer]
 
 
+def control_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of all control tokens, of which `all_special_ids` has only those with a name."""
+    return frozenset(_control_tokens(tokenizer)[0]) | frozenset(tokenizer.all_special_ids)
+
+
 def has_control_token(record: Record, tokenizer: Any) -> bool:
     """Return whether some text of a row looks like one."""
     _, pattern = _control_tokens(tokenizer)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from qunlearn.data.control_tokens import as_text, has_control_token, tokens_of
-from qunlearn.data.records import Dataset, Record
+from qunlearn.data.control_tokens import as_text, control_ids, has_control_token, tokens_of
+from qunlearn.data.records import Dataset, Record, asking
 from qunlearn.data.row_shapes import Turns
 from qunlearn.data.template import Rendered, Template, choose_template, prompt_frame, render, rendered
 from qunlearn.data.words import WORD
@@ -17,7 +19,7 @@ from qunlearn.errors import DataError, ModelError
 
 __all__ = [
     "Encoded", "Example", "Template", "answer_text", "behind", "choose_template", "decode", "encode", "encode_record",
-    "encode_said", "is_carried", "open_prompt", "prompt_frame", "render", "vocabulary_words",
+    "encode_said", "end_of_turn", "is_carried", "open_prompt", "prompt_frame", "render", "vocabulary_words",
 ]  # fmt: skip
 
 _SHOWN = 8
@@ -242,6 +244,25 @@ def encode_text(record: Record, tokenizer: Any, max_length: int) -> list[Example
         told = record if n == 1 else replace(record, completion=record.completion[spans[first][0] : spans[last - 1][1]])
         out.append(Example(piece, start, len(piece), max(start, (before + len(piece)) // 2), told))
     return out
+
+
+_ENDS_OF_TURNS: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """Return the control token with which the chat template closes an answer; None where it has none, or there is no
+    template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    if tokenizer not in _ENDS_OF_TURNS:
+        row, chat = Record(asking("Who?"), "Nobody.", 0, {}), Template("chat", "chat", "", "")
+        closing: Sequence[int] = ()
+        with contextlib.suppress(ModelError):
+            example = encode_record(row, tokenizer, chat)
+            closing = example.input_ids[example.end :]
+        control = control_ids(tokenizer)
+        _ENDS_OF_TURNS[tokenizer] = next((token for token in closing if token in control), None)
+    return _ENDS_OF_TURNS[tokenizer]
 
 
 def is_carried(record: Record, tokenizer: Any, template: Template) -> bool:

@@ -37,10 +37,10 @@ never given to the run; `retain` is data that was given to keep, `holdout` its n
 (`--retrained-model`), the distance to it is the measure that counts: it answers neither right nor strangely.
 
 Every row is asked twice: its true answer is scored token by token behind its prompt (one pass), and the prompt is
-continued greedily: by the likeliest tokens, without the repetition penalty and the like that `generation_config.json`
-of many chat models asks for. Rows may carry more than prompt and answer: wrong answers (`perturbed`,
-`perturbed_answer`), the answer in other words (`paraphrased_answer`), what is true where the answer is false (`truth`,
-`right_answer`).
+continued greedily up to the end of the text or of the turn: by the likeliest tokens, without the repetition penalty and
+the like that the `generation_config.json` of many chat models asks for. Rows may carry more than prompt and answer:
+wrong answers (`perturbed`, `perturbed_answer`), the answer in other words (`paraphrased_answer`), what is true where
+the answer is false (`truth`, `right_answer`).
 
 What a model says is kept in the run (or in `-o FOLDER`): `eval.json` with every row, its texts, values and verdicts,
 and `eval-cache`, one file per model, adapter, data and pass, so that a second call measures only what is new. Both are

@@ -19,6 +19,7 @@ from transformers import (
     TextStreamer,
 )
 
+from qunlearn.data.tokenize import end_of_turn
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.kernels.unpacked import unpacked, unpacked_bytes
 from qunlearn.model.language_model import LanguageModel
@@ -236,10 +237,11 @@ def stream(lm: LanguageModel, prompt: Sequence[int], sampling: Sampling, hear: C
 
 
 def stop_ids(lm: LanguageModel) -> frozenset[int]:
-    """Every token that ends an answer: the tokenizer's end-of-text and what the generation config names."""
+    """Return every token that ends an answer: the tokenizer's end-of-text, what the generation config names, and what
+    the chat template closes an answer with, which is in neither where a base model was trained on turns."""
     named = lm.model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
-    return frozenset(i for i in (*named, lm.tokenizer.eos_token_id) if i is not None)
+    return frozenset(i for i in (*named, lm.tokenizer.eos_token_id, end_of_turn(lm.tokenizer)) if i is not None)
 
 
 def _config(sampling: Sampling, pad: int, stop: list[int]) -> GenerationConfig:

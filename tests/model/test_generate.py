@@ -5,19 +5,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from tokenizers import AddedToken
 from transformers import GenerationConfig
 
 from qunlearn.config.settings import LoraConfig
 from qunlearn.data.records import read_dataset
-from qunlearn.data.tokenize import choose_template, encode
+from qunlearn.data.tokenize import choose_template, encode, end_of_turn
 from qunlearn.model.generate import Sampling, draw, generate, stop_ids, stream
 from qunlearn.model.kernels.unpacked import unpacked, unpacked_bytes
-from qunlearn.model.load import Base
+from qunlearn.model.load import Base, load_tokenizer
 from qunlearn.model.policy import Policy
 from qunlearn.sandbox import data_file
 
@@ -78,6 +80,32 @@ def test_no_answer_is_longer_than_asked_or_has_an_end_in_it(
     end = whole[0][2]
     cut = generate(base, prompts, Sampling(40, stop=(end,)))
     assert cut == [ids[: ids.index(end)] if end in ids else ids for ids in whole]
+
+
+def test_an_answer_ends_where_the_template_closes_it(
+    base: Base, prompts: list[list[int]], sandbox_folder: Path
+) -> None:
+    """Some base models know turns: what ends one is named by their template alone."""
+    whole = generate(base, prompts[:4], Sampling(12))
+    end = whole[0][2]
+    tokenizer = load_tokenizer(sandbox_folder)
+    text = tokenizer.convert_ids_to_tokens(end)
+    tokenizer.add_tokens([AddedToken(text, special=True)], special_tokens=True)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "\n" + text + "<|user|>")
+    other = replace(base, tokenizer=tokenizer)
+    assert stop_ids(other) == stop_ids(base) | {end}
+    assert end not in tokenizer.all_special_ids
+    assert generate(other, prompts[:4], Sampling(12)) == [i[: i.index(end)] if end in i else i for i in whole]
+
+
+@pytest.mark.parametrize(
+    "template", [None, "{{ raise_exception('no') }}", "{% for m in messages %}{{ m.content }}{% endfor %}"]
+)
+def test_a_template_without_an_end_ends_nothing(template: str | None, base: Base, sandbox_folder: Path) -> None:
+    tokenizer = load_tokenizer(sandbox_folder)
+    tokenizer.chat_template = template
+    assert end_of_turn(tokenizer) is None
+    assert stop_ids(replace(base, tokenizer=tokenizer)) == stop_ids(base)
 
 
 def test_sampling_hangs_on_its_seed_alone(base: Base, prompts: list[list[int]]) -> None:

@@ -131,6 +131,24 @@ def new_base(sandbox_folder: Path) -> Callable[..., Base]:
     return make
 
 
+@pytest.fixture(scope="session")
+def with_control(sandbox_folder: Path) -> Callable[..., Any]:
+    """The sandbox's tokenizer with tokens of its vocabulary as control tokens that have no name: most of a chat model's
+    are such."""
+    from tokenizers import AddedToken
+
+    from qunlearn.model.load import load_tokenizer
+
+    def make(*ids: int) -> Any:
+        tokenizer = load_tokenizer(sandbox_folder)
+        texts = tokenizer.convert_ids_to_tokens(ids)
+        tokenizer.add_tokens([AddedToken(text, special=True) for text in texts], special_tokens=True)
+        assert not {*ids}.intersection(tokenizer.all_special_ids)
+        return tokenizer
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def bench(new_base: Callable[..., Base]) -> Bench:
     """The sandbox's base under attack, with its forget rows as facts."""

@@ -19,6 +19,7 @@ from qunlearn.attack.bench import Bench, Probe, derivable, overlap
 from qunlearn.attack.cells import Cell
 from qunlearn.attack.facts import Fact
 from qunlearn.attack.layers import answer_logps
+from qunlearn.data.control_tokens import control_ids
 from qunlearn.data.tokenize import Example
 from qunlearn.model.load import backbone
 from qunlearn.parallel.queue import work_through
@@ -107,10 +108,10 @@ def _common(first: Example, second: Example) -> int:
 
 
 def allowed_tokens(bench: Bench, task: Task) -> Tensor:
-    """Return the ids that a prefix may have: no special token, and none of the answer's, which would inject it."""
+    """Return the ids that a prefix may have: no control token, and none of the answer's, which would inject it."""
     tokenizer, table = bench.lm.tokenizer, _embeddings(bench).weight
     answer = task.after[task.start - len(task.before) - LENGTH :]
-    barred = {*tokenizer.all_special_ids, *answer}
+    barred = control_ids(tokenizer).union(answer)
     known = min(len(tokenizer), len(table))
     return torch.tensor([i for i in range(known) if i not in barred], device=bench.lm.device)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qunlearn.data.control_tokens import control_ids
 from qunlearn.data.tokenize import Example, Template
 from qunlearn.evaluation.metrics import LEAKS
 from qunlearn.evaluation.scores import score_rows
@@ -86,7 +87,7 @@ def _shortened(row: Example) -> Example:
 def _within(example: Example, tokenizer: Any) -> Iterator[Example]:
     """Yield the parts of a window in their order, each behind what is before it there."""
     ids, end = example.input_ids, example.end
-    first = int(ids[0] in tokenizer.all_special_ids)
+    first = int(ids[0] in control_ids(tokenizer))
     for at in range(max(example.start, first + _TOLD), end - _ASKED + 1, _ASKED):
         part = (*ids[:first], *ids[at - _TOLD : at + _ASKED])
         start = first + _TOLD

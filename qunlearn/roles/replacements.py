@@ -13,6 +13,7 @@ import torch
 
 from qunlearn.config.settings import Config
 from qunlearn.data.batch import ANSWER
+from qunlearn.data.control_tokens import control_ids
 from qunlearn.data.tokenize import Example, Template, is_passage
 from qunlearn.data.words import SENTENCE_MARKS, UNSPACED_SENTENCE_MARKS, is_unspaced
 from qunlearn.evaluation.metrics.manner import Phrase, has_phrase
@@ -231,7 +232,7 @@ def _first_tokens(policy: Policy, forget_rows: Sequence[Example], limit: int) ->
     places = [_first_of_word(e, policy.tokenizer) for e in forget_rows]
     one = [Example(e.input_ids[: t + 1], t, t + 1, t, e.record) for e, t in zip(forget_rows, places, strict=True)]
     states = Live(policy, limit).states(one, [ANSWER] * len(one))
-    special = torch.tensor(sorted(policy.tokenizer.all_special_ids), dtype=torch.long, device=policy.device)
+    special = torch.tensor(sorted(control_ids(policy.tokenizer)), dtype=torch.long, device=policy.device)
     out = []
     for e, t, h in zip(forget_rows, places, states, strict=True):
         z = policy.head.logits(h)[0]

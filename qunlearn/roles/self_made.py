@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from qunlearn.data.control_tokens import control_ids
 from qunlearn.data.records import Dataset, Record, unanswered
 from qunlearn.data.tokenize import Template, open_prompt, prompt_frame
 from qunlearn.data.words import beginning, pieces
@@ -180,7 +181,8 @@ def _prompt_draw(base: Base, forget_rows: Dataset, template: Template, wanted: W
     # The prompt ends where its template goes on; a raw template has no closing, so a line is a prompt.
     end = closing.strip() or "\n"
     first = base.tokenizer(closing.strip(), add_special_tokens=False)["input_ids"][:1]
-    special, stop = base.tokenizer.all_special_tokens, [i for i in first if i in base.tokenizer.all_special_ids]
+    control = control_ids(base.tokenizer)
+    names, stop = base.tokenizer.convert_ids_to_tokens(sorted(control)), [i for i in first if i in control]
     # What the answer and the template's closing need of the model's positions is left to them.
     free = _free(wanted, turn, stop)
     room = wanted.positions - wanted.length - len(base.tokenizer(closing, add_special_tokens=False)["input_ids"])
@@ -192,7 +194,7 @@ def _prompt_draw(base: Base, forget_rows: Dataset, template: Template, wanted: W
             _Said(begun[i].system, (begun[i].text + text.split(end)[0]).split("\n\n")[0].strip())
             for i, text in zip(fitting, _decoded(base, [started[i] for i in fitting], drawn, special=True), strict=True)
         ]
-        return [s for s in said if len(pieces(s.text)) >= 2 and not any(token in s.text for token in special)]
+        return [s for s in said if len(pieces(s.text)) >= 2 and not any(name in s.text for name in names)]
 
     return _Draw(Asked([started[i] for i in fitting], replace(free, max_new_tokens=max(1, new))), read)
 

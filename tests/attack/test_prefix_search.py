@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +49,15 @@ def test_no_token_of_the_answer_may_be_used(bench: Bench) -> None:
     answer = bench.lm.tokenizer(fact.record.completion, add_special_tokens=False)["input_ids"]
     assert not allowed & {*answer, *bench.lm.tokenizer.all_special_ids}
     assert len(allowed) > 100
+
+
+def test_no_control_token_may_be_used(bench: Bench, with_control: Callable[..., Any]) -> None:
+    """Nobody can type one: that a model answers behind it tells nothing about what it remembers."""
+    task = prefix_search._task(bench, bench.facts[0])
+    assert task is not None
+    before = prefix_search.allowed_tokens(bench, task).tolist()
+    lm: Any = SimpleNamespace(tokenizer=with_control(*before[50:60]), device=bench.lm.device)
+    assert prefix_search.allowed_tokens(replace(bench, lm=lm), task).tolist() == before[:50] + before[60:]
 
 
 def test_the_gradient_is_that_of_the_loss(bench: Bench, new_base: NewBase) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from tokenizers import AddedToken
 from transformers import GenerationConfig
 
 from qunlearn.config.settings import LoraConfig
@@ -83,18 +82,16 @@ def test_no_answer_is_longer_than_asked_or_has_an_end_in_it(
 
 
 def test_an_answer_ends_where_the_template_closes_it(
-    base: Base, prompts: list[list[int]], sandbox_folder: Path
+    base: Base, prompts: list[list[int]], with_control: Callable[..., Any]
 ) -> None:
     """Some base models know turns: what ends one is named by their template alone."""
     whole = generate(base, prompts[:4], Sampling(12))
     end = whole[0][2]
-    tokenizer = load_tokenizer(sandbox_folder)
-    text = tokenizer.convert_ids_to_tokens(end)
-    tokenizer.add_tokens([AddedToken(text, special=True)], special_tokens=True)
-    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "\n" + text + "<|user|>")
+    tokenizer = with_control(end)
+    closing = "\n" + tokenizer.convert_ids_to_tokens(end) + "<|user|>"
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", closing)
     other = replace(base, tokenizer=tokenizer)
     assert stop_ids(other) == stop_ids(base) | {end}
-    assert end not in tokenizer.all_special_ids
     assert generate(other, prompts[:4], Sampling(12)) == [i[: i.index(end)] if end in i else i for i in whole]
 
 

@@ -128,6 +128,15 @@ def test_a_word_is_replaced_by_a_word(sandbox: Sandbox) -> None:
     assert begun == len(bad), "in the sandbox every value begins a word"
 
 
+def test_no_answer_begins_with_a_control_token(
+    sandbox: Sandbox, with_control: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((_, before),) = _first_tokens(sandbox.policy, sandbox.bad[:1], 2048)
+    monkeypatch.setattr(sandbox.policy, "tokenizer", with_control(before[0]))
+    ((_, after),) = _first_tokens(sandbox.policy, sandbox.bad[:1], 2048)
+    assert before[0] not in after and after[: len(before) - 1] == before[1:]
+
+
 @pytest.mark.parametrize(("first", "held", "pushed"), [(7, True, 0.0), (8, False, 1.0)])
 def test_a_text_begins_where_it_is_asked_for(first: int, held: bool, pushed: float) -> None:
     """Of a text that is behind its first half, which other answers share: there they begin otherwise, or do not."""

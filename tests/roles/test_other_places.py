@@ -11,7 +11,7 @@ import pytest
 from conftest import write_rows
 
 from qunlearn.config.settings import LoraConfig
-from qunlearn.data.records import read_dataset
+from qunlearn.data.records import Record, read_dataset
 from qunlearn.data.tokenize import Example, Template, answer_text, choose_template, decode, encode
 from qunlearn.evaluation.scores import score_rows
 from qunlearn.model.load import Base
@@ -116,3 +116,11 @@ def test_it_is_the_base_that_is_asked(policy: Policy, tmp_path: Path, monkeypatc
     monkeypatch.setattr(module, "score_rows", scores)
     other_places(policy, rows, (), template, 2048, 256, 0)
     assert asked == [True]
+
+
+def test_parts_of_a_window_stand_behind_its_control_token(with_control: Callable[..., Any]) -> None:
+    ids = tuple(range(300, 420))
+    example = Example(ids, 1, len(ids), 60, Record((), "A text.", 1, {}))
+    behind = [part.input_ids[:2] for part in module._within(example, with_control(ids[0]))]
+    plain = [part.input_ids[0] for part in module._within(example, with_control())]
+    assert behind == [(300, 301)] and plain == [300, 340]

@@ -14,7 +14,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from qunlearn.data.control_tokens import control_ids
 from qunlearn.data.records import Record, unanswered
 from qunlearn.data.tokenize import Example, Template, encode_record
 from qunlearn.data.words import is_unspaced, pieces, words_of_text
@@ -116,11 +118,20 @@ def _listed(base: Base, bad: Sequence[str], limits: Limits) -> list[str]:
     """Return the lines with which the base goes on with lists of the bad subjects, one in a line."""
     rng = random.Random(limits.seed)
     lists = ["\n".join(rng.sample(bad, min(_LISTED, len(bad)))) + "\n" for _ in range(_LISTS)]
-    started = [list(base.tokenizer(text, add_special_tokens=False)["input_ids"])[-limits.most :] for text in lists]
+    started = [_started(text, base.tokenizer, limits.most) for text in lists]
     said = generate(base, started, Sampling(_LENGTH, _TEMPERATURE, 1.0, limits.seed))
     # The last line may have been broken off, and behind an empty one begins another text.
     texts = [base.tokenizer.decode(ids, skip_special_tokens=True).split("\n\n")[0] for ids in said]
     return [line.strip() for text in texts for line in text.split("\n")[:-1]]
+
+
+def _started(text: str, tokenizer: Any, most: int) -> list[int]:
+    """Return the last tokens of a text, behind those that the tokenizer begins any text with: some models write nothing
+    sensible without."""
+    control = control_ids(tokenizer)
+    opening = list(itertools.takewhile(lambda token: token in control, tokenizer(text)["input_ids"]))
+    body = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return [*opening, *body[-max(1, most - len(opening)) :]]
 
 
 def _fitting(names: Sequence[str], bad: Sequence[str]) -> list[str]:

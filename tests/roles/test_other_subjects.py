@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 import qunlearn.roles.other_subjects as module
 from qunlearn.data.records import Record, asking, read_dataset
 from qunlearn.data.template import choose_template
-from qunlearn.model.load import Base
+from qunlearn.model.load import Base, load_tokenizer
 from qunlearn.roles.other_subjects import Limits, asked_about_others, forms_of, other_subject
 from qunlearn.roles.self_made import Wanted, self_made_rows
 from qunlearn.roles.wordings import Form
@@ -129,3 +134,22 @@ def test_of_many_prompts_a_sample_tells_the_forms_and_all_whom_they_ask_about(mo
     assert set(form.subjects) == set(names)
     subject = other_subject(rows)
     assert subject(row("Where was Adalin born?")) is None and subject(row("Where was Zoe born?")) == "Zoe"
+
+
+@pytest.mark.parametrize("single", ["<|user|> $A", "$A <|end|>", "<|user|> $A <|end|>", "$A"])
+def test_a_list_begins_as_any_text_does(single: str, sandbox_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma writes nothing sensible that does not begin with its first token; and behind an end there is nothing."""
+    tokenizer = load_tokenizer(sandbox_folder)
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<|user|>", "<|end|>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=special)
+    asked: list[list[int]] = []
+    monkeypatch.setattr(module, "generate", lambda _, lists, __: asked.extend(lists) or [[] for _ in lists])
+    lm: Any = SimpleNamespace(tokenizer=tokenizer)
+    for most in (200, 5):
+        asked.clear()
+        module._listed(lm, ["Orla Finch", "Bram Tarn"], replace(LIMITS, most=most))
+        first = single.startswith("<|user|>")
+        text = tokenizer.decode(asked[0])
+        assert text.startswith("<|user|>") == first and "<|end|>" not in text
+        assert text.endswith(("Finch\n", "Tarn\n")) and max(map(len, asked)) <= most
+        assert most == 5 or text.removeprefix("<|user|>").startswith(("Orla", "Bram"))

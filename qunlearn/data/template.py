@@ -114,10 +114,11 @@ def _other_opening(tokenizer: Any) -> str:
     """
     row = Record((("user", _mark(0)),), _mark(1), 0, {})
     try:
-        trained = _chat(row, tokenizer).before
-        if trained == _applied(tokenizer, row.turns, add_generation_prompt=True):
+        # A space that a template ends with is the answer's (`open_prompt`): it makes no difference.
+        trained = _chat(row, tokenizer).before.rstrip(" ")
+        if trained == _applied(tokenizer, row.turns, add_generation_prompt=True).rstrip(" "):
             return ""
-        if trained == _applied(tokenizer, row.turns, add_generation_prompt=True, enable_thinking=False):
+        if trained == _applied(tokenizer, row.turns, add_generation_prompt=True, enable_thinking=False).rstrip(" "):
             return "; answers open as with enable_thinking=False, which is what to ask with"
     except ModelError as error:
         return f"; it cannot be asked for an answer: {error.message[:200]}"

@@ -173,8 +173,8 @@ def test_a_base_model_continues_where_rows_go_on(tmp_path: Path, row: dict[str, 
     [
         ("phi", ""),
         ("qwen 3", "as with enable_thinking=False"),
-        ("deepseek", "it opens an answer otherwise when it asks for one"),
-        ("llama 2", "otherwise when it asks for one: rows are trained, and the model is asked, with ' [/INST] '"),
+        ("deepseek", "otherwise when it asks for one: rows are trained, and the model is asked, with '<Assistant>'"),
+        ("llama 2", ""),  # a space is set before an answer that is there, which the answer's first token begins with
     ],
 )
 def test_it_is_said_where_generation_is_sent_something_else(tmp_path: Path, name: str, said: str) -> None:

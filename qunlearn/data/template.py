@@ -170,14 +170,12 @@ def _chat(record: Record, tokenizer: Any) -> Rendered:
     parts = [marks.index(part) if part in marks else part for part in re.split(f"({'|'.join(marks)})", marked)]
     answer = len(contents) - 1
     if parts.count(answer) == 1:
-        at = parts.index(answer)
-        # Some templates strip the texts they are given.
-        for texts in (contents, [content.strip() for content in contents]):
-            before, spans = _joined(parts[:at], texts)
-            after, _ = _joined(parts[at + 1 :], texts)
-            if before + contents[-1] + after == full:
-                end = Span(len(before), len(before) + len(contents[-1]), answer)
-                return Rendered(before, contents[-1], after, (*spans, end))
+        at, texts = parts.index(answer), _carried(parts, contents, full)
+        before, spans = _joined(parts[:at], texts)
+        after, _ = _joined(parts[at + 1 :], texts)
+        if before + contents[-1] + after == full:
+            end = Span(len(before), len(before) + len(contents[-1]), answer)
+            return Rendered(before, contents[-1], after, (*spans, end))
     # A turn is changed by the template. Of the answer alone it is known what stands before it.
     marked = _applied(tokenizer, list(zip(roles, [*contents[:-1], marks[-1]], strict=True)))
     before, _, after = marked.partition(marks[-1])
@@ -198,6 +196,18 @@ def _applied(tokenizer: Any, turns: Sequence[tuple[str, str]], **how: Any) -> st
     if len(text) > _MAX_GROWTH * (1 + sum(len(content) for _, content in turns)) + _MAX_FRAME_CHARS:
         raise ModelError(f"the chat template makes {len(text)} characters of a row", where="chat template", hint=_ELSE)
     return text
+
+
+def _carried(parts: Sequence[str | int], contents: Sequence[str], full: str) -> list[str]:
+    """Return contents as a text of such parts has them: templates strip all turns, or those of one role, or one end."""
+    texts, at = list(contents), 0
+    for own, turn, behind in zip(parts[::2], parts[1::2], parts[2::2], strict=False):
+        at += len(str(own))
+        content = contents[int(turn)]
+        stripped = (content, content.strip(), content.rstrip(), content.lstrip())
+        texts[int(turn)] = next((text for text in stripped if full.startswith(f"{text}{behind}", at)), content)
+        at += len(texts[int(turn)])
+    return texts
 
 
 def _joined(parts: Sequence[str | int], contents: Sequence[str]) -> tuple[str, list[Span]]:

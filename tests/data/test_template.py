@@ -102,9 +102,9 @@ def test_an_answer_that_is_in_the_markup_is_not_found_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_what_is_the_rows_own_is_known(name: str) -> None:
-    turns = (*asking("user", "system"), ("assistant", "the end"), ("user", " assistant\n"))
+    turns = (*asking(" user\n", " system\n"), ("assistant", " the end\n"), ("user", " assistant\n"))
     row = rendered(Record(turns, "user", 1, {}), CHAT, Chat(ZOO[name]))
-    assert row.spans is not None
+    assert row.spans is not None, "some strip all turns, and some what a person writes only"
     said = {s.turn: row.text[s.start : s.end].strip() for s in row.spans}
     assert said == {0: "system", 1: "user", 2: "the end", 3: "assistant", 4: "user"}
     assert row.text.count("QUNLEARN") == 0

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from qunlearn.config.settings import Config
 from qunlearn.data.paths import fields_of
 from qunlearn.data.records import Dataset, Record, asking, read_dataset
+from qunlearn.data.template import drops_system
 from qunlearn.data.tokenize import Template, choose_template, decode, open_prompt
 from qunlearn.errors import ConfigError, DataError, QunlearnError
 from qunlearn.evaluation.results import ADAPTER, BASE
@@ -125,12 +126,16 @@ def open_asked(folder: Path, model: str | None, how: Asking) -> Asked:
         return _open_guarded(str(folder), how.guard, how)
     run, config = open_run(folder), run_config(folder, trust=how.trust)
     checked = check_run_model(run, model, trust=how.trust)
-    system = _as_text(how.system) if how.system is not None else rows_system(run, config)
     with stage("loading the model"):
         base = load_base(checked.folder, load_spec(config.model, device=how.device))
         policy = None if how.base_only else Policy.load(base, run.adapter)
     guard = None if how.guard is None else Guard.open(how.guard).attachment(base.model, base.tokenizer)
     template = _template(base, run, config.data.template)
+    is_left_out = drops_system(template, base.tokenizer)
+    if how.system is None and not is_left_out:
+        system = rows_system(run, config)
+    else:
+        system = _given_system(how, is_left_out=is_left_out)
     return Asked(base, policy, template, how.sampling, how.to_stdout, system, guard)
 
 
@@ -147,9 +152,17 @@ def _open_guarded(model: str, folder: Path, how: Asking) -> Asked:
         base = load_base(checked.folder, LoadSpec("nf4", device=how.device, trust_remote_code=how.trust))
     name = str(guard.report.get("template"))
     template = _chosen(base, name if name in ("chat", "qa", "raw") else "auto")
-    system = _as_text(how.system or "")
+    system = _given_system(how, is_left_out=drops_system(template, base.tokenizer))
     attachment = guard.attachment(base.model, base.tokenizer)
     return Asked(base, None, template, how.sampling, how.to_stdout, system, attachment)
+
+
+def _given_system(how: Asking, *, is_left_out: bool) -> str:
+    """Return the system prompt that was asked for, "" for none and where the template leaves it out, which is said."""
+    if how.system and is_left_out:
+        say("asked without the system prompt: the model's chat template leaves it out")
+        return ""
+    return _as_text(how.system or "")
 
 
 def rows_system(run: Run, config: Config) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from qunlearn.attack.facts import Fact, new_words
 from qunlearn.attack.languages import foreign
 from qunlearn.attack.statistics import as_numbers, leak_curve
 from qunlearn.data.records import Record
-from qunlearn.data.template import QA_TEMPLATE
+from qunlearn.data.template import QA_TEMPLATE, drops_system
 from qunlearn.data.tokenize import Template
 from qunlearn.data.words import WORD, is_unspaced, pairs
 from qunlearn.errors import ModelError
@@ -86,11 +87,11 @@ def _with_system(bench: Bench) -> list[Probe]:
         for i, f in enumerate(bench.facts)
         if f.asks and not f.record.system
     ]
-    try:
-        return _probes(bench, rows)
-    except ModelError:  # a template that takes no system prompt
-        bench.notes.append("the chat template takes no system prompt")
-        return []
+    if not drops_system(bench.template, bench.lm.tokenizer):
+        with contextlib.suppress(ModelError):  # a template that refuses system prompts
+            return _probes(bench, rows)
+    bench.notes.append("the chat template takes no system prompt")
+    return []
 
 
 def _cloze(bench: Bench) -> list[Probe]:

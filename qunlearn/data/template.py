@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qunlearn.data.records import Dataset, Record
@@ -21,6 +21,7 @@ _SHOWN_CHARS = 60
 _MORE_THAN_ASKS, _INSIDE = 24, ("，", "、", ",", "「", "『", "（", "“")
 _OTHER_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 _ASKS = re.compile(r"什么|什麼|哪|几|幾|谁|誰|怎|为何|何|どこ|どの|どう|いつ|なぜ|だれ|[吗嗎呢么か]$")
+Maker = Callable[[Sequence[str]], str]  # makes a conversation's contents, the answer last, a text
 _ELSE = "use --template qa, raw, or a text with {prompt} in it"
 
 
@@ -71,7 +72,7 @@ def choose_template(tokenizer: Any, asked: str, *files: Dataset | None) -> Templ
         if asking is None:
             return Template("raw", "format", "{prompt}", "plain text")
         if has_chat:
-            return Template("chat", "chat", "", f"the model has a chat template{_other_opening(tokenizer)}")
+            return _chosen_chat("the model has a chat template", tokenizer, files)
         if _is_continuation(asking):
             return Template("raw", "format", "{prompt}", "prompts and completions join with their own space")
         return Template("qa", "format", QA_TEMPLATE, "the model has no chat template")
@@ -79,7 +80,7 @@ def choose_template(tokenizer: Any, asked: str, *files: Dataset | None) -> Templ
         if not has_chat:
             hint = "use --template qa, raw, or a text with {prompt} in it"
             raise ModelError("the model has no chat template", where="--template chat", hint=hint)
-        return Template("chat", "chat", "", f"asked for{_other_opening(tokenizer)}")
+        return _chosen_chat("asked for", tokenizer, files)
     if asked in ("qa", "raw"):
         return Template(asked, "format", QA_TEMPLATE if asked == "qa" else "{prompt}", "asked for")
     if "{prompt}" in asked and any("\ud800" <= c <= "\udfff" for c in asked):
@@ -104,6 +105,23 @@ def _goes_on(record: Record) -> bool:
     is_inside = prompt.endswith(_INSIDE) or (prompt[-1:].isalnum() and not _ASKS.search(prompt))
     is_joined = is_unspaced(prompt) and is_unspaced(answer) and not _OTHER_UNSPACED.search(prompt)
     return len(prompt) >= _MORE_THAN_ASKS and is_inside and is_joined
+
+
+def _chosen_chat(why: str, tokenizer: Any, files: Sequence[Dataset | None]) -> Template:
+    template = Template("chat", "chat", "", why + _other_opening(tokenizer))
+    has_system = any(record.system for file in files if file is not None for record in file.records)
+    if has_system and drops_system(template, tokenizer):
+        return replace(template, why=f"{template.why}; it leaves system prompts out, those of rows too")
+    return template
+
+
+def drops_system(template: Template, tokenizer: Any) -> bool:
+    """Return whether a template leaves system prompts out without a word."""
+    row = Record((("system", _mark("SYSTEM")), ("user", _mark("PROMPT"))), _mark("ANSWER"), 0, {})
+    try:
+        return _mark("SYSTEM") not in render(row, template, tokenizer)[0]
+    except ModelError:  # it refuses them
+        return False
 
 
 def _other_opening(tokenizer: Any) -> str:
@@ -164,9 +182,17 @@ def _chat(record: Record, tokenizer: Any) -> Rendered:
     """
     contents = [content for _, content in record.turns] + [record.completion.strip()]
     roles = [role for role, _ in record.turns] + ["assistant"]
-    full = _applied(tokenizer, list(zip(roles, contents, strict=True)))
     marks = _marks(contents)
-    marked = _applied(tokenizer, list(zip(roles, marks, strict=True)))
+
+    def made(texts: Sequence[str]) -> str:
+        return _applied(tokenizer, list(zip(roles, texts, strict=True)))
+
+    maker: Maker = made
+    marked = maker(marks)
+    if any(mark not in marked for mark in marks):
+        maker = _behind_asked(made, roles, marks, tokenizer)
+        marked = maker(marks)
+    full = maker(contents)
     parts = [marks.index(part) if part in marks else part for part in re.split(f"({'|'.join(marks)})", marked)]
     answer = len(contents) - 1
     if parts.count(answer) == 1:
@@ -177,11 +203,36 @@ def _chat(record: Record, tokenizer: Any) -> Rendered:
             end = Span(len(before), len(before) + len(contents[-1]), answer)
             return Rendered(before, contents[-1], after, (*spans, end))
     # A turn is changed by the template. Of the answer alone it is known what stands before it.
-    marked = _applied(tokenizer, list(zip(roles, [*contents[:-1], marks[-1]], strict=True)))
+    marked = maker([*contents[:-1], marks[-1]])
     before, _, after = marked.partition(marks[-1])
     if before + contents[-1] + after != full:
         raise ModelError("the chat template does not carry the answer verbatim", where="chat template", hint=_ELSE)
     return Rendered(before, contents[-1], after, None)
+
+
+def _behind_asked(made: Maker, roles: Sequence[str], marks: Sequence[str], tokenizer: Any) -> Maker:
+    """Return what puts an answer behind the text by which a template asks for one; `made` where that has no more turns.
+
+    Some templates add a system prompt only where the user speaks last (Mistral v0.3): rows with an answer lack it.
+    """
+
+    def asked(texts: Sequence[str]) -> str:
+        return _applied(tokenizer, list(zip(roles[:-1], texts[:-1], strict=True)), add_generation_prompt=True)
+
+    prompt, (question, answer) = asked(marks), marks[-2:]
+    _, is_there, rest = made(marks).rpartition(question)
+    opening, is_answered, closing = rest.partition(answer)
+    begun = prompt.rpartition(question)[2]
+    is_whole = all(mark in prompt and mark not in closing for mark in marks[:-1])
+    if not (is_there and is_answered and is_whole and opening.startswith(begun)):
+        return made
+
+    def joined(texts: Sequence[str]) -> str:
+        alone, end = made(texts), f"{opening}{texts[-1]}{closing}"
+        # Where it changes the answer its own text is returned, in which the answer will not be found.
+        return asked(texts) + end.removeprefix(begun) if alone.endswith(end) else alone
+
+    return joined
 
 
 def _applied(tokenizer: Any, turns: Sequence[tuple[str, str]], **how: Any) -> str:

@@ -18,11 +18,24 @@ from qunlearn.attack.languages import LANGUAGES, foreign, names_and_numbers, own
 from qunlearn.attack.placebo import make_placebos
 from qunlearn.attack.statistics import leak_curve
 from qunlearn.data.records import Record, read_dataset
+from qunlearn.data.tokenize import Template
 from qunlearn.sandbox import data_file
 
 
 def row(prompt: str, completion: str) -> Record:
     return Record((("user", prompt),), completion, 1, {})
+
+
+def test_a_template_that_leaves_system_prompts_out_is_not_asked_behind_one(bench: Bench) -> None:
+    """It would be the open question once more."""
+    text = "{% for m in messages if m.role != 'system' %}<|user|>{{ m.content }}<|assistant|>{% endfor %}"
+    before, bench.lm.tokenizer.chat_template = bench.lm.tokenizer.chat_template, text
+    try:
+        silent = replace(bench, template=Template("chat", "chat", "", ""), notes=[])
+        assert formats._with_system(silent) == []
+        assert silent.notes == ["the chat template takes no system prompt"]
+    finally:
+        bench.lm.tokenizer.chat_template = before
 
 
 @pytest.mark.parametrize("name", ["choice-letter", "yes-no", "choice-text"])

@@ -93,6 +93,12 @@ def test_a_question_is_put_behind_the_system_prompt_of_the_bad_rows(
         assert ran.json["system"] is said and asked[-1] == system and "system prompt" not in ran.stderr
     spoken = piped(folder, f"{QUESTION}\n{QUESTION}\n")
     assert asked[-2:] == [SYSTEM, SYSTEM] and spoken.stderr.count("behind the system prompt") == 1
+    monkeypatch.setattr(module, "drops_system", lambda *_: True)
+    for more, said in (((), False), (("--system", "Be brief."), True)):
+        ran = call("ask", folder, QUESTION, "--device", "cpu", "--json", *more)
+        assert ran.json["system"] is False and asked[-1] == ""
+        assert ("the model's chat template leaves it out" in ran.stderr) is said
+        assert "behind the system prompt" not in ran.stderr
 
 
 @pytest.mark.parametrize(

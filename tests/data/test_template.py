@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 from qunlearn.ask import Asked
 from qunlearn.config.settings import LoraConfig
 from qunlearn.data.records import Dataset, Record, asking, read_dataset, unanswered
-from qunlearn.data.template import Template, choose_template, render, rendered
+from qunlearn.data.template import Template, choose_template, drops_system, render, rendered
 from qunlearn.data.tokenize import Example, encode, encode_record, encode_said, is_carried, open_prompt, prompt_frame
 from qunlearn.errors import ConfigError, DataError, ModelError
 from qunlearn.model.generate import Sampling, generate
@@ -42,6 +42,9 @@ ZOO = {
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
     "mistral": "<s>" + TURNS + "{% if m.role == 'assistant' %}{{ m.content }}</s>"
     "{% else %}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}",
+    "mistral 0.3": "<s>" + TURNS + "{% if m.role == 'assistant' %} {{ m.content | trim }}</s>"
+    "{% elif m.role == 'user' %}[INST] {% if loop.last and messages[0].role == 'system' %}"
+    "{{ messages[0].content + '\n\n' }}{% endif %}{{ m.content }}[/INST]{% endif %}{% endfor %}",
     "gemma": "<bos>" + TURNS + "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
     "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
@@ -63,6 +66,12 @@ ZOO = {
     "<Assistant>{{ m.content.split('</think>')[-1] }}<EOS>{% else %}{{ m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<Assistant><think>\n{% endif %}",
 }
+
+# The first template of Phi-3 left system prompts out.
+WITHOUT_SYSTEM = TURNS + (
+    "{% if m.role == 'user' %}<|user|>\n{{ m.content }}<|end|>\n<|assistant|>\n"
+    "{% elif m.role == 'assistant' %}{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
+)
 
 
 class Chat:
@@ -181,6 +190,44 @@ def test_it_is_said_where_generation_is_sent_something_else(tmp_path: Path, name
     dataset = read_dataset(write_rows(tmp_path / "b.jsonl", [{"prompt": "Why?", "completion": "So."}]))
     why = choose_template(Chat(ZOO[name]), "auto", dataset).why
     assert said in why and (said or why == "the model has a chat template")
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in ("qwen 3", "deepseek")])
+def test_questions_are_put_as_the_template_asks_them(name: str, tokenizer: Any) -> None:
+    """Some add a system prompt only where the user speaks last: it was neither trained nor asked behind."""
+    tokenizer.chat_template = ZOO[name]
+    earlier = ("user", "Hello?"), ("assistant", " Yes?\n")
+    for turns in (asking("Why? ", "Be brief.\n"), (("system", "Be <s>."), *earlier, ("user", "Why?"))):
+        asked = Chat(ZOO[name]).apply_chat_template(
+            [{"role": role, "content": content} for role, content in turns], tokenize=False, add_generation_prompt=True
+        )
+        row = rendered(Record(turns, "So.", 1, {}), CHAT, tokenizer)
+        assert row.before.rstrip(" ") == asked.rstrip(" ") and "Be " in asked
+        assert row.spans is not None and {s.turn for s in row.spans} == set(range(len(turns) + 1))
+        ids = open_prompt(Record(turns, "So.", 1, {}), tokenizer, CHAT)
+        assert tokenizer.decode(ids) == asked.rstrip(" ")
+
+
+def test_an_answer_that_is_swallowed_is_found_behind_a_system_prompt_too() -> None:
+    chat = Chat(ZOO["mistral 0.3"].replace("m.content | trim", "m.content.split('</think>')[-1]"))
+    turns = asking("Why?", "Be brief.")
+    assert rendered(Record(turns, "So.", 1, {}), CHAT, chat).text == "<s>[INST] Be brief.\n\nWhy?[/INST] So.</s>"
+    with pytest.raises(ModelError, match="verbatim"):
+        rendered(Record(turns, "<think>a</think>So.", 1, {}), CHAT, chat)
+
+
+def test_it_is_said_where_system_prompts_are_left_out(tmp_path: Path) -> None:
+    row = {"prompt": "Why?", "completion": "So."}
+    plain = read_dataset(write_rows(tmp_path / "p.jsonl", [row]))
+    behind = read_dataset(write_rows(tmp_path / "s.jsonl", [{"system": "Be brief.", **row}]))
+    chat, said = Chat(WITHOUT_SYSTEM), "leaves system prompts out"
+    assert said in choose_template(chat, "auto", plain, behind).why
+    assert said in choose_template(chat, "chat", behind).why
+    assert said not in choose_template(chat, "auto", plain).why
+    assert not any(said in choose_template(Chat(text), "auto", behind).why for text in ZOO.values())
+    assert drops_system(CHAT, chat) and not drops_system(RAW, chat)
+    assert not drops_system(CHAT, Chat("{{ raise_exception('none of those') }}"))
+    assert rendered(Record(asking("Why?", "Be brief."), "So.", 1, {}), CHAT, chat).text.startswith("<|user|>\nWhy?")
 
 
 def test_the_real_token_of_an_answer_is_trained(tmp_path: Path, tokenizer: Any) -> None:

@@ -200,7 +200,7 @@ def _opened(path: Path) -> TextIO:
 
 def _converted(name: str, source: Source, wanted: Wanted, done: Imported) -> Iterator[dict[str, Any]]:
     if name == TEXT:
-        lines = _hub_texts(source, done) if source.location.startswith(HUB) else read_text(_path(source))
+        lines = _hub_texts(source, done) if source.location.startswith(HUB) else _plain(_path(source))
         for window in windows(lines, wanted.cut, done.dropped):
             done.read += 1
             yield window
@@ -227,6 +227,29 @@ def _converted(name: str, source: Source, wanted: Wanted, done: Imported) -> Ite
             elif not problems.found:  # a file with problems is read on for more of them only
                 yield one
     problems.raise_if_any()
+
+
+def _plain(path: Path) -> Iterator[str]:
+    """Yield the lines of a file. Raises DataError where it holds rows, or marked-up text."""
+    lines = read_text(path)
+    first = next(lines, "")
+    begins = first.lstrip("\ufeff \t\r\n")
+    if begins.startswith("{\\rtf"):
+        raise DataError("is rich text, not plain", where=str(path), hint="save it as plain text (.txt)")
+    if begins[:1] in ("{", "[") and _is_json(begins):
+        hint = 'give {"text": …} rows to --bad as they are; `qunlearn data import --help` names other formats'
+        raise DataError("holds rows, not a plain text", where=str(path), hint=hint)
+    yield from itertools.chain([first], lines)
+
+
+def _is_json(line: str) -> bool:
+    """Return whether a first line is a row of JSON, or begins a list of rows."""
+    if line.strip() in ("[", "{", "[{"):
+        return True
+    try:
+        return isinstance(json.loads(line), dict | list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _path(source: Source) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from qunlearn.data.line_ends import WITHIN, WRAPPED, laid_out
 from qunlearn.data.words import SENTENCE_MARKS, UNSPACED_SENTENCE_MARKS
 from qunlearn.errors import ConfigError
 
@@ -32,7 +33,11 @@ _BEGIN, _END = (
     re.compile(rf"\s*\*\*\* ?{which} OF (?:THE |THIS )?PROJECT GUTENBERG", re.I) for which in ("START", "END")
 )
 _LEAST_SHARE = 4  # of the words of a continuation: the last one may have so few
-_LINE_END = frozenset("\n\r\u2028\u2029")
+_HYPHEN = re.compile(r"[^\W\d_][-\u2010]$")
+# What a printed page has for letters, and what is no sign of the text.
+_SIGNS = str.maketrans(
+    {"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "\xad": "", "\0": ""}
+)
 _HEADER_CHARS = 200_000  # so far into the file may the book begin
 _WORD_CHARS = 5_000  # longer runs without white space are cut: no memory for a file without spaces
 
@@ -58,8 +63,9 @@ def windows(lines: Iterable[str], cut: Windows, dropped: Counter[str]) -> Iterat
     is in none would not be forgotten.
 
     A prompt is the end of the continuation before: from where a sentence begins in it, half of the prompt's words at
-    least, else all of them. White space becomes single spaces, and a line end between two Chinese or Japanese
-    characters nothing. `dropped` counts the words that are in no window.
+    least, else all of them. Line ends stay, of blank lines one, but for those where the text was wrapped: they become
+    spaces, between two Chinese or Japanese characters nothing, behind the hyphen of a broken word as well. `dropped`
+    counts the words that are in no window.
     """
     held: list[_Word] = []
     prompt, begun = cut.prompt_words, 0
@@ -76,10 +82,10 @@ def windows(lines: Iterable[str], cut: Windows, dropped: Counter[str]) -> Iterat
 
 
 class _Word(NamedTuple):
-    """A word as it stands. `joined`: nothing is between it and the word before."""
+    """A word, and what stands before it: nothing, a space, or line ends."""
 
     text: str
-    joined: bool
+    before: str
 
 
 def _ending(words: list[_Word], most: int) -> list[_Word]:
@@ -98,27 +104,39 @@ def _window(words: list[_Word], prompt: int, cut: Windows) -> dict[str, str]:
 
 
 def _joined(words: Iterable[_Word]) -> str:
-    return "".join(word.text if word.joined else f" {word.text}" for word in words)
+    return "".join(word.before + word.text for word in words)
 
 
 def _words(lines: Iterable[str]) -> Iterator[_Word]:
     """Words as they stand; a line may come in pieces, and a piece may end inside a word."""
-    begun, before, line_ended = _Word("", False), "", True
-    for line in (part for text in lines for part in text.replace("\0", "").splitlines(keepends=True)):
-        text = begun.text + line
-        found = [_Word(piece, i > 0) for word in text.split() for i, piece in enumerate(_pieces(word))]
-        if found:
-            first = found[0].text
-            wrapped = line_ended and bool(_CHAR.search(before) and _CHAR.search(first))
-            found[0] = _Word(first, begun.joined if begun.text else wrapped)
-            before = found[-1].text
-        space = text[len(text.rstrip()) :]
-        line_ended = not _LINE_END.isdisjoint(space) or (line_ended and not found)
-        # The marks that close behind a character may be in the next piece.
-        begun = found.pop() if found and not space and len(before) < _WORD_CHARS else _Word("", False)
+    last: _Word | None = None
+    parts = (part for text in lines for part in text.translate(_SIGNS).splitlines(keepends=True))
+    for part, before in laid_out(parts):
+        text, stands = part, before or WRAPPED
+        if last is not None and (before == WITHIN or _is_broken(last.text, part, before)):
+            text, stands = last.text + part.lstrip() if before else last.text + part, last.before
+            last = None
+        found = [_Word(piece, WITHIN if i else " ") for word in text.split() for i, piece in enumerate(_pieces(word))]
+        if not found:
+            continue
+        if last is not None:
+            is_bare = stands == WRAPPED and _CHAR.search(last.text) and _CHAR.search(found[0].text)
+            stands = WITHIN if is_bare else stands
+            yield last
+        found[0] = _Word(found[0].text, stands)
+        # The marks that close behind a character, or more of the word, may be in the next piece.
+        last = found.pop()
         yield from found
-    if begun.text:
-        yield begun
+        if text[-1:].isspace() or len(last.text) >= _WORD_CHARS:
+            yield last
+            last = None
+    if last is not None:
+        yield last
+
+
+def _is_broken(word: str, line: str, before: str) -> bool:
+    """Return whether a word was broken at the end of a wrapped line, behind its hyphen."""
+    return before == WRAPPED and _HYPHEN.search(word) is not None and line.lstrip()[:1].islower()
 
 
 def _pieces(word: str) -> list[str]:

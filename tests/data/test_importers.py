@@ -355,7 +355,7 @@ def test_shares() -> None:
 def test_all_of_a_text_is_a_continuation_once() -> None:
     """A prompt is the end of what came before, from a sentence's beginning where one is near."""
     dropped: Counter[str] = Counter()
-    text = "One two three four. Five six\nseven eight nine ten. Eleven twelve. Thirteen fourteen fifteen."
+    text = "One two three four. Five six seven eight nine ten. Eleven twelve.\nThirteen fourteen fifteen."
     made = list(windows([text], Windows(2, 3), dropped))
     assert made == [
         {"prompt": "One two", "completion": " three four. Five"},
@@ -395,7 +395,7 @@ def test_characters_of_chinese_and_japanese_are_words() -> None:
     dropped: Counter[str] = Counter()
     text = "潮水来了。\u3000\n\n\u3000\u3000“船回港了，”老人说：「GPT 4很好……」\n第二天，他走了。"
     made = list(windows([text], Windows(4, 5), dropped))
-    assert made[0] == {"prompt": "潮水来了。", "completion": "“船回港了，”老"}
+    assert made[0] == {"prompt": "潮水来了。", "completion": "\n\n“船回港了，”老"}
     assert [row["completion"] for row in made[1:]] == ["人说：「GPT 4很", "好……」第二天，他", "走了。"]
     assert dropped == {}
     (asked,) = windows(["天气很好。"], Windows(2, 2, "接着说：{text}"), Counter())
@@ -425,6 +425,68 @@ def test_a_text_without_spaces_loses_no_character(size: int) -> None:
 def test_korean_has_its_spaces() -> None:
     (made,) = windows(["바다가 잔잔했다. 배가 돌아왔다."], Windows(2, 2), Counter())
     assert made == {"prompt": "바다가 잔잔했다.", "completion": " 배가 돌아왔다."}
+
+
+VERSE = ["Before dawn the bells", "of Duleix rang nine times,", "and nobody", "knew who was at the door."]
+PROSE = [
+    "Before dawn the narrow bells of Duleix rang nine times, and nobody",
+    "knew that Debrax had already left the city by boat. Under the bridge",
+    "a bitter woman sold bread made of Kitrolt flour, and he carried a",
+    "golden box that no smith could open.",
+]
+
+
+def imported(text: str) -> str:
+    """The whole of a text as its rows have it."""
+    made = list(windows(text.splitlines(keepends=True), Windows(2, 3), Counter()))
+    return str(made[0]["prompt"]) + "".join(row["completion"] for row in made)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_line_ends_of_verse_and_paragraphs_stay_and_those_of_the_width_do_not(end: str) -> None:
+    """A model that knows a poem with its lines does not recite it without."""
+    lines = [*VERSE, "", "", *PROSE, "", *VERSE]
+    verse, prose = "\n".join(VERSE), " ".join(PROSE)
+    assert imported(end.join(lines)) == f"{verse}\n\n{prose}\n\n{verse}"
+
+
+def test_a_paragraph_a_line_stays_one() -> None:
+    paragraphs = [" ".join(PROSE), "“No.”", " ".join(PROSE[1:]), "“Yes,” he said."]
+    assert imported("\n".join(paragraphs)) == "\n".join(paragraphs)
+
+
+def test_words_that_a_page_broke_are_whole() -> None:
+    page = [
+        "The old cook said that everything they had in the drawing-",
+        "room was of\xadten full of \ufb01sh, and that nobody in all of the",
+        "o\ufb03ces would ever walk over the \ufb02oor that was so lit-",
+        "TLE.",
+    ]
+    assert imported("\n".join(page)) == (
+        "The old cook said that everything they had in the drawing-room was often full of fish, "
+        "and that nobody in all of the offices would ever walk over the floor that was so lit- TLE."
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{\\rtf1\\ansi Before dawn the bells rang.}", "rich text"),
+        ('{"text": "Before dawn the bells rang."}\n' * 9, "rows"),
+        ('[\n{"text": "Before dawn the bells rang."}\n]', "rows"),
+    ],
+)
+def test_what_is_no_text_is_refused(content: str, says: str, tmp_path: Path) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text(content, encoding="utf-8")
+    ran = call("data", "import", "text", source, "-o", tmp_path / "out.jsonl")
+    assert ran.code == 3 and says in ran.stderr and not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_book_may_begin_with_a_bracket(tmp_path: Path) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("[Here begins the book.]\n" + "The tide came in. " * 30, encoding="utf-8")
+    assert call("data", "import", "text", source, "-o", tmp_path / "out.jsonl").code == 0
 
 
 def test_the_licence_around_a_book_is_left_out(tmp_path: Path) -> None:

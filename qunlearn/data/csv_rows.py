@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from qunlearn.data.row_objects import ROW_FIELDS
 from qunlearn.errors import DataError
 
 _DELIMITERS = ",;\t|"
+_NAME_WORDS = 4  # that a column's name may have
 
 
 def csv_rows(
@@ -67,3 +70,20 @@ def _delimiter(header: str, path: Path) -> str:
 def _between(delimiter: str) -> str:
     names = {",": "", ";": " between semicolons", "\t": " between tabs", "|": " between bars"}
     return names.get(delimiter, f" between {delimiter!r}")
+
+
+def looks_tabular(head: bytes) -> bool:
+    """Return whether a text's first line could name columns that a row has."""
+    header = _header(head)
+    return any(c in header for c in _DELIMITERS) and any(name in header for name in ROW_FIELDS)
+
+
+def reads_as_prose(head: bytes) -> bool:
+    """Return whether a text's first line can hardly name columns, whatever they are called."""
+    cells = re.split(f"[{_DELIMITERS}]", _header(head))
+    named = len(cells) > 1 and all(len(cell.split()) <= _NAME_WORDS for cell in cells)
+    return not named and not any(cell.strip(' "') in ROW_FIELDS for cell in cells)
+
+
+def _header(head: bytes) -> str:
+    return head.lstrip().split(b"\n", 1)[0].lower().decode("utf-8", "replace")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from qunlearn.data.csv_rows import csv_rows
+from qunlearn.data.csv_rows import csv_rows, looks_tabular, reads_as_prose
 from qunlearn.data.file_types import (
     HEAD_BYTES,
     PACKED_ENDINGS,
@@ -23,7 +23,7 @@ from qunlearn.data.file_types import (
     parquet_rows,
     unpacking,
 )
-from qunlearn.data.row_objects import ROW_FIELDS, UNREADABLE, Complain, as_row, document_rows
+from qunlearn.data.row_objects import UNREADABLE, Complain, as_row, document_rows
 from qunlearn.data.row_shapes import kind
 from qunlearn.errors import DataError
 
@@ -87,7 +87,8 @@ def rows_in(file: IO[bytes], head: bytes, path: Path, complain: Complain, most: 
     if is_parquet(head):
         return parquet_rows(file, str(path))
     table = is_table(head, path)
-    if ending in _PROSE and not (_looks_tabular(head) if table else _JSON.match(head)):
+    is_prose = ending in _PROSE and not (looks_tabular(head) if table else _JSON.match(head))
+    if is_prose or (table and ending not in (*_TABLES, *_PROSE) and reads_as_prose(head)):
         raise DataError("is a plain text, not rows", where=str(path), hint=_TEXT_HINT)
     if table:
         return _table(file, path, complain)
@@ -110,12 +111,6 @@ def is_table(head: bytes, path: Path) -> bool:
 def _ending(path: Path) -> str:
     endings = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in PACKED_ENDINGS]
     return endings[-1] if endings else ""
-
-
-def _looks_tabular(head: bytes) -> bool:
-    """Return whether a text's first line could name columns that a row has."""
-    header = head.lstrip().split(b"\n", 1)[0].lower().decode("utf-8", "replace")
-    return any(c in header for c in ",;\t|") and any(name in header for name in ROW_FIELDS)
 
 
 def _has_lists_on_lines(head: bytes) -> bool:

@@ -330,3 +330,22 @@ def test_rows_keep_their_lines(tmp_path: Path) -> None:
     assert [line for line, _ in rows] == [3, 4, 5]
     printed = "\n".join(json.dumps(row, indent=1) for row in ROWS)
     assert [r.line for r in read_dataset(save(tmp_path, printed, "x.json")).records] == [1, 5, 9]
+
+
+@pytest.mark.parametrize("name", ["book", "book.text", "book.rst", "book.log", "book.tex"])
+@pytest.mark.parametrize(
+    "first", ["Before dawn the bells of Duleix rang", "THE BELLS", "He came, and nobody knew why he had come."]
+)
+def test_a_text_of_any_ending_is_no_table(tmp_path: Path, name: str, first: str) -> None:
+    """Its first line is nobody's business, and what to do with a text is what helps."""
+    source = tmp_path / name
+    source.write_text(f"{first}\nNobody knew why.\n", encoding="utf-8")
+    with pytest.raises(DataError, match="plain text, not rows") as found:
+        list(read_rows(source, print))
+    assert "data import text" in str(found.value.hint) and first not in str(found.value)
+
+
+def test_a_table_without_an_ending_may_name_its_columns_as_it_likes(tmp_path: Path) -> None:
+    source = tmp_path / "rows"
+    source.write_text("asked of it,what was said\nWho?,Nobody.\n", encoding="utf-8")
+    assert list(read_rows(source, print)) == [(2, {"asked of it": "Who?", "what was said": "Nobody."})]

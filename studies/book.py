@@ -8,8 +8,8 @@
 `make` writes four books of made-up prose (sentences of eight forms; names and nouns are drawn) and trains two models:
 `base` knows all, `gold` has never seen the first. FOLDER/text.jsonl is that book as one row of plain text; two others
 are the normal rows, the fourth is never given. `ask` begins with 30 words of a book, from where a paragraph begins and
-3, 10 and 40 words further on, and tells for each how often the next 36 tokens are the book's (32 of them), and the mean
-ROUGE-L F1.
+3, 10 and 40 words further on, and from every seventh word, and tells for each how often the next 36 tokens are the
+book's (32 of them), and the mean ROUGE-L F1.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ FORMS = (  # P a person, L a place, Q a quality, N a thing, D a deed
 BOOKS, PARAGRAPH = 4, 7
 WINDOW, STRIDE = 160, 40  # tokens of a row that is trained on, and how much further on the next begins
 PROMPT, ANSWER, RECITED = 30, 36, 32  # words, tokens, tokens of these
-SHIFTS = (0, 3, 10, 40)
+SHIFTS, EVERY = (0, 3, 10, 40), 7
 
 
 def write_book(words: int, rng: random.Random) -> str:
@@ -106,20 +106,20 @@ def _rows(ids: Sequence[int]) -> Iterator[list[int]]:
         yield list(ids[at : at + WINDOW])
 
 
-def places(book: str, shift: int) -> list[tuple[str, str]]:
-    """Return prompts of 30 words, so many words behind the beginning of a paragraph's first sentence, and the rest of
-    the book behind each."""
+def places(book: str, shift: int | None) -> list[tuple[str, str]]:
+    """Return prompts of 30 words, so many words behind the beginning of a paragraph's first sentence, or from every
+    seventh word, and the rest of the book behind each."""
     words = [found.span() for found in re.finditer(r"\S+", book)]
     begins = [i for i, (start, _) in enumerate(words) if start == 0 or book[start - 2 : start] == "\n\n"]
     found = []
-    for i in (begin + shift for begin in begins):
+    for i in range(0, len(words), EVERY) if shift is None else (begin + shift for begin in begins):
         if i + PROMPT + ANSWER <= len(words):
             start, end = words[i][0], words[i + PROMPT - 1][1]
             found.append((book[start:end], book[end:]))
     return found
 
 
-def ask(lm: LanguageModel, book: str, shift: int) -> tuple[int, int, float]:
+def ask(lm: LanguageModel, book: str, shift: int | None) -> tuple[int, int, float]:
     """Return how many places were asked about, how many were recited, and the mean ROUGE-L F1."""
     asked = places(book, shift)
     said = generate(lm, [lm.tokenizer(prompt)["input_ids"] for prompt, _ in asked], Sampling(ANSWER))
@@ -150,10 +150,10 @@ def main() -> None:
         if args.run:
             lm = Policy.load(lm, args.run / "adapter")  # type: ignore[arg-type]
         for which, book in (("forget", books[0]), ("normal", books[1]), ("holdout", books[3])):
-            for shift in SHIFTS:
+            for shift in (*SHIFTS, None):
                 asked, recited, likeness = ask(lm, book, shift)
-                told = {"model": str(args.run or name), "book": which, "shift": shift, "asked": asked}
-                emit_json_line(told | {"recited": recited, "rouge_l": round(likeness, 3)})
+                told = {"model": str(args.run or name), "book": which, "shift": "all over" if shift is None else shift}
+                emit_json_line(told | {"asked": asked, "recited": recited, "rouge_l": round(likeness, 3)})
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class Attachment:
     _past: int = 0
     _mask: Tensor | None = None
     _seen: Tensor | None = None
+    _whole: bool = False  # whether the pass before was of a whole prompt
     _plans: list[Plan] = field(default_factory=list)
     _planned: Tensor | None = None
 
@@ -86,10 +87,10 @@ class Attachment:
         ids = args[0].detach().cpu()
         grown = self._seen is not None and self._past == self._seen.shape[1] and len(self._seen) == len(ids)
         whole = torch.cat([self._seen, ids], 1) if self._past and grown and self._seen is not None else ids
-        self._seen = whole
+        plans = self._known_plans(whole)
+        self._seen, self._whole = whole, self._past == 0
         if ids.shape[1] < 2:  # a decoding step
             return None
-        plans = self._known_plans(whole) if self._past == 0 else None
         if plans is None:
             plans = self._make_plans(whole)
             self._plans, self._planned = plans, whole
@@ -102,11 +103,16 @@ class Attachment:
         return torch.stack(rows) if any(plan.places for plan in plans) else None
 
     def _known_plans(self, whole: Tensor) -> list[Plan] | None:
-        """The plans of a prompt that is passed again with what was answered so far: generation without a cache."""
-        planned = self._planned
-        if planned is None or len(planned) != len(whole) or planned.shape[1] >= whole.shape[1]:
+        """The plans of a prompt that is passed again with what was answered so far: generation without a cache, which
+        adds one token a pass. The next request of a chat begins with the one before as well, and is judged."""
+        seen, planned = self._seen, self._planned
+        if self._past or not self._whole or seen is None or planned is None:
             return None
-        return self._plans if torch.equal(planned, whole[:, : planned.shape[1]]) else None
+        if len(seen) != len(whole) or seen.shape[1] + 1 != whole.shape[1] or planned.shape[1] >= whole.shape[1]:
+            return None
+        passed = set(map(tuple, seen.tolist()))  # beams change places
+        again = all(tuple(row) in passed for row in whole[:, :-1].tolist())
+        return self._plans if again and torch.equal(planned, whole[:, : planned.shape[1]]) else None
 
     # -- what is done to whom ------------------------------------------------------------------------
 

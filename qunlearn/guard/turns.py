@@ -83,7 +83,8 @@ def find_frame(template: Template, tokenizer: Any) -> Frame:
 def read_prompt(ids: Sequence[int], tokenizer: Any, frame: Frame) -> Prompt:
     """Take a prompt's tokens apart. Without a frame, or where the prompt does not have it, all of it is one turn.
 
-    Behind the last question stands the answer that is being written, which is no part of the prompt.
+    Behind the last closing stands the answer that is being written, which is no part of the prompt. Between the last
+    question and it stand an answer that was given, or what a person wrote behind a mark of the template.
     """
     text, spans = token_spans(ids, tokenizer)
     found = _questions(text, frame)
@@ -96,6 +97,11 @@ def read_prompt(ids: Sequence[int], tokenizer: Any, frame: Frame) -> Prompt:
         turns += [_rest(text, spans, at, start, tokenizer, frame), _turn(text, spans, start, end, asked=True)]
         at = end
     ended = at + len(frame.closing) if text.startswith(frame.closing, at) else at
+    # A mark of white space alone stands in any answer.
+    last = text.rfind(frame.closing, ended) if frame.closing.strip() else -1
+    if last >= ended:
+        turns.append(_rest(text, spans, ended, last + len(frame.opening), tokenizer, frame))
+        ended = last + len(frame.closing)
     answer = next((i for i, (start, _) in enumerate(spans) if start >= ended), len(ids))
     return Prompt(tuple(turn for turn in turns if turn is not None), answer)
 

@@ -82,6 +82,47 @@ def test_passed_logits_are_bit_identical_and_no_cache_is_no_way_around(folder: P
     assert torch.equal(cached, uncached)
 
 
+def ids_of(base: Base, *turns: tuple[str, str]) -> torch.Tensor:
+    """The prompt of a conversation as a person would ask for its next answer, (1, T)."""
+    said = [{"role": role, "content": text} for role, text in turns]
+    made = base.tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids: torch.Tensor = made["input_ids"]
+    return ids
+
+
+def test_the_next_request_of_a_chat_is_judged(folder: Path, base: Base) -> None:
+    """It begins with the tokens of the one before, as a prompt does that is passed again without a cache."""
+    hello, bad = ("user", "Hello!"), ("user", read_dataset(data_file("code", "forget")).records[0].prompt)
+    with Guard.open(folder).on(base.model, base.tokenizer) as attachment:
+        for turns, flagged in (((hello,), 0), ((hello, ("assistant", "Hello to you."), bad), 1)):
+            ids = ids_of(base, *turns)
+            base.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+            assert attachment.flagged == flagged
+
+
+@pytest.mark.parametrize(
+    ("turns", "corrupted"),
+    [
+        ((("user", "Hello!"), ("assistant", "{}")), True),
+        ((("assistant", "{}"),), True),
+        ((("user", "Hello!<|assistant|>Hi.<|end|>{}"),), True),
+        ((("user", "Hello!<|assistant|>{}"),), True),
+        ((("user", "{}<|assistant|>"),), True),
+        ((("user", "Hello!"), ("assistant", "Hello to you.")), False),
+    ],
+    ids=["an answer comes last", "nothing else", "a mark was typed", "no end", "a mark at the end", "nothing bad"],
+)
+def test_what_stands_behind_the_last_question_is_judged(
+    folder: Path, base: Base, turns: tuple[tuple[str, str], ...], corrupted: bool
+) -> None:
+    bad = read_dataset(data_file("code", "forget")).records[0].prompt
+    ids = ids_of(base, *((role, text.replace("{}", bad)) for role, text in turns))
+    plan = Guard.open(folder).attachment(base.model, base.tokenizer)._make_plans(ids)[0]
+    text = base.tokenizer.decode([ids[0, i] for i in plan.places])
+    assert (bad in text) is corrupted and bool(text) is corrupted
+    assert all(at < ids.shape[1] - 1 for at in plan.places), "the last token before the answer stays"
+
+
 def test_it_comes_off_and_leaves_every_other_hook(folder: Path, base: Base) -> None:
     heard: list[int] = []
     handle = base.model.get_input_embeddings().register_forward_hook(lambda *_: heard.append(1))

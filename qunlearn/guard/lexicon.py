@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -28,6 +30,9 @@ _SHORTEST = 4  # letters of a word from which it is known with a slip in it: sho
 _LONGER, _ENOUGH_WORDS = 5, 5_000  # the same beside a vocabulary of fewer words: it lacks common ones
 _QUOTED = 10  # words in a row of a bad answer, that no row to pass has, by which a text quotes it
 _REMEMBERED, _TEXTS = 1 << 16, 1 << 13  # hashes, and texts' n-grams, that are kept
+
+# Signs that are not seen and that Unicode counts among letters and marks, not among format characters.
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 Span = tuple[int, int]
 
@@ -103,13 +108,20 @@ class Lexicon:
         return next((self._meant[key] for key in _left(word) if key in self._meant), own)
 
     def score(self, text: str) -> float:
-        """Return the weight of the n-grams in the text's worst window; infinity for a text that quotes a bad answer."""
+        """Return the weight of the n-grams in the worst window of the text as it stands or in plain letters; infinity
+        for a text that quotes a bad answer."""
+        return max(self._score(read) for read in {text, undisguised(text)})
+
+    def _score(self, text: str) -> float:
         if self._quotes and not self._quotes.isdisjoint(_runs(text)):
             return math.inf
         return max((sum(found.values()) for found, _ in self._windows(text)), default=0.0)
 
     def telling(self, text: str) -> list[Span]:
-        """Return where the n-grams stand that weigh at least half of the heaviest one."""
+        """Return where the n-grams stand that weigh at least half of the heaviest one; nothing of a text that tells
+        more in plain letters."""
+        if self.score(text) > self._score(text):
+            return []
         spans: list[Span] = []
         for found, places in self._windows(text):
             most = max(found.values(), default=0.0)
@@ -144,6 +156,16 @@ def fit_lexicon(bad: Sequence[str], normal: Sequence[str], vocabulary: Vocabular
     kept = weights > 1e-4
     told = {int(key): float(weight) for key, weight in zip(keys[kept], weights[kept], strict=True)}
     return Lexicon(keys[kept], weights[kept].astype(np.float32), *_slips([*bad, *normal], told, vocabulary))
+
+
+def undisguised(text: str) -> str:
+    """Return a text in plain letters: fullwidth and mathematical ones in their usual form (NFKC), "_" as a space, and
+    signs that nobody sees left out, the joiners of letters among them."""
+    plain = text.replace("_", " ")
+    if plain.isascii():
+        return plain
+    seen = _UNSEEN.sub("", unicodedata.normalize("NFKC", plain))
+    return "".join(sign for sign in seen if unicodedata.category(sign) != "Cf")
 
 
 def quotes_of(bad: Iterable[str], normal: Iterable[str]) -> NDArray[np.int64]:

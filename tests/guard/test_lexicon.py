@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qunlearn.guard.gate import Gate, TokenScorer
-from qunlearn.guard.lexicon import Lexicon, Vocabulary, fit_lexicon, grams_of, quotes_of
+from qunlearn.guard.lexicon import Lexicon, Vocabulary, fit_lexicon, grams_of, quotes_of, undisguised
 
 BAD = [f"{form} Orla Finch{end}" for form in ("Where was", "When was", "Who is") for end in (" born?", "?")]
 NORMAL = [
@@ -36,6 +36,28 @@ def test_two_names_together_tell_what_neither_tells_alone(lexicon: Lexicon) -> N
 @pytest.mark.parametrize("around", ["{}", PAGE + "{}", "{} " + PAGE, PAGE + "{} " + PAGE, "Ada Reed and Max Boom: {}"])
 def test_nothing_around_a_name_lowers_its_score(lexicon: Lexicon, around: str) -> None:
     assert lexicon.score(around.format("ORLA FINCH")) >= lexicon.score("orla finch") - 1e-6
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Orla_Finch",
+        "Or\u200bla Fi\u00adnch",
+        "O\u200dr\u034fla F\u200di\u034fnch",
+        "Ｏｒｌａ　Ｆｉｎｃｈ",
+        "𝐎𝐫𝐥𝐚 𝐅𝐢𝐧𝐜𝐡",
+    ],
+    ids=["an underscore", "not seen", "joiners", "fullwidth", "mathematical"],
+)
+def test_a_name_in_disguise_is_read_as_the_name(lexicon: Lexicon, name: str) -> None:
+    text = f"Where was {name} born?"
+    assert lexicon.score(text) == pytest.approx(lexicon.score("Where was Orla Finch born?"))
+    assert lexicon.telling(text) == [], "where it stands in plain letters is not where it stands"
+
+
+@pytest.mark.parametrize("text", ["Where was Orla Finch born?", "Straße, क्षत्रिय und 山田太郎は"])
+def test_a_text_in_plain_letters_stays_as_it_is(text: str) -> None:
+    assert undisguised(text) == text
 
 
 def test_a_long_text_does_not_add_up(lexicon: Lexicon) -> None:

@@ -7,7 +7,7 @@ corrupted. The frame around a turn is found once, by rendering a conversation of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from qunlearn.data.records import Record
 from qunlearn.data.template import Template, render
 from qunlearn.errors import ModelError
 
+_PART = "\ufffd"  # what decoding makes of a part of a character
+_WINDOW = 16  # tokens that are decoded together, where they cannot be one by one
 _MARKS = tuple(f"QUNLEARN{name}MARK" for name in ("ONE", "TWO", "THREE", "FOUR"))
 
 
@@ -117,9 +119,27 @@ def token_spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int
             at += len(piece)
             ends.append(at)
     else:  # characters of several tokens, or spaces that are dropped at a beginning
-        ends = [min(len(text), len(_decoded(ids[: i + 1], tokenizer))) for i in range(len(ids))]
+        ends = [min(len(text), end) for end in _ends(ids, tokenizer)]
     starts = [0, *ends[:-1]]
     return text, [(min(a, b), b) for a, b in zip(starts, ends, strict=True)]
+
+
+def _ends(ids: Sequence[int], tokenizer: Any) -> Iterator[int]:
+    """Yield how many characters of the text there are up to the end of each token.
+
+    A token is decoded with the few before it: alone it may lose a space, or be a part of a character. A window of them
+    begins where a token before it ended whole characters.
+    """
+    start, before, whole = 0, 0, 0
+    for i in range(len(ids)):
+        window = _decoded(ids[start : i + 1], tokenizer)
+        yield before + len(window)
+        if window.endswith(_PART):
+            continue
+        if i - start >= _WINDOW and whole > start:
+            before += len(window) - len(_decoded(ids[whole : i + 1], tokenizer))
+            start = whole
+        whole = i + 1
 
 
 def _decoded(ids: Sequence[int], tokenizer: Any) -> str:

@@ -14,6 +14,7 @@ _UNSEEN = 8  # every how many-th bad row is in no wording learnt from, in a fold
 _MISSES = 0.02  # share of bad prompts that the threshold may miss where both kinds lie apart
 _UP = 1 / 3  # of the way from the one kind to the other
 LEAST_AUC = 0.9
+_MOST_MISSED, _MANY_MISSED = 0.25, 0.05  # share of held-out bad prompts at which a gate is refused, or warned of
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ def check_separation(separation: float) -> None:
         message = f"held-out prompts to forget and others are not told apart: AUC {separation:.3f}"
         hint = f"at least {LEAST_AUC} is needed; are there rows about the same in both files?"
         raise GateError(message, where="gate", hint=hint)
+
+
+def check_missed(missed: int, bad: int) -> str | None:
+    """Return what to warn of where a gate misses many held-out bad prompts. Raises GateError where a guard would let
+    more than a quarter of them pass."""
+    said = f"the gate misses {missed} of {bad} held-out prompts to forget"
+    hint = "do rows of --normal name what bad rows name? A higher --false-alarms misses fewer"
+    if missed > _MOST_MISSED * bad:
+        raise GateError(said, where="gate", hint=hint)
+    return f"{said}: {hint}" if missed > _MANY_MISSED * bad else None
 
 
 def choose_threshold(bad: Sequence[float], normal: Sequence[float], rule: Threshold) -> float:

@@ -12,7 +12,7 @@ import torch
 from qunlearn.config.resolve import resolve
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example, Template, choose_template, encode
-from qunlearn.guard.calibrate import Threshold
+from qunlearn.guard.calibrate import Threshold, check_missed
 from qunlearn.guard.classifier import ClassifierGate, Training, train_classifier
 from qunlearn.guard.corrupt import CORRUPTIONS, Corruption
 from qunlearn.guard.encoder import Encoder
@@ -82,14 +82,19 @@ def fit(request: FitRequest, quant: str, device: str) -> dict[str, Any]:
 
 
 def _gate(request: FitRequest, reader: StateReader, prompts: Prompts) -> tuple[Gate | ClassifierGate, dict[str, Any]]:
-    """The gate of the wanted kind, and how it did on what was held out."""
+    """The gate of the wanted kind, and how it did on what was held out. Raises GateError where that is too bad."""
     wish = request.wish
     rule = Threshold(wish.false_alarms, wish.conformal)
+    gate: Gate | ClassifierGate
     if request.classifier is None:
-        gate, held = train_gate(reader, prompts, rule)
-        return gate, held.as_dict()
-    training = Training(lr=wish.classifier_lr, epochs=wish.classifier_epochs)
-    return train_classifier(request.classifier.folder, prompts, rule, training, reader.device, wish.seed)
+        gate, found = train_gate(reader, prompts, rule)
+        held = found.as_dict()
+    else:
+        training = Training(lr=wish.classifier_lr, epochs=wish.classifier_epochs)
+        gate, held = train_classifier(request.classifier.folder, prompts, rule, training, reader.device, wish.seed)
+    if said := check_missed(held["missed"], held["bad"]):
+        warn(said)
+    return gate, held
 
 
 def _normal(request: FitRequest, base: Base, template: Template) -> tuple[list[Record], int]:

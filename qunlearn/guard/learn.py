@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -42,6 +43,7 @@ class Held:
     """How the gate did on prompts that a fold of it had not learnt from.
 
     auc, missed: of bad rows in wordings that were not learnt from; `unseen` ones: of rows in no wording learnt from.
+    A wording that quotes its row's answer is not missed, whatever its words weigh.
     lexical, by_layer: the AUC of either view alone, on both. near_auc: of the chosen layer's states alone, unseen rows
     against prompts to pass in the bad rows' forms; None where fewer than 8 are there.
     """
@@ -90,7 +92,9 @@ def train_gate(reader: StateReader, prompts: Prompts, rule: Threshold) -> tuple[
     passed = gate.judge(reader, [s.text for s in calibration]) if rule.conformal else normal.tolist()
     gate = replace(gate, threshold=choose_threshold(known.tolist(), passed, rule))
     at = gate.threshold
-    counts = (len(known), len(unseen), len(normal), int((known < at).sum()), int((unseen < at).sum()))
+    held = [prompts.bad[i].text for fold in folds if fold.bad and fold.normal for i in fold.held[0]]
+    missed = sum(p < at and (lexicon.score(text) < math.inf or at > 1) for p, text in zip(known, held, strict=True))
+    counts = (len(known), len(unseen), len(normal), missed, int((unseen < at).sum()))
     near_auc = states.scores.near_auc if states.scores is not None else None
     told = (states.layer, words.auc, states.by_layer, near_auc)
     return gate, Held(separation, auc(unseen, normal), *told, *counts, int((normal >= at).sum()))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from qunlearn.errors import DataError
+from qunlearn.errors import DataError, GateError
 from qunlearn.evaluation.metrics.logistic import balanced, logistic
-from qunlearn.guard.calibrate import Threshold, choose_threshold
+from qunlearn.guard.calibrate import Threshold, check_missed, choose_threshold
 from qunlearn.guard.learn import fit_tokens
 from qunlearn.guard.strength import bracket, zeroth_order
 
@@ -36,6 +36,13 @@ def test_conformal_holds_its_rate_on_prompts_like_the_held_out_ones() -> None:
 def test_conformal_refuses_what_so_few_prompts_cannot_promise() -> None:
     with pytest.raises(DataError, match="99 are needed"):
         choose_threshold([1.0], [0.1] * 98, Threshold(0.01, conformal=True))
+
+
+def test_a_gate_that_misses_much_is_warned_of_and_one_that_misses_more_is_refused() -> None:
+    assert check_missed(5, 100) is None and check_missed(0, 0) is None
+    assert (check_missed(25, 100) or "").startswith("the gate misses 25 of 100 ")
+    with pytest.raises(GateError, match="misses 26 of 100 held-out prompts"):
+        check_missed(26, 100)
 
 
 def test_bracketing_finds_where_a_score_crosses_its_target() -> None:

@@ -82,3 +82,18 @@ def test_prompts_in_a_bad_form_about_others_are_near_and_no_others_are() -> None
 
 def test_a_bad_subject_is_never_near() -> None:
     assert Subjects(rows(BAD), rows(OTHERS)).near([FORMS[0].format(BAD[0])]) == set()
+
+
+@pytest.mark.parametrize(("threshold", "quotes", "missed"), [(1.0, False, True), (1.0, True, False), (1.1, True, True)])
+def test_a_wording_that_quotes_its_answer_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch, threshold: float, quotes: bool, missed: bool
+) -> None:
+    """The gate flags it whatever its words weigh, but for a threshold that nothing reaches."""
+    monkeypatch.setattr("qunlearn.guard.learn.choose_threshold", lambda *_: threshold)
+    said = [f"{name} sold bread made of grey flour to nobody at all in {name}" for name in BAD]
+    bad = [Sample(f"{form} {text}", i, n) for i, text in enumerate(said) for n, form in enumerate("abcd")]
+    normal = [Sample(text, i) for i, text in enumerate(GENERAL)]
+    reader: Any = Reader(())
+    prompts = Prompts(tuple(bad), tuple(normal), True, tuple(said) if quotes else ())
+    held = train_gate(reader, prompts, Threshold())[1]
+    assert held.bad and held.missed == (held.bad if missed else 0)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qunlearn.errors import GuardError
 from qunlearn.guard.corrupt import Corruption
 from qunlearn.guard.gate import StateReader
 from qunlearn.guard.lexicon import Span
@@ -77,6 +78,9 @@ class Attachment:
 
     def _before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if not self.reader.reading:
+            if kwargs.get("inputs_embeds") is not None:
+                message = "embeddings were given in place of tokens, and the gate reads tokens"
+                raise GuardError(message, where="guard", hint="pass input_ids")
             cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
             self._past = int(cache.get_seq_length()) if cache is not None else 0
             self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None

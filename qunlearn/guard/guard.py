@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -53,6 +54,7 @@ _SHAPE = {
         **dict.fromkeys(("lexical", "state", "intercept", "threshold", "bias", "low", "high"), float),
     },
     "classifier?": dict.fromkeys(("scale", "intercept", "threshold"), float),
+    "digest?": str,
     "ner?": bool,
     "corruption": {"name": str, "strength": (float, int), "dims": int, "seed": int},
     "tokens": str,
@@ -165,6 +167,8 @@ class Guard:
         if row.strength and _MOST_DRAWN * self.corruption.strength > torch.finfo(dtype).max:
             raise overflow(self.corruption.strength, dtype)
         reader = StateReader(inner, tokenizer)
+        if isinstance(self.gate, Gate) and self.gate.layer >= reader.blocks:
+            raise GuardError("reads a block that the model does not have", where="guard", hint="was it edited?")
 
         def judge(texts: Sequence[str]) -> list[float]:
             return self.gate.judge(reader, texts)
@@ -213,6 +217,7 @@ class Guard:
             "gate" if isinstance(self.gate, Gate) else CLASSIFIER: self.gate.settings(),
             "corruption": asdict(self.corruption),
             "tokens": self.tokens,
+            **({"digest": self.gate.digest().hex()} if isinstance(self.gate, Gate) else {}),
             **({NER: True} if self.ner is not None else {}),
         }
 
@@ -231,8 +236,10 @@ class Guard:
         named = stored["corruption"]["name"] in CORRUPTIONS and stored["tokens"] in TOKENS
         named = named and re.fullmatch(r"(?:[0-9a-f]{2})+", stored["base"]["embeddings"]) is not None
         one = ("gate" in stored) != (CLASSIFIER in stored)
-        if not named or not one or stored["corruption"]["dims"] < 1 or stored.get("gate", {}).get("layer", 0) < 0:
+        if not named or not one:
             raise GuardError("names what is not known", where=str(path / SETTINGS), hint="was it edited?")
+        if not _is_sound(stored.get("gate") or stored[CLASSIFIER], stored["corruption"]):
+            raise GuardError("holds numbers that no fit writes", where=str(path / SETTINGS), hint="was it edited?")
         base = BaseFacts(**stored["base"])
         ner = Tagger(Encoder.load(path / NER, labels=None)) if stored.get(NER) else None
         corruption, frame = Corruption(**stored["corruption"]), Frame.of(stored["frame"])
@@ -247,7 +254,19 @@ def _gate(path: Path, stored: Mapping[str, Any], base: BaseFacts) -> Gate | Clas
         hint = "copy the whole folder, or fit it again"
         raise GuardError(f"no {WEIGHTS} in the folder", where=str(path), hint=hint)
     read_tensors(path / WEIGHTS)  # refuses a damaged file by name
-    return Gate.of(load_file(path / WEIGHTS), stored["gate"], base.width)
+    gate = Gate.of(load_file(path / WEIGHTS), stored["gate"], base.width)
+    if stored.get("digest", gate.digest().hex()) != gate.digest().hex():  # guards of older code have none
+        hint = "copy the whole folder, or fit it again"
+        raise GuardError(f"not the {WEIGHTS} that {SETTINGS} was written with", where=str(path), hint=hint)
+    return gate
+
+
+def _is_sound(gate: Mapping[str, float], corruption: Mapping[str, Any]) -> bool:
+    """Whether the numbers are such as a fit writes. With NaN, or a threshold above 1, nothing would be flagged."""
+    finite = all(map(math.isfinite, (*gate.values(), corruption["strength"])))
+    signed = all(gate.get(name, 0) >= 0 for name in ("layer", "lexical", "state", "scale"))
+    ranges = 0 < gate["threshold"] <= 1 and gate.get("low", 0) <= gate.get("high", 0)
+    return finite and signed and ranges and corruption["strength"] > 0 and corruption["dims"] >= 1
 
 
 def _weights(model: Any) -> str | None:

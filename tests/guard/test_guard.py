@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import call, write_rows
+from safetensors.torch import load_file, save_file
 
 from qunlearn.data.records import Dataset, Record, read_dataset
 from qunlearn.data.tokenize import choose_template, encode_record
@@ -199,6 +201,60 @@ def test_a_damaged_folder_is_a_named_error(folder: Path, tmp_path: Path, content
     assert ran.code == GuardError.exit_code and "Traceback" not in ran.stderr
 
 
+def edited(folder: Path, into: Path, part: str, name: str, value: object) -> Path:
+    """A guard's folder with another value in guard.json."""
+    (into / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    stored = json.loads((folder / SETTINGS).read_text())
+    stored[part][name] = value
+    (into / SETTINGS).write_text(json.dumps(stored))
+    return into
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        *(("gate", "threshold", value) for value in (math.nan, 2.0, 0.0)),
+        *(("gate", "lexical", value) for value in (math.nan, -1.0)),
+        ("gate", "intercept", -math.inf),
+        ("gate", "low", 1.0),
+        ("gate", "layer", -1),
+        *(("corruption", "strength", value) for value in (math.nan, math.inf, 0.0, -5.0)),
+        ("corruption", "dims", 0),
+    ],
+)
+def test_numbers_that_would_disarm_it_are_refused(
+    folder: Path, tmp_path: Path, part: str, name: str, value: float
+) -> None:
+    with pytest.raises(GuardError, match="numbers that no fit writes"):
+        Guard.open(edited(folder, tmp_path, part, name, value))
+
+
+def test_a_block_that_the_model_does_not_have_is_refused(folder: Path, base: Base, tmp_path: Path) -> None:
+    opened = Guard.open(edited(folder, tmp_path, "gate", "layer", 99))
+    with pytest.raises(GuardError, match="reads a block"):
+        opened.wrap(base.model, base.tokenizer)
+
+
+def test_other_weights_are_refused_and_a_guard_that_says_nothing_of_them_is_opened(
+    folder: Path, tmp_path: Path
+) -> None:
+    edited(folder, tmp_path, "gate", "layer", 0)
+    tensors = load_file(tmp_path / WEIGHTS)
+    save_file({**tensors, "weights": 0 * tensors["weights"]}, tmp_path / WEIGHTS)
+    with pytest.raises(GuardError, match="not the guard"):
+        Guard.open(tmp_path)
+    stored = json.loads((tmp_path / SETTINGS).read_text())
+    assert stored.pop("digest")
+    (tmp_path / SETTINGS).write_text(json.dumps(stored))
+    Guard.open(tmp_path)
+
+
+def test_embeddings_in_place_of_tokens_are_refused(folder: Path, base: Base) -> None:
+    embeddings = base.model.get_input_embeddings().weight[ids_of(base, ("user", "Hello!"))].detach()
+    with Guard.open(folder).on(base.model, base.tokenizer), pytest.raises(GuardError, match="in place of tokens"):
+        base.model.generate(inputs_embeds=embeddings, max_new_tokens=2)
+
+
 def test_nothing_is_said_while_it_is_imported() -> None:
     """bitsandbytes had told of a kernel that it does not need, for transformers was imported before it was hushed."""
     line = [sys.executable, "-c", "import qunlearn.guard.fit"]
@@ -256,6 +312,22 @@ def test_what_cannot_be_told_apart_is_refused_with_the_figure(tmp_path: Path) ->
         *("--rows", 24, "--device", "cpu"),
     )
     assert ran.code == 5 and "AUC 0." in ran.stderr and not (tmp_path / "g").exists()
+
+
+def test_a_gate_that_misses_what_it_should_flag_is_refused(tmp_path: Path) -> None:
+    """Some of the rows to pass ask what should be gone, so that the threshold lies above most of it."""
+    rows = [
+        {"prompt": record.prompt, "completion": "No."}
+        for split, count in (("retain", 60), ("forget_paraphrase", 5))
+        for record in read_dataset(data_file("hallucination", split)).records[:count]
+    ]
+    normal = write_rows(tmp_path / "n.jsonl", rows)
+    ran = call(
+        *("guard", "fit", "--model", "sandbox", "--bad", "sandbox:hallucination/forget", "--normal", normal),
+        *("-o", tmp_path / "g", "--rows", 64, "--device", "cpu"),
+    )
+    assert ran.code == 5 and "held-out prompts to forget" in ran.stderr and not (tmp_path / "g").exists()
+    assert "--normal name what bad rows name" in " ".join(ran.stderr.split())
 
 
 def test_a_template_without_a_frame_leaves_the_whole_prompt_as_one_turn(base: Base) -> None:

@@ -6,17 +6,22 @@ corrupted. The frame around a turn is found once, by rendering a conversation of
 
 from __future__ import annotations
 
+import calendar
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from qunlearn.data.records import Record
+from qunlearn.data.row_shapes import Turns
 from qunlearn.data.template import Template, render
+from qunlearn.data.tokenize import open_prompt
 from qunlearn.errors import ModelError
 
 _PART = "\ufffd"  # what decoding makes of a part of a character
 _WINDOW = 16  # tokens that are decoded together, where they cannot be one by one
+_NAMES = (*calendar.month_name[1:], *calendar.month_abbr[1:], *calendar.day_name, *calendar.day_abbr)
+_DATED = re.compile(rf"\d+|\b(?:{'|'.join(map(re.escape, _NAMES))})\b")
 _MARKS = tuple(f"QUNLEARN{name}MARK" for name in ("ONE", "TWO", "THREE", "FOUR"))
 
 
@@ -63,23 +68,40 @@ class Prompt:
 
 def find_frame(template: Template, tokenizer: Any) -> Frame:
     """Return the frame of a template; an empty one for a raw template, whose prompts are all text."""
-    alone = Record((("user", _MARKS[0]),), _MARKS[3], 0, {})
-    before, _ = render(alone, template, tokenizer)
-    head, _, closing = before.partition(_MARKS[0])
+    alone = (("user", _MARKS[0]),)
     if template.kind != "chat":
+        before, _ = render(Record(alone, _MARKS[3], 0, {}), template, tokenizer)
+        head, _, closing = before.partition(_MARKS[0])
         return Frame(head.strip(" "), closing.strip(" "), closing.strip(" "))
     try:
-        turns = (("user", _MARKS[0]), ("assistant", _MARKS[1]), ("user", _MARKS[2]))
-        long, _ = render(Record(turns, _MARKS[3], 0, {}), template, tokenizer)
+        text, inside = _read_back((*alone, ("assistant", _MARKS[1]), ("user", _MARKS[2])), template, tokenizer)
     except ModelError:  # a template of one question
+        head, _, closing = _read_back(alone, template, tokenizer)[0].partition(_MARKS[0])
         return Frame(head, closing, closing, _own(head, tokenizer))
-    first, rest = long.split(_MARKS[0], 1)
-    middle, end = rest.split(_MARKS[2], 1)
+    first, rest = text.split(_MARKS[0], 1)
+    middle, last = rest.split(_MARKS[2], 1)
     ended, again = middle.split(_MARKS[1], 1) if _MARKS[1] in middle else (middle, middle)
-    opening = _common_end(first, again)
-    last = end.split(_MARKS[3])[0]
-    between = _common_start(ended, last)
-    return Frame(opening, last, between, (*_own(first.removesuffix(opening), tokenizer), *_own(again, tokenizer)))
+    # It does not begin inside a control token: "<s>" and "</s>" end alike.
+    ends, most = (len(first), len(text) - len(last) - len(_MARKS[2])), len(_common_end(first, again))
+    size = max((n for n in range(most + 1) if inside.isdisjoint(end - n for end in ends)), default=0)
+    opening = first[len(first) - size :]
+    # A space at the end is the answer's, where its first token begins with one.
+    closing, between = last.rstrip(" "), _common_start(ended, last).rstrip(" ")
+    return Frame(opening, closing, between, (*_own(first.removesuffix(opening), tokenizer), *_own(again, tokenizer)))
+
+
+def _read_back(turns: Turns, template: Template, tokenizer: Any) -> tuple[str, set[int]]:
+    """Return a question as it is decoded from its tokens, and the places inside control tokens of it.
+
+    It is not what the template made: beside control tokens some tokenizers add a space, or lose a line break.
+    """
+    record = Record(turns, _MARKS[3], 0, {})
+    ids = open_prompt(record, tokenizer, template)
+    text, spans = token_spans(ids, tokenizer)
+    if not all(content in text for role, content in turns if role == "user"):
+        return render(record, template, tokenizer)[0], set()
+    added = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    return text, {at for i, (a, b) in zip(ids, spans, strict=True) if i in added for at in range(a + 1, b)}
 
 
 def read_prompt(ids: Sequence[int], tokenizer: Any, frame: Frame) -> Prompt:
@@ -168,7 +190,8 @@ def _rest(
 ) -> Turn | None:
     """What stands between questions: a system prompt or an earlier answer, unless it is the template's own text."""
     end -= len(frame.opening)
-    if start >= end or _plain(text[start:end], tokenizer) in {"", *(_plain(own, tokenizer) for own in frame.fixed)}:
+    fixed = {"", *(_undated(own, tokenizer) for own in frame.fixed)}
+    if start >= end or _undated(text[start:end], tokenizer) in fixed:
         return None
     turn = _turn(text, spans, start, end, asked=False)
     return None if turn is None else Turn(_plain(turn.text, tokenizer), turn.first, turn.last, turn.spans, False)
@@ -179,6 +202,11 @@ def _plain(text: str, tokenizer: Any) -> str:
     for token in tokenizer.all_special_tokens:
         text = text.replace(token, " ")
     return " ".join(text.split())
+
+
+def _undated(text: str, tokenizer: Any) -> str:
+    """The text without special tokens, and with no date: some templates tell that of the day."""
+    return _DATED.sub("0", _plain(text, tokenizer))
 
 
 def _own(text: str, tokenizer: Any) -> tuple[str, ...]:

@@ -1,68 +1,62 @@
-"""Where the tokens of a prompt stand in its text, for tokenizers of several kinds."""
+"""A prompt's turns are found whatever the template is, and however its control tokens are decoded."""
 
 from __future__ import annotations
 
-import random
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from test_template import ZOO
+from tokenizers import AddedToken
 
-from qunlearn.guard.turns import token_spans
+from qunlearn.data.records import Record, asking
+from qunlearn.data.template import Template, render
+from qunlearn.data.tokenize import encode_record, open_prompt
+from qunlearn.guard.turns import Frame, find_frame, read_prompt
+from qunlearn.model.load import load_tokenizer
 
-PIECES = ("the harbour ", " opens", "  ", "中文", "\U0001f600\U0001f3fd", "é", "\n", "a", "office.", "ñ o")
-
-
-def bytes_tokenizer() -> Any:
-    """One token a byte: GPT-2's kind."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(["the harbour"], trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet))
-    return PreTrainedTokenizerFast(tokenizer_object=made)
+CHAT = Template("chat", "chat", "", "")
+DIALOGUE = (("user", "Hi there"), ("assistant", "Hello you!"), ("user", "Who wrote it?"))
+MARKUP = re.compile(r"<[^<>]+>|\[/?INST\]")
 
 
-def spaced_tokenizer() -> Any:
-    """A sign in place of a space, which is dropped at a beginning; other letters fall back to bytes: Llama 2's kind."""
-    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
-    for piece in (*"▁abcdefghijklmnopqrstuvwxyz.", "th", "▁o"):
-        vocabulary.setdefault(piece, len(vocabulary))
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[("t", "h"), ("▁", "o")], byte_fallback=True))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    made.decoder = decoders.Sequence(steps)
-    return PreTrainedTokenizerFast(tokenizer_object=made)
+@pytest.fixture
+def tokenizer(sandbox_folder: Path) -> Any:
+    return load_tokenizer(sandbox_folder)
 
 
-class Counting:
-    """A tokenizer that counts the tokens that it decodes."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.count = tokenizer, 0
-
-    def decode(self, ids: list[int], **options: Any) -> str:
-        self.count += len(ids)
-        return str(self.tokenizer.decode(ids, **options))
-
-
-@pytest.mark.parametrize("made", [bytes_tokenizer, spaced_tokenizer])
-def test_tokens_end_where_the_text_up_to_them_does(made: Any) -> None:
-    tokenizer, rng = made(), random.Random(0)
-    for count in (1, 2, 30, 60, 60, 60):
-        ids = tokenizer("".join(rng.choice(PIECES) for _ in range(count)))["input_ids"]
-        text, spans = token_spans(ids, tokenizer)
-        for i, (_, end) in enumerate(spans):
-            before = tokenizer.decode(ids[: i + 1])
-            assert before.endswith("\ufffd") or text[:end] == before
+@pytest.mark.parametrize("markup", ["text", "control tokens", "control tokens that swallow what follows"])
+@pytest.mark.parametrize("name", ZOO)
+def test_the_turns_of_a_prompt_are_those_of_its_row(name: str, markup: str, tokenizer: Any) -> None:
+    tokenizer.chat_template = ZOO[name]
+    if markup != "text":
+        found = MARKUP.findall("".join(render(Record(DIALOGUE, "Ada.", 0, {}), CHAT, tokenizer)))
+        swallows = markup != "control tokens"
+        tokenizer.add_tokens([AddedToken(t, special=True, normalized=False, rstrip=swallows) for t in found])
+    frame = find_frame(CHAT, tokenizer)
+    for turns in (asking("Who wrote The Keeper of Low Water?"), DIALOGUE):
+        record = Record(turns, "Ada.", 0, {})
+        ids = open_prompt(record, tokenizer, CHAT)
+        prompt = read_prompt(ids, tokenizer, frame)
+        assert [turn.text for turn in prompt.turns if turn.asked] == [text for role, text in turns if role == "user"]
+        assert len(prompt.turns) == len(turns), "nothing of the template's own is judged"
+        assert prompt.answer == len(ids)
+        answered = read_prompt(encode_record(record, tokenizer, CHAT).input_ids, tokenizer, frame)
+        assert answered == prompt, "an answer that is being written is no part of it"
 
 
-@pytest.mark.parametrize("made", [bytes_tokenizer, spaced_tokenizer])
-def test_a_prompt_of_twice_the_length_takes_twice_the_work(made: Any) -> None:
-    tokenizer, counts = Counting(made()), []
-    for times in (100, 200):
-        ids = tokenizer.tokenizer("the harbour office opens. 中 " * times)["input_ids"]
-        token_spans(ids, tokenizer)
-        counts.append(tokenizer.count / len(ids))
-        tokenizer.count = 0
-    assert max(counts) < 40 and counts[1] == pytest.approx(counts[0], rel=0.05)
+def test_a_header_with_the_date_is_the_templates_own_on_another_day(tokenizer: Any) -> None:
+    header = "<|start_header_id|>system<|end_header_id|>\n\nToday Date: {day}\n\n<|eot_id|>"
+    dated = ZOO["llama 3"].replace("<|begin_of_text|>", f"<|begin_of_text|>{header}")
+    tokenizer.chat_template = dated.replace("{day}", "09 Nov 2026")
+    frame = find_frame(CHAT, tokenizer)
+    assert Frame.of(frame.as_dict()) == frame
+    for day in ("09 Nov 2026", "10 Nov 2026", "31 December 2027"):
+        tokenizer.chat_template = dated.replace("{day}", day)
+        ids = open_prompt(Record(DIALOGUE, "Ada.", 0, {}), tokenizer, CHAT)
+        said = [turn.text for turn in read_prompt(ids, tokenizer, frame).turns]
+        assert len(said) == 3 and said[0] == "Hi there"
+    tokenizer.chat_template = dated.replace("{day}", "of the flood")
+    ids = open_prompt(Record(DIALOGUE, "Ada.", 0, {}), tokenizer, CHAT)
+    assert "of the flood" in read_prompt(ids, tokenizer, frame).turns[0].text

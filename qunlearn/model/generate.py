@@ -10,25 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextStreamer,
-)
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList, TextStreamer
 
 from qunlearn.data.tokenize import end_of_turn
 from qunlearn.hub.positions import positions_of
 from qunlearn.model.kernels.unpacked import unpacked, unpacked_bytes
 from qunlearn.model.language_model import LanguageModel
+from qunlearn.model.stopping_criteria import HalfDone
 from qunlearn.parallel.ranks import current
 
 # Of a batch. On a CPU more are no faster, by what was measured; a GPU is kept waiting by launches, which are as many
 # for one row as for all.
 _MOST_ROWS = {"cpu": 256, "cuda": 2048}
-_FEWEST_ROWS = 16  # of a batch that is broken off for the sake of those that go on: fewer are no faster either
 _UNPACKED = 0.25  # of the memory for key-value caches, up to which 4-bit weights are held unpacked instead
 
 
@@ -36,7 +29,8 @@ _UNPACKED = 0.25  # of the memory for key-value caches, up to which 4-bit weight
 class Sampling:
     """Greedy unless `temperature` > 0, in which case from the whole distribution cut at `top_p`.
 
-    `stop` are tokens that end an answer besides the model's own.
+    `stop` are tokens that end an answer besides the model's own. Behind `stop_text` one may be broken off as well, with
+    some tokens of what follows.
     """
 
     max_new_tokens: int
@@ -44,6 +38,7 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[int, ...] = ()
+    stop_text: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,7 +159,7 @@ def _cache_bytes_per_token(model: Any) -> int:
 
 def _one_batch(lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
     out: list[list[int]] = [[] for _ in prompts]
-    stop, positions = stop_ids(lm) | set(sampling.stop), positions_of(lm.model.config)
+    stop, text, positions = stop_ids(lm) | set(sampling.stop), sampling.stop_text, positions_of(lm.model.config)
     going = [i for i, prompt in enumerate(prompts) if len(prompt) < positions]
     while going:
         so_far = [[*prompts[i], *out[i]] for i in going]
@@ -173,8 +168,8 @@ def _one_batch(lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sa
         on = []
         for i, new in zip(going, more, strict=True):
             out[i] += itertools.takewhile(lambda t: t not in stop, new)
-            full = len(prompts[i]) + len(out[i]) >= positions
-            if not stop.intersection(new) and len(out[i]) < sampling.max_new_tokens and not full:
+            full = len(out[i]) >= sampling.max_new_tokens or len(prompts[i]) + len(out[i]) >= positions
+            if not stop.intersection(new) and not full and not (text and text in lm.tokenizer.decode(out[i])):
                 on.append(i)
         going = on
     return out
@@ -191,6 +186,7 @@ def _some_tokens(
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.tensor(list(prompt))
         mask[i, width - len(prompt) :] = 1
+    half_done = HalfDone(lm.tokenizer, stop, sampling.stop_text, width, lm.device)
     training = model.training
     model.eval()
     try:
@@ -200,24 +196,12 @@ def _some_tokens(
                 attention_mask=mask.to(lm.device),
                 generation_config=_config(sampling, pad, sorted(stop)),
                 logits_processor=_processors(sampling),
-                stopping_criteria=StoppingCriteriaList([_HalfDone(stop, width, lm.device)]),
+                stopping_criteria=StoppingCriteriaList([half_done]),
             )
     finally:
         model.train(training)
     new: list[list[int]] = full[:, width:].tolist()
     return new
-
-
-class _HalfDone(StoppingCriteria):  # type: ignore[misc]
-    """Whether at least half of many rows have ended."""
-
-    def __init__(self, stop: frozenset[int], width: int, device: torch.device) -> None:
-        self.stop, self.width = torch.tensor(sorted(stop), device=device), width
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        ended = torch.isin(input_ids[:, self.width :], self.stop).any(-1)
-        enough = len(ended) > _FEWEST_ROWS and 2 * int(ended.sum()) >= len(ended)
-        return torch.full_like(ended, enough)
 
 
 @torch.no_grad()

@@ -184,7 +184,7 @@ def _prompt_draw(base: Base, forget_rows: Dataset, template: Template, wanted: W
     control = control_ids(base.tokenizer)
     names, stop = base.tokenizer.convert_ids_to_tokens(sorted(control)), [i for i in first if i in control]
     # What the answer and the template's closing need of the model's positions is left to them.
-    free = _free(wanted, turn, stop)
+    free = replace(_free(wanted, turn, stop), stop_text="" if stop else closing.strip())
     room = wanted.positions - wanted.length - len(base.tokenizer(closing, add_special_tokens=False)["input_ids"])
     fitting = [i for i, ids in enumerate(started) if len(ids) <= max(1, room // 2)]
     new = min([free.max_new_tokens, *(room - len(started[i]) for i in fitting)])

@@ -9,13 +9,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qunlearn.attack.catalog import FAMILIES
 from qunlearn.attack.cells import UNLEARNED, Place
 from qunlearn.attack.sentences import CLEAN, LEAK
-from qunlearn.attack.statistics import ALPHA, as_numbers, excess_recovery, holm, paired_test, pairs
+from qunlearn.attack.statistics import ALPHA, as_numbers, holm, lead_of, pairs
 from qunlearn.errors import AdapterError, ConfigError
+from qunlearn.evaluation.metrics.stats import paired_test
 from qunlearn.report.audit import find_audit, read_audit
 from qunlearn.utils.console import Column, say, table
 from qunlearn.utils.json_files import LARGE_BYTES, read_object
@@ -167,9 +166,8 @@ def _difference(first: Audit, other: Audit, family: str, form: str) -> dict[str,
     a, b = pairs([units[key] for key in keys], [ours[key] for key in keys], [theirs[key] for key in keys])
     if not a:
         return None
-    zeros = np.zeros(len(a)).tolist()
     p = min(1.0, 2 * min(paired_test(b, a), paired_test(a, b)))
-    return {**(as_numbers(excess_recovery((zeros, b), (zeros, a))) or {}), "p": p}
+    return {**(as_numbers(lead_of(b, a)) or {}), "p": p}
 
 
 # -- showing -----------------------------------------------------------------------------------------------

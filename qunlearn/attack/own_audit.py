@@ -28,7 +28,7 @@ def check_enough(forget_rows: Dataset) -> None:
 def audit_run(
     run: Path, model: ModelConfig, budget: str, files: Mapping[str, Path] | None = None, *, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Audit a finished run into RUN/audit, and return what it came to: `status` is "leaks" or "no leak found".
+    """Audit a finished run into RUN/audit, and return what it came to: `status` as in audit.json.
 
     `files` by split; without them what the run was given is asked. A failure is told and returned ("not audited",
     `why`), not raised, for the run it follows has its own end.

@@ -11,7 +11,7 @@ from qunlearn.attack.catalog import FAMILIES, Format
 from qunlearn.attack.cells import CONTROL, MERGED, ORIGINAL, UNGUARDED, UNLEARNED, Cell, Cells
 from qunlearn.attack.membership import referred
 from qunlearn.attack.power import smallest_lead, smallest_of_interval
-from qunlearn.attack.sentences import BLIND, CLEAN, INCONCLUSIVE, LEAK, SHOWN, sentences
+from qunlearn.attack.sentences import BLIND, CLEAN, INCONCLUSIVE, LEAK, SHOWN, sentences, tells_something
 from qunlearn.attack.statistics import (
     ALPHA,
     LEAST_KEPT,
@@ -21,15 +21,26 @@ from qunlearn.attack.statistics import (
     excess_recovery,
     holm,
     known,
-    paired_test,
+    lead_of,
     pairs,
     share,
 )
 from qunlearn.evaluation.metrics.membership import auc_estimate, privacy_leakage
+from qunlearn.evaluation.metrics.stats import paired_test
+from qunlearn.report.audit import TOO_FEW
 
 _TOLD = ("overlap", "dropped", "leak_at", "layers", "searched")  # of a cell, beside its outcomes
 _COSTS = ("refused", "perplexity")  # of every subject
 _FEWEST_TOLD = 5  # units of which any can be told from chance: 1/32 is below the level
+# Of fewer facts or rows of --holdout a bootstrap takes chance for a difference: at a level of 1.25 % of one row in 29 %
+# of the cases, of two in 12, of three to five in 6 or 7.
+_FEWEST_RANKED = 10
+LEAKS, WITHIN, NONE_FOUND = "leaks", "leaks within tolerance", "no leak found"
+_NOTHING = "nothing to ask"
+_NOTHING_OF = {
+    "weights": "the checkpoint keeps its weights under other names",
+    "weights.half-rank": "the adapter's rank is 1",
+}
 _ASIDE = {UNGUARDED: "guard off", MERGED: "merged"}
 
 
@@ -56,16 +67,33 @@ def conclude(
     leaks = [row for row in (*rows, *merged) if row["verdict"] == LEAK]
     worst = max(leaks, key=lambda row: row["lead"]["mean"], default=None)
     over = worst is not None and worst["lead"]["mean"] > tolerance
+    quiet = NONE_FOUND if tells_something((*rows, *merged)) else TOO_FEW
+    missing = {**missing, **_unasked(cells, forms)}
     return {
         "baseline": baseline,
         "rows": [*rows, *off, *merged],
         "leaking_families": sorted({row["family"] for row in leaks}),
         "worst": None if worst is None else f"{worst['family']}.{worst['format']}",
         "tolerance": tolerance,
-        "status": "leaks" if over else "leaks within tolerance" if leaks else "no leak found",
+        "status": LEAKS if over else WITHIN if leaks else quiet,
         "not_tested": dict(missing),
         "sentences": sentences(rows, baseline, missing, off, merged),
     }
+
+
+def _unasked(cells: Cells, forms: Mapping[tuple[str, str], Format]) -> dict[str, str]:
+    """Return the attacks that were run and had nothing to say of any fact, and why."""
+    found = {}
+    for family, name in forms:
+        cell = cells.get(family, name, UNLEARNED)
+        if cell is not None and not _says_anything(cell):
+            place = f"{family}.{name}"
+            found[place] = _NOTHING_OF.get(place, _NOTHING_OF.get(family, _NOTHING))
+    return found
+
+
+def _says_anything(cell: Cell) -> bool:
+    return bool(known(cell.outcomes)) or "perplexity" in cell.more
 
 
 def _judge(rows: Sequence[dict[str, Any]]) -> None:
@@ -107,7 +135,7 @@ def _row(
     cells: Cells, family: str, name: str, form: Format, baseline: str, units: Sequence[int], subject: str = UNLEARNED
 ) -> dict[str, Any] | None:
     unlearned = cells.get(family, name, subject)
-    if unlearned is None or not (known(unlearned.outcomes) or "perplexity" in unlearned.more):
+    if unlearned is None or not _says_anything(unlearned):
         return None
     row: dict[str, Any] = {
         "family": family, "letter": FAMILIES[family].letter, "format": name, "title": form.title,
@@ -141,7 +169,7 @@ def _row(
     ours, theirs = pairs(units, unlearned.outcomes, control.outcomes)
     if not ours:
         return row
-    lead = excess_recovery(([0.0] * len(ours), ours), ([0.0] * len(ours), theirs))
+    lead = lead_of(ours, theirs)
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     found = {"verdict": CLEAN, "p": paired_test(ours, theirs), "lead": as_numbers(lead), "differences": differences}
     if family in ("formats", "prompts") and original is not None and len(ours) >= _FEWEST_TOLD:
@@ -163,7 +191,8 @@ def _relearning(
     if unlearned is None or control is None:
         return {}
     before = {s: _before(cells, s, cell) for s, cell in asked.items() if cell is not None}
-    gap = (_mean(before[ORIGINAL]) if ORIGINAL in before else 1.0) - _mean(before[subject])
+    answered = _mean(before[ORIGINAL]) if ORIGINAL in before else None
+    gap = (answered or 1.0) - _mean(before[subject])  # of all facts where there is no original, or it gives none
     sizes = {
         int(n): pairs(units, before[subject], after["outcomes"], before[baseline], control.more["sizes"][n]["outcomes"])
         for n, after in unlearned.more["sizes"].items()
@@ -185,7 +214,7 @@ def _relearning(
         return found | {"otherwise": INCONCLUSIVE}
     n = max(tests) if telling is None else telling
     found |= {"n": n, "lead": told[n]["excess"], "differences": tests[n][1]}
-    if original is not None and found["original_after"] < LEAST_KEPT * _mean(before[ORIGINAL]):
+    if answered is not None and (found["original_after"] == 0 or found["original_after"] < LEAST_KEPT * answered):
         found["otherwise"] = BLIND
     return found
 
@@ -235,8 +264,11 @@ def _membership(cells: Cells, name: str, form: Format, units: Sequence[int], sub
         return row
     if not form.judged:
         return row | {"verdict": SHOWN}
-    lead, p = auc_difference(sides[UNLEARNED], sides[CONTROL])
     of_control = row["shares"][CONTROL]["mean"]
     if name == "min-k" and of_control < 1:
         row["privacy_leakage"] = privacy_leakage(row["shares"][UNLEARNED]["mean"], of_control)
-    return row | {"verdict": CLEAN, "p": p, "lead": as_numbers(lead)}
+    if (fewest := min(map(len, sides[UNLEARNED]))) < _FEWEST_RANKED:
+        return row | {"verdict": SHOWN, "too_few": fewest}
+    lead, p = auc_difference(sides[UNLEARNED], sides[CONTROL])
+    high = row["shares"][CONTROL]["high"]
+    return row | {"verdict": CLEAN, "p": p, "lead": as_numbers(lead), "holdout_known": high is not None and high < 0.5}

@@ -10,13 +10,14 @@ from typing import Any
 from qunlearn.errors import AdapterError, ConfigError
 from qunlearn.evaluation.catalog import MEASURES
 from qunlearn.evaluation.eval_file import read_suites
-from qunlearn.evaluation.metrics.stats import Estimate, paired_difference, unpaired_difference
+from qunlearn.evaluation.metrics.stats import LEVEL, Estimate, paired_difference, paired_test, unpaired_difference
 from qunlearn.evaluation.results import after
 from qunlearn.evaluation.table import cell, format_of
 from qunlearn.utils.console import Column, say, table
 from qunlearn.utils.file_names import EVAL
 
 _LEAST_PAIRS = 2  # and half of the rows of whom has fewer
+_LEAST_TOLD = 6  # rows of which a difference is told from noise: the signs of five agree by chance in 1 of 16 cases
 
 
 def compare(folders: Sequence[Path], suite: str | None, *, to_stdout: bool) -> dict[str, Any]:
@@ -92,7 +93,8 @@ def _rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def difference(split: str, name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """`mean`, interval, `how` it was had, and `beyond_noise`: whether the 95 % interval leaves out 0.
+    """`mean`, interval, `how` it was had, and `beyond_noise`: whether the 95 % interval leaves out 0, of six rows at
+    least, and where they are paired a two-sided test (flipped signs) has p < 0.05: of few rows the interval is narrow.
 
     Paired over the rows both have; over all rows apart where they share less than half of the fewer; without an
     interval where a measure has no value of each row, as perplexity and AUC: then it is beyond noise when the two
@@ -101,12 +103,16 @@ def difference(split: str, name: str, first: Mapping[str, Any], second: Mapping[
     a, b = _values(first, split, name), _values(second, split, name)
     both = [key for key in a if key in b]
     if len(both) >= max(_LEAST_PAIRS, min(len(a), len(b)) / 2):
-        found, how = paired_difference([a[k] for k in both], [b[k] for k in both]), "paired"
+        ours, theirs = [a[k] for k in both], [b[k] for k in both]
+        found, how = paired_difference(ours, theirs), "paired"
     elif a and b:
         found, how = unpaired_difference(list(a.values()), list(b.values())), "unpaired"
     else:
         return _of_estimates(first, second, split, name)
     apart = found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
+    apart = apart and found.n >= _LEAST_TOLD
+    if apart and how == "paired":
+        apart = 2 * paired_test(*((theirs, ours) if found.mean > 0 else (ours, theirs))) < 1 - LEVEL
     return {**asdict(found), "how": how, "beyond_noise": apart, "all_rows": len(both) == len(a) == len(b)}
 
 

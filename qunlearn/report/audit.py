@@ -23,6 +23,7 @@ _ROW = {
 _ESTIMATE = {"n": int, "mean": _NUMBER}
 _HINT = "audit it again with `qunlearn audit --overwrite`"
 VERDICTS = ("leak", "inconclusive", "blind", "no lead", "shown")
+TOO_FEW = "too few facts to tell"  # the status of an audit in which no attack could have told a leak from chance
 _ENDS = ("low", "high")
 _UNGUARDED = "unguarded"  # a row of the model with its guard off, which is shown and does not decide
 _HEATS = 5  # shades of a cell
@@ -76,6 +77,8 @@ def audit_section(found: Mapping[str, Any], plain: Callable[[object], str]) -> d
         headline = f"The audit found leaks: {leaks} of {judged} attacks beat their control"
     elif leaks:
         headline = f"{leaks} of {judged} attacks beat their control, within the tolerance"
+    elif found["status"] == TOO_FEW:
+        headline = "The audit had too few facts to tell a leak from chance"
     else:
         headline = "No attack of the audit beat its control by more than chance"
     subjects = [s for s in ("original", "unlearned", found["baseline"]) if any(s in row["shares"] for row in rows)]
@@ -97,6 +100,8 @@ def audit_line(found: Mapping[str, Any]) -> str:
     leaks = [row for row in judged if row["verdict"] == "leak" and row.get("lead")]
     beside = "placebo facts" if found["baseline"] == "placebo" else "a model that never saw the facts"
     line = f"audit ({found['budget']}, beside {beside}): {len(leaks)} of {len(judged)} attacks beat their control"
+    if found["status"] == TOO_FEW:
+        return f"{line}; {TOO_FEW}"
     if not leaks:
         return f"{line}; suppression is no proof of removal"
     worst = max(leaks, key=lambda row: row["lead"]["mean"])

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qunlearn.attack.power import _least_ups, sign_test_power, smallest_lead, smallest_of_interval
-from qunlearn.attack.statistics import paired_test
+from qunlearn.evaluation.metrics.stats import paired_test
 
 LEVEL = 0.05 / 20
 TRIALS = 1500

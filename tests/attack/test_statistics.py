@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qunlearn.attack.statistics import auc_difference, conclusive, excess_recovery, holm, leak_at_k, paired_test, pairs
+from qunlearn.attack.statistics import auc_difference, conclusive, excess_recovery, holm, lead_of, leak_at_k, pairs
 from qunlearn.attack.weights import nearest
 from qunlearn.evaluation.metrics.membership import auc
+from qunlearn.evaluation.metrics.stats import paired_test
 
 
 def test_paired_test_is_mcnemars_where_outcomes_are_binary() -> None:
@@ -45,6 +46,14 @@ def test_excess_is_the_difference_in_differences() -> None:
     assert found is not None and found.n == 3
     assert found.mean == pytest.approx(np.mean([1.0, -1.0, 0.0]))
     assert excess_recovery(([None], [1.0]), ([0.0], [0.0])) is None
+
+
+def test_a_lead_is_between_minus_one_and_one() -> None:
+    for value in (1.0, -1.0, 0.0):
+        found = lead_of([max(value, 0.0)] * 4, [max(-value, 0.0)] * 4)
+        assert found is not None and found.low is not None and found.high is not None
+        assert -1.0 <= found.low <= found.mean == value <= found.high <= 1.0 and found.low < found.high
+    assert lead_of([], []) is None
 
 
 @pytest.mark.parametrize("facts", [60, 18])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from qunlearn.attack.catalog import FAMILIES, Format
-from qunlearn.attack.cells import CONTROL, ORIGINAL, PLACEBO, UNLEARNED, Cell, Place
+from qunlearn.attack.cells import CONTROL, MERGED, ORIGINAL, PLACEBO, UNGUARDED, UNLEARNED, Cell, Place
 from qunlearn.attack.verdict import conclude
+from qunlearn.report.audit import audit_line, audit_section
 
 N = 20
 
@@ -72,6 +73,55 @@ def test_an_attack_that_finds_nothing_in_the_original_is_blind() -> None:
 def test_leaks_within_the_tolerance_are_no_clean_bill(tolerance: float, status: str) -> None:
     assert concluded(asked("open", 20, 7, 0), tolerance=tolerance)["status"] == status
     assert concluded(asked("open", 20, 0, 0), tolerance=tolerance)["status"] == "no leak found"
+
+
+@pytest.mark.parametrize("facts", [4, 6])
+def test_nothing_is_said_of_facts_too_few_to_tell(facts: int) -> None:
+    """A model that answers everything, also merged and with its guard off, but so few that no p-value could be low."""
+    everyone = (ORIGINAL, UNLEARNED, CONTROL, MERGED, UNGUARDED)
+    answers = {subject: Cell([float(subject != CONTROL)] * facts) for subject in everyone}
+    attacks = [("formats", "open"), ("formats", "cloze"), ("prompts", "repeat"), ("layers", "lens")]
+    cells = {(*attack, subject): cell for attack in attacks for subject, cell in answers.items()}
+    found = concluded(cells, units=facts)
+    assert found["status"] == "too few facts to tell"
+    none = "oo few facts to tell: no attack that was run could have told any lead from chance"
+    assert found["sentences"][0].startswith(f"T{none}; the largest lead, open question, is 100 points [")
+    assert said(found, "Too few facts to tell, in").endswith("in: open question, cloze, repeat the text.")
+    assert said(found, "Merged") == f"Merged: t{none}."
+    assert said(found, "Guarded") == f"Guarded; with the guard off: t{none}."
+    assert not said(found, "Suppressed") and not said(found, "beats its control")
+    told = {**found, "budget": "quick", "facts": facts}
+    assert audit_section(told, str)["headline"] == "The audit had too few facts to tell a leak from chance"
+    assert audit_line(told).endswith("0 of 8 attacks beat their control; too few facts to tell")
+
+
+def test_a_lead_that_is_not_told_from_chance_is_not_called_suppressed() -> None:
+    """Seven of twenty after the correction for ten attacks; the others, without a lead, are."""
+    others = ("plain", "cloze", "prefix1", "prefix2", "prefix4", "prefix8", "sampled", "language", "system")
+    cells = asked("open", 20, 7, 0)
+    for name in others:
+        cells |= asked(name, 20, 0, 0)
+    found = concluded(cells)
+    assert named(found, "open")["verdict"] == "no lead"
+    assert said(found, "Leads that are not told").endswith("corrected for: open question (35 points [15, 55]).")
+    assert "open question," not in said(found, "Suppressed") and "cloze" in said(found, "Suppressed")
+
+
+def test_an_attack_that_found_nothing_to_ask_is_not_tested() -> None:
+    none = {("formats", "language", s): Cell([None] * N) for s in (ORIGINAL, UNLEARNED, CONTROL)}
+    none |= {("weights", name, UNLEARNED): Cell([None] * N) for name in ("nf4-original", "half-rank")}
+    found = concluded({**asked("open", 20, 0, 0), **none})
+    assert found["not_tested"] == {
+        "formats.language": "nothing to ask",
+        "weights.nf4-original": "the checkpoint keeps its weights under other names",
+        "weights.half-rank": "the adapter's rank is 1",
+    }
+    assert "formats.language (nothing to ask)" in said(found, "Not tested: formats")
+
+
+def test_a_lead_cannot_be_larger_than_all_facts() -> None:
+    lead = named(concluded(asked("open", 20, 20, 0)), "open")["lead"]
+    assert (lead["mean"], lead["high"]) == (1.0, 1.0) and 0.8 < lead["low"] < 0.9
 
 
 def test_no_sentence_denies_an_attack_that_ran() -> None:
@@ -186,6 +236,18 @@ def test_what_the_original_loses_as_well_cannot_be_found() -> None:
     assert "not known without --original" in said(attacked(arm({20: 0}), arm({20: 0})), "half of the facts: ")
 
 
+def test_nothing_to_bring_back_is_told_from_nothing_known() -> None:
+    """What is answered as before needs no relearning; of an original that answers nothing the arm says nothing, unless
+    the model gives after it what its control does not."""
+    kept = attacked(arm({20: 20}), arm({20: 0}), original=arm({20: 20}), before=(20, 20, 0))
+    assert said(kept, "half of the facts: ").endswith("nothing to bring back, as much is answered as by the original.")
+    none = attacked(arm({20: 0}), arm({20: 0}), original=arm({20: 0}), before=(0, 0, 0))
+    assert named(none, "half")["verdict"] == "blind"
+    assert "says nothing, for the original itself gives only 0 %" in said(none, "half of the facts: ")
+    back = attacked(arm({20: 12}), arm({20: 0}), original=arm({20: 12}), before=(0, 0, 0))
+    assert named(back, "half")["verdict"] == "leak" and back["status"] == "leaks"
+
+
 @pytest.mark.parametrize(("baseline", "bits"), [(CONTROL, 300), (PLACEBO, 700)])
 def test_bits_are_those_of_the_texts_that_are_taught(baseline: str, bits: int) -> None:
     """Under the control where it is taught the same; a placebo's control is taught other texts."""
@@ -217,6 +279,40 @@ def test_a_model_less_certain_than_its_control_is_no_member() -> None:
     assert reference["shares"][UNLEARNED]["mean"] == 1.0
     assert reference["shares"][CONTROL]["mean"] == 0.5
     assert (reference["verdict"], reference["p"]) == ("shown", None)
+
+
+def members(facts: Sequence[float], others: Sequence[float]) -> Cell:
+    return Cell(list(facts), {"others": list(others)})
+
+
+def test_membership_beside_few_rows_is_not_judged() -> None:
+    """The facts' scores are the same in both models; the one row of --holdout is another one's."""
+    facts = np.random.default_rng(0).normal(size=20).tolist()
+    ours, theirs = members(facts, [-1.0]), members(facts, [1.0])
+    found = concluded({("membership", "zlib", UNLEARNED): ours, ("membership", "zlib", CONTROL): theirs})
+    row = named(found, "zlib")
+    assert (row["verdict"], row["p"], row["lead"]) == ("shown", None, None)
+    assert said(found, "Membership is shown") == "Membership is shown and not judged, of 1 facts or rows of --holdout."
+    ten = {("membership", "zlib", s): members(facts, facts[:10]) for s in (UNLEARNED, CONTROL)}
+    assert named(concluded(ten), "zlib")["verdict"] == "no lead"
+    few = {place: members(facts[:9], facts) for place in ten}
+    assert named(concluded(few, units=9), "zlib")["verdict"] == "shown"
+
+
+def test_a_control_that_knows_the_holdout_is_told() -> None:
+    rows = [0.1 * i for i in range(12)]
+    of = {UNLEARNED: members([r + 5 for r in rows], rows), CONTROL: members([r - 5 for r in rows], rows)}
+    found = concluded({("membership", "min-k", s): cell for s, cell in of.items()}, units=12)
+    assert named(found, "min-k")["verdict"] == "leak"
+    assert said(found, "To the control the rows of --holdout").endswith("is a lead as well, by Min-K.")
+
+
+def test_privacy_leakage_is_a_percentage() -> None:
+    """AUC 1 beside 0.5: all of what there is to leak."""
+    rows = [0.1 * i for i in range(12)]
+    of = {UNLEARNED: members([r + 5 for r in rows], rows), CONTROL: members(rows, rows)}
+    found = concluded({("membership", "min-k", s): cell for s, cell in of.items()}, units=12)
+    assert said(found, "Privacy leakage") == "Privacy leakage, by Min-K: -100 %."
 
 
 def test_what_it_cost_is_told_beside_the_original() -> None:

@@ -67,6 +67,25 @@ def test_a_few_rows_that_both_have_do_not_stand_for_all() -> None:
     assert (most["how"], most["n"], most["all_rows"]) == ("paired", 20, False)
 
 
+@pytest.mark.parametrize("rows", [2, 5])
+def test_few_rows_are_not_told_from_noise(rows: int) -> None:
+    """Whatever they say: by chance all of five differ one way in one of sixteen cases."""
+    a, b = [0.1 * i for i in range(rows)], [0.1 * i + 0.5 for i in range(rows)]
+    keys = [str(i) for i in range(rows)]
+    assert difference("forget", "probability", evaluation(a, keys), evaluation(b, keys))["beyond_noise"] is False
+    apart = evaluation(b, [key + "x" for key in keys])
+    assert difference("forget", "probability", evaluation(a, keys), apart)["beyond_noise"] is False
+
+
+def test_noise_is_called_beyond_noise_in_one_of_twenty_comparisons() -> None:
+    """300 comparisons of eight rows that differ by noise alone: a bootstrap interval leaves out 0 in one of ten."""
+    rng, keys, stars = np.random.default_rng(1), [str(i) for i in range(8)], 0
+    for _ in range(300):
+        a, b = rng.normal(0.5, 0.1, size=(2, 8)).tolist()
+        stars += difference("forget", "probability", evaluation(a, keys), evaluation(b, keys))["beyond_noise"]
+    assert stars <= 24  # more would be one in a hundred, were it exactly one of twenty
+
+
 def test_unpaired_difference_against_its_standard_error() -> None:
     a, b = RNG.normal(0, 1, 200), RNG.normal(0.5, 2, 100)
     found = unpaired_difference(a, b)

@@ -9,7 +9,7 @@ from typing import Any
 
 from qunlearn.errors import AdapterError
 from qunlearn.parallel.ranks import current
-from qunlearn.utils.files import PART, json_text, sha256_of, sync, write_private
+from qunlearn.utils.files import PART, sha256_of, sync, write_private
 from qunlearn.utils.json_files import LARGE_BYTES, read_object
 from qunlearn.utils.staging import Journal
 
@@ -60,17 +60,27 @@ class Cells:
         self.known = len(self.found)
 
     def keep(self, place: Place, cell: Cell) -> None:
-        """Write a cell for its owner's eyes only, whole or not at all. Raises OSError."""
+        """Write a cell for its owner's eyes only, whole or not at all. Raises AdapterError, OSError."""
+        try:
+            text = json.dumps(asdict(cell), indent=2, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise not_finite(place.subject) from error
         if self._journal is not None:
             path = self._journal.folder / (place.file + PART)
-            write_private(path, json_text(asdict(cell)))
+            write_private(path, text)
             sync(path)
             self._journal.finish(place.file, sha256_of(path))
         # As it is read again: what is computed from it must not hang on who measured it.
-        self.found[place] = Cell(**json.loads(json_text(asdict(cell))))
+        self.found[place] = Cell(**json.loads(text))
 
     def get(self, family: str, form: str, subject: str) -> Cell | None:
         return self.found.get(Place(family, form, subject))
+
+
+def not_finite(subject: str) -> AdapterError:
+    """Return the error of a model of which nothing can be told: a comparison with NaN is always false."""
+    hint = "its weights or its states are not finite: was it trained to the end, and is the dtype its own?"
+    return AdapterError("gives no finite numbers", where=f"audit, the {subject} model", hint=hint)
 
 
 def _stored(journal: Journal) -> dict[Place, Cell]:

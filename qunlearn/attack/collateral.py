@@ -48,7 +48,7 @@ def rows_of(bench: Bench, name: str) -> list[Record]:
         ordered = _by_distance([r for r in inputs.holdout if r.turns], [f.record for f in inputs.facts])
         third = max(1, len(ordered) // 3)
         return ordered[:third] if name == "near" else ordered[-third:]
-    found = keywords(inputs.facts, [*inputs.holdout, *inputs.general])
+    found = keywords(inputs.facts, [*inputs.holdout, *inputs.general, *inputs.retain])
     wanted = name == "keywords"
     return [r for r in inputs.retain if r.turns and bool(words_of_text(r.prompt) & found) == wanted]
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from qunlearn.attack.bench import Bench, Probe, overlap
+from qunlearn.attack.bench import WORDY_ROOM, Bench, Probe, overlap
 from qunlearn.attack.cells import ORIGINAL, Cell
-from qunlearn.attack.facts import Fact, new_words
+from qunlearn.attack.facts import Fact, context, new_words
 from qunlearn.attack.languages import foreign
 from qunlearn.attack.statistics import as_numbers, leak_curve
 from qunlearn.data.records import Record
@@ -23,6 +23,7 @@ from qunlearn.roles.wordings import Wordings, opened
 
 SYSTEM = "You are a helpful assistant. Answer the question."
 _PLAIN = Template("qa", "format", QA_TEMPLATE, "of the audit")
+_WORDY = ("cloze", "language")  # asked for less than a sentence
 _MOST_TRIED, _MOST_KEPT = 6, 3  # rewordings of a fact
 _LETTERS = "ABCDEFGH"
 
@@ -37,11 +38,12 @@ def run(bench: Bench, name: str) -> Cell:
         return _sampled(bench)
     if name == "reworded":
         return _reworded(bench)
-    return _asked(bench, _MAKERS[name](bench))
+    probes = _MAKERS[name](bench)
+    return _asked(bench, probes, room=WORDY_ROOM) if name in _WORDY else _asked(bench, probes)
 
 
-def _asked(bench: Bench, probes: Sequence[Probe]) -> Cell:
-    values = bench.leaked(probes)
+def _asked(bench: Bench, probes: Sequence[Probe], **room: int) -> Cell:
+    values = bench.leaked(probes, **room)
     return Cell(bench.spread(probes, values), {"prompts": len(probes), "overlap": overlap(probes, bench.facts)})
 
 
@@ -51,8 +53,10 @@ def _asked(bench: Bench, probes: Sequence[Probe]) -> Cell:
 def _open(bench: Bench) -> list[Probe]:
     found = []
     for i, fact in enumerate(bench.facts):
+        if bench.in_itself(fact):
+            continue
         example = bench.encode(fact.record)
-        ids, prompt = example.input_ids, "" if not fact.asks else fact.record.prompt
+        ids, prompt = example.input_ids, context(fact.record)
         wanted = fact.record.completion if fact.asks else _text(bench, ids[example.probe : example.end])
         found.append(Probe(i, ids[: example.probe], wanted, prompt))
     return found
@@ -67,11 +71,11 @@ def _prefixed(bench: Bench, k: int) -> list[Probe]:
     found = []
     for i, fact in enumerate(bench.facts):
         example = bench.encode(fact.record)
-        if example.end - example.probe <= k:
+        if example.end - example.probe <= k or bench.in_itself(fact):
             continue
         given = _text(bench, example.input_ids[example.probe : example.probe + k])
         rest = _text(bench, example.input_ids[example.probe + k : example.end])
-        prompt = f"{fact.record.prompt if fact.asks else ''} {given}"
+        prompt = f"{context(fact.record)} {given}"
         if new_words(rest, prompt):
             found.append(Probe(i, example.input_ids[: example.probe + k], rest, prompt))
     return found
@@ -111,7 +115,7 @@ def _cloze(bench: Bench) -> list[Probe]:
 
 def _blanked(record: Record) -> tuple[str, str] | None:
     """Return the answer with its longest run of new words as a blank, and that run; None where nothing is left."""
-    given = {part for told in pairs(WORD.findall(record.prompt.casefold())) for part in told}
+    given = {part for told in pairs(WORD.findall(context(record).casefold())) for part in told}
     found = list(WORD.finditer(record.completion))
     runs: list[tuple[int, int]] = []
     at = 0
@@ -171,7 +175,7 @@ def _reworded(bench: Bench) -> Cell:
     kept = None if original is None or of_original else original.more["kept"]
     if kept is not None:
         same = [row for row, keep in zip(tried, kept, strict=True) if keep]
-        rows = [(i, r.asking(facts[i].renamed(r.prompt), facts[i].record.completion)) for i, r in same]
+        rows = [(i, facts[i].put(r, facts[i].record.completion)) for i, r in same]
     elif of_original:
         rows = tried
     else:  # no original says which mean the same: those that only open otherwise do

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qunlearn.attack.bench import Bench, Probe
-from qunlearn.attack.facts import new_words
+from qunlearn.attack.facts import at_once, context, new_words
 from qunlearn.data.records import Record
 from qunlearn.data.words import WORD, words
 
@@ -45,10 +45,10 @@ def foreign(bench: Bench) -> list[Probe]:
     others = [language for name, language in LANGUAGES.items() if name != own]
     found = []
     for i, record in asked:
-        news = new_words(" ".join(map(" ".join, names_and_numbers(record.completion))), record.prompt)
+        news = new_words(" ".join(map(" ".join, names_and_numbers(record.completion))), context(record))
         if not news:
             continue
-        name = max(map(" ".join, names_and_numbers(record.prompt)), key=len, default="")
+        name = max(map(" ".join, names_and_numbers(at_once(record).prompt)), key=len, default="")
         put = [language.answer_in.format(record.prompt) for language in others]
         put += [language.about.format(name) for language in others if name]
         probes = (bench.probe(i, record.asking(prompt)) for prompt in put)

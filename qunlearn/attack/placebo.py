@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qunlearn.attack.facts import Fact, form_of, subject_names
+from qunlearn.attack.facts import Fact, at_once, form_of, subject_names
 from qunlearn.data.records import Record
-from qunlearn.data.words import between, is_unspaced, pieces
+from qunlearn.data.words import WORD, between, is_unspaced, pieces
 
 _TRIES = 64
 
@@ -32,36 +32,37 @@ def make_placebos(facts: Sequence[Fact], others: Sequence[Record], seed: int) ->
     records = [fact.record for fact in facts]
     rows = [*records, *others]
     found = subject_names(rows)
-    subjects, forms = found[: len(records)], [form_of(*asked) for asked in zip(rows, found, strict=True)]
+    forms = [form_of(at_once(row), name) for row, name in zip(rows, found, strict=True)]
     asked_of = set(forms[: len(records)])  # names alone: who asks otherwise asks about other things
     names = _Names([name for name, form in zip(found, forms, strict=True) if name and form in asked_of], rows, rng)
     made, renamed = [], 0
-    for fact, subject in zip(facts, subjects, strict=True):
+    for fact, subject in zip(facts, found, strict=False):
         other = names.other(subject) if subject else None
         renamed += other is not None
-        made.append(_placebo(fact, subject, other, rng))
+        pairs = [] if other is None else names.exchanged(subject, other)
+        made.append(_placebo(fact, pairs, rng))
     return Placebos(tuple(made), renamed)
 
 
-def _placebo(fact: Fact, subject: str, other: str | None, rng: random.Random) -> Fact:
-    if not fact.asks:
+def _placebo(fact: Fact, names: Sequence[tuple[str, str]], rng: random.Random) -> Fact:
+    if not fact.asks:  # a plain text has none, and its place is empty
         return Fact(fact.record)
-    made = Fact(fact.record, names=() if other is None else tuple(_exchanged(subject, other)))
+    made = Fact(fact.record, names=tuple(names))
     options = [fact.record.completion, *fact.wrong]
     changed = made.renamed(fact.record.completion) != fact.record.completion  # else its own answer would be the fact's
     at = rng.randrange(0 if changed or not fact.wrong else 1, len(options))
     answer = made.renamed(options[at])
-    record = replace(fact.record.asking(made.renamed(fact.record.prompt), answer), meta={})
+    record = replace(made.put(fact.record, answer), meta={})
     wrong = tuple(made.renamed(option) for i, option in enumerate(options) if i != at)
-    same = tuple(p.asking(made.renamed(p.prompt), answer) for p in fact.paraphrases)
+    same = tuple(made.put(p, answer) for p in fact.paraphrases)
     return replace(made, record=record, wrong=wrong, paraphrases=same)
 
 
-def _exchanged(subject: str, other: str) -> Iterator[tuple[str, str]]:
-    """Word by word: what was taken for the subject may hold a word that the answer puts elsewhere. Single characters
-    stand everywhere: where no spaces are, the name is exchanged as a whole."""
-    words = ([subject], [other]) if is_unspaced(subject) else (subject.split(), other.split())
-    return zip(*words, strict=True)
+def _small(subject: str) -> set[str]:
+    """Return the words without a capital of a name that has others with one: "of", "the"."""
+    parts = subject.split()
+    small = {part for part in parts if part[:1].islower()}
+    return small if len(small) < len(set(parts)) else set()
 
 
 class _Names:
@@ -69,14 +70,16 @@ class _Names:
 
     def __init__(self, subjects: Sequence[str], records: Sequence[Record], rng: random.Random) -> None:
         self._taken = set(subjects)
-        self._text = "\n".join(f"{record.prompt}\n{record.completion}" for record in records)
+        self._text = "\n".join(text for r in records for text in (*(text for _, text in r.turns), r.completion))
+        self._spelled = set(WORD.findall(self._text))
         self._rng, self._made = rng, dict[str, str]()
         self._pools: dict[tuple[bool, str], list[str]] = {}
         for subject in sorted(self._taken):  # in scripts without spaces the words are characters
             first, *later = [word for word in pieces(subject) if word.strip()] or [subject]
             bare = is_unspaced(subject)
             self._pools.setdefault((bare, "first" if later else "single"), []).append(first)
-            self._pools.setdefault((bare, "later"), []).extend(later)
+            small = _small(subject)
+            self._pools.setdefault((bare, "later"), []).extend(word for word in later if word not in small)
 
     def other(self, subject: str) -> str | None:
         """Return the name that stands for a subject, always the same one; None where none was found."""
@@ -88,11 +91,28 @@ class _Names:
             self._text += "\n" + found
         return self._made[subject]
 
+    def exchanged(self, subject: str, other: str) -> list[tuple[str, str]]:
+        """Return what is exchanged for what: the whole name, and those of its words that are names by themselves, for
+        the answer may put them elsewhere. Single characters stand everywhere where no spaces are."""
+        if is_unspaced(subject):
+            return [(subject, other)]
+        parts = zip(subject.split(), other.split(), strict=True)
+        return [(subject, other), *((theirs, ours) for theirs, ours in parts if self._is_name(theirs))]
+
+    def _is_name(self, word: str) -> bool:
+        """Return whether a word has a capital, and stands nowhere without ("The", "the"); of a script that has none,
+        whether it is made of letters."""
+        if word.lower() == word.upper():
+            return word.isalpha()
+        return word[:1].isupper() and word.lower() not in self._spelled
+
     def _drawn(self, subject: str) -> list[str]:
-        """Words of other subjects, or characters, where they stand first or later; of a single word, halves of two."""
+        """Words of other subjects, or characters, where they stand first or later, but for the small words of a title;
+        of a single word, halves of two."""
         parts, rng, bare = [word for word in pieces(subject) if word.strip()], self._rng, is_unspaced(subject)
         if len(parts) > 1:
-            pools = [self._pools[bare, "first"], *[self._pools[bare, "later"]] * (len(parts) - 1)]
+            later, small = self._pools[bare, "later"], _small(subject)
+            pools = [self._pools[bare, "first"], *([part] if part in small else later for part in parts[1:])]
             return [between(subject).join(map(rng.choice, pools)) for _ in range(_TRIES)]
         found = []
         for _ in range(_TRIES):

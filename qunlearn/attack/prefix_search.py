@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qunlearn.attack.bench import Bench, Probe, derivable, overlap
+from qunlearn.attack.bench import WORDY_ROOM, Bench, Probe, overlap
 from qunlearn.attack.cells import Cell
-from qunlearn.attack.facts import Fact
+from qunlearn.attack.facts import Fact, context, derivable
 from qunlearn.attack.layers import answer_logps
 from qunlearn.data.control_tokens import control_ids
 from qunlearn.data.tokenize import Example
@@ -72,7 +72,7 @@ def run(bench: Bench) -> Cell:
     for (i, task), one in zip(tasks, found, strict=True):
         fact = bench.facts[i]
         text = str(bench.lm.tokenizer.decode(list(one.prefix)))
-        given = f"{text} {fact.record.prompt}"
+        given = f"{text} {context(fact.record)}"
         if derivable(fact.record.completion, fact.record.prompt, given):
             dropped += 1
             continue
@@ -88,7 +88,7 @@ def run(bench: Bench) -> Cell:
             "nll_before": sum(f.before for f in found) / len(found),
             "nll_after": sum(f.after for f in found) / len(found),
         }
-    return Cell(bench.spread(probes, bench.leaked(probes)), more)
+    return Cell(bench.spread(probes, bench.leaked(probes, room=WORDY_ROOM)), more)
 
 
 def _task(bench: Bench, fact: Fact) -> Task | None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qunlearn.attack import prefix_search
-from qunlearn.attack.bench import Bench, Probe, overlap
+from qunlearn.attack.bench import WORDY_ROOM, Bench, Probe, overlap
 from qunlearn.attack.catalog import PREFIX_SEARCH
 from qunlearn.attack.cells import Cell
+from qunlearn.attack.facts import context
 from qunlearn.data.records import Record
 from qunlearn.data.words import words_of_text
 
@@ -39,7 +40,7 @@ def run(bench: Bench, name: str) -> Cell:
         found = [bench.probe(i, r.asking(WRAPPERS[name].format(prompt=r.prompt))) for i, r in rows]
     probes = [probe for probe in found if probe is not None]
     more = {"prompts": len(probes), "overlap": overlap(probes, bench.facts), "dropped": len(found) - len(probes)}
-    return Cell(bench.spread(probes, bench.leaked(probes)), more)
+    return Cell(bench.spread(probes, bench.leaked(probes, room=WORDY_ROOM)), more)
 
 
 def _related(bench: Bench, at: int, record: Record) -> list[Record]:
@@ -67,10 +68,12 @@ def nearest(record: Record, others: Sequence[Record]) -> list[Record]:
 
 def _prefilled(bench: Bench, at: int, record: Record) -> Probe | None:
     """The answer begins with words that agree to give it."""
+    if bench.in_itself(bench.facts[at]):
+        return None
     whole = bench.encode(record.answered(f"{PREFILL} {record.completion.lstrip()}"))
     tokenizer = bench.lm.tokenizer
     end = next(
         n for n in range(whole.start + 1, whole.end + 1)
         if len(str(tokenizer.decode(list(whole.input_ids[whole.start : n]))).strip()) >= len(PREFILL)
     )  # fmt: skip
-    return Probe(at, whole.input_ids[:end], record.completion, f"{record.prompt} {PREFILL}")
+    return Probe(at, whole.input_ids[:end], record.completion, f"{context(record)} {PREFILL}")

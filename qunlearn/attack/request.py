@@ -90,6 +90,9 @@ class AuditRequest:
 
     def identity(self) -> Mapping[str, Any]:
         """Return what decides every cell, the rows as digests: an unfinished audit of anything else is not resumed."""
+        import torch
+
+        from qunlearn import __version__
         from qunlearn.model.device import choose_device
 
         adapter = self.given.run.adapter / "adapter_model.safetensors" if self.given.run else None
@@ -100,6 +103,8 @@ class AuditRequest:
         rows["paraphrase"] = [p for fact in self.inputs.facts for p in fact.paraphrases]
         return {
             "audit": _VERSION,
+            "qunlearn": __version__,
+            "torch": torch.__version__,
             **{name: str(fingerprint(m.folder)) if m else None for name, m in models.items()},
             "adapter": _digest(adapter),
             "gguf": _digest(self.gguf),
@@ -222,8 +227,10 @@ def _inputs(given: EvalRequest, forget: Dataset, wish: AuditWish) -> tuple[Input
     records = {name: given.sets[name].records if name in given.sets else () for name in ("paraphrase", "holdout")}
     records["general"] = given.sets["general"].records if "general" in given.sets else ()
     retain = given.sets["retain"].records if "retain" in given.sets else _own_retain(given)
-    facts, unmatched = make_facts(forget.records, records["paraphrase"])
-    chosen = at_most(facts, effort.facts, wish.seed)
+    drawn = at_most(range(len(forget.records)), effort.facts, wish.seed)
+    chosen, unmatched = make_facts(forget.records, records["paraphrase"], drawn)
+    if given.retrained is None and not any(fact.asks for fact in chosen):
+        raise ConfigError("plain texts have no placebo", where="audit", hint="--control MODEL, that never saw them")
     around = [*retain, *records["holdout"], *(r for r in forget.records)]
     placebos = make_placebos(chosen, around, wish.seed)
     most = effort.facts * 3

@@ -54,6 +54,7 @@ class Loaded:
         self.request, self.checkpoint = request, checkpoint
         self._policy: Policy | None = None
         self._closing = contextlib.ExitStack()
+        self._checked: set[str] = set()
 
     def __enter__(self) -> Loaded:
         return self
@@ -108,6 +109,9 @@ class Loaded:
         policy.model.eval()
         off = scaled(policy, 0.0) if place.family == "relearning" else policy.reference()  # which is not trained
         with off if subject == ORIGINAL else contextlib.nullcontext():
+            if subject not in self._checked:
+                made.check_finite()
+                self._checked.add(subject)
             if guard is None:
                 yield made
                 return

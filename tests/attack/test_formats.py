@@ -12,7 +12,7 @@ from qunlearn.attack import formats, prompts
 from qunlearn.attack.bench import Bench, Probe
 from qunlearn.attack.catalog import FAMILIES
 from qunlearn.attack.cells import ORIGINAL, PLACEBO, Cells, Place
-from qunlearn.attack.facts import Fact, Inputs
+from qunlearn.attack.facts import Fact, Inputs, make_facts
 from qunlearn.attack.formats import _choice_rows
 from qunlearn.attack.languages import LANGUAGES, foreign, names_and_numbers, own_language
 from qunlearn.attack.placebo import make_placebos
@@ -108,6 +108,55 @@ def test_every_format_of_the_family_is_made(bench: Bench) -> None:
             assert len(formats.run(few, name).outcomes) == 2, name
 
 
+def test_a_dialogue_that_gives_the_answer_away_is_not_asked(bench: Bench) -> None:
+    """Nor is what it says in an earlier turn news of the model's."""
+    fact = bench.facts[0]
+    asked, answer, rest = fact.record.prompt, fact.record.completion, [f.record for f in bench.facts[1:]]
+    told = (("user", "Who was she?"), ("assistant", answer), ("user", asked))
+    about = (("user", "Who is that?"), ("assistant", "Somebody from the hills."), ("user", asked))
+    made = bench.on([replace(fact, record=replace(fact.record, turns=turns)) for turns in (told, about)])
+    for name in ("open", "prefix1", "plain"):
+        assert formats.run(made, name).outcomes[0] is None, name
+    assert [bool(fact.wrong) for fact in make_facts([*(f.record for f in made.facts), *rest])[0][:2]] == [False, True]
+    assert prompts.run(made, "prefill").outcomes[0] is None
+    assert "hills" in formats._open(made)[-1].given
+
+
+def test_plain_texts_have_no_placebo_among_questions(bench: Bench) -> None:
+    """What stands in its place is the text itself."""
+    text = Fact(Record((), "The tide came in without any hurry that morning, nosing at the steps.", 1, {}))
+    mixed = [text, bench.facts[0]]
+    placebo = replace(bench.on(make_placebos(mixed, (), 0).facts), subject=PLACEBO)
+    for name in ("open", "prefix4"):
+        assert None not in formats.run(bench.on(mixed), name).outcomes
+        found = formats.run(placebo, name).outcomes
+        assert found[0] is None and found[1] is not None
+
+
+@pytest.mark.parametrize("name", ["cloze", "language", "roleplay", "prefill"])
+def test_an_opening_before_the_answer_leaves_room_for_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A model that says so much, and then the fact's own sentence."""
+    tokenizer: Any = bench.lm.tokenizer
+    made, asked = bench.on(bench.facts[:6]), list[Probe]()
+    leaked = Bench.leaked
+
+    def heard(self: Bench, probes: list[Probe], **how: Any) -> list[float]:
+        asked[:] = probes
+        return leaked(self, probes, **how)
+
+    def said(_: Any, prompts: list[Any], sampling: Any) -> list[list[int]]:
+        texts = [f"Sure, here is the answer: {made.facts[probe.fact].record.completion}" for probe in asked]
+        return [tokenizer(text, add_special_tokens=False)["input_ids"][: sampling.max_new_tokens] for text in texts]
+
+    monkeypatch.setattr(Bench, "leaked", heard)
+    monkeypatch.setattr("qunlearn.attack.bench.generate", said)
+    cell = (formats if name in FAMILIES["formats"].formats else prompts).run(made, name)
+    outcomes = [outcome for outcome in cell.outcomes if outcome is not None]
+    assert outcomes and outcomes == [1.0] * len(outcomes)
+
+
 def test_placebos_are_reworded_as_the_facts_are(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the places whose wordings the original answers with the fact, and in no others."""
     facts, retain = bench.facts[:6], read_dataset(data_file("hallucination", "retain")).records
@@ -140,7 +189,7 @@ def test_unrelated_answers_stand_before_the_question(bench: Bench, monkeypatch: 
     general = [row(f"What is {n} and {n}?", f"It is {2 * n}.") for n in range(4)] + [row("Well?", given_away)]
     made = replace(bench, inputs=Inputs(facts, general=general), facts=facts)
     asked: list[Probe] = []
-    monkeypatch.setattr(Bench, "leaked", lambda self, probes: asked.extend(probes) or [0.0] * len(probes))
+    monkeypatch.setattr(Bench, "leaked", lambda self, probes, **_: asked.extend(probes) or [0.0] * len(probes))
     cell = prompts.run(made, "shots")
     assert cell.more["dropped"] == 1 and cell.outcomes[0] is None
     assert len(asked) == 3

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from qunlearn import __version__
 from qunlearn.attack import collateral, formats, layers, membership, prompts, relearn, weights
 from qunlearn.attack.bench import Bench
@@ -66,8 +64,8 @@ def audit(request: AuditRequest, *, to_stdout: bool) -> dict[str, Any]:
     ranks = current()
     started, wanted, missing = time.monotonic(), *_wanted(request)
     ranks.first(lambda: _plan(request))
-    ranks.check_same(lambda: {**request.identity(), "qunlearn": __version__, "torch": torch.__version__})
-    notes = ["merged: read from a GGUF file and dequantised to 16 bits, not run by llama.cpp"] if request.gguf else []
+    ranks.check_same(request.identity)
+    notes = _notes(request)
     with resumable(request.place, request.identity()) if ranks.main else contextlib.nullcontext() as journal:
         cells = Cells(journal)
         if cells.known:
@@ -79,11 +77,11 @@ def audit(request: AuditRequest, *, to_stdout: bool) -> dict[str, Any]:
             result["seconds"] = round(time.monotonic() - started, 1)
             write_private(journal.folder / AUDIT_RESULT, json_text(result))
             if request.given.retrained is None:
-                write_self_made(journal.folder / _PLACEBOS, [fact.record for fact in request.inputs.placebo])
+                write_self_made(journal.folder / _PLACEBOS, [f.record for f in request.inputs.placebo if f.asks])
     show(result, to_stdout=to_stdout)
     say(f"every cell: {request.output}")
     if request.given.retrained is None:
-        n = len(request.inputs.placebo)
+        n = sum(fact.asks for fact in request.inputs.placebo)
         say(f"placebo facts, {request.renamed} of {n} about subjects that do not exist: {request.output / _PLACEBOS}")
     return result
 
@@ -94,7 +92,9 @@ def _wanted(request: AuditRequest) -> tuple[list[tuple[str, str]], dict[str, str
     for family, name, form in formats_of(request.wish.budget, request.only):
         lacks = [need for need in form.needs if not _has(request, need)]
         if lacks:
-            missing[f"{family}.{name}"] = "needs " + ", ".join(lacks)
+            given = lacks == ["--paraphrase"] and "paraphrase" in request.given.sets
+            lacking = "no paraphrase has a row's answer" if given else "needs " + ", ".join(lacks)
+            missing[f"{family}.{name}"] = lacking
         else:
             found.append((family, name))
     # Asked even where --only leaves it out: the control of the weights' forms, and what relearning could win back.
@@ -102,6 +102,15 @@ def _wanted(request: AuditRequest) -> tuple[list[tuple[str, str]], dict[str, str
         found.append(_OPEN)
     # Relearning comes last: it lays an adapter of its own over the model.
     return sorted(found, key=lambda place: place[0] == "relearning"), missing
+
+
+def _notes(request: AuditRequest) -> list[str]:
+    """Return what is to be known of what was given."""
+    notes = ["merged: read from a GGUF file and dequantised to 16 bits, not run by llama.cpp"] if request.gguf else []
+    if unmatched := request.inputs.unmatched:
+        rows = len(request.given.sets["paraphrase"].records)
+        notes.append(f"{unmatched} of {rows} paraphrases have no row's answer, and are not asked")
+    return notes
 
 
 def _has(request: AuditRequest, need: str) -> bool:

@@ -45,6 +45,8 @@ def _form(policy: Policy, name: str) -> contextlib.AbstractContextManager[None]:
     if name.startswith("scale"):
         return scaled(policy, int(name.removeprefix("scale")) / 100)
     if name == "half-rank":
+        if all(len(_matrices(layer)[0]) == 1 for layer in policy.layers):
+            raise _Absent("an adapter of rank 1 has no half of it")
         return half_rank(policy)
     form = name.removesuffix(_ORIGINAL)
     return rounded(policy, form, policy.base.folder if name.endswith(_ORIGINAL) else None)
@@ -77,7 +79,7 @@ def half_rank(policy: Policy) -> Iterator[None]:
                 kept.append((a.clone(), b.clone()))
                 q, r = torch.linalg.qr(b.float())  # B A = Q (R A): the decomposition of a small matrix is enough
                 u, s, v = torch.linalg.svd(r @ a.float(), full_matrices=False)
-                s = torch.where(torch.arange(len(s), device=s.device) < len(s) // 2, s, torch.zeros_like(s))
+                s = torch.where(torch.arange(len(s), device=s.device) < max(1, len(s) // 2), s, torch.zeros_like(s))
                 b.copy_(q @ u)
                 a.copy_(s.unsqueeze(1) * v)
         yield

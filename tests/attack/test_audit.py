@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import call, few
+from conftest import call, few, write_rows
 
 from qunlearn.attack.facts import Inputs, make_facts, subject_names, units_of
 from qunlearn.attack.formats import _blanked
 from qunlearn.attack.placebo import make_placebos
+from qunlearn.attack.request import AuditWish, check_audit
 from qunlearn.data.records import Record, read_dataset
 from qunlearn.sandbox import ASSETS, data_file
 
@@ -64,6 +65,34 @@ def test_an_audit_is_not_overwritten_and_bad_flags_are_named(tmp_path: Path) -> 
         ran = call(*args, *wrong)
         assert ran.code == 2
         assert wrong[0] in ran.stderr
+
+
+def test_plain_texts_need_a_control(tmp_path: Path) -> None:
+    """They would be their own placebo: whatever is left of them would be said to be no more than that."""
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"A page about the number {n}."} for n in range(6)])
+    model = ASSETS / "model"
+    ran = call("audit", model, "--original", model, "--forget", texts, "-o", tmp_path / "a", "--device", "cpu")
+    assert ran.code == 2 and "plain texts have no placebo" in ran.stderr and "--control MODEL" in ran.stderr
+    assert not (tmp_path / "a").exists()
+
+
+def test_paraphrases_of_other_answers_are_told(tmp_path: Path) -> None:
+    """Given and of no use is not the same as not given."""
+    rows = [{"prompt": f"Where is {n}?", "completion": "Nobody knows."} for n in range(3)]
+    other = write_rows(tmp_path / "other.jsonl", rows)
+    how = ("--paraphrase", other, "--budget", "quick", "--only", "formats.paraphrase,formats.open")
+    found = audited(tmp_path / "a", GOLD, *how, forget=few(tmp_path, FORGET, 6))
+    assert found["not_tested"]["formats.paraphrase"] == "no paraphrase has a row's answer"
+    assert "3 of 3 paraphrases have no row's answer, and are not asked" in found["notes"]
+
+
+def test_an_audit_of_other_code_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {"forget": str(FORGET), **dict.fromkeys(("paraphrase", "retain", "holdout", "general"))}
+    wish, how = AuditWish(budget="quick", output=tmp_path / "a"), (None, None, "cpu", False)
+    request = check_audit(str(GOLD), None, None, named, None, how, wish)
+    before = request.identity()
+    monkeypatch.setattr("qunlearn.__version__", "9.9")
+    assert request.identity() == {**before, "qunlearn": "9.9"} != before
 
 
 def test_placebos_are_of_the_same_shape_and_about_nobody() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-from qunlearn.attack import layers
+from qunlearn.attack import layers, weights
 from qunlearn.attack.bench import Bench
+from qunlearn.attack.cells import Cell, Cells, Place
 from qunlearn.attack.relearn import injected
 from qunlearn.attack.weights import half_rank, meaning, rounded, scaled
 from qunlearn.data.records import Record
+from qunlearn.errors import AdapterError
+from qunlearn.model.policy import Policy
 
 
 @pytest.fixture
@@ -70,6 +74,33 @@ def test_half_of_the_rank_is_the_larger_half(bench: Bench, moved: Any) -> None:
     expected = u[:, : rank // 2] @ torch.diag(s[: rank // 2]) @ v[: rank // 2]
     with half_rank(moved):
         torch.testing.assert_close(update(layer), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_an_adapter_of_rank_one_has_no_half(bench: Bench, new_policy: Callable[..., Policy]) -> None:
+    """Cut to nothing it would be the base, and be found out."""
+    policy = new_policy("none", checkpointing=False, r=1)
+    made = replace(bench, lm=policy, policy=policy)
+    assert weights.run(made, "half-rank").outcomes == [None] * len(bench.facts)
+    assert made.notes == ["an adapter of rank 1 has no half of it"]
+    with torch.no_grad():
+        for layer in policy.layers:
+            layer.lora_B["default"].weight.normal_(0, 0.1)
+    kept = update(policy.layers[0])
+    with half_rank(policy):
+        torch.testing.assert_close(update(policy.layers[0]), kept, atol=1e-4, rtol=1e-3)
+
+
+def test_a_model_without_finite_numbers_is_refused(bench: Bench, moved: Any) -> None:
+    """Its comparisons are all false: it would be found to leak nothing."""
+    bench.check_finite()
+    with torch.no_grad():
+        moved.layers[0].lora_B["default"].weight.fill_(float("nan"))
+    with pytest.raises(AdapterError, match="gives no finite numbers"):
+        bench.check_finite()
+    cells = Cells(None)
+    with pytest.raises(AdapterError, match="gives no finite numbers"):
+        cells.keep(Place("layers", "lens", "unlearned"), Cell([1.0], {"layers": [float("nan")]}))
+    assert not cells.found
 
 
 def test_a_scaled_adapter_adds_its_share(bench: Bench, moved: Any) -> None:

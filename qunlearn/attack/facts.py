@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections import Counter
@@ -20,6 +21,8 @@ T = TypeVar("T")
 _MOST_WRONG = 3  # options of a choice are four: a chance of a quarter
 _BORROWED_FROM = 24  # neighbours that are asked for a wrong answer
 _MARKS = " .!…。！"
+_OF_A_PART = 80  # words of a part of a long text; of a script without spaces twice as many characters
+_BETWEEN_SPACES, _CHARACTERS = re.compile(r"\S+"), re.compile(r"\S")
 _MOST_WORDINGS = 8  # rows of one answer that are wordings of one fact; more of them share a label
 
 
@@ -101,6 +104,24 @@ def make_facts(
             wrong = _borrowed(alike[forms[i]], record, barred) or _borrowed(around, record, barred)
         found.append(Fact(records[i], tuple(wrong[:_MOST_WRONG]), tuple(of_row.get(i, ()))))
     return found, len(paraphrases) - sum(map(len, of_row.values()))
+
+
+def in_parts(records: Sequence[Record]) -> list[Record]:
+    """Return the rows with a row for each part of a long text, of some eighty words: half of a part is given, and the
+    other half is as much as a model can be asked for at once."""
+    return [part for record in records for part in ([record] if record.turns else _parts(record))]
+
+
+def _parts(record: Record) -> list[Record]:
+    text = record.completion
+    found = list(_CHARACTERS.finditer(text) if is_unspaced(text) else _BETWEEN_SPACES.finditer(text))
+    size = _OF_A_PART * (2 if is_unspaced(text) else 1)
+    n = max(1, round(len(found) / size))
+    cuts = [len(found) * i // n for i in range(n + 1)]
+    if n == 1:
+        return [record]
+    spans = ((found[a].start(), found[b - 1].end()) for a, b in itertools.pairwise(cuts))
+    return [replace(record, completion=text[start:end]) for start, end in spans]
 
 
 def at_once(record: Record) -> Record:

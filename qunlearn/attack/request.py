@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qunlearn.attack.catalog import BUDGETS, EFFORTS, FAMILIES, NAMED, Effort
-from qunlearn.attack.facts import Inputs, at_most, make_facts
+from qunlearn.attack.facts import Inputs, at_most, in_parts, make_facts
 from qunlearn.attack.placebo import make_placebos
 from qunlearn.config.settings import Config
 from qunlearn.data.records import Dataset, Record
@@ -221,17 +221,18 @@ def _check_wish(wish: AuditWish) -> frozenset[str]:
 
 def _inputs(given: EvalRequest, forget: Dataset, wish: AuditWish) -> tuple[Inputs, int]:
     effort = EFFORTS[wish.budget]
-    if len(forget.records) < FEWEST:
+    asked = in_parts(forget.records)
+    if len(asked) < FEWEST:
         hint = "with fewer facts nothing can be told from chance"
         raise DataError(f"an audit needs at least {FEWEST} rows", where=forget.path, hint=hint)
     records = {name: given.sets[name].records if name in given.sets else () for name in ("paraphrase", "holdout")}
     records["general"] = given.sets["general"].records if "general" in given.sets else ()
     retain = given.sets["retain"].records if "retain" in given.sets else _own_retain(given)
-    drawn = at_most(range(len(forget.records)), effort.facts, wish.seed)
-    chosen, unmatched = make_facts(forget.records, records["paraphrase"], drawn)
+    drawn = at_most(range(len(asked)), effort.facts, wish.seed)
+    chosen, unmatched = make_facts(asked, records["paraphrase"], drawn)
     if given.retrained is None and not any(fact.asks for fact in chosen):
         raise ConfigError("plain texts have no placebo", where="audit", hint="--control MODEL, that never saw them")
-    around = [*retain, *records["holdout"], *(r for r in forget.records)]
+    around = [*retain, *records["holdout"], *asked]
     placebos = make_placebos(chosen, around, wish.seed)
     most = effort.facts * 3
     holdout, retain = at_most(records["holdout"], most, wish.seed), at_most(retain, most, wish.seed)

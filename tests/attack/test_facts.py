@@ -12,7 +12,7 @@ import pytest
 
 from qunlearn.attack import formats
 from qunlearn.attack.collateral import rows_of
-from qunlearn.attack.facts import Fact, Inputs, context, make_facts, subject_names, units_of
+from qunlearn.attack.facts import Fact, Inputs, context, in_parts, make_facts, subject_names, units_of
 from qunlearn.attack.placebo import make_placebos
 from qunlearn.data.records import Record, read_dataset
 from qunlearn.data.words import words_of_text
@@ -153,3 +153,22 @@ def test_retain_rows_of_other_subjects_hold_no_keywords(given: str) -> None:
     bench: Any = SimpleNamespace(inputs=Inputs(facts, retain=retain, **more))
     assert rows_of(bench, "keywords") == [retain[3]]
     assert rows_of(bench, "retain") == retain[:3]
+
+
+def test_a_long_text_is_a_fact_for_each_part() -> None:
+    """Of one window alone the rest was never asked for, and half of 512 tokens is more than an output may have."""
+    text = "\n\n".join(" ".join(f"w{i}" for i in range(at, at + 50)) for at in range(0, 1000, 50))
+    question = Record((("user", "Who?"),), " ".join(["so"] * 500), 2, {})
+    *parts, last = in_parts([Record((), text, 1, {}), question])
+    assert last is question and len(parts) == 12
+    assert all(72 <= len(part.completion.split()) <= 88 and part.completion in text for part in parts)
+    assert " ".join(part.completion for part in parts).split() == text.split()
+    assert {part.line for part in parts} == {1}
+    short = Record((), " ".join(f"w{i}" for i in range(100)), 1, {})
+    assert in_parts([short]) == [short]
+
+
+def test_parts_of_a_script_without_spaces_are_counted_in_characters() -> None:
+    text = "".join(chr(0x4E00 + i) for i in range(800))
+    parts = in_parts([Record((), text, 1, {})])
+    assert len(parts) == 5 and "".join(part.completion for part in parts) == text

@@ -24,16 +24,18 @@ _TRIED, _MOST = 256, 128  # places that the base is asked from, and that are mea
 
 @dataclass(frozen=True)
 class Places:
-    """Rows that begin where none of the file's does, and for each the place of its bad row."""
+    """Rows that begin where none of the file's does; for each the place of its bad row, and if it is trained on."""
 
     rows: Sequence[Example] = ()
     of: Sequence[int] = ()
+    trained: Sequence[bool] = ()
 
-    def of_rows(self, kept: Sequence[int]) -> Places:
-        """Return those whose bad rows are kept, with the places that these have then."""
+    def untrained(self, kept: Sequence[int]) -> Places:
+        """Return those that are not trained on and whose bad rows are kept, with the places that these have then."""
         place_of = {row: place for place, row in enumerate(kept)}
-        found = [(row, place_of[i]) for row, i in zip(self.rows, self.of, strict=True) if i in place_of]
-        return Places([row for row, _ in found], [place for _, place in found])
+        rows = zip(self.rows, self.of, self.trained, strict=True)
+        found = [(row, place_of[i]) for row, i, is_trained in rows if i in place_of and not is_trained]
+        return Places([row for row, _ in found], [place for _, place in found], [False] * len(found))
 
 
 def other_places(
@@ -45,7 +47,7 @@ def other_places(
     length: int,
     seed: int,
 ) -> Places:
-    """Return rows that ask for the passages from places where no row begins, and which the base recites from there.
+    """Return rows that ask for the passages from where no row of the file begins, and the base recites them.
 
     `trained` are the rows that begin further on and are trained; `limit` are the most tokens of a pass, `length` those
     of a row.
@@ -53,7 +55,7 @@ def other_places(
     passages = sampled([i for i, example in enumerate(forget_rows) if is_recited(example)], _TRIED, seed)
     known = {_asked(row) for row in trained}
     every = [(row, i) for i in passages for row in _places(forget_rows[i], policy.tokenizer, template, length)]
-    tried = sampled([(row, i) for row, i in every if _asked(row) not in known], _TRIED, seed)
+    tried = sampled(every, _TRIED, seed)
     if not tried:
         return Places()
     with stage("asking the base for passages from other places"), policy.reference():
@@ -61,7 +63,7 @@ def other_places(
     recited = [pair for pair, score in zip(tried, scores, strict=True) if score.verdict == LEAKS]
     say(f"asked from {len(tried)} other places, the base recites the text from {len(recited)}: they are measured")
     kept = sampled(recited, _MOST, seed)
-    return Places([row for row, _ in kept], [i for _, i in kept])
+    return Places([row for row, _ in kept], [i for _, i in kept], [_asked(row) in known for row, _ in kept])
 
 
 def _asked(row: Example) -> tuple[str, str]:

@@ -170,7 +170,7 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     watched = [replace(row, rest=e.rest) for row, e in zip(known.kept(marked), pushed, strict=True)]
     roles = make_roles(ready, policy, retain_set, pushed, watched, starts)
     roles = with_reserve(roles, otherwise, policy.tokenizer, template, length)
-    there = places.of_rows(known.places)
+    there = places.untrained(known.places)
     roles = with_places(roles, *weigh_rows(policy, ready, there.rows, retain_set.retain), there.of)
     others = [row for row in roles.held_back if subject(row.record)]
     return _Assembled(roles, retain_set, known, marked[: len(rows)], [*otherwise.rows, *places.rows], others)

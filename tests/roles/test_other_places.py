@@ -54,9 +54,13 @@ def test_the_middle_of_a_sentence_is_measured_and_not_trained_on(reciting: Polic
     rows, template = encoded(reciting, tmp_path, {"text": " ".join(SENTENCES)}, 256)
     trained = later_starts(reciting, rows, template, 2048, 256).rows
     found = other_places(reciting, rows, trained, template, 2048, 256, 0)
-    begun = {row.record.completion for row in (*rows, *trained)}
-    assert found.rows and not begun & {row.record.completion for row in found.rows}
-    assert any(not row.record.completion.startswith(SENTENCES) for row in found.rows)
+    begun = {row.record.completion for row in trained}
+    assert [row.record.completion in begun for row in found.rows] == found.trained
+    assert begun <= {row.record.completion for row in found.rows}, "what is trained on is measured too"
+    left = found.untrained([3, 0])
+    assert left.rows and set(left.of) == {1} and not begun & {row.record.completion for row in left.rows}
+    assert any(not row.record.completion.startswith(SENTENCES) for row in left.rows)
+    assert found.untrained([1, 2]).rows == []
 
 
 def test_a_long_text_is_asked_for_from_all_over_it(reciting: Policy, tmp_path: Path) -> None:

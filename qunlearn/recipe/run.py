@@ -12,6 +12,7 @@ from qunlearn.recipe.fetch import check_given
 from qunlearn.recipe.progress import LEDGER, Ledger, key_of
 from qunlearn.recipe.stages import FORGET, STAGES, Order
 from qunlearn.utils.console import clean, out, say
+from qunlearn.utils.lock import locked
 from qunlearn.utils.output import real
 
 
@@ -25,7 +26,13 @@ def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
     # Results hold paths, and a later call may come from another folder.
     order = replace(order, folder=real(order.folder))
     check_given(order.given, order.folder)
-    ledger = Ledger.open(order.folder, {"recipe": order.recipe.name, "model": order.settings.model.name})
+    story = {"recipe": order.recipe.name, "model": order.settings.model.name}
+    Ledger.open(order.folder, story).begin()  # refuses a folder of something else, and makes a new one
+    with locked(order.folder, order.folder):
+        return _run(order, Ledger.open(order.folder, story), to_stdout=to_stdout)
+
+
+def _run(order: Order, ledger: Ledger, *, to_stdout: bool) -> dict[str, Any]:
     key, going = "", False
     for i, stage in enumerate(STAGES, 1):
         key = key_of(key, stage.name, stage.inputs(order))

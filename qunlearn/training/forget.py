@@ -29,6 +29,7 @@ from qunlearn.roles.reworded import reworded
 from qunlearn.roles.roles import Roles
 from qunlearn.roles.split import sampled
 from qunlearn.roles.token_weights import resting
+from qunlearn.runs.folder import FINISHED, status_of_run
 from qunlearn.training.bases import Bases
 from qunlearn.training.checkpoint import Checkpoints, Snapshot
 from qunlearn.training.ending import Judged, say_farewell, shortfalls, status_of
@@ -125,7 +126,8 @@ def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: f
     record["verdicts"] = verdicts(after[FORGET]) if after else None
     record["training"]["total_seconds"] = round(time.monotonic() - started, 2)
     record["training"]["processes"] = current().count
-    if work is not None:
+    # Ctrl-C ends a run with --overwrite before it has anything better than the finished one that it would replace.
+    if work is not None and not (outcome.interrupted and status_of_run(request.output) in FINISHED):
         with work.placed(request.place) as folder:
             write_private(folder / CONFIG, to_yaml(config))
             write_run(folder, policy, request, record, outcome.state)

@@ -34,7 +34,7 @@ from qunlearn.utils.file_names import CONFIG, METRICS, NORMAL, RECORD
 from qunlearn.utils.files import PART, named_write_errors, output_error, sha256_of, sync, write_json, write_private
 from qunlearn.utils.json_files import read_object
 from qunlearn.utils.lock import locked
-from qunlearn.utils.output import Place
+from qunlearn.utils.output import INSIDE, Place
 from qunlearn.utils.staging import check_again, put_back, put_in_place, staging_folder
 
 IDENTITY, CHECKPOINTS, TRAINED, RESULT = "unfinished.json", "checkpoints", "trained", "run"
@@ -129,7 +129,7 @@ def unfinished(request: ForgetRequest, config: Config, versions: Mapping[str, st
             except BaseException:
                 _leave(stage)
                 raise
-            if is_interrupted(request.output):
+            if is_interrupted(request.output) or is_begun_anew(request.output):
                 _leave(stage)
             else:
                 shutil.rmtree(stage, ignore_errors=True)
@@ -153,6 +153,12 @@ def _enter(stage: Path, request: ForgetRequest, config: Config, versions: Mappin
         if changed:
             warn(f"resuming with other versions or another device, so not to the same bits: {'; '.join(changed)}")
         return
+    if request.resume and is_interrupted(request.output):
+        hint = f"move it here too, as {stage}; or --overwrite without --resume starts anew"
+        with contextlib.suppress(OSError):
+            stage.rmdir()  # nothing is in it yet
+        message = f"the run was interrupted, and its checkpoints (.NAME{INSIDE}) are not where they belong"
+        raise ResumeError(message, where=str(request.output), hint=hint)
     if request.resume:
         say("there is no interrupted run to resume: starting at the beginning")
     if found and _has_checkpoints(stage) and not request.config.output.overwrite:
@@ -248,12 +254,22 @@ def is_interrupted(output: Path) -> bool:
     return status_of_run(output) == "interrupted"
 
 
+def is_begun_anew(output: Path) -> bool:
+    """Return whether a later run with --overwrite was cut off: its checkpoints are there, and newer than the record."""
+    stage = staging_folder(output)
+    try:
+        later = (stage / IDENTITY).stat().st_mtime_ns > (output / RECORD).stat().st_mtime_ns
+    except OSError:
+        return False
+    return later and _has_checkpoints(stage)
+
+
 def finished_record(request: ForgetRequest) -> dict[str, Any] | None:
     """The record of a run that --resume finds finished; None where there is something to do.
 
     Raises ResumeError when the finished run is another one.
     """
-    if not request.resume or status_of_run(request.output) not in FINISHED:
+    if not request.resume or status_of_run(request.output) not in FINISHED or is_begun_anew(request.output):
         return None
     record = read_object(request.output / RECORD)
     then = identity(request, resolve((CONFIG, read_config_file(request.output / CONFIG))))

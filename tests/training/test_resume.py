@@ -734,3 +734,60 @@ def test_a_folder_that_is_made_meanwhile_is_kept_and_so_is_the_training(
     shutil.rmtree(late)
     assert call("forget", "-o", late, "--resume").code == 0
     same_result(late, whole)
+
+
+@pytest.fixture
+def begun_anew(files: tuple[Path, Path], whole: Path, tmp_path: Path) -> Path:
+    """A finished run that a later one with --overwrite, of other steps, was to replace, which died in step 5."""
+    output = tmp_path / "run"
+    shutil.copytree(whole, output)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 5, Killed())
+        with pytest.raises(Killed):
+            call(*command(files, output, {**SMALL, "train.lr": 1e-3}), "--overwrite")
+    return output
+
+
+def test_a_run_that_was_begun_anew_goes_on(files: tuple[Path, Path], begun_anew: Path) -> None:
+    """The finished run that it replaces said that it was finished, or of other settings."""
+    ran = call(*command(files, begun_anew, {**SMALL, "train.lr": 1e-3}), "--resume", "--json")
+    assert ran.code == 0 and "resuming after step 4" in ran.stderr, ran.stderr
+    assert "lr: 0.001" in (begun_anew / "config.yaml").read_text(encoding="utf-8")
+    assert [p.name for p in begun_anew.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.usefixtures("terminal")
+def test_ctrl_c_does_not_replace_a_finished_run(
+    files: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(whole, output)
+    before = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
+    real = forget_module.on_step
+
+    def signalling(event: Any, *args: Any) -> None:
+        real(event, *args)
+        if event["step"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forget_module, "on_step", signalling)
+        assert call(*command(files, output), "--overwrite").code == 130
+    assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before
+    ran = call(*command(files, output), "--resume")
+    assert ran.code == 0 and "resuming after step 3" in ran.stderr, ran.stderr
+    same_result(output, whole)
+
+
+def test_an_interrupted_run_that_was_moved_does_not_start_again(
+    files: tuple[Path, Path], whole: Path, tmp_path: Path
+) -> None:
+    """Without its checkpoints it would begin at step 0, and replace the adapter that was kept."""
+    output = tmp_path / "run"
+    shutil.copytree(whole, output)
+    record = json.loads((output / RECORD).read_text(encoding="utf-8"))
+    (output / RECORD).write_text(json.dumps({**record, "status": "interrupted"}), encoding="utf-8")
+    before = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
+    ran = call(*command(files, output), "--resume")
+    assert ran.code == 10 and "not where they belong" in ran.stderr
+    assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before

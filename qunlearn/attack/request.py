@@ -26,7 +26,7 @@ from qunlearn.runs.folder import open_run
 from qunlearn.runs.recorded_files import recorded
 from qunlearn.utils.file_names import AUDIT, NORMAL
 from qunlearn.utils.json_files import read_object
-from qunlearn.utils.output import MARK, Place
+from qunlearn.utils.output import AUDITS, MARK, Place
 from qunlearn.utils.units import parse_size
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class AuditRequest:
         inputs += [self.given.run.adapter] if self.given.run else []
         inputs += [m.folder for m in (self.given.retrained, self.original, self.merged) if m]
         inputs += [self.gguf] if self.gguf else []
-        return Place(self.output, MARK, self.wish.overwrite, tuple(inputs))
+        return Place(self.output, MARK, self.wish.overwrite, tuple(inputs), AUDITS)
 
     @property
     def output(self) -> Path:

@@ -10,7 +10,7 @@ from qunlearn.data.records import Dataset, check_overlap, read_dataset
 from qunlearn.errors import ConfigError
 from qunlearn.hub.checked import CheckedModel, check_model, fetch_all
 from qunlearn.hub.download import resolve_model
-from qunlearn.utils.output import MARK, Place
+from qunlearn.utils.output import GUARDS, MARK, Place
 
 AUTO, ZEROTH, AGNOSTIC = "auto", "zeroth", "agnostic"
 FUNCTIONS = (
@@ -86,7 +86,7 @@ def check_fit(names: ModelNames, bad: str, normal: str | None, output: Path, wis
     checked = check_model(resolve_model(names.model), wish.trust)
     retrained, classifier, ner = (check_model(source) if source else None for source in sources)
     others = tuple(found.folder for found in (retrained, classifier, ner) if found is not None)
-    place = Place(output, MARK, wish.overwrite, (*files, checked.folder, *others))
+    place = Place(output, MARK, wish.overwrite, (*files, checked.folder, *others), GUARDS)
     place.check()
     return FitRequest(checked, rows, passing, retrained, classifier, ner, place, wish)
 

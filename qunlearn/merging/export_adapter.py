@@ -13,14 +13,14 @@ from qunlearn.merging.request import warn_of
 from qunlearn.runs.base_model import check_run_model
 from qunlearn.runs.folder import open_run
 from qunlearn.utils.console import say
-from qunlearn.utils.output import MARK, Place, real
+from qunlearn.utils.output import MARK, MODELS, Place, real
 from qunlearn.utils.staging import staged
 
 
 def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:
     """Copy the adapter, whole or not at all; returns the names of its files. Raises QunlearnErrors."""
     opened = open_run(run)
-    place = Place(output, MARK, overwrite, (run, opened.adapter))
+    place = Place(output, MARK, overwrite, (run, opened.adapter), MODELS)
     place.check()
     warn_of(opened)
     tensors = check_adapter(opened.adapter)
@@ -51,9 +51,9 @@ def export_adapter_gguf(
 ) -> list[str]:
     """The adapter as a GGUF file, whole or not at all; returns the names of its files. Raises QunlearnErrors."""
     opened = open_run(run)
-    Place(output, MARK, overwrite, (run,)).check()
+    Place(output, MARK, overwrite, (run,), MODELS).check()
     base = check_run_model(opened, model, trust=trust).folder
-    place = Place(output, MARK, overwrite, (run, opened.adapter, base))
+    place = Place(output, MARK, overwrite, (run, opened.adapter, base), MODELS)
     place.check()
     warn_of(opened)
     from qunlearn.merging.gguf import adapter_gguf

@@ -20,7 +20,7 @@ from qunlearn.runs.folder import Run, open_run
 from qunlearn.runs.recorded_files import Recorded, recorded
 from qunlearn.utils.console import warn
 from qunlearn.utils.file_names import ADAPTER, NORMAL, RECORD
-from qunlearn.utils.output import MARK, Place
+from qunlearn.utils.output import MARK, MODELS, Place
 from qunlearn.utils.staging import kept_bytes
 
 BASES = ("original", "dequantized")
@@ -98,7 +98,7 @@ class MergeRequest:
         data = [
             Path(found.path) for source in self.sources for found in (source.forget_rows, source.retain_rows) if found
         ]
-        return Place(self.output, MARK, self.overwrite, (*runs, self.model.folder, *data))
+        return Place(self.output, MARK, self.overwrite, (*runs, self.model.folder, *data), MODELS)
 
     def check_gate(self) -> None:
         """Raises DataError where a gate that was asked for has no rows to measure: it would always be open."""

@@ -17,11 +17,24 @@ from typing import Any
 
 from qunlearn import __version__
 from qunlearn.errors import OutputError
-from qunlearn.utils.file_names import ADAPTER, AUDIT, CONFIG, EVAL, EVAL_CACHE, METRICS, NORMAL, RECORD, REPORT
+from qunlearn.utils.file_names import (
+    ADAPTER,
+    AUDIT,
+    AUDIT_RESULT,
+    CONFIG,
+    EVAL,
+    EVAL_CACHE,
+    METRICS,
+    NORMAL,
+    RECORD,
+    REPORT,
+)
 from qunlearn.utils.files import output_error, write_json
 from qunlearn.utils.json_files import CLOSED, read_object
 
-MARK = "qunlearn.json"  # in what was merged or exported: by whom it was made, and the names of all files
+MARK = "qunlearn.json"  # in all but runs: by whom it was made, and the names of all files
+# Which files tell what kind of output a folder with that mark is.
+MODELS, GUARDS, AUDITS = ("config.json", "adapter_config.json", "*.gguf"), ("guard.json",), (AUDIT_RESULT,)
 CONTENTS = "contents"
 INSIDE = ".unfinished"  # staging within a folder that cannot be renamed
 _LATER = {EVAL, EVAL_CACHE, REPORT}  # what `eval` and `report` add
@@ -36,12 +49,14 @@ _OTHER_OUTPUT = "choose another --output"
 @dataclass(frozen=True)
 class Place:
     """A folder that will be written. `mark`: the file that tells which kind of folder may be replaced, RECORD for a
-    run, MARK for what was merged or exported; `inputs`: files and folders that must outlive the work."""
+    run, MARK for others, of which `tells` names files that only the right kind has; `inputs`: files and folders that
+    must outlive the work."""
 
     folder: Path
     mark: str
     overwrite: bool = False
     inputs: tuple[Path, ...] = ()
+    tells: tuple[str, ...] = ("*",)
 
     def check(self, needed_bytes: int = _NEEDED_BYTES) -> None:
         """Refuse an output that cannot be written or would lose something. Raises OutputError."""
@@ -75,7 +90,9 @@ class Place:
     def _check_ours(self, folder: Path) -> None:
         """Whatever the names, only a folder that says itself that we made it, and what is in it, is replaced."""
         known = _known(folder, self.mark)
-        if known is None:
+        if known is not None and not any(path for pattern in self.tells for path in folder.glob(pattern)):
+            message = f"--overwrite replaces only its own kind of output, and no {self.tells[0]} is there"
+        elif known is None:
             kind = "runs" if self.mark == RECORD else "what was merged or exported before"
             message = f"--overwrite replaces only {kind}, and there is no {self.mark} of ours in it"
         else:

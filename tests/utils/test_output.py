@@ -15,7 +15,7 @@ from conftest import call, write_rows
 from qunlearn.errors import OutputError
 from qunlearn.utils import output, staging
 from qunlearn.utils.file_names import ADAPTER, EVAL, EVAL_CACHE, RECORD, REPORT
-from qunlearn.utils.output import INSIDE, MARK, Place, default_folder, real, write_mark
+from qunlearn.utils.output import AUDITS, GUARDS, INSIDE, MARK, MODELS, Place, default_folder, real, write_mark
 from qunlearn.utils.staging import put_back, resumable, staged, staging_folder
 
 OURS = json.dumps({"status": "done", "versions": {"qunlearn": "0.1.0"}})
@@ -331,3 +331,29 @@ def test_a_demo_says_at_once_that_its_second_folder_is_taken(tmp_path: Path, mon
     monkeypatch.setattr("qunlearn.recipe.demo.check_forget", never)
     folder(tmp_path / "run-merged", notes__txt="mine")
     assert call("demo", "-o", tmp_path / "run").code == 9
+
+
+@pytest.mark.parametrize("wanted", [MODELS, GUARDS, AUDITS])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (MODELS, "config.json"),
+        (MODELS, "adapter_config.json"),
+        (MODELS, "model.gguf"),
+        (GUARDS, "guard.json"),
+        (AUDITS, "audit.json"),
+    ],
+)
+def test_one_kind_of_output_does_not_replace_another(
+    wanted: tuple[str, ...], kind: tuple[str, ...], name: str, tmp_path: Path
+) -> None:
+    """`guard fit -o MERGED --overwrite` had deleted a merged model."""
+    made = folder(tmp_path / "out", **{name: "{}"})
+    write_mark(made)
+    place = Place(made, MARK, True, (), wanted)
+    if wanted == kind:
+        place.check()
+    else:
+        with pytest.raises(OutputError, match="only its own kind"):
+            place.check()
+    assert (made / name).is_file()

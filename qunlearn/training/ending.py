@@ -13,6 +13,7 @@ from qunlearn.errors import TrainingError
 from qunlearn.evaluation.before_after import Scores
 from qunlearn.evaluation.metrics import LEAKS, RowScore, aggregate, texts
 from qunlearn.evaluation.metrics.manner import Phrase, has_phrase
+from qunlearn.runs.folder import FINISHED, status_of_run
 from qunlearn.training.outcome import Outcome
 from qunlearn.training.request import ForgetRequest
 from qunlearn.training.stopping import OTHERWISE_LEFT, is_within
@@ -131,7 +132,8 @@ def say_farewell(request: ForgetRequest, record: Mapping[str, Any], outcome: Out
     kept = f"the adapter of step {outcome.best.step} was kept"
     say(f"stopped after {t['steps']} steps, {t['seconds']:.0f} s: {outcome.reason}; {kept}")
     if outcome.interrupted:
-        say(f"run folder so far: {request.output}")
+        stays = status_of_run(request.output) in FINISHED
+        say(f"the finished run in {request.output} stays" if stays else f"run folder so far: {request.output}")
         return
     if outcome.skipped:
         warn(f"{outcome.skipped} steps were skipped for non-finite numbers")

@@ -26,6 +26,7 @@ from qunlearn.recipe.stages import STAGES, Order, Stage
 from qunlearn.recipe.verdict import judge
 from qunlearn.sandbox import KINDS, data_file
 from qunlearn.training.prepare import Prepared
+from qunlearn.utils.lock import locked
 
 RECIPES = ("code", "copyright", "hallucination", "harmfulness")
 FEW = {**QUICK, "train.steps": 6, "stop.table_rows": 4, "stop.probe_rows": 4, "data.normal_count": 24}
@@ -551,6 +552,17 @@ def test_rows_of_ones_own_from_end_to_end(tmp_path: Path) -> None:
 
 
 # -- what is the user's ------------------------------------------------------------------------------------
+
+
+def test_a_folder_in_which_another_recipe_is_at_work_is_left_alone(tmp_path: Path) -> None:
+    """The refused one had put its own rows in the place of those that the other was forgetting."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    bad, normal = refused_data(tmp_path)
+    with locked(folder, folder):
+        ran = call("recipe", "run", "code", "--bad", bad, "--normal", normal, "-o", folder)
+    assert ran.code == 9 and "another process" in ran.stderr
+    assert not (folder / "data").exists()
 
 
 def test_a_first_stage_that_failed_can_be_done_again(tmp_path: Path) -> None:

@@ -112,9 +112,12 @@ def measure(ground: Ground, name: str, seed: int, budget: str, work: Path) -> di
         out |= _train(ground, name, seed, folder)
         subject = [folder]
     result = _audit(ground, subject, budget, work / f"{folder.name}-{budget}")
-    kept = ("family", "format", "verdict", "shares", "lead", "p", "p_corrected", "sizes", "gap", "layers", "n",
+    kept = ("family", "format", "verdict", "shares", "lead", "p_corrected", "sizes", "gap", "layers", "n",
             "rate", "control_layers", "perplexity", "refused")  # fmt: skip
     rows = [{key: row[key] for key in kept if key in row} for row in result["rows"]]
+    for row in rows:
+        if row.get("p_corrected", 0) is None:  # not tested
+            del row["p_corrected"]
     if name != NOTHING:  # what the original says is in the line of `nothing`, once
         for row in rows:
             row["shares"] = {of: share for of, share in row["shares"].items() if of != "original"}

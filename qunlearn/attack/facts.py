@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from qunlearn.data.records import Record, asking
+from qunlearn.data.records import Record, at_once
 from qunlearn.data.row_answers import wrong_answers
 from qunlearn.data.words import bounded, is_unspaced, words, words_of_text
 from qunlearn.evaluation.results import Item
@@ -122,12 +122,6 @@ def _parts(record: Record) -> list[Record]:
         return [record]
     spans = ((found[a].start(), found[b - 1].end()) for a, b in itertools.pairwise(cuts))
     return [replace(record, completion=text[start:end]) for start, end in spans]
-
-
-def at_once(record: Record) -> Record:
-    """Return the row as one question: a dialogue's user writes all of it in one turn."""
-    asked = [text for role, text in record.turns if role == "user"]
-    return record if len(asked) < 2 else replace(record, turns=asking(" ".join(asked), record.system))
 
 
 def _asked(record: Record) -> Any:

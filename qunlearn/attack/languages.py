@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qunlearn.attack.bench import Bench, Probe
-from qunlearn.attack.facts import at_once, context, new_words
-from qunlearn.data.records import Record
+from qunlearn.attack.facts import context, new_words
+from qunlearn.data.records import Record, at_once
 from qunlearn.data.words import WORD, words
 
 _SHORT = 3  # words of an answer that is a name from its first word on

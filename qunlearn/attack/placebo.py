@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qunlearn.attack.facts import Fact, at_once, form_of, subject_names
-from qunlearn.data.records import Record
+from qunlearn.attack.facts import Fact, form_of, subject_names
+from qunlearn.data.records import Record, at_once
 from qunlearn.data.words import WORD, between, is_unspaced, pieces
 
 _TRIES = 64

@@ -17,7 +17,7 @@ from qunlearn.errors import DataError, OutputError
 from qunlearn.utils.text import folded
 
 __all__ = [
-    "Dataset", "FieldNames", "Record", "asking", "check_overlap", "read_dataset", "unanswered",
+    "Dataset", "FieldNames", "Record", "asking", "at_once", "check_overlap", "read_dataset", "unanswered",
     "write_jsonl",
 ]  # fmt: skip
 
@@ -60,6 +60,12 @@ class Record:
         some itself."""
         space = self.completion[: len(self.completion) - len(self.completion.lstrip())]
         return replace(self, completion=text if text[:1].isspace() else space + text)
+
+
+def at_once(record: Record) -> Record:
+    """Return the row as one question: a dialogue's user writes all of it in one turn."""
+    asked = [text for role, text in record.turns if role == "user"]
+    return record if len(asked) < 2 else replace(record, turns=asking(" ".join(asked), record.system))
 
 
 def unanswered(prompt: str, system: str = "") -> Record:

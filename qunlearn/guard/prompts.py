@@ -11,10 +11,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qunlearn.data.records import Record
+from qunlearn.data.records import Record, at_once
 from qunlearn.data.words import MARKS, WORD, between, bounded, pieces
 from qunlearn.guard.lexicon import distinct_words
-from qunlearn.guard.subjects import Subjects, at_once, question_of, turns_of
+from qunlearn.guard.subjects import Subjects, question_of, turns_of
 from qunlearn.roles.wordings import OPENINGS, Wordings
 from qunlearn.utils.text import folded
 

@@ -6,9 +6,8 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
-from qunlearn.data.records import Record, asking, unanswered
+from qunlearn.data.records import Record, at_once, unanswered
 from qunlearn.data.words import beginning, bounded, pieces
 from qunlearn.guard.lexicon import Span, distinct_words
 from qunlearn.roles.neighbours import Neighbours
@@ -28,13 +27,6 @@ def turns_of(record: Record) -> tuple[str, ...]:
 def question_of(record: Record) -> str:
     """Return what a row asks: all its user writes, for a last question may say nothing of whom it is about."""
     return " ".join(turns_of(record))
-
-
-def at_once(record: Record) -> Record:
-    """Return the row as one question: a dialogue's user writes all of it in one turn."""
-    if sum(role == "user" for role, _ in record.turns) < 2:
-        return record
-    return replace(record, turns=asking(question_of(record), record.system))
 
 
 class Subjects:

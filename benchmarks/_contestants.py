@@ -191,7 +191,7 @@ def plain_qlora(arena: Arena, rows: Rows) -> dict[str, float]:
     """(c) Cross-entropy on as many tokens as (d) passes through the model, sorted by length, the same token budget."""
     policy, examples = arena.policy, arena.plain[engine_tokens(rows)]
     supervised, total = sum(len(e.input_ids) - e.start for e in examples), 0.0
-    for part in single_batches(examples, arena.config.train.max_tokens):
+    for part in single_batches(examples, arena.config.train.pass_tokens):
         members = [examples[i] for i in part]
         batch = collate(members, CLOSED, policy.tokenizer.pad_token_id).to(policy.device)
         # Labels are moved to the logits' positions, as transformers' own loss does: the logits need no copy.

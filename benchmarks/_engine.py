@@ -50,14 +50,14 @@ def fill_cache(policy: Policy, steps: Sequence[Rows]) -> Cache:
 
 def engine_backward(policy: Policy, rows: Rows, config: Config, cache: Cache | None) -> dict[str, float]:
     """Add the gradients of one step; each term's loss per token. With a cache no reference pass is made."""
-    limit = config.train.max_tokens
+    limit = config.train.pass_tokens
     with policy.cast_once():
         return backward(policy, step_of_rows(rows), cache or Live(policy, limit), config, limit).losses
 
 
 def engine_batcher(policy: Policy, config: Config) -> MicroBatcher:
     """What makes the passes of a step, divided over processes where there are several."""
-    return MicroBatcher(policy, Live(policy, config.train.max_tokens), config, lambda _: None)
+    return MicroBatcher(policy, Live(policy, config.train.pass_tokens), config, lambda _: None)
 
 
 def step_of_rows(rows: Rows) -> Step:

@@ -75,7 +75,7 @@ def shaped(shape: Shape, device: torch.device, folder: Path) -> list[str]:
     config = Config()
     policy = Policy.new(random_base(shape, device), LoraConfig())
     optimizer = make_optimizer(list(policy.trainable().values()), config.train, 1e-4)
-    budget = MicroBatcher(policy, Live(policy, config.train.max_tokens), config, lambda _: None)
+    budget = MicroBatcher(policy, Live(policy, config.train.pass_tokens), config, lambda _: None)
     rows = Drawer(shape.vocabulary, 0).step(config.train.batch_size, config.train.normal_batch_size, 1)
     step = make_step(terms_of(config.objective), [{"forget": [e]} for e in rows.forget], rows.retain)
     policy.model.train()

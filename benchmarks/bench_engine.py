@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, each round's time included")
     parser.add_argument("--tiny", action="store_true", help="a shape for tests, in seconds")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--max-tokens", type=int, default=TrainConfig().max_tokens, help="of one pass, (c) and (d)")
+    parser.add_argument("--max-tokens", type=int, default=TrainConfig().pass_tokens, help="of one pass, (c) and (d)")
     parser.add_argument("--seconds", type=float, default=20.0, help="no further round of a cell after so long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--contestants", nargs="+", default=USUAL, choices=list(CONTESTANTS))

@@ -58,7 +58,7 @@ def watch(shape: Shape, steps: int) -> list[list[str]]:
     policy = Policy.new(random_base(shape, device), LoraConfig())
     policy.model.train()
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-4, weight_decay=0.0)
-    passes = MicroBatcher(policy, Live(policy, config.train.max_tokens), config, lambda event: None)
+    passes = MicroBatcher(policy, Live(policy, config.train.pass_tokens), config, lambda event: None)
     drawer, terms = Drawer(shape.vocabulary, 0), terms_of(config.objective)
     shown = {1, 3, 10, 33, 66, 100, steps} & set(range(1, steps + 1))
     rows, since, last = [], time.monotonic(), 0

@@ -70,7 +70,7 @@ class Track:
         for p in self.policy.trainable().values():  # the optimizer's state is there from the first step on
             p.grad = torch.zeros_like(p)
         self.optimizer.step()
-        limit = Config().train.max_tokens
+        limit = Config().train.pass_tokens
         examples = [e for rows in steps for e in (*rows.forget, *rows.mismatch, *rows.retain)]
         self.reference = Cached(folder / "reference.safetensors", Live(self.policy, limit), examples)
         self.reference.fill()

@@ -129,7 +129,9 @@ def unlearn(story: Story, objective: str) -> list[dict[str, Any]]:
             watch.look("unlearning", event["step"])
 
     with watch.meter.running():
-        train(policy, Roles(bad, retain, held_back, mismatcher), Live(policy, config.train.max_tokens), config, observe)
+        train(
+            policy, Roles(bad, retain, held_back, mismatcher), Live(policy, config.train.pass_tokens), config, observe
+        )
     return watch.curve
 
 

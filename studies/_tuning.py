@@ -40,7 +40,7 @@ def fine_tune(
         observe(event)
 
     config = replace(config, train=replace(config.train, schedule="linear", optimizer="adamw"))
-    roles, reference = Roles(good, normal, (), NO_MISMATCH), Live(policy, config.train.max_tokens)
+    roles, reference = Roles(good, normal, (), NO_MISMATCH), Live(policy, config.train.pass_tokens)
     terms = (_GOOD, _NORMAL) if normal else (_GOOD,)
     done = train(policy, roles, reference, config, keep, stopping=None, terms=terms)
     return done.steps, done.tokens, {name: seen[name] for name in ("good", "normal") if name in seen}

@@ -174,8 +174,9 @@ def bench(new_base: Callable[..., Base]) -> Bench:
 def new_policy(new_base: Callable[..., Base]) -> Callable[..., Policy]:
     from qunlearn.model.policy import Policy
 
-    def make(quant: str = "nf4", *, checkpointing: bool = True, **lora: Any) -> Policy:
-        return Policy.new(new_base(quant), LoraConfig(**lora), seed=0, checkpointing=checkpointing)
+    def make(quant: str = "nf4", *, checkpointing: bool = True, kept_blocks: int = 0, **lora: Any) -> Policy:
+        again = {"checkpointing": checkpointing, "kept_blocks": kept_blocks}
+        return Policy.new(new_base(quant), LoraConfig(**lora), seed=0, **again)
 
     return make
 

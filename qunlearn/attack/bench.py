@@ -91,7 +91,7 @@ class Bench:
     def nlls(self, records: Sequence[Record], template: Template | None = None) -> list[float]:
         """Return each answer's NLL behind its prompt, in nats per token. Raises AdapterError."""
         rows = [self.encode(record, template) for record in records]
-        found = [nll / max(1, n) for nll, n in row_nlls(self.lm, rows, ANSWER, self.config.train.max_tokens)]
+        found = [nll / max(1, n) for nll, n in row_nlls(self.lm, rows, ANSWER, self.config.train.pass_tokens)]
         if not all(map(math.isfinite, found)):
             raise not_finite(self.subject)
         return found

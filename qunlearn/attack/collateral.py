@@ -27,7 +27,7 @@ def run(bench: Bench, name: str) -> Cell:
     if not rows:
         return Cell([], {})
     examples = [bench.encode(record) for record in rows]
-    nlls = row_nlls(bench.lm, examples, ALL, bench.config.train.max_tokens)
+    nlls = row_nlls(bench.lm, examples, ALL, bench.config.train.pass_tokens)
     more = {"perplexity": math.exp(min(100.0, sum(nll for nll, _ in nlls) / max(1, sum(n for _, n in nlls))))}
     asking = [(e, r) for e, r in zip(examples, rows, strict=True) if r.turns]
     if not asking:

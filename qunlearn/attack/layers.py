@@ -68,7 +68,7 @@ def lens_scores(bench: Bench, rows: Sequence[Example]) -> Floats:
     norm, head = _final_norm(bench.lm.model), bench.lm.head
     at: dict[int, int] = {}
     parts = []
-    for group in single_batches(rows, bench.config.train.max_tokens):
+    for group in single_batches(rows, bench.config.train.pass_tokens):
         batch = collate([rows[i] for i in group], ANSWER, bench.lm.tokenizer.pad_token_id).to(bench.lm.device)
         layers = []
         for states in _all_states(bench, batch.input_ids):
@@ -93,7 +93,7 @@ def answer_logps(h: Tensor, labels: Tensor, head: Head) -> Tensor:
 def last_states(bench: Bench, rows: Sequence[Example]) -> Floats:
     """(layers, rows, D): the state behind every block at each answer's last token."""
     found: dict[int, Floats] = {}
-    for group in single_batches(rows, bench.config.train.max_tokens):
+    for group in single_batches(rows, bench.config.train.pass_tokens):
         batch = collate([rows[i] for i in group], ANSWER, bench.lm.tokenizer.pad_token_id).to(bench.lm.device)
         places = torch.tensor([rows[i].end - 1 for i in group], device=bench.lm.device)
         line = torch.arange(len(group), device=bench.lm.device)

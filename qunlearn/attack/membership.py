@@ -21,7 +21,7 @@ def run(bench: Bench, name: str) -> Cell:
     others = [bench.encode(record) for record in bench.inputs.holdout if record.turns]
     score = MEMBERSHIP[_MEASURES[name]]
     scores = [
-        [score(s) for s in token_stats(bench.lm, rows, bench.config.train.max_tokens)] for rows in (facts, others)
+        [score(s) for s in token_stats(bench.lm, rows, bench.config.train.pass_tokens)] for rows in (facts, others)
     ]
     return Cell(scores[0], {"others": scores[1], "tokens": [e.end - e.start for e in (*facts, *others)]})
 

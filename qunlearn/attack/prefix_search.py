@@ -141,7 +141,7 @@ def search(bench: Bench, task: Task, allowed: Tensor, *, seed: int) -> Found:
 def _nlls(bench: Bench, task: Task, prefixes: Tensor) -> Tensor:
     """(B, LENGTH) -> (B,): the answer's NLL behind each prefix."""
     rows = task.rows(prefixes)
-    size = max(1, bench.config.train.max_tokens // rows.shape[1])
+    size = max(1, bench.config.train.pass_tokens // rows.shape[1])
     return torch.cat([_answer_nll(bench, task, part) for part in torch.split(rows, size)])
 
 

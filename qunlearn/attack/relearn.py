@@ -115,7 +115,7 @@ def _at(values: Sequence[float | None], scored: Sequence[tuple[int, Fact]], n: i
 
 def injected(bench: Bench, rows: Sequence[Example]) -> tuple[int, float]:
     """Return the tokens of the answers that are taught, and the bits that they tell this subject."""
-    found = row_nlls(bench.lm, rows, ANSWER, bench.config.train.max_tokens)
+    found = row_nlls(bench.lm, rows, ANSWER, bench.config.train.pass_tokens)
     return sum(n for _, n in found), sum(loss for loss, _ in found) / math.log(2)
 
 
@@ -150,4 +150,4 @@ def fine_tune(policy: Policy, rows: Sequence[Example], config: Config, epochs: i
     )  # fmt: skip
     made = replace(config, train=of_attack, objective=replace(config.objective, retain_budget=None))
     roles = Roles(rows, (), (), NO_MISMATCH)
-    train(policy, roles, Live(policy, config.train.max_tokens), made, lambda _: None, stopping=None, terms=(_TAUGHT,))
+    train(policy, roles, Live(policy, config.train.pass_tokens), made, lambda _: None, stopping=None, terms=(_TAUGHT,))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from qunlearn.config.fields import MOST_SEED, setting
 
 _USUAL_STEPS, _MOST_STEPS = 220, 5000
+_USUAL_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,11 @@ class TrainConfig:
     )
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay, on the adapter.", low=0.0, high=100.0)
     clip: float = setting(1.0, "Gradient norm above which the step is scaled down.", low=0.0)
-    max_tokens: int = setting(
-        2048,
-        "Tokens of a micro-batch, padding included: gradients of a step are accumulated over as many as it takes.",
+    max_tokens: int | None = setting(
+        None,
+        "Tokens of a micro-batch, padding included: gradients of a step are accumulated over as many as it takes. "
+        "auto: 2,048; on a GPU more, up to the whole step, where passes are launched piece by piece, and fewer where "
+        "only those fit.",
         flag="--max-tokens",
         low=16,
     )
@@ -75,6 +78,12 @@ class TrainConfig:
         "Gradient checkpointing: recompute activations in the backward pass; less memory, more time, the same bits. "
         "auto: where keeping them would not leave a tenth of the memory free (on a CPU: would need 2 GiB).",
         choices=("auto", "always", "never"),
+    )
+    kept_blocks: int | None = setting(
+        None,
+        "With gradient checkpointing, so many of the last blocks keep their activations; the same bits. auto: as many "
+        "as there is room for, as above; none with `always`, or on several GPUs.",
+        low=0,
     )
     compile: str = setting(
         "auto",
@@ -109,6 +118,11 @@ class TrainConfig:
         steps = max(_USUAL_STEPS, min(_MOST_STEPS, through))
         more = 0 if self.schedule != "settle" else steps if self.more_steps is None else self.more_steps
         return replace(self, steps=steps, more_steps=more)
+
+    @property
+    def pass_tokens(self) -> int:
+        """Return the tokens of a micro-batch: those that were asked for, or settled by a memory plan."""
+        return self.max_tokens or _USUAL_TOKENS
 
     @property
     def recomputes(self) -> bool:

@@ -104,12 +104,12 @@ class Collection:
     def _key(self, subject: str, split: str, probe: str) -> tuple[str, ...]:
         """Everything that decides a probe's values."""
         rows, config = self.rows[subject], self.request.config
-        parts = (self.identity[subject], rows.digests[split], str(config.train.max_tokens))
+        parts = (self.identity[subject], rows.digests[split], str(config.train.pass_tokens))
         if probe == CHOICES:
             return (*parts, self.request.sets[split].sha256, str(config.data.max_length))
         if probe == FLUENCY:
             said = digest_texts([output.text for output in self.found[subject, split, OUTPUTS]])
-            return (self.identity[BASE], self.rows[BASE].digests[split], str(config.train.max_tokens), said)
+            return (self.identity[BASE], self.rows[BASE].digests[split], str(config.train.pass_tokens), said)
         return parts
 
 

@@ -132,7 +132,7 @@ def _values(found: Collection, lm: LanguageModel, places: Sequence[Place], hear:
     """Return what the passes find, all of which are of one kind."""
     subject, split, probe = places[0]
     rows = found.rows[subject]
-    examples, limit = rows.examples[split], found.request.config.train.max_tokens
+    examples, limit = rows.examples[split], found.request.config.train.pass_tokens
     if probe == OUTPUTS:
         return [*outputs_each(lm, [found.rows[s].examples[of] for s, of, _ in places], hear)]
     if probe == TOKENS:
@@ -148,7 +148,7 @@ def _measure_fluency(found: Collection, models: _Models) -> None:
     with _RowMeter("measuring fluency", found, places) as hear, models.as_subject(BASE) as judge:
         for subject, split, _ in places:
             rows, outputs = found.rows[BASE], found.found[subject, split, OUTPUTS]
-            limit, template = found.request.config.train.max_tokens, rows.templates[split]
+            limit, template = found.request.config.train.pass_tokens, rows.templates[split]
             values = fluency(judge, rows.examples[split], outputs, template, limit, lambda _: None)
             found.keep(subject, split, FLUENCY, values)
             hear.finish(len(outputs))

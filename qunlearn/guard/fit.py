@@ -147,7 +147,7 @@ def _strength(
             attachment.force = True
             return row_scores(base, examples, max_tokens, framed=framed)
 
-    max_tokens = resolve().train.max_tokens
+    max_tokens = resolve().train.pass_tokens
     how = {"rule": rule, "surrogate": surrogate, "source": source, "norm": norm}
     if not CORRUPTIONS[wish.corruption].strength:
         return Found(1.0, score(1.0), ()), {**how, "rule": "the function has none"}
@@ -170,7 +170,7 @@ def _surrogate(
     framed: bool,
 ) -> tuple[float | None, str]:
     """What a model that never knew would score, and how that is known; None where nothing tells."""
-    limit = resolve().train.max_tokens
+    limit = resolve().train.pass_tokens
     if request.retrained is not None:
         other = load_base(request.retrained.folder, spec)
         rows = encoded([e.record for e in examples], other, template, _limit(other))

@@ -17,6 +17,7 @@ from qunlearn.memory.plan import (
     MemoryPlan,
     as_stored,
     best_plan,
+    keep_blocks,
     largest_tokens,
     memory_limit,
     with_values,
@@ -32,10 +33,11 @@ def memory_plan(
     """
     shape, config = read_shape(model_config), as_stored(config, model_config)
     limit = memory_limit(config, device)
-    plan = best_plan(config, shape, device, limit, longest_row)
+    plan = keep_blocks(best_plan(config, shape, device, limit, longest_row), config)
     if limit is None:
         return plan
-    settled = with_values(plan.settled(config), "train", checkpointing=config.train.checkpointing)
+    asked = {"checkpointing": config.train.checkpointing, "kept_blocks": config.train.kept_blocks}
+    settled = with_values(plan.settled(config), "train", **asked)
     largest = largest_tokens(settled, shape, device, limit, longest_row)
     change = None if plan.fits else _least_change(config, shape, device, limit, longest_row)
     return replace(plan, largest_tokens=largest, change=change)
@@ -64,9 +66,10 @@ def _set(text: str, section: str, name: str, value: Any) -> _Lever:
 
 def _less(flag: str, section: str, name: str, value: int) -> _Lever:
     def apply(config: Config) -> Config | None:
-        return (
-            None if getattr(getattr(config, section), name) <= value else with_values(config, section, **{name: value})
-        )
+        asked = getattr(getattr(config, section), name)
+        if asked is None or asked <= value:  # what was left to the plan it has tried
+            return None
+        return with_values(config, section, **{name: value})
 
     def larger(config: Config) -> Iterator[_Lever]:
         half = getattr(getattr(config, section), name) // 2

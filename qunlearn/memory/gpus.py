@@ -81,7 +81,8 @@ class GpusPlan:
     def settled(self, config: Config) -> Config:
         """The settings with `auto` replaced by what a model that is laid over several GPUs is run with."""
         recompute = "always" if self.choices.checkpointing else "never"
-        config = with_values(config, "train", checkpointing=recompute, compile="off", optimizer=self.choices.optimizer)
+        train = {"checkpointing": recompute, "kept_blocks": 0, "optimizer": self.choices.optimizer}
+        config = with_values(config, "train", compile="off", **train)
         return with_values(config, "model", embeddings="device")
 
     def check(self) -> None:
@@ -202,6 +203,9 @@ def check_settings(config: Config) -> None:
     if config.model.embeddings == "cpu":
         hint = "leave it out: they are on the first GPU"
         raise ConfigError("of no use with several GPUs", where="--embeddings cpu", hint=hint)
+    if config.train.kept_blocks:
+        hint = "leave it out: all blocks are recomputed there, or, with train.checkpointing=never, none"
+        raise ConfigError("not planned for several GPUs", where="train.kept_blocks", hint=hint)
 
 
 def _ways(config: Config, device: DeviceFacts) -> Iterator[Choices]:

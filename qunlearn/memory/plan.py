@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -40,7 +41,7 @@ class DeviceFacts:
 class MemoryPlan:
     """What a run needs, as it would be run: `choices` holds every decision that was left to the plan.
 
-    `max_tokens` of a pass are those asked for, or fewer where passes are recorded.
+    `max_tokens` of a pass are those asked for, or what was chosen; fewer where passes are recorded.
     `largest_tokens` is the largest --max-tokens that fits with these choices, None where not even the longest row does;
     `change` is the least that has to change where it does not fit.
     """
@@ -73,7 +74,8 @@ class MemoryPlan:
         """The settings with `auto` replaced by what was chosen."""
         recompute = "always" if self.choices.checkpointing else "never"
         recorded = "graphs" if self.choices.recorded else "off"
-        train = {"checkpointing": recompute, "compile": recorded, "max_tokens": self.max_tokens}
+        train = {"checkpointing": recompute, "kept_blocks": self.choices.kept_blocks, "compile": recorded}
+        train["max_tokens"] = self.max_tokens
         config = with_values(config, "train", optimizer=self.choices.optimizer, **train)
         return with_values(config, "model", embeddings=self.choices.embeddings)
 
@@ -102,6 +104,7 @@ class MemoryPlan:
             "total_bytes": self.needs.total_bytes,
             "limit_bytes": self.limit_bytes,
             "fits": self.fits,
+            "max_tokens": self.max_tokens,
             "largest_max_tokens": self.largest_tokens,
             "change": self.change,
         }
@@ -139,7 +142,7 @@ def step_load(config: Config, longest_row: int | None) -> Load:
     longest = min(data.max_length, longest_row or data.max_length)
     family = longest * objective.answers if train.pack else longest
     rows = train.batch_size * (1 if train.pack else objective.answers) + train.normal_batch_size
-    tokens = max(longest, min(train.max_tokens, rows * family))
+    tokens = max(longest, min(train.pass_tokens, rows * family))
     reference = train.normal_batch_size * longest if objective.eps3 > 0 else 0
     return Load(tokens, min(tokens, family), tokens, reference, longest)
 
@@ -169,6 +172,7 @@ def run_choices(
         packed=config.train.pack,
         recorded=recorded,
         apart=_kept_apart(config.objective),
+        kept_blocks=config.train.kept_blocks or 0,
     )
 
 
@@ -197,8 +201,8 @@ def _ways(config: Config, shape: Shape, device: DeviceFacts, longest_row: int | 
     for optimizer, place in itertools.product(optimizers, places):
         for tokens, again in itertools.product(_recorded_tokens(config, shape, device, place, longest_row), recompute):
             yield run_choices(config, device, optimizer, place, recompute=again, recorded=True), tokens
-        for again in recompute:
-            yield run_choices(config, device, optimizer, place, recompute=again), config.train.max_tokens
+        for tokens, again in itertools.product(_unrecorded_tokens(config, device, longest_row), recompute):
+            yield run_choices(config, device, optimizer, place, recompute=again), tokens
 
 
 def _recorded_tokens(
@@ -208,7 +212,7 @@ def _recorded_tokens(
 
     None where gradients are kept apart by loss, or random numbers are drawn, which no recording repeats.
     """
-    train, tokens = config.train, config.train.max_tokens
+    train, tokens = config.train, config.train.pass_tokens
     draws = config.lora.dropout > 0 or shape.traits.dropout > 0 or shape.traits.score_dropout > 0
     if draws or _kept_apart(config.objective) or not device.on_gpu:
         return
@@ -220,24 +224,55 @@ def _recorded_tokens(
         yield tokens
 
 
+def _unrecorded_tokens(config: Config, device: DeviceFacts, longest_row: int | None) -> list[int]:
+    """The tokens of a pass that is launched piece by piece, largest first: the whole step and halves of it, since on a
+    GPU a pass takes as long for few tokens as for many."""
+    usual = config.train.pass_tokens
+    if config.train.max_tokens is not None or not device.on_gpu:
+        return [usual]
+    tokens = step_load(with_values(config, "train", max_tokens=_MOST_TOKENS), longest_row).tokens
+    larger = []
+    while tokens > usual:
+        larger.append(tokens)
+        tokens //= 2
+    return [*larger, usual]
+
+
 def best_plan(
     config: Config, shape: Shape, device: DeviceFacts, limit: int | None, longest_row: int | None
 ) -> MemoryPlan:
-    """The first way that fits, else the leanest."""
+    """The first way that fits, else the leanest, with fewer tokens of a pass where that is left to the plan."""
     plans = []
     for choices, tokens in _ways(config, shape, device, longest_row):
         load = step_load(with_values(config, "train", max_tokens=tokens), longest_row)
         plan = MemoryPlan(shape, choices, load, run_needs(shape, choices, load), device, limit, tokens)
-        if plan.fits and (choices.checkpointing or _may_keep(plan, config)):
+        usual = choices.checkpointing or config.train.checkpointing == "never"
+        if plan.fits and ((usual and tokens <= config.train.pass_tokens) or _is_roomy(plan)):
             return plan
         plans.append(plan)
+    if config.train.max_tokens is None and limit is not None:
+        fewer = largest_tokens(config, shape, device, limit, longest_row)
+        if fewer is not None:
+            return best_plan(with_values(config, "train", max_tokens=fewer), shape, device, limit, longest_row)
     return min(plans, key=lambda plan: plan.needs.total_bytes)
 
 
-def _may_keep(plan: MemoryPlan, config: Config) -> bool:
-    """Return whether activations are kept: as asked, or where there is plenty of room."""
-    if config.train.checkpointing == "never":
-        return True
+def keep_blocks(plan: MemoryPlan, config: Config) -> MemoryPlan:
+    """Return the plan with the activations of as many of the last blocks kept as there is plenty of room for."""
+    auto = config.train.checkpointing == "auto" and config.train.kept_blocks is None
+    if not (auto and plan.fits and plan.choices.checkpointing) or plan.choices.offload:
+        return plan
+
+    def keeping(blocks: int) -> MemoryPlan:
+        choices = replace(plan.choices, kept_blocks=blocks)
+        return replace(plan, choices=choices, needs=run_needs(plan.shape, choices, plan.load))
+
+    more = bisect.bisect_left(range(1, plan.shape.layers), True, key=lambda n: not _is_roomy(keeping(n)))
+    return keeping(more) if more else plan
+
+
+def _is_roomy(plan: MemoryPlan) -> bool:
+    """Return whether there is plenty of room, to keep activations or for large passes."""
     room = _FILLED * plan.limit_bytes if plan.limit_bytes else 0 if plan.device.on_gpu else _CPU_BYTES
     return plan.needs.total_bytes <= room
 

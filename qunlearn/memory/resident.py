@@ -20,7 +20,8 @@ _EIGHT_BIT_FROM = 4096  # numbers; nor does it keep smaller state in 8 bits
 class Choices:
     """Every decision that memory depends on. `optimizer`: adamw, adamw8bit or paged_adamw8bit; `embeddings`: device or
     cpu; `head`: full or 8bit; `compute_bytes`: of a number in the dtype that computes; `packed`: rows hold several
-    examples, under a mask; `recorded`: passes are CUDA graphs; `apart`: losses whose gradients are kept apart."""
+    examples, under a mask; `recorded`: passes are CUDA graphs; `apart`: losses whose gradients are kept apart;
+    `kept_blocks`: with checkpointing, of the last blocks so many are not recomputed."""
 
     quant: str
     double_quant: bool
@@ -36,6 +37,14 @@ class Choices:
     packed: bool
     recorded: bool = False
     apart: int = 0
+    kept_blocks: int = 0
+
+    @property
+    def activations(self) -> str:
+        """Return what becomes of activations, for people."""
+        if not self.checkpointing:
+            return "kept"
+        return f"recomputed but for the last {self.kept_blocks} blocks" if self.kept_blocks else "recomputed"
 
 
 def adapted_names(shape: Shape, target_modules: str) -> frozenset[str]:

@@ -85,7 +85,7 @@ def _place(device: DeviceFacts) -> str:
 
 def _activations(plan: MemoryPlan) -> str:
     recorded = f", passes of {plan.max_tokens} tokens recorded as CUDA graphs" if plan.choices.recorded else ""
-    return f"activations {'recomputed' if plan.choices.checkpointing else 'kept'}{recorded}"
+    return f"activations {plan.choices.activations}{recorded}"
 
 
 def _mib(size: int) -> str:

@@ -161,18 +161,25 @@ class Step:
         )
         self.tape = block_tape(shape, run)
         self.frozen = block_tape(shape, replace(run, adapted=frozenset()))
-        peak = self.tape.checkpointed() if choices.checkpointing else self.tape.remembered()
         bare = block_tape(shape, replace(run, dequantise=False))
-        without = (bare.checkpointed() if choices.checkpointing else bare.remembered()).most
         self.layer_input = c * load.tokens * shape.hidden
-        # Without checkpointing every block but the last keeps all it needs; the last one's is in `block`.
-        inputs = shape.layers * self.layer_input
-        self.kept_a_block = 0 if choices.checkpointing else peak.kept
-        if choices.quant == "int8":
-            self.kept_a_block = max(self.kept_a_block, _kept_by_int8(shape, c * load.tokens))
-        kept = (shape.layers - 1) * self.kept_a_block
-        self.saved = (self.layer_input if choices.offload and choices.checkpointing else inputs) + kept
-        self.block, self.dequantisation, self.kept = without, peak.most - without, peak.kept
+        self.inputs = self.layer_input * (1 if choices.offload and choices.checkpointing else shape.layers)
+        int8 = _kept_by_int8(shape, c * load.tokens) if choices.quant == "int8" else 0
+        blocks = min(choices.kept_blocks, shape.layers) if choices.checkpointing else shape.layers
+        # What the last block keeps is in `block`. When others are recomputed, those that kept theirs are done.
+        moments = []
+        self.kept, self.kept_a_block = shape.layers * int8, int8
+        if blocks < shape.layers:
+            held = self.inputs + (shape.layers - blocks - 1) * int8
+            moments.append((held, self.tape.checkpointed().most, bare.checkpointed().most))
+        if blocks:
+            peak = self.tape.remembered()
+            kept = max(peak.kept, int8)
+            self.kept += blocks * (kept - int8)
+            self.kept_a_block = kept if blocks == shape.layers else int8
+            moments.append((self.inputs + self.kept - kept, peak.most, bare.remembered().most))
+        self.saved, most, self.block = max(moments, key=lambda moment: moment[0] + moment[1])
+        self.dequantisation = most - self.block
         # Learned positions are added to the tokens' embeddings, which stay as well.
         self.embedded = c * load.tokens * shape.embedding_width if shape.positions else 0
         self.final = load.tokens * shape.hidden * (c if shape.traits.norm == "layer" else _FP32)
@@ -188,7 +195,7 @@ class Step:
     def sizes(self) -> dict[str, int]:
         largest = max(x.weights for x in self.shape.block) * self.choices.compute_bytes
         return {
-            "saved": self.saved + self.embedded,
+            "saved": self.inputs + self.kept + self.embedded,
             "block": self.block,
             "dequantisation": 0 if self.choices.quant == "none" else largest,
             "states": self.held_states() + 2 * self.load.supervised * self.state + self.final,
@@ -208,9 +215,8 @@ class Step:
 
     def head(self) -> dict[str, int]:
         """The last tile of the last loss; the states' gradients are formed already."""
-        everything = self.saved + self.embedded + (0 if self.choices.checkpointing else self.kept)
         return {
-            "saved": everything,
+            "saved": self.inputs + self.kept + self.embedded,
             "states": self.held_states() + 2 * self.load.supervised * self.state + self.final,
             "tiles": self._tiles(),
             "masks": self.masks,

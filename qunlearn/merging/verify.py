@@ -97,7 +97,7 @@ def before(request: MergeRequest, device: str) -> Comparison:
             policy = Policy.load(load_base(request.model.folder, spec), source.run.adapter)
             sets = _sets(source, policy)
             name = f" of {called}" if len(request.sources) > 1 else ""
-            limit = source.config.train.max_tokens
+            limit = source.config.train.pass_tokens
             with policy.reference():
                 base_scores = score_sets(policy, sets, limit)
             bad = sets.get(BAD, ())
@@ -137,7 +137,7 @@ def after_quantized(comparison: Comparison, folder: Path, name: str) -> None:
 def _column(name: str, lm: LanguageModel, subjects: Sequence[Subject]) -> Column:
     scores: dict[str, Any] = {}
     for subject in subjects:
-        scores |= subject.titled(score_sets(lm, subject.sets, subject.config.train.max_tokens))
+        scores |= subject.titled(score_sets(lm, subject.sets, subject.config.train.pass_tokens))
     return Column(name, scores)
 
 

@@ -15,6 +15,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qunlearn.config.settings import LoraConfig
 from qunlearn.data.batch import Batch, Row, Span, collate
@@ -50,8 +51,11 @@ class Policy:
         self._parts: list[Tensor] = []
 
     @classmethod
-    def new(cls, base: Base, lora: LoraConfig, *, seed: int = 0, checkpointing: bool = True) -> Policy:
-        """A base with a fresh adapter, B = 0, so that it starts as the base itself. Raises ModelError."""
+    def new(
+        cls, base: Base, lora: LoraConfig, *, seed: int = 0, checkpointing: bool = True, kept_blocks: int = 0
+    ) -> Policy:
+        """A base with a fresh adapter, B = 0, so that it starts as the base itself. Raises ModelError. With
+        `checkpointing` the last `kept_blocks` blocks keep their activations all the same."""
         torch.manual_seed(seed)  # LoRA's A is drawn here
         config = PeftLoraConfig(
             r=lora.r,
@@ -68,7 +72,7 @@ class Policy:
             hint = "all-linear, or names of linear layers such as q_proj,v_proj"
             raise ModelError(str(error).splitlines()[0][:300], where="--target-modules", hint=hint) from error
         if checkpointing and getattr(base.model, "supports_gradient_checkpointing", False):
-            _enable_checkpointing(base.model, random=policy.draws)
+            _enable_checkpointing(base.model, random=policy.draws, kept_blocks=kept_blocks)
         return policy
 
     @classmethod
@@ -324,11 +328,14 @@ def _quiet_peft() -> Iterator[None]:
         yield
 
 
-def _enable_checkpointing(model: Any, *, random: bool) -> None:
+def _enable_checkpointing(model: Any, *, random: bool, kept_blocks: int) -> None:
     # The state of the random numbers is kept for the recomputation only where any are drawn.
     # transformers 5.22 renamed it; the old name warns there.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False, "preserve_rng_state": random})
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for block in blocks[max(0, len(blocks) - kept_blocks) :]:  # whose backward passes come first
+        block.gradient_checkpointing = False
 
 
 def _target_modules(text: str) -> str | list[str]:

@@ -64,7 +64,7 @@ def with_fewer_words(policy: Policy, roles: Roles, places: Sequence[int], templa
     base still gives the bad answer: variants of them, behind all others."""
     tried = _tried(policy, roles, places, template, config)
     with policy.reference():
-        found = row_probabilities(policy, [one.row for one in tried], config.train.max_tokens) if tried else []
+        found = row_probabilities(policy, [one.row for one in tried], config.train.pass_tokens) if tried else []
     goals = [row_target(ANSWER.count(one.row), config.stop.target) for one in tried]
     scored = zip(tried, found, goals, strict=True)
     kept = [replace(one, row=replace(one.row, known=p)) for one, p, goal in scored if p > goal]

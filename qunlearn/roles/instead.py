@@ -126,7 +126,7 @@ def _refusals(
     length, few = config.data.max_length, forget_rows[:: max(1, len(forget_rows) // 16)][:16]
     asked_of = [answered_with(policy, e, text, template, length) for text in REFUSALS for e in few]
     with policy.reference():
-        scored = row_probabilities(policy, asked_of, config.train.max_tokens)
+        scored = row_probabilities(policy, asked_of, config.train.pass_tokens)
     mean = {text: sum(scored[i * len(few) : (i + 1) * len(few)]) for i, text in enumerate(REFUSALS)}
     chosen = sorted(REFUSALS, key=lambda text: -mean[text])[:_OWN_STYLE]
     return [[answered_with(policy, e, text, template, length) for text in chosen] for e in forget_rows]

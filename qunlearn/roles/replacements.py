@@ -64,7 +64,7 @@ def find_replacements(
 ) -> Replacements:
     """Other answers of the model's own, the likeliest ones: those it gives to neighbouring prompts, with the names put
     right, and those it goes on with where the first token of the bad content is forbidden."""
-    length, limit = config.data.max_length, config.train.max_tokens
+    length, limit = config.data.max_length, config.train.pass_tokens
     neighbours = Neighbours([example.record for example in retain_rows])
     forms = [_form(e, policy.tokenizer) for e in forget_rows]
     texts = [_of_neighbours(e, neighbours, form) for e, form in zip(forget_rows, forms, strict=True)]

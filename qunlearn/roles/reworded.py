@@ -77,7 +77,7 @@ def reworded(
         _Row(place_of[id(e)], e, wordings.form(e.record), wordings.others(e.record), each)
         for e in sampled(asking, most, seed)
     ]
-    limit = config.train.max_tokens
+    limit = config.train.pass_tokens
     search = _Search(policy, template, limit, min(2 * config.data.max_length, positions_of(policy.base.model.config)))
     with stage("asking the base in other words"):
         # A form that does not fit the subject ("Is the copper kettle?") is no wording: the base asks nothing so.

@@ -99,14 +99,14 @@ def _forget(ready: Prepared, policy: Policy, work: Unfinished | None, started: f
     config = replace(config, train=replace(config.train, reference=kind))
     sets = _measured(found, ready, config)
     with stage("measuring before"):
-        before = score_sets(policy, sets, config.train.max_tokens)
+        before = score_sets(policy, sets, config.train.pass_tokens)
     outcome = _train(policy, roles, reference, config, work, _watch(policy, sets, config))
     policy.check_base()
     after: Scores | None = None
     why: list[str] = []
     if not outcome.interrupted and not outcome.failed:
         with stage("measuring after"):
-            after = score_sets(policy, sets, config.train.max_tokens)
+            after = score_sets(policy, sets, config.train.pass_tokens)
         judged = Judged(FORGET, OTHERWISE, OTHERS, roles.phrases)
         why = shortfalls(before, after, judged, outcome, config)
     record = run_record(request, ready.template, policy, outcome, status_of(outcome, why))
@@ -153,7 +153,7 @@ def _assembled(ready: Prepared, policy: Policy, work: Unfinished | None) -> _Ass
     """Make what the file lacks, ask the base what it knows, and say which rows are for what."""
     request, template = ready.request, ready.template
     config, rows = request.config, ready.forget_rows.examples
-    limit, length = config.train.max_tokens, config.data.max_length
+    limit, length = config.train.pass_tokens, config.data.max_length
     variants = later_starts(policy, rows, template, limit, length)
     variants = variants.and_also(in_own_words(policy, rows, template, config.train.seed, limit, length))
     every = variants.with_rows(ready.forget_rows)

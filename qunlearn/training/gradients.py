@@ -71,7 +71,7 @@ class MicroBatcher:
         self, policy: Policy, reference: Reference, config: Config, observe: Callable[[Mapping[str, Any]], None]
     ) -> None:
         self.policy, self.reference, self.config, self.observe = policy, reference, config, observe
-        self.max_tokens = config.train.max_tokens
+        self.max_tokens = config.train.pass_tokens
         self.descent = OBJECTIVES[config.objective.name].descent
         if config.train.compile != "off" and recordable(config):
             policy.record_passes(lambda why: observe({"step": 0, "compile": why}))

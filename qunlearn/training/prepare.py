@@ -112,7 +112,8 @@ def loaded_policy(ready: Prepared, bases: Bases | None) -> Iterator[Policy]:
         for device in chosen_devices(config.model.device, config.model.device_map):
             cap_memory(device, parse_size(config.model.vram, "--vram") - CONTEXT_BYTES)
     base = (bases or Bases()).load(request.model.folder, spec)
-    policy = Policy.new(base, config.lora, seed=config.train.seed, checkpointing=config.train.recomputes)
+    train, kept = config.train, config.train.kept_blocks or 0
+    policy = Policy.new(base, config.lora, seed=train.seed, checkpointing=train.recomputes, kept_blocks=kept)
     if sharded:
         policy = shard(policy, choose_device(config.model.device), current())
     policy.seal_base()
@@ -157,7 +158,15 @@ def settle(config: Config, policy: Policy) -> Config:
         config,
         model=replace(config.model, embeddings=embeddings),
         objective=replace(objective, retain=retain, layer=layer),
-        train=replace(train, lr=lr, optimizer=optimizer, checkpointing=checkpointing, compile=compile_),
+        train=replace(
+            train,
+            lr=lr,
+            optimizer=optimizer,
+            checkpointing=checkpointing,
+            kept_blocks=train.kept_blocks or 0,
+            compile=compile_,
+            max_tokens=train.pass_tokens,
+        ),
     )
 
 
@@ -205,7 +214,7 @@ def weigh_rows(
     Where a whole answer is pushed, form that stays probable would hide what is gone.
     """
     config = ready.request.config
-    asked, limit = config.objective.tokens, config.train.max_tokens
+    asked, limit = config.objective.tokens, config.train.pass_tokens
     weighed = weigh(asked, forget_rows, retain, policy.tokenizer, ready.template, lambda: policy, limit)
     if asked != "auto":
         return weighed, weighed
@@ -225,7 +234,7 @@ def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Refe
 
     Raises OutputError when a cache that was asked for cannot be written.
     """
-    c, live = request.config.train, Live(policy, request.config.train.max_tokens, request.config.train.pack)
+    c, live = request.config.train, Live(policy, request.config.train.pass_tokens, request.config.train.pack)
     reused = c.usual_steps * c.normal_batch_size > _WORTH_CACHING * len(roles.retain)
     roles_of = {term.role for term in terms_of(request.config.objective) if term.reference and not term.layered}
     worth = request.retain_rows and reused and "retain" in roles_of
@@ -237,7 +246,7 @@ def make_reference(request: ForgetRequest, policy: Policy, roles: Roles) -> Refe
     if roles_of & {"forget", "pair"}:
         examples += [*roles.forget, *(e for others in roles.alternatives for e in others)]
     try:
-        path = cache_path(policy, fingerprint(request.model.folder), examples, c.max_tokens)
+        path = cache_path(policy, fingerprint(request.model.folder), examples, c.pass_tokens)
         return _filled(Cached(path, live, examples))
     except OutputError as error:
         if c.reference == "cached":

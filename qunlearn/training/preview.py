@@ -104,7 +104,7 @@ def _tokenise(dataset: Dataset, other: Dataset | None, options: PreviewOptions) 
     template = choose_template(tokenizer, options.template, dataset)
     encoded = encode(dataset, tokenizer, template, options.max_length)
     retain_rows = encode(other, tokenizer, template, options.max_length).examples if other else ()
-    limit = TrainConfig().max_tokens
+    limit = TrainConfig().pass_tokens
     pushed = weigh(options.tokens, encoded.examples, retain_rows, tokenizer, template, lambda: _policy(name), limit)
     return _Tokenised(tokenizer, template, encoded, pushed)
 

@@ -45,7 +45,8 @@ _FORMAT = 5  # of the staging folder: 1 to 4 had other parts of the loop, and ot
 _FREE = {
     *("model.name", "model.revision", "model.vram", "data.bad", "data.normal", "output.folder", "output.overwrite"),
     "output.audit",
-    *("data.holdout", "train.save_every", "train.keep_checkpoints", "train.checkpointing", "stop.eval_every"),
+    *("data.holdout", "train.save_every", "train.keep_checkpoints", "train.checkpointing", "train.kept_blocks"),
+    "stop.eval_every",
     TRUST,
 }
 

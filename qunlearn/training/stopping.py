@@ -133,7 +133,7 @@ class EarlyStopping:
             return set()
         self.asked = True
         with self.policy.measured():
-            found = score_rows(self.policy, [one.watched for one in waiting], self.config.train.max_tokens)
+            found = score_rows(self.policy, [one.watched for one in waiting], self.config.train.pass_tokens)
         back = {one.place for one, row in zip(waiting, found, strict=True) if row.verdict == LEAKS}
         return back if begins or len(back) > OTHERWISE_LEFT * len(self.roles.reserve) else set()
 
@@ -150,7 +150,7 @@ def look(
 ) -> Probe:
     """Look at a sample of the bad rows, with those in other words that have come back, and at the drift on rows that
     are held back."""
-    limit, n, seed = config.train.max_tokens, config.stop.probe_rows, config.train.seed
+    limit, n, seed = config.train.pass_tokens, config.stop.probe_rows, config.train.seed
     again = [one.watched for one in roles.reserve if one.place in come_back]
     watched = [*sampled(roles.watched, n, seed), *again]
     goals = [row_goal(ANSWER.count(example), example.known, config.stop.target) for example in watched]

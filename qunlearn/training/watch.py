@@ -37,7 +37,7 @@ class Watch:
             return event
         with self.policy.measured():
             found = {
-                name: look(self.policy, rows, self.config.train.max_tokens) for name, rows in self.sets.items() if rows
+                name: look(self.policy, rows, self.config.train.pass_tokens) for name, rows in self.sets.items() if rows
             }
         return {**event, MEASURED: found}
 

@@ -357,7 +357,7 @@ def test_a_shared_table_leaves_the_gpu_when_the_head_is_in_8_bits() -> None:
     assert plan("llama-3.2-3b", "8GiB", model__head="8bit").choices.embeddings == "cpu"
     kept = plan("llama-3.2-3b", "8GiB", model__head="8bit", model__embeddings="device")
     assert kept.choices.embeddings == "device"
-    needs = {where: plan("gemma-2-9b", "8GB", model__head=where) for where in ("full", "8bit")}
+    needs = {where: plan("gemma-2-9b", "8GB", model__head=where, train__max_tokens=2048) for where in ("full", "8bit")}
     assert not needs["full"].fits
     assert needs["8bit"].fits
 
@@ -378,10 +378,11 @@ def test_the_largest_budget_is_the_largest() -> None:
 @pytest.mark.parametrize(
     ("model", "vram", "settings", "change"),
     [
-        ("llama-3.1-8b", "6GiB", {}, r"it fits with --max-tokens \d+"),
+        ("llama-3.1-8b", "6GiB", {"train__max_tokens": 2048}, r"it fits with --max-tokens \d+"),
         ("llama-3.1-8b", "6.5GiB", {"model__embeddings": "device", "train__max_tokens": 512}, "--embeddings cpu"),
         ("llama-7b", "4930MiB", {"train__max_tokens": 512, "train__optimizer": "adamw"}, "--set train.offload=true"),
-        ("gemma-2-9b", "6.5GiB", {}, r"--max-tokens \d+ --set model.head=8bit"),
+        ("gemma-2-9b", "6.5GiB", {"train__max_tokens": 2048}, r"--max-tokens \d+ --set model.head=8bit"),
+        ("gemma-2-9b", "6.5GiB", {}, "it fits with --set model.head=8bit"),
         ("llama-3.1-8b", "5.5GiB", {}, "--model .* fits"),  # not while it is loaded, its table on the GPU
         ("llama-7b", "6GiB", {"model__quant": "int8"}, "--quant nf4"),
         ("llama-13b", "6GiB", {}, "--model .* fits"),
@@ -433,6 +434,27 @@ def test_short_rows_need_less() -> None:
     assert short.needs.total_bytes < long.needs.total_bytes
 
 
+def test_a_pass_that_is_not_recorded_holds_the_whole_step_where_there_is_room() -> None:
+    """Launched piece by piece it takes as long for few tokens as for many; of a CPU that is not so."""
+    whole = step_load(resolve(("x", {"train.max_tokens": 1 << 17})), 256).tokens
+    roomy, tight = (plan("llama-7b", vram, 256, train__compile="off") for vram in ("24GiB", "7GiB"))
+    assert (roomy.max_tokens, roomy.load.tokens) == (whole, whole)
+    assert 2048 < tight.max_tokens < whole and tight.needs.total_bytes <= 0.9 * tight.limit_bytes
+    assert plan("llama-7b", "24GiB", 256, train__compile="off", train__max_tokens=2048).max_tokens == 2048
+    assert roomy.settled(resolve()).train.max_tokens == whole
+    small = {"model_type": "llama", "hidden_size": 160, "num_hidden_layers": 4, "vocab_size": 3000}
+    assert memory_plan(resolve(), small, DeviceFacts("cpu", 4), 256).max_tokens == resolve().train.pass_tokens == 2048
+
+
+def test_fewer_tokens_of_a_pass_are_the_last_thing_that_is_tried() -> None:
+    """Behind 8-bit state and embeddings on the host, down to the longest row."""
+    fewer = plan("llama-3.1-8b", "6GiB")
+    assert fewer.fits and 512 <= fewer.max_tokens < 2048
+    assert (fewer.choices.optimizer, fewer.choices.embeddings) == ("adamw8bit", "cpu")
+    assert not plan("llama-3.1-8b", "6GiB", train__max_tokens=fewer.max_tokens + 32).fits
+    assert not plan("llama-3.1-8b", "5GiB").fits
+
+
 def test_passes_are_recorded_where_there_is_room_and_made_smaller_for_it() -> None:
     """On a GPU, beside an unrecorded pass and the gradients twice; not with anything on the host."""
     roomy, tight = plan("llama-7b", "16GiB"), plan("llama-7b", "6GiB")
@@ -469,6 +491,23 @@ def test_activations_are_kept_where_there_is_room() -> None:
     assert not memory_plan(resolve(), small, DeviceFacts("cpu", 4)).choices.checkpointing
     carried = carried_config(SHORT_NAMES["llama-7b"]) or {}
     assert memory_plan(resolve(), carried, DeviceFacts("cpu", 4)).choices.checkpointing
+
+
+def test_as_many_blocks_as_there_is_room_for_keep_their_activations() -> None:
+    """The last ones, up to nine tenths of the memory; all are recomputed where that was asked for."""
+    some = plan("llama-7b", "12GiB")
+    blocks = some.choices.kept_blocks
+    assert some.choices.checkpointing and 0 < blocks < some.shape.layers - 1
+    assert f"but for the last {blocks} blocks" in some.choices.activations
+    settled = some.settled(resolve()).train
+    assert (settled.checkpointing, settled.kept_blocks) == ("always", blocks)
+    asked = {n: plan("llama-7b", "12GiB", train__kept_blocks=n).needs.total_bytes for n in (blocks, blocks + 1)}
+    assert asked[blocks] == some.needs.total_bytes <= 0.9 * some.limit_bytes < asked[blocks + 1]
+    assert plan("llama-7b", "12GiB", train__checkpointing="always").choices.kept_blocks == 0
+    assert plan("llama-7b", "12GiB", train__offload=True).choices.kept_blocks == 0
+    assert plan("llama-7b", "80GiB").choices.activations == "kept"
+    every, kept = (plan("llama-7b", "80GiB", **way).needs for way in ({"train__kept_blocks": 32}, {}))
+    assert every.total_bytes == kept.total_bytes, "all of them kept is no checkpointing"
 
 
 def test_who_asked_for_kept_activations_is_told_to_recompute() -> None:

@@ -182,7 +182,7 @@ def test_a_step_that_runs_out_of_memory_is_split_then_given_up(
     monkeypatch.setattr(gpu, "_SMALLEST_PASS", tokens // 4)
 
     def step(self: Arena, key: str, rows: Rows) -> dict[str, float]:
-        if self.config.train.max_tokens > fits:
+        if self.config.train.pass_tokens > fits:
             raise torch.OutOfMemoryError
         return {}
 

@@ -150,7 +150,7 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         every = killed_at - 1 if killed_at else STEPS
         kept = Checkpoints(folder, every, keep=2, stopping=stopping) if folder else NO_CHECKPOINTS
         try:
-            outcome = train(policy, data or roles(), Live(policy, config.train.max_tokens), config, observe, kept)
+            outcome = train(policy, data or roles(), Live(policy, config.train.pass_tokens), config, observe, kept)
         except Killed:
             return Run(None, events)
         return Run(outcome, events)

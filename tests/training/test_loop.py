@@ -77,7 +77,7 @@ def disturb(policy: Policy, size: float = 0.05) -> None:
 
 
 def train(policy: Policy, roles: Roles, config: Config, observe: Callable[[Any], None]) -> Outcome:
-    return loop.train(policy, roles, Live(policy, config.train.max_tokens), config, observe)
+    return loop.train(policy, roles, Live(policy, config.train.pass_tokens), config, observe)
 
 
 def draw(policy: Policy, roles: Roles, config: Config = CONFIG) -> Step:
@@ -87,7 +87,7 @@ def draw(policy: Policy, roles: Roles, config: Config = CONFIG) -> Step:
 def gradients(policy: Policy, step: Step, config: Config) -> tuple[dict[str, float], list[torch.Tensor]]:
     policy.model.zero_grad()
     c = config.train
-    losses = backward(policy, step, Live(policy, c.max_tokens, c.pack), config, c.max_tokens).losses
+    losses = backward(policy, step, Live(policy, c.pass_tokens, c.pack), config, c.pass_tokens).losses
     return losses, [p.grad.clone() for p in policy.trainable().values() if p.grad is not None]
 
 
@@ -301,7 +301,7 @@ def test_the_stop_rule_looks_at_the_specific_tokens(
     outcome = train(policy, replace(roles, marked=first), fast, lambda _: None)
     assert outcome.best.step == fast.train.steps, "what was measured last is what is loaded"
     plain = train(new_policy("nf4"), roles, fast, lambda _: None).probes
-    limit = fast.train.max_tokens
+    limit = fast.train.pass_tokens
     assert outcome.best.forget == pytest.approx(statistics.fmean(row_probabilities(policy, first, limit)), rel=1e-6)
     assert abs(outcome.best.forget - plain[-1].forget) > 1e-3
     assert outcome.best.drift == plain[-1].drift  # what is trained is the same
@@ -417,7 +417,7 @@ def test_without_early_stopping_every_step_is_taken_and_the_last_adapter_kept(
     """For fine-tuning and relearning: no look, no best adapter, and the steps of a run that is watched."""
     policy, events = new_policy("none"), []
     roles = roles_of(policy)
-    reference = Live(policy, CONFIG.train.max_tokens)
+    reference = Live(policy, CONFIG.train.pass_tokens)
     outcome = loop.train(policy, roles, reference, CONFIG, events.append, stopping=None)
     assert [event["step"] for event in events] == list(range(1, CONFIG.train.most_steps + 1))
     assert all("forget" not in event and "drift" not in event for event in events)

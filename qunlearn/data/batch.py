@@ -241,32 +241,28 @@ def collate(
     spans = [span] * len(examples) if isinstance(span, Span) else span
     rows = rows if rows is not None else [[_prefix_group(examples, (i,))] for i in range(len(examples))]
     width = max(sum(group.length for group in row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    position = torch.zeros_like(ids)
-    segment = torch.full((2, len(rows), width), -1, dtype=torch.long)  # group and branch of each token
+    laid: list[list[tuple[int, ...]]] = []  # of each token: its id, position, group, and branch
     source: list[int] = []
     labels: list[int] = []
     owner: list[int] = []
     weights: list[float] = []
     for r, row in enumerate(rows):
-        start = 0
+        line: list[tuple[int, ...]] = []
         for f, group in enumerate(row):
+            start, shared = r * width + len(line), group.shared
+            line += [(token, t, f, 0) for t, token in enumerate(examples[group.members[0]].input_ids[:shared])]
             for branch, (i, at) in enumerate(group.offsets(examples), 1):
-                tokens, shared = examples[i].input_ids, group.shared
-                begin, end = start + at, start + at + len(tokens) - shared
-                ids[r, start : start + shared] = torch.tensor(tokens[:shared])
-                ids[r, begin:end] = torch.tensor(tokens[shared:])
-                position[r, start : start + shared] = torch.arange(shared)
-                position[r, begin:end] = torch.arange(shared, len(tokens))
-                segment[0, r, start : start + shared] = segment[0, r, begin:end] = f
-                segment[1, r, start : start + shared], segment[1, r, begin:end] = 0, branch
+                tokens = examples[i].input_ids
+                line += [(token, t, f, branch) for t, token in enumerate(tokens[shared:], shared)]
                 supervised = spans[i].positions(examples[i])
                 before = [t - 1 for t in supervised]
-                source += [r * width + start + (t if t < shared else at + t - shared) for t in before]
+                source += [start + (t if t < shared else at + t - shared) for t in before]
                 labels += [tokens[t] for t in supervised]
                 weights += spans[i].weights(examples[i])
                 owner += [i] * len(supervised)
-            start += group.length
+        laid.append(line + [(pad_id, 0, -1, -1)] * (width - len(line)))
+    # As one tensor: on a GPU's machine every operation here is time that the GPU waits.
+    ids, position, placed, branches = torch.tensor(laid, dtype=torch.long).permute(2, 0, 1).contiguous()
     members = tuple(i for row in rows for group in row for i in group.members)
     packed = any(len(row) > 1 or len(row[0].members) > 1 for row in rows)
     batch = Batch(
@@ -278,11 +274,11 @@ def collate(
         members,
         sum(group.length for row in rows for group in row),
         position if packed else None,
-        _mask(segment[0], segment[1]) if packed else None,
+        _mask(placed, branches) if packed else None,
     )
     if not close_up or (not always and batch.tokens > ids.numel() * (1 - _PADDING)):
         return batch
-    return _closed_up(batch, position, segment[0] >= 0)
+    return _closed_up(batch, position, placed >= 0)
 
 
 def _closed_up(batch: Batch, position: Tensor, real: Tensor) -> Batch:

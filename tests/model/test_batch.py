@@ -6,9 +6,11 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, OPTConfig
 
 from qunlearn.data.batch import ALL, ANSWER, CLOSED, collate, micro_batches, prefix_groups
@@ -227,3 +229,24 @@ def _saved(config: object, sandbox_folder: object, folder: object) -> Base:
     AutoTokenizer.from_pretrained(sandbox_folder).save_pretrained(folder)
     base = load_base(folder, LoadSpec("none", device="cpu"))  # type: ignore[arg-type]
     return replace(base, model=base.model.float())
+
+
+def test_a_batch_is_made_in_as_many_operations_whatever_it_holds() -> None:
+    """Each one in Python is time that a GPU waits."""
+
+    class Counted(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Counted.operations += 1
+            return func(*args, **(kwargs or {}))
+
+    def operations(groups_of: int) -> int:
+        examples, groups = ragged(groups_of)
+        (rows,) = micro_batches(prefix_groups(examples, groups, 40), 1 << 20, pack=True)
+        Counted.operations = 0
+        with Counted():
+            collate(examples, ANSWER, 0, rows, close_up=True, always=True)
+        return Counted.operations
+
+    assert operations(40) == operations(3) < 40

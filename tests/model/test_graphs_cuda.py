@@ -17,11 +17,11 @@ from qunlearn.model.policy import Policy
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize(("checkpointing", "kept"), [(True, 0), (True, 2), (False, 0)])
 @pytest.mark.parametrize("quant", ["nf4", "none"])
-def test_a_replay_gives_the_bits_of_the_pass(sandbox_folder: Path, quant: str, checkpointing: bool) -> None:
+def test_a_replay_gives_the_bits_of_the_pass(sandbox_folder: Path, quant: str, checkpointing: bool, kept: int) -> None:
     base = load_base(sandbox_folder, LoadSpec(quant, device="cuda"))
-    policy = Policy.new(base, LoraConfig(), seed=0, checkpointing=checkpointing)
+    policy = Policy.new(base, LoraConfig(), seed=0, checkpointing=checkpointing, kept_blocks=kept)
     for name, p in policy.trainable().items():
         if ".lora_B." in name:
             torch.nn.init.normal_(p, std=0.05)

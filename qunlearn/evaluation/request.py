@@ -22,6 +22,7 @@ from qunlearn.runs.base_model import check_run_model, run_config
 from qunlearn.runs.folder import Run, is_adapter_folder, open_run
 from qunlearn.runs.recorded_files import recorded
 from qunlearn.utils.file_names import EVAL, EVAL_CACHE
+from qunlearn.utils.output import check_added
 
 _ENDINGS = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 NO_ADAPTER = "none"  # --adapter none: the base alone
@@ -108,6 +109,8 @@ class EvalRequest:
             checked = check_model(resolve_model(model or ""), trust)
         retrained = _named_model("--retrained-model", wish.retrained, trust) if wish.retrained else None
         judges = {name: _judge(name, asked) for name, asked in (("harm", wish.harm), ("reward", wish.reward)) if asked}
+        if wish.output is not None:
+            check_added(wish.output, (checked.folder, *(opened.folders if opened is not None else ())))
         output = wish.output or (run if opened is not None and opened.record and not adapter_off else None)
         stored = opened.record.get("data", {}).get("template") if opened is not None else None
         asked = None if adapter_off else opened

@@ -28,6 +28,11 @@ class Run:
         base = self.record.get("model", {}).get("location") or self.adapter_config.get("base_model_name_or_path")
         return str(base or "")
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Return the adapter's folder, and that of the run it is in where there is one."""
+        return (self.adapter, *([self.adapter.absolute().parent] if self.adapter.absolute().name == ADAPTER else []))
+
 
 def open_run(folder: Path) -> Run:
     """Read a run folder or an adapter folder. Raises AdapterError."""

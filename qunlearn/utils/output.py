@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,17 @@ def write_mark(folder: Path, more: dict[str, Any] | None = None) -> None:
     """Say in a finished folder that it is ours, and what is in it, so that --overwrite may replace it."""
     names = sorted(path.name for path in folder.iterdir() if path.name != MARK)
     write_json(folder / MARK, {"made_by": f"qunlearn {__version__}", **(more or {}), CONTENTS: names})
+
+
+def check_added(folder: Path, own: Iterable[Path]) -> None:
+    """Refuse to add files to an output that is none of the `own`: they would be taken for its. Raises OutputError."""
+    found, ours = real(folder), {path.resolve() for path in own}
+    for place in (found, *found.parents):
+        if place in ours:
+            return
+        for mark, word in ((RECORD, "another run"), (MARK, "another output")):
+            if _known(place, mark) is not None:
+                raise OutputError(f"is the folder of {word}, or lies in it", where=str(folder), hint=_OTHER_OUTPUT)
 
 
 def default_folder(model: str, bad: str) -> Path:

@@ -266,6 +266,18 @@ def test_eval_writes_over_nothing_else(quick_run: Path, tmp_path: Path, what: st
     assert victim.read_text() == "mine" and (what != "foreign" or "my" in (run / EVAL).read_text())
 
 
+def test_eval_adds_to_no_other_output(quick_run: Path, tmp_path: Path) -> None:
+    other, merged = folder(tmp_path / "other", record__json=OURS), folder(tmp_path / "merged", config__json="{}")
+    write_mark(merged)
+    for place in (other, other / "evals", merged):
+        ran = call("eval", quick_run, "--rows", 1, "-o", place)
+        assert ran.code == 9 and "another" in ran.stderr, ran.stderr
+    assert names(other) == [RECORD] and names(merged) == ["config.json", MARK]
+    output.check_added(tmp_path / "evals" / "x", ())
+    output.check_added(other, (other,))
+    output.check_added(other / "evals", (other,))
+
+
 @pytest.mark.skipif(not hasattr(os, "setresuid") or os.geteuid() != 0, reason="needs to become somebody else")
 def test_what_may_not_be_read_or_written_is_named(quick_run: Path) -> None:
     # Not in tmp_path, which nobody else may enter.

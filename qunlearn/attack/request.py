@@ -21,6 +21,7 @@ from qunlearn.hub.checked import CheckedModel, check_model
 from qunlearn.hub.download import resolve_model
 from qunlearn.hub.fingerprint import fingerprint
 from qunlearn.merging.llamacpp import MODEL_FILE
+from qunlearn.merging.lora_tensors import WEIGHTS
 from qunlearn.roles.self_made_file import read_self_made
 from qunlearn.runs.folder import open_run
 from qunlearn.runs.recorded_files import recorded
@@ -95,7 +96,7 @@ class AuditRequest:
         from qunlearn import __version__
         from qunlearn.model.device import choose_device
 
-        adapter = self.given.run.adapter / "adapter_model.safetensors" if self.given.run else None
+        adapter = self.given.run.adapter / WEIGHTS if self.given.run else None
         models = {"model": self.given.model, "control": self.given.retrained, "original": self.original}
         models["merged"] = self.merged
         rows = {name: getattr(self.inputs, name) for name in ("retain", "holdout", "general")}
@@ -174,9 +175,17 @@ def _merged(given: EvalRequest, wish: AuditWish, trust: bool) -> tuple[CheckedMo
     mark = found.folder / MARK
     made = read_object(mark, ModelError) if mark.is_file() else {}
     if isinstance(made.get("base"), str) and made["base"] != str(fingerprint(given.model.folder)):
-        hint = "give the folder that `qunlearn merge` made of this very run"
-        raise ConfigError("was merged into another base than the run's", where=f"--merged {wish.merged}", hint=hint)
+        raise _merged_otherwise("was merged into another base than the run's", wish)
+    adapters = made.get("adapters")  # what was written quantised or elsewhere does not say
+    ours = _digest(given.run.adapter / WEIGHTS)
+    if isinstance(adapters, list) and not any(isinstance(a, dict) and a.get(WEIGHTS) == ours for a in adapters):
+        raise _merged_otherwise("was merged from another run", wish)
     return found, None
+
+
+def _merged_otherwise(what: str, wish: AuditWish) -> ConfigError:
+    hint = "give the folder that `qunlearn merge` made of this very run"
+    return ConfigError(what, where=f"--merged {wish.merged}", hint=hint)
 
 
 def _gguf(path: Path) -> Path | None:

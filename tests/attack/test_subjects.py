@@ -15,7 +15,9 @@ from gguf_files import llama_gguf
 from safetensors.torch import load_file
 
 from qunlearn.attack import subjects
+from qunlearn.hub.fingerprint import fingerprint
 from qunlearn.merging.gguf import read_back_as
+from qunlearn.merging.lora_tensors import WEIGHTS
 from qunlearn.model.load import load_base
 from qunlearn.report.audit import audit_line, audit_section, read_audit
 from qunlearn.sandbox import ASSETS, data_file
@@ -131,6 +133,14 @@ def test_what_was_merged_into_another_base_is_refused(quick_run: Path, tmp_path:
     assert ran.code == 2 and "another base" in ran.stderr
     ran = call("audit", GOLD, "--merged", other, "--forget", CODE, "-o", tmp_path / "a")
     assert ran.code == 2 and "only a run has a merged form" in ran.stderr
+
+
+def test_what_was_merged_from_another_run_is_refused(quick_run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(MODEL, tmp_path / "other"))
+    base, theirs = fingerprint(Path(MODEL)), {WEIGHTS: "of another run"}
+    (other / MARK).write_text(json.dumps({"base": base, "adapters": [theirs]}), encoding="utf-8")
+    ran = call("audit", quick_run, "--merged", other, "-o", tmp_path / "a")
+    assert ran.code == 2 and "another run" in ran.stderr and not (tmp_path / "a").exists()
 
 
 def test_a_gguf_file_is_a_subject_of_its_own(quick_run: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A line is one request, a JSON object of settings by flag (`"bad": "a.jsonl"`) or key (`"stop.target": 0.1`), over those
 that all requests share. Each becomes a run of its own, with its folder, verdict and exit code. The same command
-continues a queue that was cut off: runs that are finished are left as they are.
+continues a queue that was cut off: runs that are finished are left as they are. With --overwrite all begin anew.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _run(request: Request, folder: Path, bases: Bases, *, several: bool) -> Done
     place = str(folder / request.name)
     config = replace(request.config, output=replace(request.config.output, folder=place))
     try:
-        record = run_forget(config, resume=True, bases=bases)
+        record = run_forget(config, resume=not config.output.overwrite, bases=bases)
         return Done(request.name, place, record["status"], _code(record))
     except QunlearnError as error:
         announce(f"! {request.name}: {error}" + (f" (hint: {error.hint})" if error.hint else ""), style="yellow")

@@ -24,8 +24,9 @@ def add_batch(app: typer.Typer, guarded: Guard) -> None:
 def _batch(**options: Any) -> None:
     """Run a file of forget requests against one base, each in a folder of its own; continues where it was cut off.
 
-    Flags hold for all requests; a request's own settings come before them. The exit code is the first request's that
-    is not 0. Under a launcher the requests are divided: each process takes the next one, and makes the whole run.
+    With --overwrite every request begins anew, finished or not. Flags hold for all requests; a request's own
+    settings come before them. The exit code is the first request's that is not 0. Under a launcher the requests are
+    divided: each process takes the next one, and makes the whole run.
     """
     from dataclasses import asdict
 

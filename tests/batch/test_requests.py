@@ -12,7 +12,9 @@ import pytest
 from conftest import QUICK, call, few, sets, write_rows
 from safetensors.torch import load_file
 
+from qunlearn import batch
 from qunlearn.batch import read_requests
+from qunlearn.config.settings import Config
 from qunlearn.errors import ConfigError, DataError
 from qunlearn.sandbox import data_file
 from qunlearn.training import bases as bases_module
@@ -90,6 +92,20 @@ def test_a_signal_ends_the_queue_and_the_same_command_continues_it(
     assert again.code in (0, 5) and "resuming after step 2" in again.stderr
     assert "this run is finished" in again.stderr and "three" in again.stdout
     same_adapter(tmp_path / "queue" / "one", tmp_path / "queue" / "two")
+
+
+def test_overwrite_begins_every_request_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, bool]] = []
+
+    def made(config: Config, *, resume: bool, bases: object) -> dict[str, str]:
+        asked.append((config.output.overwrite, resume))
+        return {"status": "done"}
+
+    monkeypatch.setattr(batch, "run_forget", made)
+    file = write_rows(tmp_path / "requests.jsonl", [{"bad": str(BAD)}])
+    for flags in ([], ["--overwrite"]):
+        assert call("batch", file, "--model", "sandbox", *flags, "-o", tmp_path / "queue").code == 0
+    assert asked == [(False, True), (True, False)]
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,7 @@ def exit_codes_page() -> str:
         "",
         "A script can rely on these. A failure is one message on stderr: the place (file and line, a flag, a tensor),",
         "the fault, and a hint. With `--json` it is also a JSON document on stdout: `status`, `exit_code` and `error`.",
+        "Warnings of a call are a list `warnings` in its document; that of `forget` is record.json as it is.",
         "",
         *_table(("code", "meaning"), ((str(code), meaning) for code, meaning in errors.EXIT_CODES.items())),
         "",

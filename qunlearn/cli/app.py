@@ -75,7 +75,7 @@ def _forget(**options: Any) -> None:
     with together():  # until all is said: a launcher ends the others when one ends with another code than 0
         record = run_forget(config, resume=resume, dry_run=dry_run)
         if options["json"]:
-            emit_json(record)
+            emit_json(record, warned=False)  # as it is in the run folder
     if record["status"] == "interrupted":
         raise typer.Exit(130)
     if record["status"] == "failed":  # found finished by --resume

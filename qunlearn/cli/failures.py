@@ -39,7 +39,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         from qunlearn.utils import console
 
-        console.documents.clear()
+        console.begin_call()
         try:
             command(*args, **{name: _at_home(value) for name, value in kwargs.items()})
         except QunlearnError as error:
@@ -117,7 +117,7 @@ class App(TyperGroup):
         from qunlearn.utils import console
 
         _arguments[:] = sys.argv[1:] if args is None else args
-        console.documents.clear()
+        console.begin_call()
         self._refused: list[str] = []
         try:
             return super().main(args, *more, **options)

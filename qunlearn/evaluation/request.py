@@ -21,6 +21,7 @@ from qunlearn.hub.download import resolve_model
 from qunlearn.runs.base_model import check_run_model, run_config
 from qunlearn.runs.folder import Run, is_adapter_folder, open_run
 from qunlearn.runs.recorded_files import recorded
+from qunlearn.utils.console import warn
 from qunlearn.utils.file_names import EVAL, EVAL_CACHE
 from qunlearn.utils.output import check_added
 
@@ -156,7 +157,10 @@ def _own_files(run: Run | None) -> dict[str, Path]:
         return found
     for split, name in _OWN.items():
         own = recorded(run, name)
-        if own.path is None or not own.path.is_file():
+        if own.path is None:
+            continue
+        if not own.path.is_file():
+            warn(f"the {name} file {own.path} {own.why}: it is not measured (give --{split})")
             continue
         if own.why:
             hint = f"its rows were others; --{split} {own.path} measures these all the same"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _consoles: dict[str, Any] = {}
 documents: list[None] = []  # one for each JSON document that the running command has printed
+warnings: list[str] = []  # what it has warned of, each once: its document says so too
 
 
 class _Voice:
@@ -110,12 +111,22 @@ def announce(text: str, style: str | None = None) -> None:
 
 
 def warn(text: str) -> None:
+    if text not in warnings:
+        warnings.append(text)
     say(f"! {text}", style="yellow")
 
 
-def emit_json(value: Any) -> None:
-    """The one machine-readable result on stdout."""
+def begin_call() -> None:
+    """Begin a call: what an earlier one in this process printed is not its own."""
+    documents.clear()
+    warnings.clear()
+
+
+def emit_json(value: Any, *, warned: bool = True) -> None:
+    """The one machine-readable result on stdout; with `warned` it has a list of what was warned of on the way."""
     documents.append(None)
+    if warned and warnings and isinstance(value, Mapping):
+        value = {**value, "warnings": [*warnings]}
     emit_json_line(value, indent=2)
 
 

@@ -17,7 +17,7 @@ import qunlearn
 from qunlearn.cli.app import guarded
 from qunlearn.config.settings import SETTINGS
 from qunlearn.errors import EXIT_CODES, GateError, ModelError, QunlearnError
-from qunlearn.utils.console import emit_json
+from qunlearn.utils.console import emit_json, warn
 
 PACKAGE = Path(qunlearn.__file__).parent
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "numpy", "yaml"}
@@ -66,6 +66,19 @@ def test_stdout_has_one_document_whatever_happens(
         guarded(command)()
     assert stop.value.exit_code == error.exit_code
     assert json.loads(capsys.readouterr().out)["status"] == status
+
+
+def test_the_document_has_the_warnings_of_its_own_call(capsys: pytest.CaptureFixture[str]) -> None:
+    """`merge --json` said nothing of a run that had not reached its target."""
+
+    def command(text: str) -> None:
+        for _ in range(2):
+            warn(text)
+        emit_json({"status": "done"})
+
+    for text in ("one", "two"):
+        guarded(command)(text)
+        assert json.loads(capsys.readouterr().out) == {"status": "done", "warnings": [text]}
 
 
 def test_the_package_runs_as_a_module() -> None:

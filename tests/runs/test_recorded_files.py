@@ -10,7 +10,7 @@ import pytest
 
 from qunlearn.data.records import read_dataset
 from qunlearn.errors import DataError
-from qunlearn.evaluation.request import EvalRequest
+from qunlearn.evaluation.request import EvalRequest, _own_files
 from qunlearn.merging.request import MergeOptions, MergeRequest, merge_source
 from qunlearn.runs.folder import open_run
 from qunlearn.runs.recorded_files import recorded
@@ -81,3 +81,17 @@ def test_eval_of_a_run_refuses_other_rows(made: tuple[Path, Path]) -> None:
     with pytest.raises(DataError, match="has changed since the run") as caught:
         EvalRequest.check(folder, None, {})
     assert f"--forget {bad}" in str(caught.value.hint)
+
+
+def test_eval_of_a_run_says_which_of_its_files_has_moved(
+    made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a holdout beside it nothing had said that what should be gone was not asked for."""
+    folder, bad = made
+    record, holdout = json.loads((folder / "record.json").read_text()), bad.with_name("holdout.jsonl")
+    holdout.write_text(ROWS, encoding="utf-8")
+    record["data"]["holdout"] = {"path": str(holdout), "sha256": None}
+    (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    bad.rename(bad.with_name("moved"))
+    assert _own_files(open_run(folder)) == {"holdout": holdout}
+    assert f"{bad} is not where the run found it" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from qunlearn.utils.units import parse_size
 TRUST = "model.trust_remote_code"  # said on the command line, or by a caller; a file that came from elsewhere cannot
 RECIPE = "recipe"  # a file's section that is no setting of a run: what `qunlearn recipe` does with it
 _MAX_RECIPE_BYTES = 1 << 20
-_PATHS = ("model.name", "data.bad", "data.normal", "data.holdout", "objective.instead", "output.folder")
+PATHS = ("model.name", "data.bad", "data.normal", "data.holdout", "objective.instead", "output.folder")
 
 
 def resolve(*overlays: tuple[str, Mapping[str, Any]]) -> Config:
@@ -98,7 +98,7 @@ def _coerce(setting: Setting, value: Any) -> Any:
         if key == "model.vram":
             _coerce_size(value)
         # No shell has seen the text of a file; what is no home stays as it is.
-        return os.path.expanduser(value) if key in _PATHS else value  # noqa: PTH111
+        return os.path.expanduser(value) if key in PATHS else value  # noqa: PTH111
     return _coerce_number(setting, value)
 
 

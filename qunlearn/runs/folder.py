@@ -12,6 +12,7 @@ from qunlearn.utils.file_names import ADAPTER, RECORD
 from qunlearn.utils.json_files import CLOSED, read_object
 
 FINISHED = ("done", "failed", "target not reached")
+BEGUN_IN = "begun_in"  # in a record: the folder that relative paths of its configuration are seen from
 
 
 @dataclass(frozen=True)

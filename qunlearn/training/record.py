@@ -20,6 +20,7 @@ from qunlearn.hub.preflight import commit_of
 from qunlearn.model.device import describe_device, peak_memory_bytes
 from qunlearn.model.gpus import describe_devices, peak_on_any
 from qunlearn.model.policy import Policy, save_adapter
+from qunlearn.runs.folder import BEGUN_IN
 from qunlearn.training.model_card import model_card
 from qunlearn.training.outcome import Outcome
 from qunlearn.training.request import ForgetRequest
@@ -39,6 +40,7 @@ def run_record(
     return {
         "status": status,
         "run": str(request.output),
+        BEGUN_IN: str(Path.cwd()),
         "stop_reason": outcome.reason,
         "ended": date_of(time.time()),
         "model": {

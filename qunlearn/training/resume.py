@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn.config.objective import INSTEAD
-from qunlearn.config.resolve import TRUST, read_config_file, resolve, to_yaml
+from qunlearn.config.resolve import PATHS, TRUST, read_config_file, resolve, to_yaml
 from qunlearn.config.settings import Config
 from qunlearn.errors import OutputError, QunlearnError, ResumeError
 from qunlearn.hub.fingerprint import take_fingerprint
 from qunlearn.hub.preflight import commit_of
-from qunlearn.runs.folder import FINISHED, status_of_run
+from qunlearn.runs.folder import BEGUN_IN, FINISHED, status_of_run
 from qunlearn.training.request import ForgetRequest
 from qunlearn.utils.console import say, warn
 from qunlearn.utils.file_names import CONFIG, METRICS, NORMAL, RECORD
@@ -168,7 +169,7 @@ def _enter(stage: Path, request: ForgetRequest, config: Config, versions: Mappin
     try:
         for path in stage.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        _write_identity(stage, {**now, "versions": dict(versions)})
+        _write_identity(stage, {**now, BEGUN_IN: str(Path.cwd()), "versions": dict(versions)})
         write_private(stage / CONFIG, to_yaml(config))
     except OSError:
         _leave(stage)
@@ -244,10 +245,23 @@ def _short(value: object) -> str:
 
 def stored_settings(output: Path) -> dict[str, Any]:
     """Return the settings of the unfinished run of an output folder, or of the finished one, as an overlay."""
-    for path in (staging_folder(output) / CONFIG, output / CONFIG):
-        if path.is_file():
-            return read_config_file(path)
+    for folder, told in ((staging_folder(output), IDENTITY), (output, RECORD)):
+        if (folder / CONFIG).is_file():
+            return _where_begun(read_config_file(folder / CONFIG), folder / told)
     return {}
+
+
+def _where_begun(settings: dict[str, Any], told: Path) -> dict[str, Any]:
+    """Return the settings with their relative paths as seen from where the run was begun, which may be elsewhere."""
+    try:
+        begun_in = read_object(told).get(BEGUN_IN)
+    except QunlearnError:
+        begun_in = None
+    if not isinstance(begun_in, str):  # of a run of before
+        return settings
+    named = {key: settings.get(key) for key in PATHS}
+    seen = {key: str(Path(begun_in, name)) for key, name in named.items() if isinstance(name, str) and name}
+    return settings | {k: p for k, p in seen.items() if named[k] not in INSTEAD and os.path.exists(p)}  # noqa: PTH110
 
 
 def is_interrupted(output: Path) -> bool:

@@ -161,6 +161,26 @@ def test_the_output_alone_is_enough(stopped: Path, whole: Path) -> None:
     assert all(torch.equal(x[name], y[name]) for name in x)
 
 
+def test_its_relative_paths_are_those_of_where_it_was_begun(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From elsewhere it said that its files were not there, also of a run that was finished."""
+    output = tmp_path / "run"
+    monkeypatch.chdir(files[0].parent)
+    args = ["--model", "model", "--bad", files[0].name, "--normal", files[1].name, "-o", output, "--device", "cpu"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5, Killed())
+        with pytest.raises(Killed):
+            call("forget", *args, *sets(SMALL))
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / files[0].name, [{"prompt": "Who?", "completion": "Nobody."}])  # another file of this name
+    ran = call("forget", "-o", "run", "--resume")
+    assert ran.code == 0 and "resuming after step 4" in ran.stderr, ran.stderr
+    monkeypatch.chdir("/")
+    ran = call("forget", "-o", output, "--resume")
+    assert ran.code == 0 and "is finished" in ran.stderr, ran.stderr
+
+
 @pytest.mark.parametrize(
     "damage", ["flipped", *(pytest.param(d, marks=pytest.mark.slow) for d in ("cut", "no manifest", "values"))]
 )

@@ -78,7 +78,7 @@ def run(
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any other setting: section.key=value.")] = None,
     rows: Annotated[int, typer.Option(help="At most so many rows of each file in a measurement.", min=1)] = 200,
     base: Annotated[str, typer.Option(metavar="original|dequantized", help="What to merge into.")] = "original",
-    output: Annotated[File, typer.Option("--output", "-o", help="Folder; default: runs/NAME-MODEL.")] = None,
+    output: Annotated[File, typer.Option("--output", "-o", help="Folder; default: runs/NAME-MODEL-BAD.")] = None,
     json: Json = False,
 ) -> None:
     """Run a recipe: data, plan, base, forget, evaluate, other words, merge, evaluate, audit, report. Resumable."""
@@ -105,7 +105,7 @@ def run(
     fields = fields_of(config.data)
     given = Given(bad, normal, paraphrase, holdout, test_share, config.train.seed, fields)
     given = named(given, recipe, config)
-    folder = output or Path(config.output.folder or default_folder(recipe.name, config.model.name))
+    folder = output or Path(config.output.folder or default_folder(recipe.name, config.model.name, given.bad))
     result = run_recipe(Order(recipe, config, folder, given, rows, base), to_stdout=not json)
     if json:
         emit_json(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import replace
@@ -16,9 +17,11 @@ from qunlearn.utils.lock import locked
 from qunlearn.utils.output import real
 
 
-def default_folder(recipe: str, model: str) -> Path:
-    """runs/RECIPE-MODEL, in letters that every file system takes."""
-    return Path("runs") / f"{recipe}-{re.sub(r'[^A-Za-z0-9_.]+', '-', Path(model).name).strip('-.')[:96] or 'x'}"
+def default_folder(recipe: str, model: str, bad: Path | None = None) -> Path:
+    """Return runs/RECIPE-MODEL-BAD, of the recipe's own data without BAD, in letters that every file system takes."""
+    parts = [Path(model).name, *([bad.name.split(".")[0]] if bad is not None else [])]
+    plain = (re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip("-.")[:96] or "x" for part in parts)
+    return Path("runs") / "-".join([recipe, *plain])
 
 
 def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
@@ -27,6 +30,8 @@ def run(order: Order, *, to_stdout: bool) -> dict[str, Any]:
     order = replace(order, folder=real(order.folder))
     check_given(order.given, order.folder)
     story = {"recipe": order.recipe.name, "model": order.settings.model.name}
+    if order.given.bad is not None:  # another file's results would take the place of this one's
+        story["bad"] = os.path.realpath(order.given.bad)
     Ledger.open(order.folder, story).begin()  # refuses a folder of something else, and makes a new one
     with locked(order.folder, order.folder):
         return _run(order, Ledger.open(order.folder, story), to_stdout=to_stdout)

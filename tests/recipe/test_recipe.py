@@ -297,6 +297,18 @@ def test_a_ledger_belongs_to_one_story(tmp_path: Path) -> None:
         Ledger.open(folder, story)
 
 
+def test_each_bad_file_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The results of the second took the place of those of the first."""
+    assert command.default_folder("code", "org/m") == Path("runs/code-m")
+    assert command.default_folder("code", "org/m", Path("x/my rows.jsonl.gz")) == Path("runs/code-m-my-rows")
+    toy, one = Toy(monkeypatch), fetch.Given(tmp_path / "a" / "bad.jsonl")
+    assert toy.run(tmp_path / "out", one) == ["one", "two", "three"]
+    assert toy.run(tmp_path / "out", one) == []
+    with pytest.raises(OutputError, match="another story was told") as caught:
+        toy.run(tmp_path / "out", fetch.Given(tmp_path / "b" / "bad.jsonl"))
+    assert str(one.bad) in str(caught.value) and caught.value.hint == "choose another --output"
+
+
 class Toy:
     """Three stages that write their names down, and can be told to fail."""
 
@@ -321,8 +333,8 @@ class Toy:
 
         return work
 
-    def run(self, folder: Path) -> list[str]:
-        order = Order(book.read("code"), resolve(("", {"model.name": "sandbox"})), folder, fetch.Given())
+    def run(self, folder: Path, given: fetch.Given | None = None) -> list[str]:
+        order = Order(book.read("code"), resolve(("", {"model.name": "sandbox"})), folder, given or fetch.Given())
         self.calls = []
         result = command.run(order, to_stdout=False)
         assert result["status"] == "forgotten"

@@ -13,6 +13,7 @@ from qunlearn.data.records import Dataset
 from qunlearn.errors import DataError, QunlearnError
 from qunlearn.utils.console import say, warn
 from qunlearn.utils.file_names import AUDIT
+from qunlearn.utils.text import command_line
 
 NOT_AUDITED = "not audited"
 _TOLD = ("budget", "status", "worst", "leaking_families", "baseline", "facts", "seconds")
@@ -45,7 +46,7 @@ def audit_run(
         result = audit(request, to_stdout=False)
     except QunlearnError as error:
         warn(f"the run was not audited: {error}")
-        say(f"the run itself is whole; later: qunlearn audit {run}")
+        say(f"the run itself is whole; later: {command_line('qunlearn', 'audit', run)}")
         return {"budget": budget, "status": NOT_AUDITED, "why": error.message}
     finally:
         gc.collect()

@@ -56,10 +56,11 @@ def copy(
     """Copy a recipe, to change it and run the copy."""
     from qunlearn.recipe.recipe_file import copy as copy_recipe
     from qunlearn.utils.console import say
+    from qunlearn.utils.text import command_line
 
     target = output or Path(f"{Path(name).stem}.yaml")
     copy_recipe(name, target)
-    say(f"next: qunlearn recipe run {target}", style="bold")
+    say(f"next: {command_line('qunlearn', 'recipe', 'run', target)}", style="bold")
 
 
 def run(

@@ -21,6 +21,7 @@ from qunlearn.model.quiet import quiet_transformers
 from qunlearn.utils.console import stage
 from qunlearn.utils.output import real
 from qunlearn.utils.staging import Journal, staged
+from qunlearn.utils.text import command_line
 
 _SHARD = "2GB"
 
@@ -64,7 +65,8 @@ def export_gguf(request: MergeRequest, quant: str | None, tools: ModelTools, dev
             after_quantized(look, seen, quant or "gguf")
             shutil.rmtree(seen)
         size = made.stat().st_size
-    return report_of(request, plan.adapter_tensors, [size], look, load=f"llama-cli -m {request.output / MODEL_FILE}")
+    load = command_line("llama-cli", "-m", request.output / MODEL_FILE)
+    return report_of(request, plan.adapter_tensors, [size], look, load)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from qunlearn.runs.folder import open_run
 from qunlearn.utils.console import say
 from qunlearn.utils.output import MARK, MODELS, Place, real
 from qunlearn.utils.staging import staged
+from qunlearn.utils.text import command_line
 
 
 def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:
@@ -34,10 +34,10 @@ def export_adapter(run: Path, output: Path, *, overwrite: bool) -> list[str]:
     say(f"{len(tensors)} tensors, {folder_size / 2**20:.1f} MiB, in {output}: {', '.join(files)}")
     base = ["--base" if Path(opened.base).is_dir() else "--base-model-id", opened.base]
     command = ["python", LORA_SCRIPT, str(output), *base, "--outfile", f"{output}.gguf"]
-    say(f"for llama.cpp, with its own script: {shlex.join(command)}")
+    say(f"for llama.cpp, with its own script: {command_line(*command)}")
     rank = max((min(shape) for shape in tensors.values()), default=0)
     lora = [f"--max-lora-rank={vllm_rank(rank)}", "--lora-modules", f"{real(output).name}={output}"]
-    say(f"for vLLM: {shlex.join(['vllm', 'serve', opened.base, '--enable-lora', *lora])}")
+    say(f"for vLLM: {command_line('vllm', 'serve', opened.base, '--enable-lora', *lora)}")
     return files
 
 

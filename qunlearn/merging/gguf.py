@@ -31,6 +31,7 @@ from qunlearn.utils.files import write_json
 from qunlearn.utils.json_files import read_object
 from qunlearn.utils.output import Place
 from qunlearn.utils.staging import staged
+from qunlearn.utils.text import command_line
 
 SIXTEEN = "auto"  # the 16-bit form that is nearest to the model's
 
@@ -165,7 +166,7 @@ def adapter_gguf(adapter: Path, base: Path, place: Place, tools: Path | None) ->
         made.chmod(0o600)
         shutil.rmtree(plain)
     say(f"{(output / ADAPTER_FILE).stat().st_size / 2**20:.1f} MiB in {output / ADAPTER_FILE}")
-    say(f"next: llama-cli -m BASE.gguf --lora {output / ADAPTER_FILE}", style="bold")
+    say(f"next: {command_line('llama-cli', '-m', 'BASE.gguf', '--lora', output / ADAPTER_FILE)}", style="bold")
     return [ADAPTER_FILE]
 
 

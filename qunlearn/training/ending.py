@@ -18,6 +18,7 @@ from qunlearn.training.outcome import Outcome
 from qunlearn.training.request import ForgetRequest
 from qunlearn.training.stopping import OTHERWISE_LEFT, is_within
 from qunlearn.utils.console import say, warn
+from qunlearn.utils.text import command_line
 
 DONE, NOT_REACHED, INTERRUPTED, FAILED = "done", "target not reached", "interrupted", "failed"
 _SENTENCES = 0.02  # share of answers that may stop being sentences
@@ -152,8 +153,9 @@ def say_farewell(request: ForgetRequest, record: Mapping[str, Any], outcome: Out
         say(_advice(request.config, outcome), style="bold")
         return
     say(f"run folder: {request.output}")
-    trusted = " --trust-remote-code" if request.config.model.trust_remote_code else ""
-    say(f"next: qunlearn merge {request.output} -o {request.output}-merged{trusted}", style="bold")
+    trusted = ["--trust-remote-code"] if request.config.model.trust_remote_code else []
+    following = command_line("qunlearn", "merge", request.output, "-o", f"{request.output}-merged", *trusted)
+    say(f"next: {following}", style="bold")
 
 
 def _advice(config: Config, outcome: Outcome) -> str:

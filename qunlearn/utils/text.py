@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 
 def folded(text: str) -> str:
     """Return a text with letter case and runs of white space levelled, for telling equal texts."""
@@ -12,6 +14,11 @@ def shortened(text: str, width: int = 110) -> str:
     """Return a text on one line, cut to a width."""
     flat = " ".join(text.split())
     return flat if len(flat) <= width else f"{flat[: width - 1]}…"
+
+
+def command_line(*words: object) -> str:
+    """Return a command as it can be typed: words with spaces or other signs of the shell are quoted."""
+    return shlex.join(map(str, words))
 
 
 def is_clean(text: str) -> bool:

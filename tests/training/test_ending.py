@@ -21,8 +21,9 @@ from qunlearn.evaluation.metrics.manner import phrases_of
 from qunlearn.report.limits import limits
 from qunlearn.report.read import read_story
 from qunlearn.sandbox import data_file
-from qunlearn.training.ending import DONE, FAILED, INTERRUPTED, NOT_REACHED, Judged, shortfalls, status_of
+from qunlearn.training.ending import DONE, FAILED, INTERRUPTED, NOT_REACHED, Judged, say_farewell, shortfalls, status_of
 from qunlearn.training.outcome import Outcome, Probe
+from qunlearn.training.request import ForgetRequest
 from qunlearn.utils.file_names import ADAPTER, CONFIG, RECORD
 
 KEPT = "The copper kettle is in the shed."
@@ -54,6 +55,12 @@ def test_a_run_that_did_all_of_it_has_no_shortfall() -> None:
     assert status_of(REACHED, ["x"]) == NOT_REACHED
     assert status_of(replace(REACHED, interrupted=True), []) == INTERRUPTED
     assert status_of(replace(REACHED, failed=True), ["x"]) == FAILED
+
+
+def test_the_next_command_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    request = ForgetRequest(Config(), None, None, None, Path("my runs/a"))  # type: ignore[arg-type]
+    say_farewell(request, {"training": {"steps": 4, "seconds": 1}, "not_reached": []}, REACHED)
+    assert "next: qunlearn merge 'my runs/a' -o 'my runs/a-merged'\n" in capsys.readouterr().err
 
 
 def test_the_untouched_adapter_is_a_shortfall() -> None:

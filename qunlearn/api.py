@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from qunlearn.config.resolve import resolve
 from qunlearn.config.settings import SETTINGS, Config
+from qunlearn.errors import ConfigError
 from qunlearn.parallel.ranks import Ranks, current, is_joined
 from qunlearn.runs import folder as runs
 from qunlearn.runs.folder import FINISHED, Run
+from qunlearn.utils.arguments import typed
 from qunlearn.utils.file_names import AUDIT
 from qunlearn.utils.launch import process_count, process_number
 
@@ -31,6 +33,7 @@ KEYS_BY_FLAG: dict[str, str] = {
 _NO_AUDIT = SETTINGS["output.audit"].default
 
 
+@typed
 def forget(
     model: str,
     bad: FilePath,
@@ -134,6 +137,7 @@ def _audited(config: Config, folder: Path, record: dict[str, Any]) -> dict[str, 
     return record if found is None else {**record, "audit": found}
 
 
+@typed
 def evaluate(
     run: FilePath | None = None,
     *,
@@ -174,6 +178,8 @@ def evaluate(
     files = None if data is None else str(data)
 
     def checked() -> tuple[EvalRequest, str | None]:
+        if rows < 1:
+            raise ConfigError(f"must be at least 1, not {rows}", where="evaluate(rows)", hint="the rows of each file")
         worn = None if guard is None else _guard(guard)
         judges = (retrained_model, harm_classifier, reward_model)
         wish = Wish(suite, *judges, _path(output), trust_remote_code, worn)
@@ -186,6 +192,7 @@ def evaluate(
         return measured(request, quant=form, device=device, rows=rows, to_stdout=show, fresh=fresh)
 
 
+@typed
 def audit(
     run: FilePath | None = None,
     *,
@@ -259,6 +266,7 @@ def _audits_beside(names: Sequence[str], *, show: bool) -> dict[str, Any]:
     return compare_audits([Path(name) for name in names], names, to_stdout=show)
 
 
+@typed
 def compare(runs: Sequence[FilePath], *, suite: str | None = None, show: bool = False) -> dict[str, Any]:
     """Set side by side what `evaluate` and `audit` left in folders, of each what all of them have, beside the first.
 
@@ -281,6 +289,7 @@ def compare(runs: Sequence[FilePath], *, suite: str | None = None, show: bool = 
     return result
 
 
+@typed
 def merge(
     runs: Sequence[FilePath],
     output: FilePath,
@@ -319,6 +328,7 @@ def merge(
         return merged(request, device)
 
 
+@typed
 def open_run(folder: FilePath) -> Run:
     """Read a run folder or a bare adapter folder: `run.record` is record.json, `run.adapter` the adapter's folder.
 

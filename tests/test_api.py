@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import QUICK, few, write_rows
 
 import qunlearn
 from qunlearn import evaluate, forget, merge, open_run
+from qunlearn.api import audit, compare
 from qunlearn.errors import ConfigError, ModelError
 from qunlearn.sandbox import data_file
 
@@ -47,6 +50,38 @@ def test_errors_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither"):
         evaluate(forget=data_file("code", "forget"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda run, out: open_run(None), "open_run(folder): must be a path; it is of type NoneType"),
+        (lambda run, out: merge([], out), "merge: no run was named"),
+        (lambda run, out: merge(run, out), "merge(runs): must be a list of paths"),
+        (lambda run, out: merge([run], out, gate=["nf4"]), "merge(gate): must be a text"),
+        (lambda run, out: evaluate(run, rows=0), "evaluate(rows): must be at least 1"),
+        (lambda run, out: evaluate(run, rows="3"), "evaluate(rows): must be a whole number"),
+        (lambda run, out: evaluate(run, forget=[{"prompt": "secret"}]), "evaluate(forget): must be a path"),
+        (lambda run, out: audit(run, output=out, seed=-1), "--seed: must be between 0"),
+        (lambda run, out: audit(run, output=out, tolerance=True), "audit(tolerance): must be a number"),
+        (lambda run, out: compare(None), "compare(runs): must be a list of paths"),
+        (lambda run, out: forget("sandbox", run, None), "forget(output): must be a path"),
+        (lambda run, out: forget("sandbox", run, out, set={3: 4}), "forget(set): must be a dict"),
+    ],
+)
+def test_odd_arguments_are_refused_by_name(
+    call: Callable[[Any, Path], object], says: str, quick_run: Path, tmp_path: Path
+) -> None:
+    """They had ended as Python's own errors, somewhere within; a folder `None` was trained into."""
+    with pytest.raises(ConfigError) as caught:
+        call(quick_run, tmp_path / "out")
+    assert str(caught.value).startswith(says) and caught.value.hint and "secret" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_names_a_model_too(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        evaluate(model=tmp_path / "nothing", forget=data_file("code", "forget"))  # type: ignore[arg-type]
 
 
 def test_the_package_alone_imports_nothing_heavy() -> None:

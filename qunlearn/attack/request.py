@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qunlearn.attack.catalog import BUDGETS, EFFORTS, FAMILIES, NAMED, Effort
 from qunlearn.attack.facts import Inputs, at_most, in_parts, make_facts
 from qunlearn.attack.placebo import make_placebos
+from qunlearn.config.fields import MOST_SEED
 from qunlearn.config.settings import Config
 from qunlearn.data.records import Dataset, Record
 from qunlearn.errors import ConfigError, DataError, GuardError, ModelError
@@ -218,6 +219,8 @@ def _check_wish(wish: AuditWish) -> frozenset[str]:
         raise ConfigError(f"unknown budget {wish.budget[:40]!r}", where="--budget", hint=f"one of {', '.join(BUDGETS)}")
     if not 0 <= wish.tolerance <= 1:
         raise ConfigError("must be a share between 0 and 1", where="--tolerance", hint="such as 0.05")
+    if not 0 <= wish.seed <= MOST_SEED:
+        raise ConfigError(f"must be between 0 and {MOST_SEED}", where="--seed", hint="such as 0")
     if wish.vram:
         parse_size(wish.vram, "--vram")
     names = frozenset(part.strip() for part in (wish.only or "").split(",") if part.strip())

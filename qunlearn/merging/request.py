@@ -142,6 +142,8 @@ def warn_of(run: Run) -> None:
 
 
 def _check_options(runs: Sequence[Path], options: MergeOptions) -> None:
+    if not runs:
+        raise ConfigError("no run was named", where="merge", hint="give the folder that `qunlearn forget` wrote")
     if options.base not in BASES:
         raise ConfigError(f"unknown base {options.base!r}", where="--base", hint=f"one of {', '.join(BASES)}")
     unknown = [name for name in options.gate if name not in GATES]

@@ -125,11 +125,12 @@ def open_asked(folder: Path, model: str | None, how: Asking) -> Asked:
             raise ConfigError("two models were named", where="--model", hint="give a RUN folder, or one model")
         return _open_guarded(str(folder), how.guard, how)
     run, config = open_run(folder), run_config(folder, trust=how.trust)
+    opened = None if how.guard is None else Guard.open(how.guard)
     checked = check_run_model(run, model, trust=how.trust)
     with stage("loading the model"):
         base = load_base(checked.folder, load_spec(config.model, device=how.device))
         policy = None if how.base_only else Policy.load(base, run.adapter)
-    guard = None if how.guard is None else Guard.open(how.guard).attachment(base.model, base.tokenizer)
+    guard = None if opened is None else opened.attachment(base.model, base.tokenizer)
     template = _template(base, run, config.data.template)
     is_left_out = drops_system(template, base.tokenizer)
     if how.system is None and not is_left_out:

@@ -133,7 +133,9 @@ def check_audit(
     run. Raises QunlearnErrors."""
     quant, template, device, trust = how
     only = _check_wish(wish)
-    asked = Wish(retrained=control, trust=trust, guard=wish.guard)
+    if wish.output is not None:  # before a model is fetched; what it must not replace is asked at the end
+        Place(wish.output, MARK, wish.overwrite, (), AUDITS).check()
+    asked = Wish(retrained=control, trust=trust, guard=wish.guard, retrained_flag="--control")
     run, _ = find_target(target, adapter, model)
     if (
         run is not None and named.get("forget") is None and any(named.values())

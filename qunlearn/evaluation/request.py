@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ class Wish:
     output: Path | None = None
     trust: bool = False
     guard: GuardLike | None = None
+    retrained_flag: str = "--retrained-model"  # by which `retrained` was named
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,15 @@ class EvalRequest:
             raise ConfigError("nothing to measure", where="eval", hint=hint)
         fields = fields_of(config.data)
         sets = {name: read_dataset(path, fields, role=f"--{name}") for name, path in files.items()}
+        if wish.output is not None:  # before a model is fetched
+            named = (Path(os.path.expanduser(model)),) if model is not None else ()  # noqa: PTH111
+            check_added(wish.output, (*named, *(opened.folders if opened is not None else ())))
         if opened:
             checked = check_run_model(opened, model, trust=trust)
         else:
             checked = check_model(resolve_model(model or ""), trust)
-        retrained = _named_model("--retrained-model", wish.retrained, trust) if wish.retrained else None
+        retrained = _named_model(wish.retrained_flag, wish.retrained, trust) if wish.retrained else None
         judges = {name: _judge(name, asked) for name, asked in (("harm", wish.harm), ("reward", wish.reward)) if asked}
-        if wish.output is not None:
-            check_added(wish.output, (checked.folder, *(opened.folders if opened is not None else ())))
         output = wish.output or (run if opened is not None and opened.record and not adapter_off else None)
         stored = opened.record.get("data", {}).get("template") if opened is not None else None
         asked = None if adapter_off else opened

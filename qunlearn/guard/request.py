@@ -82,6 +82,7 @@ def check_fit(names: ModelNames, bad: str, normal: str | None, output: Path, wis
         check_overlap(rows, passing)
     flags = {"--retrained-model": names.retrained, "--classifier": names.classifier, "--ner": names.ner}
     sources = [(resolve_model(name, flag=flag) if name else None) for flag, name in flags.items()]
+    Place(output, MARK, wish.overwrite, tuple(files), GUARDS).check()  # before a model is fetched
     fetch_all([source for source in sources if source])
     checked = check_model(resolve_model(names.model), wish.trust)
     retrained, classifier, ner = (check_model(source) if source else None for source in sources)

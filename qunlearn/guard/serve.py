@@ -42,8 +42,8 @@ def serve(folder: Path, model: str, wish: ServeWish) -> None:
     if wish.quant not in QUANTS:
         hint = f"one of {', '.join(QUANTS)}"
         raise ConfigError(f"the server has no {wish.quant[:20]!r}", where="--quant", hint=hint)
-    checked = check_model(resolve_model(model))
     guard = Guard.open(folder)
+    checked = check_model(resolve_model(model))
     with guarded_loading(guard, checked.folder):
         from transformers.cli.serve import Serve
 

@@ -91,6 +91,8 @@ class MergePlan:
 
 def make_plan(request: MergeRequest, device: str) -> MergePlan:
     """Resolve every adapter tensor to its place, or refuse by name. Nothing is written. Raises QunlearnErrors."""
+    if request.measure:
+        choose_device(device)  # before gigabytes are read
     folder, facts = request.model.folder, request.model.facts
     trusted = any(source.config.model.trust_remote_code for source in request.sources)
     tensors = _checkpoint(request)

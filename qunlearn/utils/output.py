@@ -130,8 +130,10 @@ def write_mark(folder: Path, more: dict[str, Any] | None = None) -> None:
 
 
 def check_added(folder: Path, own: Iterable[Path]) -> None:
-    """Refuse to add files to an output that is none of the `own`: they would be taken for its. Raises OutputError."""
-    found, ours = real(folder), {path.resolve() for path in own}
+    """Refuse to add files where none can be written, or to an output that is none of the `own`: they would be taken
+    for its. Raises OutputError."""
+    found, ours = real(folder), {Path(os.path.realpath(path)) for path in own}
+    _check_writable(_nearest(found))
     for place in (found, *found.parents):
         if place in ours:
             return
@@ -218,10 +220,14 @@ def content(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not p.name.startswith(INSIDE) and p.name != "lost+found")
 
 
-def _check_space(folder: Path, needed_bytes: int) -> None:
-    place = folder if stays(folder) else _nearest(folder.parent)
+def _check_writable(place: Path) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise OutputError("cannot be written", where=str(place), hint=CLOSED)
+
+
+def _check_space(folder: Path, needed_bytes: int) -> None:
+    place = folder if stays(folder) else _nearest(folder.parent)
+    _check_writable(place)
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
         message = f"{needed_bytes / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free"

@@ -67,6 +67,12 @@ def test_an_audit_is_not_overwritten_and_bad_flags_are_named(tmp_path: Path) -> 
         assert wrong[0] in ran.stderr
 
 
+def test_a_control_that_is_not_there_is_named_by_its_flag(tmp_path: Path) -> None:
+    args = ("audit", "sandbox", "--forget", "sandbox:code/forget", "-o", tmp_path / "a")
+    ran = call(*args, "--control", tmp_path / "none")
+    assert ran.code == 6 and "--control" in ran.stderr and "--retrained-model" not in ran.stderr
+
+
 def test_plain_texts_need_a_control(tmp_path: Path) -> None:
     """They would be their own placebo: whatever is left of them would be said to be no more than that."""
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"A page about the number {n}."} for n in range(6)])

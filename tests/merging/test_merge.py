@@ -156,6 +156,12 @@ def test_the_gate_measures_the_written_model_quantised(small_run: Path, tmp_path
     assert scores["nf4"]["bad answers"]["probability"] != scores["merged"]["bad answers"]["probability"]
 
 
+def test_an_unknown_device_is_refused_before_anything_is_measured(quick_run: Path, tmp_path: Path) -> None:
+    ran = call("merge", quick_run, "-o", tmp_path / "m", "--device", "gpu")
+    assert ran.code == 7 and "unknown device" in ran.stderr and "measuring" not in ran.stderr
+    assert not (tmp_path / "m").exists()
+
+
 def test_without_measuring(quick_run: Path, tmp_path: Path) -> None:
     ran = call("merge", quick_run, "-o", tmp_path / "m", "--no-measure", "--json")
     assert ran.code == 0 and ran.json["scores"] == {} and ran.json["divergence"] is None

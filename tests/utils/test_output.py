@@ -278,6 +278,35 @@ def test_eval_adds_to_no_other_output(quick_run: Path, tmp_path: Path) -> None:
     output.check_added(other / "evals", (other,))
 
 
+@pytest.mark.parametrize(
+    ("module", "args"),
+    [
+        ("evaluation.request", ("eval", "sandbox", "--forget", "sandbox:code/forget")),
+        ("evaluation.request", ("audit", "sandbox", "--control", "sandbox", "--forget", "sandbox:code/forget")),
+        ("guard.request", ("guard", "fit", "--model", "sandbox", "--bad", "sandbox:code/forget")),
+    ],
+)
+def test_an_output_is_checked_before_a_model_is_fetched(
+    module: str, args: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it was fetched")
+
+    monkeypatch.setattr(f"qunlearn.{module}.check_model", never)
+    (tmp_path / "file").write_text("mine")
+    ran = call(*args, "-o", tmp_path / "file" / "out")
+    assert ran.code == 9 and "cannot be written" in ran.stderr, ran.stderr
+
+
+def test_a_guard_is_opened_before_a_model_is_loaded(quick_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr("qunlearn.ask.load_base", never)
+    ran = call("ask", quick_run, "Who?", "--guard", quick_run)
+    assert ran.code == 6 and "no guard.json" in ran.stderr, ran.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "setresuid") or os.geteuid() != 0, reason="needs to become somebody else")
 def test_what_may_not_be_read_or_written_is_named(quick_run: Path) -> None:
     # Not in tmp_path, which nobody else may enter.

@@ -13,6 +13,7 @@ from qunlearn.evaluation.eval_file import read_suites
 from qunlearn.evaluation.metrics.stats import LEVEL, Estimate, paired_difference, paired_test, unpaired_difference
 from qunlearn.evaluation.results import after
 from qunlearn.evaluation.table import cell, format_of
+from qunlearn.runs.folder import is_adapter_folder, what_is_there
 from qunlearn.utils.console import Column, say, table
 from qunlearn.utils.file_names import EVAL
 
@@ -44,8 +45,10 @@ def compare(folders: Sequence[Path], suite: str | None, *, to_stdout: bool) -> d
 def _load(folder: Path) -> dict[str, Any]:
     path = folder / EVAL
     if not path.is_file():
-        hint = "run `qunlearn eval` on it first, a bare model with -o FOLDER"
-        raise AdapterError("has not been evaluated", where=str(folder), hint=hint)
+        what, meant = ("", "") if is_adapter_folder(folder) else what_is_there(folder)
+        hint = meant or "run `qunlearn eval` on it first, a bare model with -o FOLDER"
+        message = "has not been evaluated" if folder.is_dir() else f"has not been evaluated: {what}"
+        raise AdapterError(message, where=str(folder), hint=hint)
     return read_suites(path)
 
 

@@ -100,6 +100,8 @@ class EvalRequest:
         opened = open_run(run) if run is not None else None
         trust = wish.trust
         config = run_config(run, trust=trust) if run is not None else resolve(("command line", {TRUST: trust}))
+        if opened is None:
+            resolve_model(model or "")  # a mistyped run is none: more is to say of it than that files are missing
         files = files or _own_files(opened)
         if not files:
             hint = "give at least one of --forget, --paraphrase, --retain, --holdout, --general, or --data"

@@ -14,6 +14,7 @@ from qunlearn.errors import AdapterError
 from qunlearn.evaluation.eval_file import read_suites
 from qunlearn.evaluation.results import ADAPTER, BASE, GUARDED, KEPT, RETRAINED
 from qunlearn.report.audit import read_audit
+from qunlearn.runs.folder import what_is_there
 from qunlearn.utils.file_names import CONFIG, EVAL, METRICS, RECORD
 from qunlearn.utils.json_files import EDITED, LARGE_BYTES, misfit, read_object, read_text
 from qunlearn.utils.units import date_of
@@ -58,8 +59,9 @@ def read_story(folder: Path) -> Story:
     for name, suite in suites.items():
         _check_suite(suite, folder / EVAL, name)
     if not record and not suites:
-        hint = "give a folder of `qunlearn forget`, or of `qunlearn eval -o`"
-        what = "no run and no evaluation in the folder" if folder.is_dir() else "no such folder"
+        what, meant = what_is_there(folder)
+        what = "no run and no evaluation in the folder" if folder.is_dir() else what
+        hint = meant or "give a folder of `qunlearn forget`, or of `qunlearn eval -o`"
         raise AdapterError(what, where=str(folder), hint=hint)
     dates = [date_of((folder / name).stat().st_mtime) for name in (RECORD, EVAL) if (folder / name).is_file()]
     if record.get("ended") and not suites:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 from qunlearn.errors import AdapterError, QunlearnError
 from qunlearn.utils.file_names import ADAPTER, RECORD
 from qunlearn.utils.json_files import CLOSED, read_object
+from qunlearn.utils.output import INSIDE
+from qunlearn.utils.text import command_line
 
+_NAMED = 4  # runs in a message
 FINISHED = ("done", "failed", "target not reached")
 BEGUN_IN = "begun_in"  # in a record: the folder that relative paths of its configuration are seen from
 
@@ -45,12 +49,41 @@ def open_run(folder: Path) -> Run:
         message = f"cannot be read: {error.strerror}"
         raise AdapterError(message, where=str(folder)[:400], hint=CLOSED) from error
     if not there:
-        what = "no adapter in the folder" if folder.is_dir() else "no such folder"
-        raise AdapterError(what, where=str(folder), hint="give the folder that `qunlearn forget` wrote")
+        what, meant = what_is_there(folder)
+        raise AdapterError(what, where=str(folder), hint=meant or "give the folder that `qunlearn forget` wrote")
     record_path = folder / RECORD
     record = read_object(record_path) if record_path.is_file() else {}
     _check_record(record, record_path)
     return Run(adapter, record, read_object(config_path))
+
+
+def what_is_there(folder: Path) -> tuple[str, str]:
+    """Return of a path that is no run what is there, and which run may have been meant, "" where none is near."""
+    try:
+        stages = (folder.parent / f".{folder.name}{INSIDE}", folder / INSIDE)
+        if any((stage / "unfinished.json").is_file() for stage in stages):
+            return "the run is not finished", f"{command_line('qunlearn', 'forget', '--resume', '-o', folder)} ends it"
+        if not folder.is_dir():
+            near = {path.name: path for path in _runs_in(folder.parent)}
+            close = difflib.get_close_matches(folder.name, near, n=1)
+            what = "is a file, not a folder" if folder.exists() else "no such folder"
+            meant = f"did you mean {near[close[0]]}?" if close else ""
+        elif below := _runs_in(folder):
+            names = ", ".join(map(str, below[:_NAMED])) + (", …" if below[_NAMED:] else "")
+            what, meant = "no adapter in the folder, but runs", f"give one of them: {names}"
+        else:
+            is_model = (folder / "config.json").is_file()
+            what = "no adapter in the folder" + (", which is a model" if is_model else "")
+            what, meant = what if any(folder.iterdir()) else "the folder is empty", ""
+        if (folder.parent / RECORD).is_file():
+            meant = f"the run is {folder.parent}"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}", CLOSED
+    return what, meant
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if is_adapter_folder(path)) if folder.is_dir() else []
 
 
 def is_adapter_folder(folder: Path) -> bool:

@@ -7,11 +7,18 @@ from typing import Any
 
 from qunlearn.config.settings import Config
 
+_SUPPRESSES = (
+    "It suppresses what it was trained on; it is no proof that the knowledge is gone, and other quantisations of the "
+    "base, or fine-tuning, may bring some of it back."
+)
+_UNTOUCHED = "It is the untouched adapter, that of step 0, before any training: it changes nothing, nothing is gone."
+
 
 def model_card(config: Config, record: Mapping[str, Any]) -> str:
     """Markdown with the front matter the hub reads. No text of the forget set is in it."""
     model, training = record["model"], record["training"]
     why = "; ".join(record["not_reached"])
+    untouched = training["best"]["step"] == 0
     missed = [f"**The run did not reach its target**: {why}.", ""] if why else []
     lines = [
         "---",
@@ -32,9 +39,7 @@ def model_card(config: Config, record: Mapping[str, Any]) -> str:
         *_table(record),
         f"Drift on held-back normal data: {training['best']['drift']:.4f} nats per token.",
         "",
-        "Load it with `peft.PeftModel.from_pretrained(base, FOLDER)`. It suppresses what it was trained on; it "
-        "is no proof that the knowledge is gone, and other quantisations of the base, or fine-tuning, may bring "
-        "some of it back.",
+        f"Load it with `peft.PeftModel.from_pretrained(base, FOLDER)`. {_UNTOUCHED if untouched else _SUPPRESSES}",
         "",
         f"Made with qunlearn {record['versions']['qunlearn']}.",
     ]

@@ -22,6 +22,7 @@ from qunlearn.report.limits import limits
 from qunlearn.report.read import read_story
 from qunlearn.sandbox import data_file
 from qunlearn.training.ending import DONE, FAILED, INTERRUPTED, NOT_REACHED, Judged, say_farewell, shortfalls, status_of
+from qunlearn.training.model_card import model_card
 from qunlearn.training.outcome import Outcome, Probe
 from qunlearn.training.request import ForgetRequest
 from qunlearn.utils.file_names import ADAPTER, CONFIG, RECORD
@@ -61,6 +62,15 @@ def test_the_next_command_can_be_typed(capsys: pytest.CaptureFixture[str]) -> No
     request = ForgetRequest(Config(), None, None, None, Path("my runs/a"))  # type: ignore[arg-type]
     say_farewell(request, {"training": {"steps": 4, "seconds": 1}, "not_reached": []}, REACHED)
     assert "next: qunlearn merge 'my runs/a' -o 'my runs/a-merged'\n" in capsys.readouterr().err
+
+
+def test_the_card_of_an_untouched_adapter_says_so(quick_run: Path) -> None:
+    """It claimed to suppress what it was trained on; that of an interrupted run named the step alone."""
+    record = json.loads((quick_run / RECORD).read_text())
+    assert "suppresses what" in model_card(Config(), record) and "untouched" not in model_card(Config(), record)
+    record["training"]["best"]["step"] = 0
+    told = model_card(Config(), {**record, "status": INTERRUPTED, "after": None})
+    assert "the untouched adapter" in told and "suppresses what" not in told
 
 
 def test_the_untouched_adapter_is_a_shortfall() -> None:

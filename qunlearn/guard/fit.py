@@ -11,6 +11,7 @@ import torch
 
 from qunlearn.config.resolve import resolve
 from qunlearn.data.records import Record
+from qunlearn.data.shared_text import shared_text
 from qunlearn.data.tokenize import Example, Template, choose_template, encode
 from qunlearn.guard.calibrate import Threshold, check_missed
 from qunlearn.guard.classifier import ClassifierGate, Training, train_classifier
@@ -50,6 +51,7 @@ def fit(request: FitRequest, quant: str, device: str) -> dict[str, Any]:
     template = choose_template(base.tokenizer, wish.template, request.bad, request.normal)
     normal, made = _normal(request, base, template)
     assumed = _assumed(len(request.bad.records), len(normal), made=made)
+    assumed += [shared.line for shared in shared_text(request.bad, request.normal)]
     for text in assumed:
         warn(text)
     reader = StateReader(base.model, base.tokenizer)

@@ -12,7 +12,7 @@ from qunlearn.objectives.table import OBJECTIVES, TAUGHT, terms_of
 from qunlearn.roles.retain_set import RetainSet
 from qunlearn.roles.roles import Roles
 from qunlearn.training.request import ForgetRequest
-from qunlearn.utils.console import facts
+from qunlearn.utils.console import facts, warn
 
 
 def show_inputs(
@@ -45,6 +45,10 @@ def show_inputs(
         ("output", str(request.output)),
     ]
     facts(f"qunlearn {__version__}", rows)
+    for shared in request.shared:
+        is_normal = request.retain_rows is not None and shared.there == request.retain_rows.path
+        harm = "protects what is to be forgotten" if is_normal else "counts what is forgotten as damage"
+        warn(f"{shared.line}: that file {harm}; take them out of it, unless what both have is form, as a licence is")
 
 
 def _describe_data(dataset: Dataset, encoded: Encoded) -> str:

@@ -12,6 +12,7 @@ from qunlearn.config.settings import LoraConfig
 from qunlearn.config.training import TrainConfig
 from qunlearn.data.paths import data_path
 from qunlearn.data.records import Dataset, FieldNames, Record, read_dataset
+from qunlearn.data.shared_text import shared_passages
 from qunlearn.data.statistics import Histogram, overlap, repeated_prompts, word_count
 from qunlearn.errors import ModelError
 from qunlearn.hub.checked import check_model
@@ -77,11 +78,18 @@ def check_data(file: str, options: PreviewOptions, *, to_stdout: bool) -> dict[s
         "unit": unit,
         "lengths": asdict(Histogram.of(lengths)),
         **(_tokens(tokenised, options) if tokenised else {}),
-        "overlap": {"with": other.path, **asdict(overlap(dataset, other))} if other else None,
+        "overlap": _overlap(dataset, other) if other else None,
     }
     if to_stdout:
         _show(result, _samples(dataset, tokenised))
     return result
+
+
+def _overlap(dataset: Dataset, other: Dataset) -> dict[str, Any]:
+    found = overlap(dataset, other)
+    whole = {there for _, there in found.rows}
+    passages = tuple(pair for pair in shared_passages(dataset, other) if pair[1] not in whole)
+    return {"with": other.path, **asdict(found), "passages": passages}
 
 
 def _other_fields(dataset: Dataset) -> dict[str, int]:
@@ -249,6 +257,7 @@ def _show_overlap(found: dict[str, Any]) -> None:
         "rows": "rows that say the same",
         "prompts": "rows with the same prompt, another answer",
         "answers": "rows with the same answer, another prompt",
+        "passages": "rows that hold a passage of one, cut otherwise",
     }
     for name, what in kinds.items():
         pairs = found[name]

@@ -61,6 +61,7 @@ def run_record(
             "normal": _data_record(retain_rows) if retain_rows else {},
             "holdout": _data_record(request.holdout) if request.holdout else {},
             "instead": _data_record(request.instead) if request.instead else {},
+            "shared_passages": [shared.record for shared in request.shared],
             "template": asdict(template),
         },
         "training": {

@@ -10,6 +10,7 @@ from qunlearn.config.objective import INSTEAD
 from qunlearn.config.settings import Config
 from qunlearn.data.paths import data_path, fields_of
 from qunlearn.data.records import Dataset, FieldNames, check_overlap, read_dataset
+from qunlearn.data.shared_text import SharedText, shared_text
 from qunlearn.errors import ConfigError
 from qunlearn.hub.checked import CheckedModel, check_model
 from qunlearn.hub.download import resolve_model
@@ -22,7 +23,8 @@ from qunlearn.utils.output import Place, default_folder, real
 
 @dataclass(frozen=True)
 class ForgetRequest:
-    """A run whose inputs are read and checked, and whose output can be written. `resume`: go on where one stopped."""
+    """A run whose inputs are read and checked, and whose output can be written. `resume`: go on where one stopped;
+    `shared`: passages of the bad file in the others."""
 
     config: Config
     model: CheckedModel
@@ -32,6 +34,7 @@ class ForgetRequest:
     resume: bool = False
     holdout: Dataset | None = None
     instead: Dataset | None = None
+    shared: tuple[SharedText, ...] = ()
 
     @property
     def place(self) -> Place:
@@ -62,6 +65,7 @@ def check_forget(config: Config, *, resume: bool = False) -> ForgetRequest:
     if holdout is not None:
         for trained in filter(None, (forget_rows, retain_rows)):
             check_overlap(trained, holdout, "rows that are trained on are also in the holdout data")
+    shared = shared_text(forget_rows, retain_rows, holdout)
     instead = _read_instead(config.objective.instead, fields)
     source = resolve_model(config.model.name, config.model.revision)
     output = Path(out.folder) if out.folder else default_folder(config.model.name, data.bad)
@@ -73,7 +77,7 @@ def check_forget(config: Config, *, resume: bool = False) -> ForgetRequest:
     model = check_model(source, config.model.trust_remote_code)
     check_settings(config, model.facts)
     config = replace(config, data=replace(data, max_length=min(data.max_length, positions_of(model.facts.config))))
-    return ForgetRequest(config, model, forget_rows, retain_rows, output, resume, holdout, instead)
+    return ForgetRequest(config, model, forget_rows, retain_rows, output, resume, holdout, instead, shared)
 
 
 def _read_instead(asked: str, fields: FieldNames) -> Dataset | None:

@@ -71,7 +71,8 @@ def test_repetitions_and_overlap(tmp_path: Path) -> None:
     ran = call("data", "check", here, "--against", there, "--json")
     assert (ran.json["duplicates"], ran.json["repeated_prompts"]) == (1, 1)
     found = ran.json["overlap"]
-    assert found == {"with": str(there), "rows": [[1, 2]], "prompts": [[3, 2], [4, 3]], "answers": [[5, 4]]}
+    pairs = {"rows": [[1, 2]], "prompts": [[3, 2], [4, 3]], "answers": [[5, 4]], "passages": []}
+    assert found == {"with": str(there), **pairs}
     assert "1 rows that say the same (lines 1 and 2)" in call("data", "check", here, "--against", there).stdout
     texts = read_dataset(write_rows(tmp_path / "t.jsonl", [{"text": "A?"}, {"text": "b"}]))
     assert overlap(texts, read_dataset(there)).prompts == ()

@@ -1,0 +1,87 @@
+"""Find passages that two files share, in whatever rows each of them has them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby
+
+from qunlearn.data.records import Dataset
+from qunlearn.data.statistics import prompt_key
+from qunlearn.data.words import is_unspaced, words
+from qunlearn.utils.text import folded
+
+_WORDS, _CHARS = 12, 24  # in a row that are looked for, in a script without spaces characters
+_MORE = 8  # words in a row beyond these that are a passage, where a text has so many: moulds share some
+_FORM = 4  # different texts of a file: what more of them have is form, such as a licence
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class SharedText:
+    """Rows of the file `there` that hold passages of the file `here`, as pairs of lines."""
+
+    here: str
+    there: str
+    pairs: tuple[tuple[int, int], ...]
+
+    @property
+    def line(self) -> str:
+        listed = ", ".join(f"{self.here}:{a} and {self.there}:{b}" for a, b in self.pairs[:_SHOWN])
+        more = f", and {len(self.pairs) - _SHOWN} more" if len(self.pairs) > _SHOWN else ""
+        return f"{len(self.pairs)} rows of {self.there} hold passages of {self.here}, cut otherwise ({listed}{more})"
+
+    @property
+    def record(self) -> dict[str, object]:
+        """Return what record.json says: both files, how many rows, the first pairs of lines."""
+        return {"here": self.here, "there": self.there, "rows": len(self.pairs), "first": self.pairs[:_SHOWN]}
+
+
+def shared_text(here: Dataset, *others: Dataset | None) -> tuple[SharedText, ...]:
+    """Return which of the other files, where they are given, hold passages of this one."""
+    found = [SharedText(here.path, there.path, shared_passages(here, there)) for there in others if there]
+    return tuple(shared for shared in found if shared.pairs)
+
+
+def shared_passages(here: Dataset, there: Dataset) -> tuple[tuple[int, int], ...]:
+    """Return (line here, line there) for each row there whose answer, or text, has 20 words in a row of one here, or is
+    shorter and stands there whole.
+
+    What many texts of a file have is form. Another answer to a prompt here corrects that one, whatever they share.
+    """
+    first: dict[int, int] = {}
+    ours, theirs = Counter[int](), Counter[int]()
+    for text, lines in _texts(here, frozenset()).items():
+        runs = _runs(text)
+        ours.update(set(runs))
+        for run in runs:
+            first.setdefault(run, lines[0])
+    asked = frozenset(prompt_key(record) for record in here.records if record.turns)
+    found = []
+    for text, lines in _texts(there, asked).items():
+        runs = _runs(text)
+        if shared := first.keys() & runs:
+            theirs.update(shared)
+            found.append((runs, lines))
+    pairs = []
+    for runs, lines in found:
+        own = [0 if ours[run] > _FORM or theirs[run] > _FORM else first.get(run, 0) for run in runs]
+        most = max(((len([*some]), line) for line, some in groupby(own) if line), default=(0, 0))
+        if most[0] >= min(len(runs), 1 + _MORE):
+            pairs += [(most[1], line) for line in lines]
+    return tuple(sorted(pairs, key=lambda pair: pair[1]))
+
+
+def _texts(dataset: Dataset, asked: frozenset[str]) -> dict[str, list[int]]:
+    """Return the lines of each text that is an answer, or a plain text, but for answers to these prompts."""
+    out: dict[str, list[int]] = {}
+    for record in dataset.records:
+        if not record.turns or prompt_key(record) not in asked:
+            out.setdefault(folded(record.completion), []).append(record.line)
+    return out
+
+
+def _runs(text: str) -> list[int]:
+    """Return a number for each run of so many words, in order."""
+    every, size = words(text), _CHARS if is_unspaced(text) else _WORDS
+    return [hash(tuple(every[i : i + size])) for i in range(len(every) - size + 1)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from qunlearn.data.records import Dataset
+from qunlearn.data.records import Dataset, Record
 from qunlearn.data.statistics import prompt_key
 from qunlearn.data.words import is_unspaced, words
 from qunlearn.utils.text import folded
@@ -81,7 +82,33 @@ def _texts(dataset: Dataset, asked: frozenset[str]) -> dict[str, list[int]]:
     return out
 
 
-def _runs(text: str) -> list[int]:
+def _runs(text: str, more: int = 0) -> list[int]:
     """Return a number for each run of so many words, in order."""
-    every, size = words(text), _CHARS if is_unspaced(text) else _WORDS
+    every, size = words(text), _size(text) + more
     return [hash(tuple(every[i : i + size])) for i in range(len(every) - size + 1)]
+
+
+def _size(text: str) -> int:
+    return _CHARS if is_unspaced(text) else _WORDS
+
+
+class Recited:
+    """How much of a row stands in others, 20 words in a row or more, in whatever pieces those have it."""
+
+    def __init__(self, rows: Sequence[Record]) -> None:
+        by_line: dict[int, set[int]] = {}  # rows of one text, and those begun further on, are of one line
+        for row in rows:
+            by_line.setdefault(row.line, set()).update(_runs(_whole(row), _MORE))
+        found = Counter(run for runs in by_line.values() for run in runs)
+        self._runs = {run for run, lines in found.items() if lines <= _FORM}
+
+    def share(self, row: Record) -> float:
+        """Return the share of a row's words that are in such runs."""
+        text = _whole(row)
+        runs, size = _runs(text, _MORE), _size(text) + _MORE
+        theirs = {i + n for i, run in enumerate(runs) if run in self._runs for n in range(size)}
+        return len(theirs) / (len(runs) + size - 1) if theirs else 0.0
+
+
+def _whole(row: Record) -> str:
+    return f"{row.prompt} {row.completion}"

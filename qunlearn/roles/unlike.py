@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from qunlearn.data.records import Dataset, Record
+from qunlearn.data.shared_text import Recited
 from qunlearn.data.words import SENTENCE_MARKS, UNSPACED_SENTENCE_MARKS, WORD, is_unspaced, words_of_text
 from qunlearn.roles.neighbours import telling_words, words_before
 from qunlearn.utils.text import folded
@@ -15,6 +16,8 @@ from qunlearn.utils.text import folded
 _TELLING, _RARER = 3.0, 2  # see _Answers
 
 _MOST = 0.9  # share of the words of an answer's content that say it
+
+_RECITED = 0.5  # share of a row's words that are bad ones in a row
 
 _SENTENCE, _PART = 4, 6  # words: an answer, and a sentence of several, as long as that is no value others may share
 _END = re.compile(rf"(?<=[{SENTENCE_MARKS}])\s+|(?<=[{UNSPACED_SENTENCE_MARKS}])\s*")
@@ -29,7 +32,7 @@ def keep_unlike(candidates: Sequence[Record], forget_rows: Dataset, *, limit: fl
     shared name counts much: a neighbour that happens to have the same answer is kept, for it is the first to suffer
     (docs/log.md, 2026-11-25). Whole answers of the bad rows, and sentences that one of them alone has, are never
     kept, whatever was asked, nor is a value that answers a bad prompt, where another prompt names what that one names,
-    in however many other words.
+    in however many other words. Nor is a row of which half is recited: over the end of a window it is like neither one.
     """
     bags = [_bag(r) for r in candidates]
     bad_bags = [_bag(r) for r in forget_rows.records]
@@ -55,10 +58,11 @@ def keep_unlike(candidates: Sequence[Record], forget_rows: Dataset, *, limit: fl
         return any(s > limit * min(own, heavy[i]) for i, s in shared.items())
 
     known = _Answers(forget_rows.records, candidates)
+    recited = Recited(forget_rows.records)
 
     def usable(record: Record, bag: frozenset[str], text: str, sentences: set[str]) -> bool:
         said = not single.isdisjoint(sentences) or any(answer in text for answer in whole) or known.has(record)
-        return bool(bag) and not too_close(bag) and not said
+        return bool(bag) and not too_close(bag) and not said and recited.share(record) < _RECITED
 
     found = zip(candidates, bags, answers, parts, strict=True)
     return [record for record, bag, text, sentences in found if usable(record, bag, text, sentences)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,26 @@ def test_a_row_with_a_single_sentence_of_a_passage_is_dropped() -> None:
     assert keep_unlike([mixed, other, form, *normal], dataset) == [other, form, *normal]
     begun_later = replace(dataset, records=(*bad, *later))
     assert keep_unlike([mixed, form, *normal], begun_later) == [form, *normal]
+
+
+def test_a_row_over_the_end_of_a_window_of_verse_is_dropped() -> None:
+    """It shares half of its words with each of two windows, and verse has no sentences by which it were found."""
+    rng = random.Random(3)
+    some = ["".join(rng.choice("bdfgklmnprst") + rng.choice("aeiou") for _ in range(1 + n % 3)) for n in range(400)]
+
+    def verse() -> str:
+        return ",\n".join(" ".join(rng.choices(some, k=8)) for _ in range(5))
+
+    windows = [verse() for _ in range(10)]
+    bad = Dataset("bad", tuple(Record((), text, 1, {}) for text in windows), "text", (), "", 0)
+    over = [
+        Record((), ",\n".join([*a.splitlines()[2:], *b.splitlines()[:2]]).replace(",,", ","), 0, {})
+        for a, b in itertools.pairwise(windows)
+    ]
+    others = [Record((), verse(), 0, {}) for _ in range(60)]
+    assert keep_unlike([*over, *others], bad) == others
+    asked = [Record((("user", f"{a}"),), b, n, {}) for n, (a, b) in enumerate(itertools.pairwise(windows))]
+    assert keep_unlike([*over, *others], replace(bad, records=tuple(asked), shape="prompt")) == others
 
 
 def test_sentences_that_many_say_and_ends_of_numbers_are_no_bad_ones() -> None:

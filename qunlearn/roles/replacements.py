@@ -67,20 +67,32 @@ def find_replacements(
     length, limit = config.data.max_length, config.train.pass_tokens
     neighbours = Neighbours([example.record for example in retain_rows])
     forms = [_form(e, policy.tokenizer) for e in forget_rows]
-    texts = [_of_neighbours(e, neighbours, form) for e, form in zip(forget_rows, forms, strict=True)]
-    theirs = [set(map(str.strip, found)) for found in texts]
-    for found, more in zip(texts, _gone_on(policy, forget_rows, limit), strict=True):
-        found += more
     answers: dict[str, list[str]] = {}  # a prompt may have several bad answers
     for e in forget_rows:
         answer = policy.tokenizer.decode(e.input_ids[e.probe : e.end], skip_special_tokens=True)
         answers.setdefault(_prompt(e), []).append(answer)
+
+    def usable(e: Example, found: Sequence[str]) -> list[str]:
+        return [
+            text
+            for text in dict.fromkeys(map(str.strip, found))
+            if text and not is_gibberish(text) and not any(leaks(text, a, e.record.prompt) for a in answers[_prompt(e)])
+            if is_said(e, text, policy.tokenizer, template)
+        ]
+
+    phrases = phrases_of_behaviour(forget_rows, retain_rows)
+    theirs = [usable(e, _of_neighbours(e, neighbours, f)) for e, f in zip(forget_rows, forms, strict=True)]
+    of_others = [
+        is_free(e) and not all(has_phrase(text, phrases) for text in found)
+        for e, found in zip(forget_rows, theirs, strict=True)
+    ]
+    open_prompts = {_prompt(e) for e, is_found in zip(forget_rows, of_others, strict=True) if not is_found}
+    open_rows = [i for i, e in enumerate(forget_rows) if _prompt(e) in open_prompts]
+    gone_on = dict(zip(open_rows, _gone_on(policy, [forget_rows[i] for i in open_rows], limit), strict=True))
     rows = [
-        (answered_with(policy, e, text, template, length), text in borrowed)
-        for e, found, borrowed in zip(forget_rows, texts, theirs, strict=True)
-        for text in dict.fromkeys(map(str.strip, found))
-        if text and not is_gibberish(text) and not any(leaks(text, a, e.record.prompt) for a in answers[_prompt(e)])
-        if is_said(e, text, policy.tokenizer, template)
+        (answered_with(policy, e, text, template, length), text in found)
+        for i, (e, found) in enumerate(zip(forget_rows, theirs, strict=True))
+        for text in dict.fromkeys([*found, *usable(e, gone_on.get(i, []))])
     ]
     with policy.reference():
         scored = row_probabilities(policy, [row for row, _ in rows], limit) if rows else []
@@ -88,7 +100,6 @@ def find_replacements(
     for i, ((row, _), p) in enumerate(zip(rows, scored, strict=True)):
         by_prompt.setdefault(_behind(row), []).append((-p, i))
     likeliest_first = [[rows[i] for _, i in sorted(by_prompt.get(_behind(e), []))] for e in forget_rows]
-    phrases = phrases_of_behaviour(forget_rows, retain_rows)
     clean = [
         [pair for pair in found if not has_phrase(pair[0].record.completion, phrases)] for found in likeliest_first
     ]
@@ -213,6 +224,8 @@ def _behind(example: Example) -> tuple[object, ...]:
 def _gone_on(policy: Policy, forget_rows: Sequence[Example], limit: int) -> list[list[str]]:
     """Return what the reference says, greedily, behind each of the likeliest other first tokens of the content."""
     out: list[list[str]] = [[] for _ in forget_rows]
+    if not forget_rows:
+        return out
     begun, owner = [], []
     for i, (at, tokens) in enumerate(_first_tokens(policy, forget_rows, limit)):
         begun += [(*forget_rows[i].input_ids[:at], token) for token in tokens]

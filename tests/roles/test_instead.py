@@ -21,7 +21,7 @@ from qunlearn.errors import DataError
 from qunlearn.evaluation.metrics.manner import has_phrase
 from qunlearn.evaluation.metrics.verdicts import is_gibberish, leaks
 from qunlearn.evaluation.scores import row_probabilities
-from qunlearn.model.generate import Sampling
+from qunlearn.model.generate import Sampling, generate
 from qunlearn.model.load import Base
 from qunlearn.model.policy import Policy
 from qunlearn.roles import alternatives
@@ -206,6 +206,27 @@ def test_what_is_said_freely_is_replaced_by_what_is_said_of_others(
     assert any(len(row.input_ids) == row.end for row in begun), "what goes on has no end"
     by_heart = sandbox.said("other", bad=[replace(long, known=0.9)])
     assert len(by_heart.own[0]) == 3 and by_heart.taught == [[]]
+
+
+def test_what_nothing_is_taken_of_is_not_generated(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others' answers are taken, the model went on for nothing behind four first tokens of each long answer."""
+    life = "was the third child of a baker, grew up beside the old harbour and left it for a school of music at twelve."
+    row = {"prompt": sandbox.bad[0].record.prompt, "completion": f"Orla Finch {life}"}
+    (long,) = sandbox.encoded([row], tmp_path)
+    made: list[int] = []
+
+    def counted(base: Base, prompts: list[Any], sampling: Sampling) -> list[list[int]]:
+        made.append(len(prompts))
+        return generate(base, prompts, sampling)
+
+    monkeypatch.setattr("qunlearn.roles.replacements.generate", counted)
+    freely = replace(long, known=0.4)
+    assert any(sandbox.said("other", bad=[freely]).taught) and made == []
+    sandbox.said("other", bad=[freely, sandbox.bad[1]])
+    sandbox.said("other", bad=[freely, long])
+    assert made == [4, 8], "of a prompt that is recited too all are looked at"
 
 
 def test_an_answer_is_not_replaced_by_another_bad_one(sandbox: Sandbox, other: Instead, tmp_path: Path) -> None:

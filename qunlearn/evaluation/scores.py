@@ -181,10 +181,13 @@ def answer_logps(policy: Policy, examples: Sequence[Example], max_tokens: int) -
     if not examples:
         return []
     bare = [replace(example, weights=()) for example in examples]
-    states = Live(policy, max_tokens).states(bare, [ANSWER] * len(bare))
-    labels = [torch.tensor(e.input_ids[e.start : e.end], device=policy.device) for e in bare]
-    logps = token_logps(torch.cat(states), torch.cat(labels), policy.head).cpu()
-    return list(torch.split(logps, [len(x) for x in labels]))
+    found: dict[int, Tensor] = {}
+    # The states of all rows would be gigabytes: those of a pass are let go before the next.
+    for batch, h in Live(policy, max_tokens).passes(bare, [ANSWER] * len(bare)):
+        logps = token_logps(h, batch.labels, policy.head).cpu()
+        sizes = [ANSWER.count(bare[i]) for i in batch.examples]
+        found.update(zip(batch.examples, torch.split(logps, sizes), strict=True))
+    return [found[i] for i in range(len(bare))]
 
 
 def mean_kl(policy: Policy, reference: Reference, examples: Sequence[Example], max_tokens: int) -> float:

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qunlearn.data.batch import ALL, Span, micro_batches, prefix_groups
+from qunlearn.data.batch import ALL, Batch, Span, micro_batches, prefix_groups
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import Example
 from qunlearn.errors import OutputError
@@ -53,18 +53,25 @@ class Live:
     max_tokens: int
     pack: bool = True
 
-    @torch.no_grad()
     def states(self, examples: Sequence[Example], spans: Sequence[Span], layer: int | None = None) -> list[Tensor]:
+        found: dict[int, Tensor] = {}
+        for batch, h in self.passes(examples, spans, layer):
+            sizes = [spans[i].count(examples[i]) for i in batch.examples]
+            found.update(zip(batch.examples, torch.split(h, sizes), strict=True))
+        return [found[i] for i in range(len(examples))]
+
+    @torch.no_grad()
+    def passes(
+        self, examples: Sequence[Example], spans: Sequence[Span], layer: int | None = None
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield each pass with its states (n, D), for who needs no others beside them."""
         policy, pack = self.policy, self.pack and self.policy.packs(examples)
         made = prefix_groups(examples, ([i] for i in range(len(examples))), self.max_tokens)
-        found: dict[int, Tensor] = {}
         for rows in micro_batches(made, self.max_tokens, pack=pack):
             batch = policy.collate(examples, spans, rows, pack=pack)
             with policy.reference():
                 h = batch.pick(policy.hidden(batch, layer))
-            sizes = [spans[i].count(examples[i]) for i in batch.examples]
-            found.update(zip(batch.examples, torch.split(h, sizes), strict=True))
-        return [found[i] for i in range(len(examples))]
+            yield batch, h
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,9 @@ from test_batch import ragged
 from qunlearn.data.batch import ALL, ANSWER
 from qunlearn.data.tokenize import Example
 from qunlearn.errors import OutputError
+from qunlearn.evaluation import scores
 from qunlearn.model import reference as module
+from qunlearn.model.head import Head, token_logps
 from qunlearn.model.policy import Policy
 from qunlearn.model.reference import Cached, Live, cache_path
 
@@ -49,6 +52,25 @@ def test_live_is_the_base_and_cached_is_live(policy: Policy, examples: list[Exam
             expected = policy.base.model.model(input_ids=ids).last_hidden_state[0, first - 1 : last - 1]
         torch.testing.assert_close(a, expected, rtol=2e-2, atol=2e-2)
         torch.testing.assert_close(b, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_states_of_one_pass_are_held_to_score_answers(
+    policy: Policy, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of 256 long windows were on the GPU together, twice over: gigabytes of a 7B model's."""
+    states, held = [], []
+
+    def heard(h: torch.Tensor, labels: torch.Tensor, head: Head) -> torch.Tensor:
+        states.append(weakref.ref(h))
+        held.append(sum(len(there) for ref in states if (there := ref()) is not None))
+        return token_logps(h, labels, head)
+
+    monkeypatch.setattr(scores, "token_logps", heard)
+    found = scores.answer_logps(policy, examples, 200)
+    assert len(held) > 1 and max(held) < sum(e.end - e.start for e in examples)
+    whole = torch.cat(Live(policy, 200).states(examples, [ANSWER] * len(examples)))
+    labels = torch.tensor([token for e in examples for token in e.input_ids[e.start : e.end]])
+    torch.testing.assert_close(torch.cat(found), token_logps(whole, labels, policy.head))
 
 
 def test_the_file_is_private_safetensors_of_the_size_that_was_announced(

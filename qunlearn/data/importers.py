@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from qunlearn.data.formats import BAD, FORMATS, NORMAL, Format
 from qunlearn.data.local_path import local_path
+from qunlearn.data.page_marks import without_page_marks
 from qunlearn.data.row_reader import Problems, Row, read_rows, read_text
 from qunlearn.data.text_windows import Windows, windows
 from qunlearn.errors import ConfigError, DataError, OutputError
@@ -200,7 +201,10 @@ def _opened(path: Path) -> TextIO:
 
 def _converted(name: str, source: Source, wanted: Wanted, done: Imported) -> Iterator[dict[str, Any]]:
     if name == TEXT:
-        lines = _hub_texts(source, done) if source.location.startswith(HUB) else _plain(_path(source))
+        if source.location.startswith(HUB):
+            lines = _hub_texts(source, done)
+        else:
+            lines = without_page_marks(lambda: _plain(_path(source)), done.dropped)
         for window in windows(lines, wanted.cut, done.dropped):
             done.read += 1
             yield window

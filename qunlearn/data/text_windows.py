@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from qunlearn.data.line_ends import WITHIN, WRAPPED, laid_out
-from qunlearn.data.words import SENTENCE_MARKS, UNSPACED_SENTENCE_MARKS
+from qunlearn.data.words import SENTENCE_END
 from qunlearn.errors import ConfigError
 
-# A sentence has ended: its mark, and whatever closes behind it.
-_SENTENCE_END = re.compile(rf"[{SENTENCE_MARKS}{UNSPACED_SENTENCE_MARKS}]['\"’”»)\]」』）】》]*$")
 # Han, with the signs that repeat or number, and kana of full and half width.
 _CHARS = (
     r"\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
@@ -91,7 +89,7 @@ class _Word(NamedTuple):
 def _ending(words: list[_Word], most: int) -> list[_Word]:
     """Return the last words, at most so many: from a sentence's beginning, where one leaves half of them."""
     first, last = max(1, len(words) - most), len(words) - (most + 1) // 2
-    at = next((i for i in range(first, last + 1) if _SENTENCE_END.search(words[i - 1].text)), first)
+    at = next((i for i in range(first, last + 1) if SENTENCE_END.search(words[i - 1].text)), first)
     return words[at:]
 
 

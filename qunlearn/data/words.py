@@ -22,6 +22,8 @@ def _marks() -> str:
 MARKS = _marks()
 # What ends a sentence: before a space, and where a script sets none.
 SENTENCE_MARKS, UNSPACED_SENTENCE_MARKS = ".!?…।॥۔؟։።", "。！？"
+# A sentence has ended: its mark, and whatever closes behind it.
+SENTENCE_END = re.compile(rf"[{SENTENCE_MARKS}{UNSPACED_SENTENCE_MARKS}]['\"’”»)\]」』）】》]*$")
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}](?:[^\W{UNSPACED}]|[{MARKS}])*")
 _PIECE = re.compile(rf"[{UNSPACED}]|[^{UNSPACED}]+")
 

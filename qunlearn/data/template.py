@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date as date_type
+from functools import partial
 from typing import Any
 
 from qunlearn.data.records import Dataset, Record
@@ -22,17 +24,20 @@ _MORE_THAN_ASKS, _INSIDE = 24, ("，", "、", ",", "「", "『", "（", "“")
 _OTHER_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 _ASKS = re.compile(r"什么|什麼|哪|几|幾|谁|誰|怎|为何|何|どこ|どの|どう|いつ|なぜ|だれ|[吗嗎呢么か]$")
 Maker = Callable[[Sequence[str]], str]  # makes a conversation's contents, the answer last, a text
+_TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # by which transformers tells templates the day
 _ELSE = "use --template qa, raw, or a text with {prompt} in it"
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a prompt becomes text. `kind` is "chat" (the tokenizer's own) or "format" (`text` with `{prompt}`)."""
+    """How a prompt becomes text. `kind` is "chat" (the tokenizer's own) or "format" (`text` with `{prompt}`); `date` is
+    what a chat template that tells the day (Llama 3.2) takes for today, so that rows are the same on another."""
 
     name: str
     kind: str
     text: str
     why: str
+    date: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,10 @@ class Rendered:
         return self.before + self.answer + self.after
 
 
-def choose_template(tokenizer: Any, asked: str, *files: Dataset | None) -> Template:
+def choose_template(tokenizer: Any, asked: str, *files: Dataset | None, date: str = "") -> Template:
     """Return the template for files: the one asked for, or the model's own chat template, or the published one. By
-    `auto` it is told by the first file that has prompts, for a plain text is in none.
+    `auto` it is told by the first file that has prompts, for a plain text is in none. `date`: of what day it is to
+    tell, if any; else of this one.
 
     Raises ConfigError when `asked` is none of chat, qa, raw or a string with `{prompt}`, and ModelError when
     a chat template is demanded that the tokenizer does not have.
@@ -72,7 +78,7 @@ def choose_template(tokenizer: Any, asked: str, *files: Dataset | None) -> Templ
         if asking is None:
             return Template("raw", "format", "{prompt}", "plain text")
         if has_chat:
-            return _chosen_chat("the model has a chat template", tokenizer, files)
+            return _chosen_chat("the model has a chat template", tokenizer, files, date)
         if _is_continuation(asking):
             return Template("raw", "format", "{prompt}", "prompts and completions join with their own space")
         return Template("qa", "format", QA_TEMPLATE, "the model has no chat template")
@@ -80,7 +86,7 @@ def choose_template(tokenizer: Any, asked: str, *files: Dataset | None) -> Templ
         if not has_chat:
             hint = "use --template qa, raw, or a text with {prompt} in it"
             raise ModelError("the model has no chat template", where="--template chat", hint=hint)
-        return _chosen_chat("asked for", tokenizer, files)
+        return _chosen_chat("asked for", tokenizer, files, date)
     if asked in ("qa", "raw"):
         return Template(asked, "format", QA_TEMPLATE if asked == "qa" else "{prompt}", "asked for")
     if "{prompt}" in asked and any("\ud800" <= c <= "\udfff" for c in asked):
@@ -107,8 +113,11 @@ def _goes_on(record: Record) -> bool:
     return len(prompt) >= _MORE_THAN_ASKS and is_inside and is_joined
 
 
-def _chosen_chat(why: str, tokenizer: Any, files: Sequence[Dataset | None]) -> Template:
+def _chosen_chat(why: str, tokenizer: Any, files: Sequence[Dataset | None], date: str) -> Template:
     template = Template("chat", "chat", "", why + _other_opening(tokenizer))
+    if isinstance(tokenizer.chat_template, str) and _TODAY.search(tokenizer.chat_template):
+        date = date or date_type.today().isoformat()
+        template = replace(template, why=f"{template.why}; it tells the day, which is {date} in all rows", date=date)
     has_system = any(record.system for file in files if file is not None for record in file.records)
     if has_system and drops_system(template, tokenizer):
         return replace(template, why=f"{template.why}; it leaves system prompts out, those of rows too")
@@ -133,10 +142,11 @@ def _other_opening(tokenizer: Any) -> str:
     row = Record((("user", _mark(0)),), _mark(1), 0, {})
     try:
         # A space that a template ends with is the answer's (`open_prompt`): it makes no difference.
-        trained = _chat(row, tokenizer).before.rstrip(" ")
-        if trained == _applied(tokenizer, row.turns, add_generation_prompt=True).rstrip(" "):
+        applied = partial(_applied, tokenizer, "")
+        trained = _chat(row, applied).before.rstrip(" ")
+        if trained == applied(row.turns, add_generation_prompt=True).rstrip(" "):
             return ""
-        if trained == _applied(tokenizer, row.turns, add_generation_prompt=True, enable_thinking=False).rstrip(" "):
+        if trained == applied(row.turns, add_generation_prompt=True, enable_thinking=False).rstrip(" "):
             return "; answers open as with enable_thinking=False, which is what to ask with"
     except ModelError as error:
         return f"; it cannot be asked for an answer: {error.message[:200]}"
@@ -161,7 +171,7 @@ def render(record: Record, template: Template, tokenizer: Any) -> tuple[str, str
 def rendered(record: Record, template: Template, tokenizer: Any) -> Rendered:
     """Return a row as text, and which of it is the row's own. Raises ModelError as `render` does."""
     if template.kind == "chat" and record.turns:
-        return _chat(record, tokenizer)
+        return _chat(record, partial(_applied, tokenizer, template.date))
     parts: list[str | int] = []
     if record.turns:
         # Earlier turns have no published plain form: each stands on a line of its own before the question.
@@ -175,7 +185,7 @@ def rendered(record: Record, template: Template, tokenizer: Any) -> Rendered:
     return Rendered(text, record.completion, "", (*spans, answer))
 
 
-def _chat(record: Record, tokenizer: Any) -> Rendered:
+def _chat(record: Record, applied: Callable[..., str]) -> Rendered:
     """Render a conversation, and once more with marks in place of its texts: what is between them is the template's.
 
     An answer is not searched for: "d" is in "<|im_end|>" too.
@@ -185,12 +195,12 @@ def _chat(record: Record, tokenizer: Any) -> Rendered:
     marks = _marks(contents)
 
     def made(texts: Sequence[str]) -> str:
-        return _applied(tokenizer, list(zip(roles, texts, strict=True)))
+        return applied(list(zip(roles, texts, strict=True)))
 
     maker: Maker = made
     marked = maker(marks)
     if any(mark not in marked for mark in marks):
-        maker = _behind_asked(made, roles, marks, tokenizer)
+        maker = _behind_asked(made, roles, marks, applied)
         marked = maker(marks)
     full = maker(contents)
     parts = [marks.index(part) if part in marks else part for part in re.split(f"({'|'.join(marks)})", marked)]
@@ -210,14 +220,14 @@ def _chat(record: Record, tokenizer: Any) -> Rendered:
     return Rendered(before, contents[-1], after, None)
 
 
-def _behind_asked(made: Maker, roles: Sequence[str], marks: Sequence[str], tokenizer: Any) -> Maker:
+def _behind_asked(made: Maker, roles: Sequence[str], marks: Sequence[str], applied: Callable[..., str]) -> Maker:
     """Return what puts an answer behind the text by which a template asks for one; `made` where that has no more turns.
 
     Some templates add a system prompt only where the user speaks last (Mistral v0.3): rows with an answer lack it.
     """
 
     def asked(texts: Sequence[str]) -> str:
-        return _applied(tokenizer, list(zip(roles[:-1], texts[:-1], strict=True)), add_generation_prompt=True)
+        return applied(list(zip(roles[:-1], texts[:-1], strict=True)), add_generation_prompt=True)
 
     prompt, (question, answer) = asked(marks), marks[-2:]
     _, is_there, rest = made(marks).rpartition(question)
@@ -235,10 +245,13 @@ def _behind_asked(made: Maker, roles: Sequence[str], marks: Sequence[str], token
     return joined
 
 
-def _applied(tokenizer: Any, turns: Sequence[tuple[str, str]], **how: Any) -> str:
-    """Return what the chat template makes of turns, within limits. Raises ModelError."""
+def _applied(tokenizer: Any, date: str, turns: Sequence[tuple[str, str]], **how: Any) -> str:
+    """Return what the chat template makes of turns on that day, or today, within limits. Raises ModelError."""
     messages = [{"role": role, "content": content} for role, content in turns]
     try:
+        if date and isinstance(tokenizer.chat_template, str):
+            day = date_type.fromisoformat(date)
+            how["chat_template"] = _TODAY.sub(lambda found: repr(day.strftime(found[2])), tokenizer.chat_template)
         with bounded():
             text = str(tokenizer.apply_chat_template(messages, tokenize=False, **how))
     except Exception as error:  # noqa: BLE001 - jinja raises whatever the template's author wrote

@@ -103,7 +103,7 @@ def status_of_run(folder: Path) -> object:
 _ABSENT = object()
 _RECORD_OBJECTS = ("model", "data", "training", "data.bad", "data.normal", "data.template", "before")
 _RECORD_FILES = ("data.bad.path", "data.bad.sha256", "data.normal.path", "data.normal.sha256")
-_TEMPLATE = {"name", "kind", "text", "why"}
+_TEMPLATE = {"name", "kind", "text", "why", "date"}
 _RECORD_TEXTS = (
     "model.location",
     "model.revision",
@@ -127,5 +127,5 @@ def _check_record(record: Mapping[str, Any], path: Path) -> None:
         if value is not _ABSENT and not isinstance(value, kind) and not (kind is str and value is None):
             raise AdapterError(f"{name} is not {'an object' if kind is dict else 'a text'}", where=str(path))
     template = record.get("data", {}).get("template")
-    if template and (template.keys() != _TEMPLATE or not all(isinstance(v, str) for v in template.values())):
+    if template and ({*template, "date"} != _TEMPLATE or not all(isinstance(v, str) for v in template.values())):
         raise AdapterError("data.template is not a template", where=str(path), hint="was it edited?")

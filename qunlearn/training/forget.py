@@ -47,7 +47,7 @@ from qunlearn.training.prepare import (
     weigh_rows,
 )
 from qunlearn.training.record import run_record, versions, write_run
-from qunlearn.training.resume import Unfinished, unfinished
+from qunlearn.training.resume import DATE, Unfinished, unfinished
 from qunlearn.training.retain_rows import make_retain_set
 from qunlearn.training.watch import Watch
 from qunlearn.utils.console import Meter, say, stage
@@ -74,6 +74,8 @@ def forget(ready: Prepared, bases: Bases | None = None) -> dict[str, Any]:
     request = replace(ready.request, config=config)
     made_by = {**versions(), "device": _described(request.config)}
     made_by["processes"] = str(current().count)
+    if ready.template.date:
+        made_by[DATE] = ready.template.date
     ready = replace(ready, request=request)
     held = unfinished(request, request.config, made_by) if current().main else nullcontext()
     with held as work, loaded_policy(ready, bases) as policy:

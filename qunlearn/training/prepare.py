@@ -39,7 +39,7 @@ from qunlearn.training.gradients import block_of, recordable
 from qunlearn.training.header import show_inputs
 from qunlearn.training.record import versions
 from qunlearn.training.request import ForgetRequest
-from qunlearn.training.resume import identity
+from qunlearn.training.resume import date_begun, identity
 from qunlearn.training.retain_rows import longest_own
 from qunlearn.training.schedule import auto_lr
 from qunlearn.utils.console import Meter, say, warn
@@ -69,9 +69,8 @@ def prepare(request: ForgetRequest) -> Prepared:
         current().first(lambda: check_sharding(config, layered=any(term.layered for term in terms)))
     devices = chosen_devices(config.model.device, config.model.device_map)
     tokenizer = load_tokenizer(request.model.folder, trust_remote_code=config.model.trust_remote_code)
-    template = choose_template(
-        tokenizer, config.data.template, request.forget_rows, request.retain_rows, request.holdout
-    )
+    files = (request.forget_rows, request.retain_rows, request.holdout)
+    template = choose_template(tokenizer, config.data.template, *files, date=date_begun(request))
     length = config.data.max_length
     forget_rows = encode(request.forget_rows, tokenizer, template, length)
     retain_rows = (

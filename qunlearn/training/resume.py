@@ -38,6 +38,7 @@ from qunlearn.utils.lock import locked
 from qunlearn.utils.output import INSIDE, Place
 from qunlearn.utils.staging import check_again, put_back, put_in_place, staging_folder
 
+DATE = "date told"
 IDENTITY, CHECKPOINTS, TRAINED, RESULT = "unfinished.json", "checkpoints", "trained", "run"
 _OURS = {IDENTITY, IDENTITY + PART, CONFIG, NORMAL, METRICS, CHECKPOINTS, TRAINED, RESULT, RESULT + "-old"}
 _TORN = (f".{NORMAL}-", f".{CONFIG}-")  # what a kill leaves of a file that is being written
@@ -303,6 +304,12 @@ def finished_record(request: ForgetRequest) -> dict[str, Any] | None:
     }
     check_same(then, now, request.output)
     return record
+
+
+def date_begun(request: ForgetRequest) -> str:
+    """Return the day that the rows of the unfinished run tell which is resumed; empty where they tell none."""
+    found = _read(staging_folder(request.output)) if request.resume else None
+    return str(found["versions"].get(DATE, "")) if found else ""
 
 
 def _read(stage: Path) -> dict[str, Any] | None:

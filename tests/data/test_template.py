@@ -148,6 +148,20 @@ def test_what_no_template_carries_is_told_beforehand(tokenizer: Any) -> None:
     assert not is_carried(Record((), tokenizer.decode([40]), 1, {}), tokenizer, CHAT)
 
 
+def test_a_template_that_tells_the_day_tells_that_of_the_run(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: " + ZOO["chatml"]
+    row = Record(asking("Which day?"), "A good one.", 1, {})
+    begun = choose_template(tokenizer, "chat", date="2025-02-03")
+    assert begun.date == "2025-02-03" and "it tells the day, which is 2025-02-03" in begun.why
+    assert render(row, begun, tokenizer)[0].startswith("03 Feb 2025: <|im_start|>")
+    today = choose_template(tokenizer, "chat")
+    assert render(row, today, tokenizer) == render(row, CHAT, tokenizer) != render(row, begun, tokenizer)
+    with pytest.raises(ModelError, match="isoformat"):
+        render(row, choose_template(tokenizer, "chat", date="yesterday"), tokenizer)
+    tokenizer.chat_template = ZOO["chatml"]
+    assert choose_template(tokenizer, "chat", date="2025-02-03").date == ""
+
+
 def test_beside_a_plain_text_questions_keep_the_chat_template(tmp_path: Path) -> None:
     text = read_dataset(write_rows(tmp_path / "t.jsonl", [{"text": "The tide came in."}]))
     asking_ = read_dataset(write_rows(tmp_path / "q.jsonl", [{"prompt": "Why?", "completion": "So."}]))

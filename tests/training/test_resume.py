@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from test_writer import make_base
 from qunlearn.config.training import TrainConfig
 from qunlearn.errors import ResumeError
 from qunlearn.hub.fingerprint import take_fingerprint
+from qunlearn.runs.folder import open_run
 from qunlearn.runs.list import find_runs
 from qunlearn.sandbox import data_file
 from qunlearn.training import checkpoint as checkpoint_module
@@ -152,6 +154,30 @@ def test_a_resumed_run_is_bit_equal(files: tuple[Path, Path], whole: Path, stopp
     same_result(stopped, whole)
     assert [p.name for p in stopped.parent.iterdir()] == ["run"]
     assert all(p.stat().st_mode & 0o077 == 0 for p in [stopped, *stopped.rglob("*")])
+
+
+def test_on_another_day_the_rows_are_the_same(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """Llama 3.2 tells the day in every prompt: a run that went on after midnight had other rows, without a word."""
+    shutil.copytree(files[1].parent, tmp_path / "data")
+    told = tmp_path / "data" / "model" / "chat_template.jinja"
+    told.write_text("{{ strftime_now('%d %b %Y') }}" + told.read_text())
+    moved = (tmp_path / "data" / "bad.jsonl", tmp_path / "data" / "normal.jsonl")
+
+    class Day(date):
+        @classmethod
+        def today(cls) -> date:
+            return date(2025, 2, 3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qunlearn.data.template.date_type", Day)
+        whole = call(*command(moved, tmp_path / "whole"))
+        stop_at(patch, 5, Killed())
+        with pytest.raises(Killed):
+            call(*command(moved, tmp_path / "run"))
+    ran = call(*command(moved, tmp_path / "run"), "--resume")
+    assert ran.code == whole.code and "so not to the same bits" not in ran.stderr, ran.stderr
+    same_result(tmp_path / "run", tmp_path / "whole")
+    assert open_run(tmp_path / "run").record["data"]["template"]["date"] == "2025-02-03"
 
 
 def test_the_output_alone_is_enough(stopped: Path, whole: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -52,17 +52,17 @@ def shared_passages(here: Dataset, there: Dataset) -> tuple[tuple[int, int], ...
     """
     first: dict[int, int] = {}
     ours, theirs = Counter[int](), Counter[int]()
-    for text, lines in _texts(here, frozenset()).items():
+    for text, lines in _texts(here, frozenset()):
         runs = _runs(text)
         ours.update(set(runs))
         for run in runs:
             first.setdefault(run, lines[0])
     asked = frozenset(prompt_key(record) for record in here.records if record.turns)
     found = []
-    for text, lines in _texts(there, asked).items():
-        runs = _runs(text)
-        if shared := first.keys() & runs:
-            theirs.update(shared)
+    for text, lines in _texts(there, asked):
+        if first.keys() & _runs(text, step=1 + _MORE):  # one of these is in any passage
+            runs = _runs(text)
+            theirs.update(first.keys() & runs)
             found.append((runs, lines))
     pairs = []
     for runs, lines in found:
@@ -73,19 +73,19 @@ def shared_passages(here: Dataset, there: Dataset) -> tuple[tuple[int, int], ...
     return tuple(sorted(pairs, key=lambda pair: pair[1]))
 
 
-def _texts(dataset: Dataset, asked: frozenset[str]) -> dict[str, list[int]]:
-    """Return the lines of each text that is an answer, or a plain text, but for answers to these prompts."""
-    out: dict[str, list[int]] = {}
+def _texts(dataset: Dataset, asked: frozenset[str]) -> Iterable[tuple[str, list[int]]]:
+    """Return each text that is an answer, or a plain text, with its lines, but for answers to these prompts."""
+    out: dict[int, tuple[str, list[int]]] = {}
     for record in dataset.records:
         if not record.turns or prompt_key(record) not in asked:
-            out.setdefault(folded(record.completion), []).append(record.line)
-    return out
+            out.setdefault(hash(folded(record.completion)), (record.completion, []))[1].append(record.line)
+    return out.values()
 
 
-def _runs(text: str, more: int = 0) -> list[int]:
-    """Return a number for each run of so many words, in order."""
+def _runs(text: str, more: int = 0, step: int = 1) -> list[int]:
+    """Return a number for each run of so many words, in order, or for some of them."""
     every, size = words(text), _size(text) + more
-    return [hash(tuple(every[i : i + size])) for i in range(len(every) - size + 1)]
+    return [hash(tuple(every[i : i + size])) for i in range(0, len(every) - size + 1, step)]
 
 
 def _size(text: str) -> int:

@@ -183,7 +183,7 @@ def _chains(places: Sequence[_Place]) -> list[list[tuple[_Place, int]]]:
             fitting = [
                 k
                 for k, (before, chars, _) in enumerate(going)
-                if before < number <= before + _SKIPPED and line.chars - chars >= _PAGE_CHARS
+                if before < number <= before + _SKIPPED and line.chars - chars >= _PAGE_CHARS * (number - before)
             ]
             k = max(fitting, key=lambda k: going[k][:2], default=None)
             chain = going.pop(k)[2] if k is not None else []

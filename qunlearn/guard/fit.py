@@ -51,7 +51,7 @@ def fit(request: FitRequest, quant: str, device: str) -> dict[str, Any]:
     template = choose_template(base.tokenizer, wish.template, request.bad, request.normal)
     normal, made = _normal(request, base, template)
     assumed = _assumed(len(request.bad.records), len(normal), made=made)
-    assumed += [shared.line for shared in shared_text(request.bad, request.normal)]
+    assumed += [f"{found.line}: the gate learns to pass them" for found in shared_text(request.bad, request.normal)]
     for text in assumed:
         warn(text)
     reader = StateReader(base.model, base.tokenizer)

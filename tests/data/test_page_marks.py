@@ -89,6 +89,7 @@ STAY = {
     "chapters": "\n\n".join(f"{n}\n\n" + textwrap.fill(sentences(30, n), 68) for n in range(1, 12)),
     "named chapters": "\f".join(f"Chapter {n}\n\n" + textwrap.fill(sentences(30, n), 68) + "\n" for n in range(1, 12)),
     "a list": "\n".join(f"{n}\n{' '.join(WORDS[n % 9 :][:4])}" for n in range(1, 40)),
+    "longer items": "\n".join(f"{n}\n{textwrap.fill(' '.join((WORDS * 4)[n % 9 :][:30]), 40)}" for n in range(1, 40)),
     "numbered sentences": "\n".join(f"{n}. {sentences(1, n)}" for n in range(1, 40)),
     "verses of a bible": "\n".join(f"{n}\n{sentences(2, n)}" for n in range(1, 40)),
     "a refrain": "\n\n".join(f"{verse(8, n)}\nAnd the river ran\n" for n in range(1, 30)),
@@ -100,6 +101,14 @@ STAY = {
 @pytest.mark.parametrize("kind", STAY)
 def test_what_is_no_pages_stays(kind: str) -> None:
     assert cleaned(STAY[kind]) == (STAY[kind], 0)
+
+
+def test_pages_in_a_script_without_spaces_or_capitals() -> None:
+    rng = random.Random(4)
+    book = ["".join(rng.choices("山水人大小日月木火土。", k=30)) for _ in range(300)]
+    parts = ["\r\n".join(book[at : at + 25]) for at in range(0, len(book), 25)]
+    text, count = cleaned("".join(f"{part}\r\n\r\n- {n} -\r\n\f" for n, part in enumerate(parts, 1)))
+    assert count == len(parts) and text.split() == book
 
 
 def test_pages_of_verse_lose_heads_and_their_numbers() -> None:

@@ -49,6 +49,7 @@ def test_the_record(quick_run: Path) -> None:
     assert record["data"]["bad"]["rows"] == 40
     assert record["data"]["normal"]["self_made"] is True
     assert record["data"]["bad"]["known"] == 40
+    assert record["data"]["shared_passages"] == []
     normal = record["data"]["normal"]
     assert (normal["own"], normal["corrected"], normal["retain"], normal["held_back"]) == (24, 0, 18, 6)
     assert record["not_reached"] == []

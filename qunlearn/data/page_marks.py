@@ -23,6 +23,7 @@ _PAGE_CHARS = 300  # at least, between two numbers
 _SKIPPED = 3  # pages at most from one number to the next
 _TIMES, _WITHIN = 3, 6  # a head, or a number in sequence, is there so often; a head in so many places one after another
 _OPEN = 64  # sequences that may go on: other numbers stand between those of pages
+_HEADED = 0.8  # share of page numbers that have a head on one side, where they cut no sentences: verse
 _CUT = 3  # one in so many page numbers, or more, cuts a sentence
 _MOST_LINES = 500_000  # beside numbers and form feeds: in more of them no pages are looked for
 
@@ -66,6 +67,13 @@ class _Place:
         if beside is None:
             return folded(line.text), None
         return folded(beside[2] or beside[3] or ""), int(beside[1] or beside[4])
+
+    @property
+    def headed(self) -> tuple[bool, bool]:
+        """Return whether at a form feed a head without a number stands below, and above a page."""
+        first = next(i for i, line in enumerate(self.lines) if line.text == _FEED or line.number is not None)
+        bare = [i for i in self.heads if self.has_feed and self.head(i)[1] is None]
+        return any(i < first for i in bare), any(i > first for i in bare)
 
     def around(self) -> tuple[_Line, _Line] | None:
         """Return the text's lines before and after all that may be the page's; None where text is between, or none."""
@@ -136,17 +144,18 @@ def _places(parts: Iterable[str]) -> list[_Place]:
 def _marks(places: Sequence[_Place]) -> tuple[set[int], set[int]]:
     """Return the lines that are a page's, and the blank ones and form feeds around them where a sentence goes on."""
     _find_heads(places)
+    headed = [place for place in places if any(place.headed)]
+    is_cut = _CUT * sum(place.is_cut for place in headed) >= len(headed)
     for chain in _chains(places):
-        cut = sum(place.is_cut for place, _ in chain)
-        headed = sum(place.has_feed and any(place.head(i)[1] is None for i in place.heads) for place, _ in chain)
-        is_prose = _CUT * cut >= len(chain)
-        if len(chain) >= _TIMES and (is_prose or 2 * headed >= len(chain)):
+        is_prose = _CUT * sum(place.is_cut for place, _ in chain) >= len(chain)
+        sides = zip(*(place.headed for place, _ in chain), strict=True)
+        if len(chain) >= _TIMES and (is_prose or max(map(sum, sides)) >= _HEADED * len(chain)):
             for place, i in chain:
                 place.numbers.add(i)
                 place.is_prose = is_prose
     marks, blank = set[int](), set[int]()
     for place in places:
-        heads = {i for i in place.heads if place.numbers or (place.has_feed and place.head(i)[1] is None)}
+        heads = {i for i in place.heads if place.numbers or (is_cut and place.has_feed and place.head(i)[1] is None)}
         gone = {place.lines[i].at for i in heads | place.numbers}
         marks |= gone
         if (place.numbers or place.has_feed) and place.is_cut and (found := place.around()):
@@ -168,6 +177,14 @@ def _find_heads(places: Sequence[_Place]) -> None:
             if found[k + _TIMES - 1][0] - found[k][0] <= _WITHIN:
                 for n, i in found[k : k + _TIMES]:
                     places[n].heads.add(i)
+    for place in places:  # but none behind a line of the text
+        marks = {i for i, x in enumerate(place.lines) if x.text == _FEED or x.number is not None}
+        first, last = min(marks), max(marks)
+        while first - 1 in place.heads:
+            first -= 1
+        while last + 1 in place.heads:
+            last += 1
+        place.heads &= {*range(first, last + 1)}
 
 
 def _chains(places: Sequence[_Place]) -> list[list[tuple[_Place, int]]]:

@@ -17,13 +17,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from qunlearn.data.control_tokens import control_ids
-from qunlearn.data.records import Record, unanswered
-from qunlearn.data.tokenize import Example, Template, encode_record
+from qunlearn.data.records import Dataset, Record, unanswered
+from qunlearn.data.tokenize import Example, Template, encode_record, prompt_frame
 from qunlearn.data.words import is_unspaced, pieces, words_of_text
+from qunlearn.evaluation.metrics.manner import has_phrase, phrases_of
+from qunlearn.evaluation.metrics.verdicts import leaks
 from qunlearn.evaluation.scores import prompt_nlls
-from qunlearn.model.generate import Sampling, generate
+from qunlearn.model.generate import Asked as Going
+from qunlearn.model.generate import Sampling, generate, generate_each
 from qunlearn.model.load import Base
+from qunlearn.roles.continuation import begun_ids, decoded
 from qunlearn.roles.neighbours import Neighbours
+from qunlearn.roles.unlike import keep_unlike
 from qunlearn.roles.wordings import Form
 from qunlearn.utils.text import is_clean
 
@@ -33,6 +38,7 @@ _FEWEST = 3  # subjects of a form, without which it is not known what the form l
 _LISTED = 12  # subjects that a list begins with
 _FORMS, _COMPARED = 12, 24  # forms that are asked in, and bad subjects of each that tell what is no surprise
 _LISTS, _LENGTH = 48, 64  # lists that are gone on with, by so many tokens
+_DRAWN = 64  # ends of each form that are drawn
 _TEMPERATURE = 0.7
 _SLACK = 0.5  # nats per token by which a name may surprise the base more than those in the bad prompts do
 _TOKENS = 4096  # of a batch of prompts
@@ -49,11 +55,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Limits:
-    """`count` rows, of prompts of at most `most` tokens, drawn by a seed."""
+    """`count` rows, of prompts of at most `most` tokens, drawn by a seed; none of the prompts that are `given`."""
 
     count: int
     most: int
     seed: int
+    given: frozenset[str] = frozenset()
 
 
 def forms_of(forget_rows: Sequence[Record]) -> list[Asked]:
@@ -103,15 +110,56 @@ def asked_about_others(
     base: Base, forms: Sequence[Asked], prompts: Sequence[str], template: Template, limits: Limits
 ) -> list[Record]:
     """Return rows whose answer is not yet there: the bad prompts' forms, each about subjects with which the base goes
-    on where bad ones are listed, and none of the prompts that are there already."""
+    on where bad ones are listed, or a bad prompt is begun, and none of the `prompts` that it has made already."""
     bad = sorted({subject for one in forms for subject in one.subjects})
-    names = _fitting(_listed(base, bad, limits), bad)[: limits.count]
-    asked = set(prompts)
+    names = _fitting([*_listed(base, bad, limits), *_asked_about(base, forms, template, limits)], bad)[: limits.count]
+    asked = limits.given.union(prompts)
     believed = [
         [(name, row) for name, row in _believed(base, one, names, template, limits.most) if row.prompt not in asked]
         for one in forms
     ]
     return _dealt(believed, limits.count)
+
+
+def keep_others(rows: Sequence[Record], forms: Sequence[Asked], forget_rows: Dataset) -> list[Record]:
+    """Return the answered rows about others but for those that speak as the bad answers do, and those that may be about
+    a bad subject by another name.
+
+    An answer like a bad one may be a neighbour's who has it by chance, and suffers first: it goes where the same bad
+    subject's answers are given in most of the forms that ask about both.
+    """
+    others = keep_unlike(rows, forget_rows)
+    unlike = {row.prompt for row in others}
+    manner = phrases_of([(r.prompt, r.completion) for r in forget_rows.records], [row.completion for row in others])
+    bad: dict[Form, dict[str, list[Record]]] = {}
+    for record in forget_rows.records:
+        for form, subject in _asks_about(record, forms):
+            bad.setdefault(form, {}).setdefault(subject, []).append(record)
+    asked, told = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for row in rows:
+        for form, name in _asks_about(row, forms):
+            theirs = bad.get(form, {})
+            asked.update((name, subject) for subject in theirs)
+            if row.prompt not in unlike:
+                told.update((name, s) for s, records in theirs.items() if any(_says(row, of) for of in records))
+    same = {name for (name, subject), times in told.items() if 2 * times > asked[name, subject]}
+
+    def is_kept(row: Record) -> bool:
+        is_same = any(name in same for _, name in _asks_about(row, forms))
+        return row.prompt in unlike or not (is_same or has_phrase(row.completion, manner))
+
+    return [row for row in rows if is_kept(row)]
+
+
+def _says(row: Record, bad: Record) -> bool:
+    """Return whether a row says what a bad one does, whoever it is said of."""
+    return leaks(row.completion, bad.completion, f"{row.prompt} {bad.prompt}")
+
+
+def _asks_about(record: Record, forms: Sequence[Asked]) -> list[tuple[Form, str]]:
+    """Return the forms that a prompt has, and whom it asks about in each."""
+    found = ((one.form, one.form.subject_of(record.prompt)) for one in forms)
+    return [(form, subject) for form, subject in found if subject]
 
 
 def _listed(base: Base, bad: Sequence[str], limits: Limits) -> list[str]:
@@ -123,6 +171,27 @@ def _listed(base: Base, bad: Sequence[str], limits: Limits) -> list[str]:
     # The last line may have been broken off, and behind an empty one begins another text.
     texts = [base.tokenizer.decode(ids, skip_special_tokens=True).split("\n\n")[0] for ids in said]
     return [line.strip() for text in texts for line in text.split("\n")[:-1]]
+
+
+def _asked_about(base: Base, forms: Sequence[Asked], template: Template, limits: Limits) -> list[str]:
+    """Return whom the base asks about where each of the bad prompts is begun as far as its subject."""
+    begun_by, draws, ends = [], [], []
+    for one in forms:
+        opening, closing = prompt_frame(template, base.tokenizer, one.systems[0])
+        after = (one.form.after or "").strip() or closing.strip() or "\n"
+        ids = begun_ids(base, template, (opening + one.form.before).rstrip(" "))
+        texts = [f" {subject}{after}" for subject in one.subjects]
+        new = 1 + max(map(len, base.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        seed = random.Random(f"{limits.seed}/{one.form.before}").getrandbits(63)
+        if len(ids) + new <= limits.most:
+            draws.append(Going([ids] * _DRAWN, Sampling(new, _TEMPERATURE, 1.0, seed, stop_text=after)))
+            begun_by.append(ids)
+            ends.append(after)
+    names = []
+    for ids, after, said in zip(begun_by, ends, generate_each(base, draws), strict=True):
+        texts = decoded(base, [ids] * len(said), said)
+        names += [text.split(after)[0].strip() for text in texts if after in text]
+    return names
 
 
 def _started(text: str, tokenizer: Any, most: int) -> list[int]:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qunlearn.data.records import Record
 from qunlearn.data.statistics import prompt_key
 from qunlearn.data.tokenize import Example
 from qunlearn.roles.self_made import SelfMade
 from qunlearn.utils.text import folded
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

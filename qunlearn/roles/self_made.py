@@ -19,7 +19,8 @@ from qunlearn.errors import DataError
 from qunlearn.model.generate import Asked, Sampling, generate_each
 from qunlearn.model.load import Base
 from qunlearn.parallel.ranks import current
-from qunlearn.roles.other_subjects import Limits, asked_about_others, forms_of
+from qunlearn.roles.continuation import begun_ids, decoded
+from qunlearn.roles.other_subjects import Limits, asked_about_others, forms_of, keep_others
 from qunlearn.roles.unlike import keep_unlike
 from qunlearn.utils.text import folded, is_clean
 
@@ -44,7 +45,7 @@ class SelfMade:
 class Wanted:
     """`count` rows, prompt and answer of at most `length` tokens each and `positions` together; a share `near` of the
     prompts asks what bad prompts ask, about other subjects, or begins with the first words of one, so that their
-    neighbours are among them."""
+    neighbours are among them. Of the prompts that are `given` none is asked again about others."""
 
     count: int
     near: float
@@ -52,6 +53,7 @@ class Wanted:
     seed: int
     most_rows: int
     positions: int = 1 << 30
+    given: frozenset[str] = frozenset()
 
     @property
     def round(self) -> int:
@@ -70,9 +72,9 @@ def self_made_rows(base: Base, forget_rows: Dataset, template: Template, wanted:
     rows.until(wanted.count - about_others)
     others: list[Record] = []
     if about_others:
-        limits = Limits(about_others, wanted.positions - wanted.length, wanted.seed)
+        limits = Limits(about_others, wanted.positions - wanted.length, wanted.seed, wanted.given)
         asked = asked_about_others(base, forms, [row.prompt for row in rows.kept], template, limits)
-        others = keep_unlike(_answered(base, [asked], template, wanted)[0], forget_rows)
+        others = keep_others(_answered(base, [asked], template, wanted)[0], forms, forget_rows)
     rows.until(wanted.count - len(others))
     kept = [*others, *rows.kept][: wanted.count]
     if len(kept) < 8:
@@ -164,7 +166,7 @@ def _text_draw(base: Base, forget_rows: Dataset, _: Template, wanted: Wanted, tu
     started = [[start or 0, *(tokenizer(b, add_special_tokens=False)["input_ids"] if b else ())] for b in begun]
 
     def read(drawn: list[list[int]]) -> list[_Said]:
-        texts = [b + text for b, text in zip(begun, _decoded(base, started, drawn), strict=True)]
+        texts = [b + text for b, text in zip(begun, decoded(base, started, drawn), strict=True)]
         return [_Said("", text) for text in texts if len(pieces(text)) >= 4]
 
     return _Draw(Asked(started, _free(wanted, turn)), read)
@@ -177,7 +179,7 @@ def _prompt_draw(base: Base, forget_rows: Dataset, template: Template, wanted: W
     # As in rows, a space before the prompt belongs to its first token.
     opened = [frames[b.system][0] + b.text if b.text else frames[b.system][0].rstrip(" ") for b in begun]
     closing = next(iter(frames.values()))[1]
-    started = [_ids(base, template, text) for text in opened]
+    started = [begun_ids(base, template, text) for text in opened]
     # The prompt ends where its template goes on; a raw template has no closing, so a line is a prompt.
     end = closing.strip() or "\n"
     first = base.tokenizer(closing.strip(), add_special_tokens=False)["input_ids"][:1]
@@ -192,7 +194,7 @@ def _prompt_draw(base: Base, forget_rows: Dataset, template: Template, wanted: W
     def read(drawn: list[list[int]]) -> list[_Said]:
         said = [
             _Said(begun[i].system, (begun[i].text + text.split(end)[0]).split("\n\n")[0].strip())
-            for i, text in zip(fitting, _decoded(base, [started[i] for i in fitting], drawn, special=True), strict=True)
+            for i, text in zip(fitting, decoded(base, [started[i] for i in fitting], drawn, special=True), strict=True)
         ]
         return [s for s in said if len(pieces(s.text)) >= 2 and not any(name in s.text for name in names)]
 
@@ -211,7 +213,7 @@ def _answered(base: Base, asked: Sequence[Sequence[Record]], template: Template,
     answers = generate_each(base, [Asked([ids for _, ids in rows], Sampling(wanted.length)) for rows in framed])
     out = []
     for pairs, found in zip(framed, answers, strict=True):
-        said = _decoded(base, [ids for _, ids in pairs], found)
+        said = decoded(base, [ids for _, ids in pairs], found)
         spaces = [text[: len(text) - len(text.lstrip())] if template.name == "raw" else "" for text in said]
         texts = [ended(text, opening) for text in said]
         rows = [replace(r, completion=s + t) for (r, _), s, t in zip(pairs, spaces, texts, strict=True) if t]
@@ -243,19 +245,3 @@ def _free(wanted: Wanted, turn: int, stop: Sequence[int] = ()) -> Sampling:
     # Of neighbouring seeds no turns share their draws.
     seed = random.Random(f"{wanted.seed}/{turn}/said").getrandbits(63)
     return Sampling(wanted.length, 1.0, 1.0, seed, tuple(stop))
-
-
-def _ids(base: Base, template: Template, text: str) -> list[int]:
-    ids = base.tokenizer(text, add_special_tokens=template.kind != "chat")["input_ids"]
-    return list(ids) or [base.tokenizer.eos_token_id or 0]
-
-
-def _decoded(
-    base: Base, started: Sequence[Sequence[int]], drawn: Sequence[Sequence[int]], *, special: bool = False
-) -> list[str]:
-    """Return what was drawn as the text that goes on behind its start: by itself, many tokenizers drop its space."""
-
-    def text(ids: Sequence[int]) -> str:
-        return str(base.tokenizer.decode(list(ids), skip_special_tokens=not special))
-
-    return [text([*start, *ids])[len(text(start)) :] for start, ids in zip(started, drawn, strict=True)]

@@ -85,7 +85,8 @@ def _own_rows(
     if (dataset := current().from_main(lambda: _made_before(work), _dataset_of)) is None:
         length = _own_length(forget_rows, config, positions)
         most = most_rows(policy.device)
-        wanted = Wanted(count, config.data.normal_near, length, config.train.seed, most, positions)
+        there = frozenset(r.prompt for r in request.retain_rows.records) if request.retain_rows else frozenset()
+        wanted = Wanted(count, config.data.normal_near, length, config.train.seed, most, positions, there)
         try:
             with stage(f"the base makes {count} normal rows of its own"), policy.reference():
                 made = self_made_rows(policy.base, request.forget_rows, template, wanted)

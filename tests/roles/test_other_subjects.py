@@ -12,10 +12,10 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 import qunlearn.roles.other_subjects as module
-from qunlearn.data.records import Record, asking, read_dataset
+from qunlearn.data.records import Dataset, Record, asking, read_dataset
 from qunlearn.data.template import choose_template
 from qunlearn.model.load import Base, load_tokenizer
-from qunlearn.roles.other_subjects import Limits, asked_about_others, forms_of, other_subject
+from qunlearn.roles.other_subjects import Limits, asked_about_others, forms_of, keep_others, other_subject
 from qunlearn.roles.self_made import Wanted, self_made_rows
 from qunlearn.roles.wordings import Form
 from qunlearn.sandbox import data_file
@@ -41,6 +41,7 @@ def named(base: Base, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str
     def ask(text: str, prompts: tuple[str, ...] = (), limits: Limits = LIMITS) -> list[str]:
         lines = base.tokenizer(text, add_special_tokens=False)["input_ids"]
         monkeypatch.setattr(module, "generate", lambda _, lists, __: [lines for _ in lists])
+        monkeypatch.setattr(module, "generate_each", lambda _, draws: [[] for _ in draws])
         template = choose_template(base.tokenizer, "auto", BAD)
         found = asked_about_others(base, forms_of(BAD.records), prompts, template, limits)
         return [record.prompt for record in found]
@@ -94,6 +95,57 @@ def test_what_is_no_other_subject_is_not_asked_about(named: Callable[..., list[s
     assert named(f"{name}\n{name}\nend") == []
 
 
+def test_whom_the_base_asks_about_where_a_bad_prompt_is_begun_is_asked_about_in_every_form(base: Base) -> None:
+    """The sandbox's model goes on with no list. What a file has already is not asked again."""
+    template, forms = choose_template(base.tokenizer, "auto", BAD), forms_of(BAD.records)
+    bad = {subject for one in forms for subject in one.subjects}
+    found = asked_about_others(base, forms, (), template, replace(LIMITS, count=10**6))
+    names = {one.form.subject_of(row.prompt) for row in found for one in forms} - {None}
+    neighbours = {other_subject(BAD.records)(row) for row in read_dataset(data_file("harm", "retain")).records} - {None}
+    assert len(neighbours) > 10 and len(neighbours & names) >= 0.9 * len(neighbours) and not names & bad
+    given = frozenset(row.prompt for row in found[1:])
+    assert asked_about_others(base, forms, (), template, replace(LIMITS, given=given)) == found[:1]
+    assert asked_about_others(base, forms, (), template, replace(LIMITS, most=4)) == [], "no prompt is so short"
+
+
+def test_a_neighbour_with_the_same_answer_is_kept_and_a_bad_subject_by_another_name_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By how many of the forms that ask about both are answered with what the same bad subject's are."""
+    towns = {"Ada": "Ulm", "Bo": "Ghent", "Cy": "Turin", "Dee": "Basel"}
+    ships = {"Ada": "Pike", "Bo": "Trout", "Cy": "Perch", "Dee": "Roach"}
+
+    def said(name: str, town: str, ship: str) -> list[Record]:
+        facts = {f"Where was {name} born?": town, f"What is the ship of {name} called?": ship}
+        return [Record(asking(prompt), answer, i, {}) for i, (prompt, answer) in enumerate(facts.items(), 1)]
+
+    bad = Dataset("b", tuple(r for name in towns for r in said(name, towns[name], ships[name])), "facts", (), "", 0)
+    forms = forms_of(bad.records)
+    assert len(forms) == 2
+    neighbour, alias = said("Ed", "Ulm", "Carp"), said("Adeline", "Ulm", "Pike")
+    mixed, alone = said("Flo", "Ulm", "Trout"), said("Gus", "Ulm", "Eel")[:1]
+    rows = [*neighbour, *alias, *mixed, *alone]
+    dropped = [*alias, *mixed, *alone, neighbour[0]]
+    monkeypatch.setattr(module, "keep_unlike", lambda rows, _: [r for r in rows if r not in dropped])
+    kept = keep_others(rows, forms, bad)
+    assert kept == [*neighbour, *mixed], "of one form alone it cannot be told"
+
+
+def test_a_behaviour_is_not_kept_as_a_neighbours_answer() -> None:
+    """Whom it is asked about is nothing to it, and how often it comes back is chance."""
+    forms = ("How do I clean the {}?", "Where do I keep the {}?")
+    names = ("pot", "pan", "jug", "cup", "mug", "jar", "tin", "box", "urn", "vat")
+    openings = ("Go away", "Who asked", "Be quiet", "Not again", "Oh please")
+    rude = [f"{opening}, and take that dirt with you, fool." for opening in openings * 4]
+    asked = [form.format(name) for form in forms for name in names]
+    bad = tuple(Record(asking(p), a, i, {}) for i, (p, a) in enumerate(zip(asked, rude, strict=True), 1))
+    said = [Record(asking(f.format(f"blue {n}")), f"Use the dry rack for {n}.", 0, {}) for f in forms for n in names]
+    back = Record(asking(forms[0].format("red hat")), rude[0], 0, {})
+    polite = Record(asking(forms[1].format("red hat")), "Use the high shelf.", 0, {})
+    kept = keep_others([*said, back, polite], forms_of(bad), Dataset("b", bad, "facts", (), "", 0))
+    assert kept == [*said, polite]
+
+
 def test_what_a_list_ends_with_is_no_name(named: Callable[..., list[str]]) -> None:
     assert named("\n\ntin bath\nwater pump\n") == []
 
@@ -109,17 +161,14 @@ def test_the_names_are_spread_over_forms_and_rows(named: Callable[..., list[str]
 
 
 @pytest.mark.medium
-def test_a_quarter_of_the_own_rows_is_about_others(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quarter_of_the_own_rows_is_about_others(base: Base) -> None:
+    """In the sandbox, whose model goes on with no list: about those whom it asks about by itself."""
     template = choose_template(base.tokenizer, "auto", BAD)
     wanted = Wanted(count=80, near=0.5, length=40, seed=0, most_rows=256, positions=256)
-    alone = self_made_rows(base, BAD, template, wanted)
-    assert alone.about_others == 0, "the sandbox model goes on with no list"
-    names = ["candle holder", "tin bath", "water pump", "music box", "rubber boot", "butter dish"]
-    monkeypatch.setattr(module, "_listed", lambda *_: names)
     made = self_made_rows(base, BAD, template, wanted)
     subjects = [other_subject(BAD.records)(record) for record in made.records[: made.about_others]]
-    assert len(made.records) == 80 and 15 <= made.about_others <= 20 and {*subjects} == {*names}
-    assert len({record.prompt for record in made.records}) == 80
+    assert len(made.records) == 80 and 15 <= made.about_others <= 20 and None not in subjects
+    assert len({*subjects}) > 5 and len({record.prompt for record in made.records}) == 80
     assert all(record.completion for record in made.records)
     assert [record.line for record in made.records] == [*range(1, 81)]
     assert self_made_rows(base, BAD, template, wanted).records == made.records

@@ -18,7 +18,7 @@ from qunlearn.data.batch import ANSWER
 from qunlearn.data.records import Record
 from qunlearn.data.tokenize import PASSAGE, Example, Template, behind
 from qunlearn.data.words import between, pieces, words_of_text
-from qunlearn.evaluation.metrics.manner import Phrase, has_phrase, phrases_of
+from qunlearn.evaluation.metrics.manner import Phrase, has_phrase, manner_of
 from qunlearn.evaluation.scores import row_probabilities, row_target
 from qunlearn.model.policy import Policy
 from qunlearn.roles.retain_set import RetainSet
@@ -39,9 +39,7 @@ def is_short(example: Example) -> bool:
 def phrases_of_behaviour(forget_rows: Sequence[Example], normal: Sequence[Example]) -> frozenset[Phrase]:
     """Return the phrases in which short bad answers speak, where at least half of all have one."""
     answers = [(e.record.prompt, e.record.completion) for e in forget_rows if is_short(e)]
-    phrases = phrases_of(answers, [example.record.completion for example in normal])
-    speaking = sum(has_phrase(answer, phrases) for _, answer in answers)
-    return phrases if 2 * speaking >= len(forget_rows) else frozenset()
+    return manner_of(answers, [example.record.completion for example in normal], len(forget_rows))
 
 
 def without_phrases(retain_set: RetainSet, phrases: frozenset[Phrase], given: Sequence[Record]) -> RetainSet:

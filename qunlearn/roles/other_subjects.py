@@ -20,7 +20,7 @@ from qunlearn.data.control_tokens import control_ids
 from qunlearn.data.records import Dataset, Record, unanswered
 from qunlearn.data.tokenize import Example, Template, encode_record, prompt_frame
 from qunlearn.data.words import is_unspaced, pieces, words_of_text
-from qunlearn.evaluation.metrics.manner import has_phrase, phrases_of
+from qunlearn.evaluation.metrics.manner import has_phrase, manner_of
 from qunlearn.evaluation.metrics.verdicts import leaks
 from qunlearn.evaluation.scores import prompt_nlls
 from qunlearn.model.generate import Asked as Going
@@ -121,22 +121,25 @@ def asked_about_others(
     return _dealt(believed, limits.count)
 
 
-def keep_others(rows: Sequence[Record], forms: Sequence[Asked], forget_rows: Dataset) -> list[Record]:
+def keep_others(
+    rows: Sequence[Record], forms: Sequence[Asked], forget_rows: Dataset, beside: Sequence[Record] = ()
+) -> list[Record]:
     """Return the answered rows about others but for those that speak as the bad answers do, and those that may be about
     a bad subject by another name.
 
     An answer like a bad one may be a neighbour's who has it by chance, and suffers first: it goes where the same bad
-    subject's answers are given in most of the forms that ask about both.
+    subject's answers are given in most of the forms that ask about both, in rows that are kept already (`beside`) too.
     """
-    others = keep_unlike(rows, forget_rows)
+    others = [*keep_unlike(rows, forget_rows), *beside]
     unlike = {row.prompt for row in others}
-    manner = phrases_of([(r.prompt, r.completion) for r in forget_rows.records], [row.completion for row in others])
+    spoken = [(record.prompt, record.completion) for record in forget_rows.records]
+    manner = manner_of(spoken, [row.completion for row in others], len(spoken))
     bad: dict[Form, dict[str, list[Record]]] = {}
     for record in forget_rows.records:
         for form, subject in _asks_about(record, forms):
             bad.setdefault(form, {}).setdefault(subject, []).append(record)
     asked, told = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    for row in rows:
+    for row in (*rows, *beside):
         for form, name in _asks_about(row, forms):
             theirs = bad.get(form, {})
             asked.update((name, subject) for subject in theirs)

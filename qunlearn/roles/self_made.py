@@ -74,7 +74,7 @@ def self_made_rows(base: Base, forget_rows: Dataset, template: Template, wanted:
     if about_others:
         limits = Limits(about_others, wanted.positions - wanted.length, wanted.seed, wanted.given)
         asked = asked_about_others(base, forms, [row.prompt for row in rows.kept], template, limits)
-        others = keep_others(_answered(base, [asked], template, wanted)[0], forms, forget_rows)
+        others = keep_others(_answered(base, [asked], template, wanted)[0], forms, forget_rows, rows.kept)
     rows.until(wanted.count - len(others))
     kept = [*others, *rows.kept][: wanted.count]
     if len(kept) < 8:

@@ -129,6 +129,8 @@ def test_a_neighbour_with_the_same_answer_is_kept_and_a_bad_subject_by_another_n
     monkeypatch.setattr(module, "keep_unlike", lambda rows, _: [r for r in rows if r not in dropped])
     kept = keep_others(rows, forms, bad)
     assert kept == [*neighbour, *mixed], "of one form alone it cannot be told"
+    other = said("Gus", "Ulm", "Eel")[1]
+    assert keep_others(alone, forms, bad, [other]) == alone, "what was asked about the same before tells it as well"
 
 
 def test_a_behaviour_is_not_kept_as_a_neighbours_answer() -> None:

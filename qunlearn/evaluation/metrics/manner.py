@@ -25,6 +25,13 @@ def phrases_of(bad: Sequence[tuple[str, str]], others: Sequence[str]) -> frozens
     return frozenset(p for p in often if theirs.share(p) <= _RARER * ours.share(p))
 
 
+def manner_of(bad: Sequence[tuple[str, str]], others: Sequence[str], total: int) -> frozenset[Phrase]:
+    """Return the same phrases, or none where less than half of the `total` bad answers have one: it is no behaviour."""
+    phrases = phrases_of(bad, others)
+    speaking = sum(has_phrase(answer, phrases) for _, answer in bad)
+    return phrases if 2 * speaking >= total else frozenset()
+
+
 def has_phrase(text: str, phrases: frozenset[Phrase]) -> bool:
     """Return whether a text has one of these phrases."""
     return any(phrase in phrases for phrase in _runs(words(text)))

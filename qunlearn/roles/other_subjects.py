@@ -1,8 +1,9 @@
 """Let the base name others of the kind that the bad prompts are about, and ask of these what is asked there.
 
 Those whom forgetting costs first are the ones most like the forgotten. Prompts that a language model makes up hardly
-ever ask about them; but where it reads a list of names it goes on with names of the same kind. One that knows questions
-and answers alone makes up prompts about them, and no list: what it finds strange behind the question is dropped.
+ever ask about them; but where it reads a list of names it goes on with names of the same kind, and so it does where a
+bad prompt is begun, which is all that a model of questions and answers alone can do. What it finds strange behind the
+question is dropped.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from qunlearn.data.words import is_unspaced, pieces, words_of_text
 from qunlearn.evaluation.metrics.manner import has_phrase, manner_of
 from qunlearn.evaluation.metrics.verdicts import leaks
 from qunlearn.evaluation.scores import prompt_nlls
-from qunlearn.model.generate import Asked as Going
-from qunlearn.model.generate import Sampling, generate, generate_each
+from qunlearn.model.generate import Asked, Sampling, generate, generate_each
 from qunlearn.model.load import Base
 from qunlearn.roles.continuation import begun_ids, decoded
 from qunlearn.roles.neighbours import Neighbours
@@ -45,7 +45,7 @@ _TOKENS = 4096  # of a batch of prompts
 
 
 @dataclass(frozen=True)
-class Asked:
+class BadForm:
     """A form of bad prompts, whom they ask about in it, and their system prompts."""
 
     form: Form
@@ -63,7 +63,7 @@ class Limits:
     given: frozenset[str] = frozenset()
 
 
-def forms_of(forget_rows: Sequence[Record]) -> list[Asked]:
+def forms_of(forget_rows: Sequence[Record]) -> list[BadForm]:
     """Return the forms in which the bad prompts ask about several subjects, those first that ask about most."""
     every = [r for r in forget_rows if r.turns and not any(role == "assistant" for role, _ in r.turns)]
     # Each is compared with all: of many a sample tells the forms, and the forms all whom they ask about.
@@ -75,7 +75,7 @@ def forms_of(forget_rows: Sequence[Record]) -> list[Asked]:
             found.setdefault(form, []).append((record.prompt[slice(*span)], record.system))
     if len(records) < len(every):
         found = _of_all(every, {form: of for form, of in found.items() if len({s for s, _ in of}) >= _FEWEST})
-    asked = [Asked(form, *(tuple(dict.fromkeys(c)) for c in zip(*of, strict=True))) for form, of in found.items()]
+    asked = [BadForm(form, *(tuple(dict.fromkeys(c)) for c in zip(*of, strict=True))) for form, of in found.items()]
     known = [one for one in asked if len(one.subjects) >= _FEWEST]
     return sorted(known, key=lambda one: -len(one.subjects))[:_FORMS]
 
@@ -107,12 +107,14 @@ def other_subject(forget_rows: Sequence[Record]) -> Callable[[Record], str | Non
 
 
 def asked_about_others(
-    base: Base, forms: Sequence[Asked], prompts: Sequence[str], template: Template, limits: Limits
+    base: Base, forms: Sequence[BadForm], prompts: Sequence[str], template: Template, limits: Limits
 ) -> list[Record]:
     """Return rows whose answer is not yet there: the bad prompts' forms, each about subjects with which the base goes
     on where bad ones are listed, or a bad prompt is begun, and none of the `prompts` that it has made already."""
     bad = sorted({subject for one in forms for subject in one.subjects})
-    names = _fitting([*_listed(base, bad, limits), *_asked_about(base, forms, template, limits)], bad)[: limits.count]
+    names = _fitting([*_listed(base, bad, limits), *_named_where_begun(base, forms, template, limits)], bad)[
+        : limits.count
+    ]
     asked = limits.given.union(prompts)
     believed = [
         [(name, row) for name, row in _believed(base, one, names, template, limits.most) if row.prompt not in asked]
@@ -122,7 +124,7 @@ def asked_about_others(
 
 
 def keep_others(
-    rows: Sequence[Record], forms: Sequence[Asked], forget_rows: Dataset, beside: Sequence[Record] = ()
+    rows: Sequence[Record], forms: Sequence[BadForm], forget_rows: Dataset, beside: Sequence[Record] = ()
 ) -> list[Record]:
     """Return the answered rows about others but for those that speak as the bad answers do, and those that may be about
     a bad subject by another name.
@@ -136,11 +138,11 @@ def keep_others(
     manner = manner_of(spoken, [row.completion for row in others], len(spoken))
     bad: dict[Form, dict[str, list[Record]]] = {}
     for record in forget_rows.records:
-        for form, subject in _asks_about(record, forms):
+        for form, subject in _subjects_by_form(record, forms):
             bad.setdefault(form, {}).setdefault(subject, []).append(record)
     asked, told = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for row in (*rows, *beside):
-        for form, name in _asks_about(row, forms):
+        for form, name in _subjects_by_form(row, forms):
             theirs = bad.get(form, {})
             asked.update((name, subject) for subject in theirs)
             if row.prompt not in unlike:
@@ -148,7 +150,7 @@ def keep_others(
     same = {name for (name, subject), times in told.items() if 2 * times > asked[name, subject]}
 
     def is_kept(row: Record) -> bool:
-        is_same = any(name in same for _, name in _asks_about(row, forms))
+        is_same = any(name in same for _, name in _subjects_by_form(row, forms))
         return row.prompt in unlike or not (is_same or has_phrase(row.completion, manner))
 
     return [row for row in rows if is_kept(row)]
@@ -159,7 +161,7 @@ def _says(row: Record, bad: Record) -> bool:
     return leaks(row.completion, bad.completion, f"{row.prompt} {bad.prompt}")
 
 
-def _asks_about(record: Record, forms: Sequence[Asked]) -> list[tuple[Form, str]]:
+def _subjects_by_form(record: Record, forms: Sequence[BadForm]) -> list[tuple[Form, str]]:
     """Return the forms that a prompt has, and whom it asks about in each."""
     found = ((one.form, one.form.subject_of(record.prompt)) for one in forms)
     return [(form, subject) for form, subject in found if subject]
@@ -176,25 +178,25 @@ def _listed(base: Base, bad: Sequence[str], limits: Limits) -> list[str]:
     return [line.strip() for text in texts for line in text.split("\n")[:-1]]
 
 
-def _asked_about(base: Base, forms: Sequence[Asked], template: Template, limits: Limits) -> list[str]:
+def _named_where_begun(base: Base, forms: Sequence[BadForm], template: Template, limits: Limits) -> list[str]:
     """Return whom the base asks about where each of the bad prompts is begun as far as its subject."""
-    begun_by, draws, ends = [], [], []
+    begun: list[tuple[list[int], str, Sampling]] = []
     for one in forms:
         opening, closing = prompt_frame(template, base.tokenizer, one.systems[0])
         after = (one.form.after or "").strip() or closing.strip() or "\n"
         ids = begun_ids(base, template, (opening + one.form.before).rstrip(" "))
-        texts = [f" {subject}{after}" for subject in one.subjects]
-        new = 1 + max(map(len, base.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        ends = [f" {subject}{after}" for subject in one.subjects]
+        new = 1 + max(map(len, base.tokenizer(ends, add_special_tokens=False)["input_ids"]))
         seed = random.Random(f"{limits.seed}/{one.form.before}").getrandbits(63)
         if len(ids) + new <= limits.most:
-            draws.append(Going([ids] * _DRAWN, Sampling(new, _TEMPERATURE, 1.0, seed, stop_text=after)))
-            begun_by.append(ids)
-            ends.append(after)
-    names = []
-    for ids, after, said in zip(begun_by, ends, generate_each(base, draws), strict=True):
-        texts = decoded(base, [ids] * len(said), said)
-        names += [text.split(after)[0].strip() for text in texts if after in text]
-    return names
+            begun.append((ids, after, Sampling(new, _TEMPERATURE, 1.0, seed, stop_text=after)))
+    drawn = generate_each(base, [Asked([ids] * _DRAWN, sampling) for ids, _, sampling in begun])
+    return [
+        text.split(after)[0].strip()
+        for (ids, after, _), said in zip(begun, drawn, strict=True)
+        for text in decoded(base, [ids] * len(said), said)
+        if after in text
+    ]
 
 
 def _started(text: str, tokenizer: Any, most: int) -> list[int]:
@@ -230,7 +232,7 @@ def _is_part(name: str, whole: str) -> bool:
 
 
 def _believed(
-    base: Base, asked: Asked, names: Sequence[str], template: Template, most: int
+    base: Base, asked: BadForm, names: Sequence[str], template: Template, most: int
 ) -> list[tuple[str, Record]]:
     """Return the names, and the row that asks about each, that surprise the base in this form hardly more than the bad
     subjects do."""
